@@ -1,0 +1,37 @@
+"""Sizes and addresses as people write them: ``"4MB"``, ``"64K"``, ``"0x10000"``, ``4096``."""
+
+from __future__ import annotations
+
+import re
+
+_SIZE = re.compile(r"(?P<number>0[xX][0-9a-fA-F_]+|[0-9][0-9_]*)\s*(?P<unit>[kKmM]?)(?P<byte>[iI]?[bB])?")
+_FACTOR = {"": 1, "k": 1024, "m": 1024 * 1024}
+
+
+def parse_size(value: int | str) -> int:
+    """Return *value* in bytes.
+
+    Accepts non-negative integers, decimal and ``0x`` strings, and the suffixes ``K``, ``KB``, ``M``, ``MB`` (powers of
+    1024, as everywhere in esptool and ESP-IDF).
+
+    Raises:
+        ValueError: if it is none of these, or negative.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f"{value!r} is not a size: expected bytes as an integer or a string like '4MB' or '0x1000'")
+    if isinstance(value, int):
+        if value < 0:
+            raise ValueError(f"{value} is not a size: it is negative")
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a size: expected e.g. '4MB', '64K', '0x1000' or '4096'")
+    return int(match["number"].replace("_", ""), 0 if match["number"][:2].lower() == "0x" else 10) * _FACTOR[match["unit"].lower()]
+
+
+def format_size(size: int) -> str:
+    """Return *size* (bytes) the way esptool writes it: ``4MB``, ``64KB``, ``300B``."""
+    for factor, unit in ((1024 * 1024, "MB"), (1024, "KB")):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size}B"

@@ -1,0 +1,1 @@
+"""Bytes and control lines only: what lies between a host and the UART of a chip."""
