@@ -1,0 +1,1 @@
+"""Talking to a board: the warm esptool session and the console."""

@@ -1,0 +1,1 @@
+"""Which boards there are and who holds them."""

@@ -1,0 +1,1 @@
+"""Simulated chips: ROM and stub protocol, flash, eFuses, boot."""

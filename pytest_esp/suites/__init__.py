@@ -1,0 +1,1 @@
+"""Test suites that users run on their own racks."""
