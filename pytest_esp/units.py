@@ -18,7 +18,9 @@ def parse_size(value: int | str) -> int:
         ValueError: if it is none of these, or negative.
     """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"{value!r} is not a size: expected bytes as an integer or a string like '4MB' or '0x1000'")
+        raise ValueError(
+            f"{value!r} is not a size: expected bytes as an integer or a string like '4MB' or '0x1000'"
+        )
     if isinstance(value, int):
         if value < 0:
             raise ValueError(f"{value} is not a size: it is negative")
@@ -26,7 +28,10 @@ def parse_size(value: int | str) -> int:
     match = _SIZE.fullmatch(value.strip())
     if match is None:
         raise ValueError(f"{value!r} is not a size: expected e.g. '4MB', '64K', '0x1000' or '4096'")
-    return int(match["number"].replace("_", ""), 0 if match["number"][:2].lower() == "0x" else 10) * _FACTOR[match["unit"].lower()]
+    return (
+        int(match["number"].replace("_", ""), 0 if match["number"][:2].lower() == "0x" else 10)
+        * _FACTOR[match["unit"].lower()]
+    )
 
 
 def format_size(size: int) -> str:

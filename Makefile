@@ -1,0 +1,37 @@
+# Every target makes and reuses its own environment in .venv: nothing is installed globally, none has to be activated.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench conformance clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.x") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## run the suites over the four simulated boards of boards.toml, in parallel
+	$(BIN)/pytest-esp check --rack boards.toml -n 4 -q
+
+test: $(READY)  ## the project's own tests
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: $(READY)  ## ruff, pyright (strict), import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## side-by-side benchmarks, one after the other
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+conformance: $(READY)  ## esptool's own hardware tests against the simulated chips: ESPTOOL_SRC=DIR [CHIPS=..] [TRANSPORT=..]
+	$(BIN)/python tests/conformance/run.py --esptool-src "$(ESPTOOL_SRC)" $(if $(CHIPS),--chips "$(CHIPS)") $(if $(TRANSPORT),--transport "$(TRANSPORT)")
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis demo-results

@@ -1,0 +1,49 @@
+"""The ``pytest-esp`` command: one group, one module per subcommand, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from pytest_esp import __version__
+from pytest_esp.errors import EspError
+
+_COMMANDS = {
+    "check": ("pytest_esp.cli.check", "check_command", "Run the suites on the boards of a rack."),
+    "rack": ("pytest_esp.cli.rack", "rack_command", "Show the boards, their state and who holds them."),
+    "sim": ("pytest_esp.cli.sim", "sim_command", "Serve a simulated chip until interrupted."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists the commands without importing them: ``--help`` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pytest-esp")
+def cli() -> None:
+    """Hardware-in-the-loop testing of Espressif chips: real boards, QEMU machines and simulated chips."""
+
+
+def main() -> None:
+    """Run the command line; an `EspError` becomes one message on stderr and exit code 1."""
+    try:
+        cli()
+    except EspError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
