@@ -1,7 +1,7 @@
 """The errors that every room raises.
 
-Each carries what was attempted, on which board, and a hint: what the reader can do about it. ``str(error)`` is the whole
-message for a person; the attributes are for the edges (``--json``, MCP) that turn an error into a record.
+Each carries what was attempted, on which board, and a hint: what the reader can do about it. ``str(error)``
+is the whole message for a person; the attributes serve the edges (``--json``, MCP) that make a record of it.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ _FACTOR = {"": 1, "k": 1024, "m": 1024 * 1024}
 def parse_size(value: int | str) -> int:
     """Return *value* in bytes.
 
-    Accepts non-negative integers, decimal and ``0x`` strings, and the suffixes ``K``, ``KB``, ``M``, ``MB`` (powers of
-    1024, as everywhere in esptool and ESP-IDF).
+    Accepts non-negative integers, decimal and ``0x`` strings, and the suffixes ``K``, ``KB``, ``M``, ``MB``
+    (powers of 1024, as everywhere in esptool and ESP-IDF).
 
     Raises:
         ValueError: if it is none of these, or negative.

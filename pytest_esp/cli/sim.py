@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_esp.errors import BackendError
 from pytest_esp.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ class _Size(click.ParamType):
     "listen",
     multiple=True,
     metavar="URL",
-    help="rfc2217://HOST:PORT, socket://HOST:PORT or pty:PATH; port 0 takes any free one. May be given several times. "
-    "Default: rfc2217://127.0.0.1:0.",
+    help="rfc2217://HOST:PORT, socket://HOST:PORT or pty:PATH; port 0 takes any free one. "
+    "May be given several times. Default: rfc2217://127.0.0.1:0.",
 )
 @click.option(
     "--flash",
@@ -62,7 +61,7 @@ class _Size(click.ParamType):
     type=click.Choice(["bootloader", "app", "keep"]),
     default="bootloader",
     show_default=True,
-    help="What a client of a transport without reset lines leaves behind when it disconnects from the loader.",
+    help="What a client without reset lines (socket, pty) leaves behind when it leaves the loader.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when ready.")
 def sim_command(
@@ -95,7 +94,7 @@ def sim_command(
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Set the event on Ctrl-C and SIGTERM, from before the chip exists, so that no signal can lose a byte of flash."""
+    """Set the event on Ctrl-C and SIGTERM, from before the chip exists: no signal loses a byte of flash."""
     stop = threading.Event()
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP: the terminal was closed; SIGBREAK: Windows
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
