@@ -1,0 +1,65 @@
+"""One asyncio loop per process, in a daemon thread: every endpoint and every timer of every virtual board runs on it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_start = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_owner = 0
+
+
+def loop() -> asyncio.AbstractEventLoop:
+    """Return the process's loop; it is started when first asked for, and anew in a forked child."""
+    global _loop, _owner
+    if _loop is not None and _owner == os.getpid():
+        return _loop
+    with _start:
+        if _loop is None or _owner != os.getpid():
+            _loop, _owner = asyncio.new_event_loop(), os.getpid()
+            threading.Thread(target=_loop.run_forever, name="pytest-esp-wire", daemon=True).start()
+        return _loop
+
+
+class Timer:
+    """A pending call of `call_later`."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+        self._handle: asyncio.TimerHandle | None = None
+
+    def arm(self, delay: float) -> None:
+        """Start the timer (on the loop's thread)."""
+        if self._call is not None:
+            self._handle = loop().call_later(delay, self._fire)
+
+    def cancel(self) -> None:
+        """Make sure that the call does not start any more. Harmless from any thread, and afterwards."""
+        self._call = None
+
+    def _fire(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call()
+
+
+def call_later(delay: float, call: Callable[[], None]) -> Timer:
+    """Call *call* on the loop's thread in *delay* seconds."""
+    timer = Timer(call)
+    loop().call_soon_threadsafe(timer.arm, delay)
+    return timer
+
+
+def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = 10.0) -> T:
+    """Run *coroutine* on the loop and return its result; not to be called on the loop's own thread.
+
+    Raises:
+        TimeoutError: if it takes longer than *timeout* seconds.
+    """
+    return asyncio.run_coroutine_threadsafe(coroutine, loop()).result(timeout)
