@@ -1,0 +1,359 @@
+"""A simulated chip: ROM loader, stub flasher, flash, eFuses and boot, behind one wire."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import struct
+from pathlib import Path
+from typing import Literal
+
+from pytest_esp.errors import BackendError
+from pytest_esp.sim.app import App, SilentApp
+from pytest_esp.sim.boot import BootResult, boot, download_banner
+from pytest_esp.sim.bus import Bus
+from pytest_esp.sim.efuse import Efuses
+from pytest_esp.sim.flash import NorFlash
+from pytest_esp.sim.loader import Loader, RomLoader, StubLoader
+from pytest_esp.sim.model import ChipModel
+from pytest_esp.wire.loop import call_later
+from pytest_esp.wire.reset import AutoResetCircuit
+from pytest_esp.wire.wire import Wire
+
+Mode = Literal["bootloader", "stub", "app", "ram-app", "held", "off"]
+OnClose = Literal["bootloader", "app", "keep"]
+
+_ROM_BAUDRATE = 115200
+_MAC = re.compile(r"([0-9a-fA-F]{2})[:-]?" * 5 + r"([0-9a-fA-F]{2})")
+# Where the ESP32-S3's ROM keeps the pointer that esptool bends to start its stub under secure boot.
+_S3_ROM_READ_POINTER = 0x3FCEF688
+
+
+class SimChip:
+    """A chip that answers as a real one does on its UART, but runs no machine code.
+
+    It is a state machine without a thread: what it has to say to some bytes is on its wire when they are taken. All
+    methods but the constructor expect the wire's lock, which `wire.HostSide` holds.
+
+    Args:
+        chip: a name of ``esptool.CHIP_LIST``.
+        flash: its flash; blank, *flash_size* bytes, in memory, if None.
+        efuse_file: keeps the eFuses, in the format of espefuse's emulator; in memory if None.
+        mac: base MAC address, ``"7C:DF:A1:00:00:01"``; made from *name* if None.
+        revision: major * 100 + minor; a current one if None.
+        secure_download: as if ENABLE_SECURITY_DOWNLOAD were burnt.
+        app: what runs once the bootloader has called ``app_main``.
+        rise_time: see `AutoResetCircuit`; 0 suits hosts in the same process.
+        on_close: what a host without reset lines leaves behind when it closes while a loader runs: the ROM loader, the
+            app, or everything as it is.
+        name: what the MAC address is made from if none is given.
+
+    Raises:
+        BackendError: for an unknown chip, a bad MAC address, or files that cannot be used.
+    """
+
+    def __init__(
+        self,
+        chip: str,
+        *,
+        flash: NorFlash | None = None,
+        flash_size: int = 4 * 1024 * 1024,
+        efuse_file: Path | None = None,
+        mac: str | None = None,
+        revision: int | None = None,
+        secure_download: bool = False,
+        app: type[App] | None = None,
+        rise_time: float = 0.0,
+        on_close: OnClose = "bootloader",
+        name: str | None = None,
+    ) -> None:
+        self.chip = chip
+        self.model = ChipModel(chip)
+        self.mac_bytes = _parse_mac(mac) if mac else _made_up_mac(name or chip)
+        self.revision = self.model.default_revision if revision is None else revision
+        self.efuses = (
+            Efuses(self.model, self.mac_bytes, self.revision, efuse_file) if self.model.has_efuses else None
+        )
+        if secure_download:
+            self._burn_secure_download()
+        self.flash = flash or NorFlash(flash_size)
+        self.wire = Wire()
+        self.wire.device = self
+        self.baudrate = _ROM_BAUDRATE
+        self._host_baudrate: int | None = None
+        self.bus = Bus(
+            self.model, self.flash, self.efuses, self._fixed_registers(), self._watchdog, lambda: self.baudrate
+        )
+        self._on_close = on_close
+        self._app_class: type[App] = app or SilentApp
+        self._app: App | None = None
+        self._loader: Loader | None = None
+        self._resets = 0
+        self.mode: Mode = "off"
+        self.last_boot: BootResult | None = None
+        self._circuit = AutoResetCircuit(self.hold, self._reset_by_pin, rise_time, self.wire.lock)
+        self._reset_reason = "POWERON"
+
+    @property
+    def mac(self) -> str:
+        """The base MAC address as ``7c:df:a1:00:00:01``."""
+        return self.mac_bytes.hex(":")
+
+    @property
+    def secure_download(self) -> bool:
+        """Whether the ROM is in secure download mode."""
+        return self.efuses is not None and bool(self.efuses.field("ENABLE_SECURITY_DOWNLOAD"))
+
+    # -- starting and stopping
+
+    def hold(self) -> None:
+        """Hold the chip in reset: it says nothing and hears nothing."""
+        self._stop_app()
+        self._loader = None
+        self.mode = "held"
+
+    def reset(self, bootloader: bool) -> None:
+        """Start the chip anew: into the ROM's loader, or into what its flash holds."""
+        with self.wire.lock:
+            self._circuit.cancel()
+            self.hold()
+            self._resets += 1
+            self.baudrate = _ROM_BAUDRATE
+            reason, self._reset_reason = self._reset_reason, "POWERON"
+            if bootloader:
+                self._start_loader(reason)
+            else:
+                self._boot(reason)
+
+    def power_off(self) -> None:
+        """Take the chip's supply away: RAM is lost, nothing answers."""
+        with self.wire.lock:
+            self.hold()
+            self.bus.clear()
+            self.mode = "off"
+
+    def close(self) -> None:
+        """Stop the chip and write flash and eFuses to their files. Closing twice is harmless."""
+        self.power_off()
+        self.flash.close()
+        if self.efuses is not None:
+            self.efuses.save()
+
+    def _start_loader(self, reason: str) -> None:
+        self._loader = RomLoader(self)
+        self.mode = "bootloader"
+        self.transmit(download_banner(self.model, reason))
+
+    def _boot(self, reason: str) -> None:
+        result = boot(self.model, self.flash, reason, self.revision, read=self._flash_as_the_cpu_sees_it)
+        self.last_boot = result
+        self.mode = "app"
+        self.transmit(result.log)
+        if result.started:
+            self._start_app(self._app_class, result)
+
+    def _start_app(self, app_class: type[App], result: BootResult | None) -> None:
+        self._app = app_class(self.transmit, self._restart_by_software, result)
+        self._app.start()
+
+    def _stop_app(self) -> None:
+        app, self._app = self._app, None
+        if app is not None:
+            app.stop()
+
+    def _restart_by_software(self, reason: str = "RTC_SW_CPU_RST") -> None:
+        """Let the app restart the chip, as ``esp_restart`` or a panic does."""
+        self._reset_reason = reason
+        self.reset(bootloader=False)
+
+    def _reset_by_pin(self, strap_low: bool) -> None:
+        self.reset(bootloader=strap_low)
+
+    def _watchdog(self, delay: float) -> None:
+        """Reset in *delay* seconds: by then the loader has answered the write that armed the watchdog."""
+        resets = self._resets
+
+        def bite() -> None:
+            with self.wire.lock:
+                if resets == self._resets and self.mode in ("bootloader", "stub"):
+                    self._reset_reason = "RTCWDT_SYS_RST"
+                    self.reset(bootloader=self._download_boot_is_forced())
+
+        call_later(min(max(delay, 0.01), 5.0), bite)
+
+    def _download_boot_is_forced(self) -> bool:
+        rom = self.model.rom
+        register = getattr(rom, "RTC_CNTL_OPTION1_REG", None)
+        mask = getattr(rom, "RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK", 0)
+        return register is not None and bool(self.bus.read(register) & mask)
+
+    # -- the wire (`wire.Device`)
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from a host; at another baud rate than the chip's they are noise."""
+        if self._host_baudrate and self._loader is not None and not self._speeds_fit():
+            if not isinstance(self._loader, RomLoader):
+                return
+            # The ROM measures the host's baud rate anew on every SYNC; nothing else gets through.
+            self.baudrate = self._host_baudrate
+        if self._loader is not None:
+            self._loader.receive(data)
+        elif self._app is not None:
+            self._app.receive(data)
+
+    def set_lines(self, dtr: bool, rts: bool) -> None:
+        """Take the host's control lines."""
+        self._circuit.set_lines(dtr, rts)
+
+    def set_baudrate(self, baudrate: int) -> None:
+        """Take the baud rate of the host's port."""
+        self._host_baudrate = baudrate
+
+    def host_left(self, control_lines: bool) -> None:
+        """Do what `on_close` says after a host that had no lines to reset the chip with."""
+        self._host_baudrate = None
+        if not control_lines and self._loader is not None and self._on_close != "keep":
+            self.reset(bootloader=self._on_close == "bootloader")
+
+    def transmit(self, data: bytes) -> None:
+        """Send bytes to the hosts; those at another baud rate see noise, of which a loader's frames do not survive."""
+        if self._host_baudrate and self._loader is not None and not self._speeds_fit():
+            return
+        self.wire.transmit(data)
+
+    def _speeds_fit(self) -> bool:
+        return self._host_baudrate is None or abs(self._host_baudrate - self.baudrate) <= self.baudrate * 0.04
+
+    # -- what the loaders ask of the chip
+
+    def autobaud(self) -> None:
+        """Measure the host's baud rate, as the ROM does at a SYNC."""
+        if isinstance(self._loader, RomLoader) and self._host_baudrate:
+            self.baudrate = self._host_baudrate
+
+    def set_uart_baudrate(self, baudrate: int) -> None:
+        """Change the UART's baud rate."""
+        self.baudrate = baudrate
+
+    def run_ram(self, entry: int) -> None:
+        """Jump to *entry*: a stub flasher of esptool's, or a program that was loaded into RAM."""
+        if entry in self.model.stub_entries:
+            self._start_stub()
+            return
+        self._loader = None
+        self.mode = "ram-app"
+        self._start_app(self._app_class, None)
+
+    def start_hijacked_stub(self) -> bool:
+        """Start the stub if the ROM's flash read function was bent to it (ESP32-S3 under secure boot)."""
+        if self.chip != "esp32s3" or self.bus.read(_S3_ROM_READ_POINTER) not in self.model.stub_entries:
+            return False
+        self._start_stub()
+        return True
+
+    def _start_stub(self) -> None:
+        self._loader = StubLoader(self)
+        self.mode = "stub"
+        self.transmit(b"\xc0OHAI\xc0")
+
+    def security_info(self) -> bytes:
+        """Return the answer to GET_SECURITY_INFO, from the eFuses (``ESPLoader.get_security_info`` reads it)."""
+        field = self.efuses.field if self.efuses else lambda _name: 0
+        flags = 0
+        for bit, names in enumerate(_SECURITY_FLAGS):
+            flags |= any(field(name) for name in names) << bit
+        purposes = [field(f"KEY_PURPOSE_{key}") & 0xFF for key in range(6)] + [0]
+        info = struct.pack("<IB7B", flags, field("SPI_BOOT_CRYPT_CNT"), *purposes)
+        if self.model.security_info_size == 20:
+            info += struct.pack("<II", self.model.image_chip_id or 0, self.revision)
+        return info
+
+    # -- flash encryption
+
+    @property
+    def flash_is_encrypted(self) -> bool:
+        """Whether the chip decrypts what it reads from flash: an odd number of bits in its counter."""
+        if self.efuses is None:
+            return False
+        counter = "FLASH_CRYPT_CNT" if self.model.is_esp32 else "SPI_BOOT_CRYPT_CNT"
+        return bool(self.efuses.field(counter).bit_count() & 1)
+
+    def encrypt(self, address: int, data: bytes) -> bytes:
+        """Encrypt *data* for *address* with the key in the eFuses, as the ROM does for an encrypted write."""
+        import espsecure
+
+        return self._espsecure(espsecure.encrypt_flash_data, address, data)
+
+    def _flash_as_the_cpu_sees_it(self, address: int, size: int) -> bytes:
+        if not self.flash_is_encrypted:
+            return self.flash.read(address, size)
+        import espsecure
+
+        start = address & ~0xF
+        stored = self.flash.read(start, -(-(address + size - start) // 16) * 16)
+        plain = self._espsecure(espsecure.decrypt_flash_data, start, stored)
+        return plain[address - start : address - start + size]
+
+    def _espsecure(self, operation: object, address: int, data: bytes) -> bytes:
+        assert self.efuses is not None
+        assert callable(operation)
+        output = io.BytesIO()
+        key = io.BytesIO(self.efuses.encryption_key())
+        padded = io.BytesIO(data.ljust(-(-len(data) // 16) * 16, b"\xff"))
+        config = self.efuses.field("FLASH_CRYPT_CONFIG") or 0xF
+        with contextlib.redirect_stdout(io.StringIO()):
+            operation(key, output, address, config, not self.model.is_esp32, padded)
+        return output.getvalue()[: len(data)]
+
+    # -- inside
+
+    def _burn_secure_download(self) -> None:
+        if self.efuses is None or not self.efuses.has_field("ENABLE_SECURITY_DOWNLOAD"):
+            raise BackendError(
+                f"the {self.model.name} has no secure download mode", hint="chips from the ESP32-S2 on have it"
+            )
+        self.efuses.preset("ENABLE_SECURITY_DOWNLOAD", 1)
+
+    def _fixed_registers(self) -> dict[int, int]:
+        fixed = self.model.registers()
+        if self.model.is_8266:
+            mac = self.mac_bytes
+            rom = self.model.rom
+            fixed[rom.ESP_OTP_MAC0] = mac[5] << 24
+            fixed[rom.ESP_OTP_MAC1] = mac[3] << 8 | mac[4]
+            fixed[rom.ESP_OTP_MAC3] = int.from_bytes(mac[:3], "big")
+            fixed[0x3FF00058] = 0x8000  # bit 79, with the MAC in words 0, 1, 3: an ESP8266EX
+        return fixed
+
+
+# Bits of the flags word, by the eFuses that set them (names differ from chip to chip).
+_SECURITY_FLAGS = (
+    ("SECURE_BOOT_EN",),
+    ("SECURE_BOOT_AGGRESSIVE_REVOKE",),
+    ("ENABLE_SECURITY_DOWNLOAD",),
+    ("SECURE_BOOT_KEY_REVOKE0",),
+    ("SECURE_BOOT_KEY_REVOKE1",),
+    ("SECURE_BOOT_KEY_REVOKE2",),
+    ("SOFT_DIS_JTAG",),
+    ("HARD_DIS_JTAG", "DIS_PAD_JTAG"),
+    ("DIS_USB", "DIS_USB_OTG"),
+    ("DIS_DOWNLOAD_DCACHE",),
+    ("DIS_DOWNLOAD_ICACHE",),
+)
+
+
+def _parse_mac(text: str) -> bytes:
+    match = _MAC.fullmatch(text.strip())
+    if match is None:
+        raise BackendError(f"{text!r} is no MAC address", hint="expected six bytes in hex, e.g. 7C:DF:A1:00:00:01")
+    mac = bytes(int(part, 16) for part in match.groups())
+    if mac[0] & 1:
+        raise BackendError(f"{text} is a multicast address", hint="bit 0 of the first byte must be 0")
+    return mac
+
+
+def _made_up_mac(name: str) -> bytes:
+    """Return an address of one of Espressif's blocks whose lower half is made from *name*: the same every time."""
+    return bytes.fromhex("7cdfa1") + hashlib.sha256(name.encode()).digest()[:3]

@@ -1,0 +1,209 @@
+"""A SPI NOR flash chip: what is in it, and what it answers on its SPI bus."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from pathlib import Path
+
+from pytest_esp.errors import BackendError
+from pytest_esp.units import format_size
+
+SECTOR = 0x1000
+BLOCK = 0x10000
+MANUFACTURER = 0xC8  # GigaDevice, whose GD25Q family many modules carry
+_KIND = 0x40  # memory type byte of the GD25Q family
+_SMALLEST, _LARGEST = 256 * 1024, 128 * 1024 * 1024
+
+_WREN, _WRDI, _WEVSR = 0x06, 0x04, 0x50
+
+
+class NorFlash:
+    """A NOR flash of *size* bytes: programming only clears bits, erasing sets them.
+
+    Args:
+        size: bytes, a power of two from 256 KB to 128 MB.
+        path: a file that holds the contents; it is made, blank (0xFF), if it is missing. Without one the contents
+            live in memory.
+
+    Raises:
+        BackendError: for an impossible size, or a file that cannot be used or has another size.
+    """
+
+    def __init__(self, size: int, path: Path | None = None) -> None:
+        if not _SMALLEST <= size <= _LARGEST or size & (size - 1):
+            raise BackendError(
+                f"a flash of {size} bytes does not exist",
+                hint="sizes are powers of two from 256KB to 128MB, e.g. 4MB",
+            )
+        self.size = size
+        self.path = path
+        self.status = bytearray(3)
+        self.stuck: dict[int, int] = {}
+        self._write_enabled = False
+        self._bytes: bytearray | mmap.mmap = _map(path, size) if path else bytearray(b"\xff") * size
+
+    @classmethod
+    def open(cls, path: Path, size: int | None = None) -> NorFlash:
+        """Return the flash in the file *path*, of the file's own size if *size* is None (4 MB for a new one)."""
+        if size is None:
+            size = path.stat().st_size if path.exists() and path.stat().st_size else 4 * 1024 * 1024
+        return cls(size, path)
+
+    # -- contents
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return *size* bytes from *address*; addresses wrap at the end, as the chip's own counter does."""
+        address %= self.size
+        data = bytes(self._bytes[address : address + size])
+        while len(data) < size:
+            data += self._bytes[: size - len(data)]
+        return data
+
+    def program(self, address: int, data: bytes) -> None:
+        """Write *data*: every bit that is 0 in it becomes 0, the others keep their value."""
+        address %= self.size
+        room = self.size - address
+        if len(data) > room:
+            self.program(0, data[room:])
+            data = data[:room]
+        old = self._bytes[address : address + len(data)]
+        both = int.from_bytes(old, "little") & int.from_bytes(data, "little")
+        self._bytes[address : address + len(data)] = both.to_bytes(len(data), "little")
+        self._apply_stuck_bits(address, len(data))
+
+    def erase(self, address: int, size: int) -> None:
+        """Set all bits of the sectors (4 KB) that *size* bytes from *address* touch."""
+        start = address % self.size & ~(SECTOR - 1)
+        end = min(-(-(address % self.size + size) // SECTOR) * SECTOR, self.size)
+        self._bytes[start:end] = b"\xff" * (end - start)
+        self._apply_stuck_bits(start, end - start)
+
+    def md5(self, address: int, size: int) -> bytes:
+        """Return the MD5 digest (16 bytes) of a region."""
+        if address + size <= self.size:
+            with memoryview(self._bytes) as view, view[address : address + size] as region:
+                return hashlib.md5(region, usedforsecurity=False).digest()
+        return hashlib.md5(self.read(address, size), usedforsecurity=False).digest()
+
+    def flip(self, address: int, mask: int = 1) -> None:
+        """Turn the bits of *mask* at *address*, past the rules of NOR: a worn cell, for tests."""
+        self._bytes[address] ^= mask
+
+    def close(self) -> None:
+        """Write everything to the file, if there is one, and let go of it."""
+        if isinstance(self._bytes, mmap.mmap) and not self._bytes.closed:
+            self._bytes.flush()
+            self._bytes.close()
+
+    def _apply_stuck_bits(self, address: int, size: int) -> None:
+        """Clear the bits listed in `stuck` (address -> mask) that lie in a region: cells that no erase brings back."""
+        for stuck, mask in self.stuck.items():
+            if address <= stuck < address + size:
+                self._bytes[stuck] &= ~mask & 0xFF
+
+    # -- the SPI bus
+
+    @property
+    def jedec_id(self) -> bytes:
+        """The three bytes of RDID (0x9F): manufacturer, type, log2 of the size (as esptool's size table reads it)."""
+        capacity = self.size.bit_length() - 1
+        # esptool.cmds.DETECTED_FLASH_SIZES: from 64 MB on the code jumps to 0x20.
+        return bytes([MANUFACTURER, _KIND, capacity if capacity < 26 else capacity - 26 + 0x20])
+
+    def command(self, opcode: int, address: int, data: bytes, read_size: int) -> bytes:
+        """Run one SPI command (JEDEC opcodes) and return *read_size* bytes of what the chip shifts out."""
+        answer = self._answer(opcode, address, read_size)
+        if answer is None:
+            self._write_command(opcode, address, data)
+            answer = b""
+        return answer[:read_size].ljust(read_size, b"\xff")
+
+    def _answer(self, opcode: int, address: int, read_size: int) -> bytes | None:
+        match opcode:
+            case 0x9F:
+                return self.jedec_id
+            case 0x5A:
+                return self.sfdp()[address : address + read_size]
+            case 0x05:
+                return bytes([self.status[0] | (2 if self._write_enabled else 0)])
+            case 0x35:
+                return self.status[1:2]
+            case 0x15:
+                return self.status[2:3]
+            case 0x4B:  # unique id, behind four dummy bytes
+                return hashlib.md5(str(self.path).encode(), usedforsecurity=False).digest()[:8]
+            case 0xAB | 0x90:
+                return bytes([self.jedec_id[2] - 1])
+            case 0x03 | 0x0B:
+                return self.read(address, read_size)
+            case _:
+                return None
+
+    def _write_command(self, opcode: int, address: int, data: bytes) -> None:
+        if opcode in (_WREN, _WEVSR):
+            self._write_enabled = True
+            return
+        if opcode == _WRDI:
+            self._write_enabled = False
+            return
+        if not self._write_enabled:
+            return
+        self._write_enabled = False
+        match opcode:
+            case 0x01:
+                self.status[: len(data[:2])] = data[:2]
+            case 0x31:
+                self.status[1:2] = data[:1]
+            case 0x11:
+                self.status[2:3] = data[:1]
+            case 0x02:
+                self.program(address, data)
+            case 0x20:
+                self.erase(address, SECTOR)
+            case 0x52:
+                self.erase(address & ~0x7FFF, 0x8000)
+            case 0xD8:
+                self.erase(address & ~(BLOCK - 1), BLOCK)
+            case 0xC7 | 0x60:
+                self.erase(0, self.size)
+            case _:
+                pass
+
+    def sfdp(self) -> bytes:
+        """Return the Serial Flash Discoverable Parameters: header and basic table of JESD216 (16 dwords at 0x30)."""
+        header = b"SFDP" + bytes([0x06, 0x01, 0x00, 0xFF])
+        parameter = bytes([0x00, 0x06, 0x01, 0x10, 0x30, 0x00, 0x00, 0xFF])
+        bits = self.size * 8
+        density = bits - 1 if bits <= 1 << 31 else 0x80000000 | (bits.bit_length() - 1)
+        table = struct.pack("<9I", 0xFFF120E5, density, 0x6B08EB44, 0xBB42BB08, 0xFFFFFFFE, 0xFFFF, 0xEB21FFFF, *(0x520F200C, 0xFF00D810))
+        return (header + parameter).ljust(0x30, b"\xff") + table.ljust(64, b"\x00")
+
+
+def _map(path: Path, size: int) -> mmap.mmap:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.stat().st_size == 0:
+            _create_blank(path, size)
+        if path.stat().st_size != size:
+            raise BackendError(
+                f"the flash image {path} has {path.stat().st_size} bytes, not {size} ({format_size(size)})",
+                hint="give the flash size that it was made with, or another file",
+            )
+        with path.open("r+b") as file:
+            return mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise BackendError(
+            f"the flash image {path} cannot be used: {error.strerror}",
+            hint="it must be a writable file in a folder that exists, on a disk with room for it",
+        ) from error
+
+
+def _create_blank(path: Path, size: int) -> None:
+    """Make the file beside its place and rename it, so that a kill leaves no half image with the right name."""
+    part = path.with_name(f"{path.name}.{id(path):x}.part")
+    with part.open("wb") as file:
+        for _ in range(0, size, 1 << 18):
+            file.write(b"\xff" * min(size, 1 << 18))
+    part.replace(path)

@@ -1,0 +1,96 @@
+"""The facts of a chip, taken from esptool's own description of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from esptool.loader import StubFlasher
+from esptool.targets import CHIP_DEFS
+from esptool.util import strip_chip_name
+
+from pytest_esp.errors import BackendError
+from pytest_esp.names import nearest
+
+# A current revision of each chip (major * 100 + minor); v0.0 where this is all there is, or nothing is published.
+# Source: the chips' errata documents. Images of today's ESP-IDF refuse the first samples of several chips.
+_CURRENT_REVISION = {
+    "esp32": 301, "esp32s2": 100, "esp32s3": 2, "esp32c3": 4, "esp32c2": 200, "esp32c6": 2, "esp32h2": 102,
+    "esp32c5": 100, "esp32c61": 100, "esp32p4": 103,
+}  # fmt: skip
+
+# The crystal of the usual module, MHz (chip datasheets); get_crystal_freq of the chips below measures it.
+_CRYSTAL_MHZ = {"esp8266": 26, "esp32c2": 26, "esp32c5": 48}
+
+
+class ChipModel:
+    """What esptool knows of *chip* (a name of ``esptool.CHIP_LIST``).
+
+    Raises:
+        BackendError: if esptool knows no such chip.
+    """
+
+    def __init__(self, chip: str) -> None:
+        if chip not in CHIP_DEFS:
+            raise BackendError(
+                f"there is no chip {chip!r}",
+                hint=f"nearest: {nearest(chip, CHIP_DEFS)}; the installed esptool knows {', '.join(CHIP_DEFS)}",
+            )
+        self.chip = chip
+        self.rom: Any = CHIP_DEFS[chip]
+        self.name: str = self.rom.CHIP_NAME
+        self.is_8266 = chip == "esp8266"
+        self.is_esp32 = chip == "esp32"
+        self.has_efuses = not self.is_8266
+        self.magic: int | None = self.rom.MAGIC_VALUE if self.rom.USES_MAGIC_VALUE else None
+        self.image_chip_id: int | None = self.rom.IMAGE_CHIP_ID
+        self.crystal_mhz = _CRYSTAL_MHZ.get(chip, 40)
+        self.default_revision = _CURRENT_REVISION.get(chip, 0)
+
+    @property
+    def security_info_size(self) -> int:
+        """Bytes that GET_SECURITY_INFO answers with: 0 where the ROM does not know the command."""
+        if not self.rom.SECURITY_INFO_SUPPORTED:
+            return 0
+        return 12 if self.chip == "esp32s2" else 20
+
+    def uart_clock_divider(self, baudrate: int) -> int:
+        """Return what the UART's divider register holds at *baudrate* (``ESPLoader.get_crystal_freq`` inverts it)."""
+        divider = getattr(self.rom, "XTAL_CLK_DIVIDER", 1)
+        return round(self.crystal_mhz * divider * 1e6 / baudrate) & self.rom.UART_CLKDIV_MASK
+
+    def is_mapped(self, address: int) -> bool:
+        """Tell whether *address* lies in the chip's memory map."""
+        return any(start <= address < end for start, end, _ in self.rom.MEMORY_MAP)
+
+    @functools.cached_property
+    def stub_entries(self) -> frozenset[int]:
+        """Entry points of every stub flasher that the installed esptool has for this chip."""
+        return _stub_entries(self.rom.CHIP_NAME)
+
+    def registers(self) -> dict[int, int]:
+        """Return the registers whose reset value esptool looks at."""
+        values: dict[int, int] = {}
+        if self.magic is not None:
+            values[self.rom.CHIP_DETECT_MAGIC_REG_ADDR] = self.magic
+        if self.is_esp32:
+            # Bit 31 of the APB controller's date is bit 2 of the revision (ESP32 v3).
+            values[self.rom.APB_CTL_DATE_ADDR] = self.rom.APB_CTL_DATE_V << self.rom.APB_CTL_DATE_S
+            # Calibrated so that the ROM computes 40 MHz with CK8M_FREQ = 128: value * 15625 * 128 / 40.
+            values[self.rom.RTCCALICFG1] = 800 << self.rom.TIMERS_RTC_CALI_VALUE_S
+        return values
+
+
+ESP32_CK8M_FREQ = 128
+"""The eFuse CK8M_FREQ of a simulated ESP32: 8.5 MHz nominal in the unit that ``get_rom_cal_crystal_freq`` reads."""
+
+
+@functools.cache
+def _stub_entries(chip_name: str) -> frozenset[int]:
+    # Some chips have a stub per silicon revision, e.g. esp32p4 and esp32p4rc1.
+    stem = re.compile(re.escape(strip_chip_name(chip_name)) + r"(rc\d+|-.*)?")
+    files = (path for folder in StubFlasher.STUB_SUBDIRS for path in (Path(StubFlasher.STUB_DIR) / folder).glob("*.json"))
+    return frozenset(json.loads(path.read_bytes())["entry"] for path in files if stem.fullmatch(path.stem))
