@@ -84,12 +84,36 @@ def sim_command(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
         simulated = _make_chip(
-            chip, flash_file, flash_size, efuse_file, mac, revision, secure_download, app, on_close
+            chip,
+            flash_file,
+            flash_size,
+            app,
+            efuse_file=efuse_file,
+            mac=mac,
+            revision=revision,
+            secure_download=secure_download,
+            on_close=on_close,
         )
         stack.callback(simulated.close)
         endpoints = [_serve(stack, simulated, url) for url in listen or ("rfc2217://127.0.0.1:0",)]
         _announce(simulated, endpoints, as_json)
         stop.wait()
+
+
+def _make_chip(
+    chip: str, flash_file: Path | None, flash_size: int | None, app: str | None, **settings: Any
+) -> SimChip:
+    from pytest_esp.sim.app import load_app
+    from pytest_esp.sim.chip import SimChip
+    from pytest_esp.sim.flash import NorFlash
+    from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
+
+    flash = NorFlash.open(flash_file, flash_size) if flash_file else NorFlash(flash_size or 4 * 1024 * 1024)
+    simulated = SimChip(
+        chip, flash=flash, app=load_app(app) if app else None, rise_time=SLOW_HOST_RISE_TIME, **settings
+    )
+    simulated.reset(bootloader=True)
+    return simulated
 
 
 @contextlib.contextmanager

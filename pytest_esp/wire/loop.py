@@ -12,19 +12,30 @@ T = TypeVar("T")
 
 _start = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
 _owner = 0
 
 
 def loop() -> asyncio.AbstractEventLoop:
     """Return the process's loop; it is started when first asked for, and anew in a forked child."""
-    global _loop, _owner
+    global _loop, _owner, _thread
     if _loop is not None and _owner == os.getpid():
         return _loop
     with _start:
         if _loop is None or _owner != os.getpid():
             _loop, _owner = asyncio.new_event_loop(), os.getpid()
-            threading.Thread(target=_loop.run_forever, name="pytest-esp-wire", daemon=True).start()
+            _thread = threading.Thread(target=_loop.run_forever, name="pytest-esp-wire", daemon=True)
+            _thread.start()
         return _loop
+
+
+def on_loop(call: Callable[..., None], *args: Any) -> None:
+    """Run *call* on the loop's thread, after everything that was handed to it before."""
+    running = loop()
+    if threading.current_thread() is _thread:
+        running.call_soon(call, *args)
+    else:
+        running.call_soon_threadsafe(call, *args)
 
 
 class Timer:
@@ -52,7 +63,7 @@ class Timer:
 def call_later(delay: float, call: Callable[[], None]) -> Timer:
     """Call *call* on the loop's thread in *delay* seconds."""
     timer = Timer(call)
-    loop().call_soon_threadsafe(timer.arm, delay)
+    on_loop(timer.arm, delay)
     return timer
 
 

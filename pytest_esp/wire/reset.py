@@ -7,6 +7,11 @@ from collections.abc import Callable
 
 from pytest_esp.wire.loop import Timer, call_later
 
+SLOW_HOST_RISE_TIME = 0.25
+"""Seconds for boards that are served to other programs. esptool's classic reset lets EN rise when it asserts DTR and
+pulls the strap when it releases RTS, one round trip later: 50 to 100 ms over stock pyserial's RFC 2217 client, which
+polls for every answer. Twice that leaves room for a loaded machine; a hard reset starts the app this much later."""
+
 
 class AutoResetCircuit:
     """Turns the state of RTS and DTR into resets.

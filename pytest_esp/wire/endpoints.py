@@ -1,0 +1,374 @@
+"""Where other programs reach a virtual board: TCP sockets, RFC 2217 servers and ptys, all on the wire's loop.
+
+Every endpoint serves one client at a time: a second TCP client is refused at once. (The kernel lets anybody open a pty
+a second time; both then share the bytes, as on a real serial port that is not opened exclusively.) What a device says
+while nobody is connected is lost, as on a real UART.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from serial import rfc2217
+
+from pytest_esp.errors import PortError
+from pytest_esp.wire.loop import loop, on_loop, run
+from pytest_esp.wire.wire import HostSide, Wire
+
+_BACKLOG = 8 * 1024 * 1024  # bytes kept for a client that does not read; what comes then is lost
+_PTY_LOOK = 0.02  # seconds between looks for a client of a pty that has none: the kernel tells of none
+
+
+class Endpoint(Protocol):
+    """One address at which a wire is served."""
+
+    @property
+    def url(self) -> str:
+        """The address, with the port number that was really taken."""
+        ...
+
+    @property
+    def client_count(self) -> int:
+        """0 or 1."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect the client and free the address. Closing twice is harmless."""
+        ...
+
+
+def serve(wire: Wire, url: str, *, name: str = "") -> Endpoint:
+    """Serve *wire* at ``rfc2217://HOST:PORT``, ``socket://HOST:PORT`` (port 0: any free one) or ``pty:PATH``.
+
+    ``pty:`` alone picks a path. *name* is what a message calls the board.
+
+    Raises:
+        PortError: if the address is malformed or cannot be taken.
+    """
+    try:
+        if url.startswith("pty:"):
+            return _PtyEndpoint(wire, url.removeprefix("pty:"))
+        parts = urlsplit(url)
+        if parts.scheme in ("socket", "rfc2217") and parts.hostname and parts.port is not None:
+            return _TcpEndpoint(wire, parts.scheme, parts.hostname, parts.port)
+    except OSError as error:
+        raise PortError(
+            f"cannot listen at {url}: {error.strerror or error}",
+            board=name or None,
+            hint="take another port or path (port 0 takes any free one)",
+        ) from error
+    except ValueError as error:
+        raise PortError(f"{url!r} is no address: {error}", board=name or None) from error
+    raise PortError(
+        f"{url!r} is no address to listen at",
+        board=name or None,
+        hint="expected rfc2217://HOST:PORT, socket://HOST:PORT or pty:PATH, e.g. rfc2217://127.0.0.1:4000",
+    )
+
+
+# -- TCP
+
+
+class _TcpEndpoint:
+    def __init__(self, wire: Wire, scheme: str, host: str, port: int) -> None:
+        self._wire = wire
+        self._client: _TcpClient | None = None
+        factory = _Rfc2217Client if scheme == "rfc2217" else _TcpClient
+
+        async def start() -> asyncio.Server:
+            return await loop().create_server(lambda: factory(self), host, port)
+
+        self._server: asyncio.Server | None = run(start())
+        number = self._server.sockets[0].getsockname()[1]
+        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{number}"
+
+    @property
+    def client_count(self) -> int:
+        return int(self._client is not None)
+
+    def connect(self, client: _TcpClient, *, control_lines: bool) -> HostSide | None:
+        """Give the wire to *client* unless somebody else has it."""
+        if self._client is not None:
+            return None
+        self._client = client
+        return self._wire.connect(client.deliver, control_lines=control_lines)
+
+    def leave(self, client: _TcpClient) -> None:
+        """Take it back."""
+        if self._client is client:
+            self._client = None
+
+    def close(self) -> None:
+        server, self._server = self._server, None
+        if server is None:
+            return
+
+        async def stop() -> None:
+            server.close()
+            if self._client is not None:
+                self._client.abort()
+
+        run(stop())
+
+
+class _TcpClient(asyncio.Protocol):
+    """A raw TCP client: bytes, no lines."""
+
+    CONTROL_LINES = False
+
+    def __init__(self, endpoint: _TcpEndpoint) -> None:
+        self._endpoint = endpoint
+        self._host: HostSide | None = None
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._host = self._endpoint.connect(self, control_lines=self.CONTROL_LINES)
+        if self._host is None:
+            self._transport.abort()  # one client at a time
+        else:
+            self.welcome(self._host)
+
+    def welcome(self, host: HostSide) -> None:
+        """Greet a client that was let in."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._host is not None:
+            self._host.send(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        host, self._host = self._host, None
+        if host is not None:
+            self._endpoint.leave(self)
+            host.set_lines(False, False)
+            host.close()
+
+    def abort(self) -> None:
+        """Disconnect, without waiting for what is still to be sent."""
+        self._transport.abort()
+        self.connection_lost(None)
+
+    def deliver(self, data: bytes) -> None:
+        """Send bytes of the device; called on any thread, kept in order by the loop's queue."""
+        on_loop(self.send, self.encode(data))
+
+    def encode(self, data: bytes) -> bytes:
+        """Return *data* as it goes over this transport."""
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Send *data* as it is (on the loop's thread)."""
+        if self._host is not None and self._transport.get_write_buffer_size() < _BACKLOG:
+            self._transport.write(data)
+
+
+class _Rfc2217Client(_TcpClient):
+    """A Telnet client with the com port option (RFC 2217); pyserial's `PortManager` speaks the protocol."""
+
+    CONTROL_LINES = True
+
+    def welcome(self, host: HostSide) -> None:
+        self._manager = rfc2217.PortManager(_HostPort(host), _Replies(self.send))
+
+    def data_received(self, data: bytes) -> None:
+        if self._host is None:
+            return
+        if b"\xff" in data or self._manager.mode != rfc2217.M_NORMAL or self._manager.suboption is not None:
+            # The manager answers negotiations as it filters; bytes before a command reach the chip before it.
+            data = self._filter(data)
+        if data:
+            self._host.send(data)
+
+    def _filter(self, data: bytes) -> bytes:
+        plain = bytearray()
+        start = 0
+        while start < len(data):
+            # Bulk data goes by in one piece up to the next IAC, a command byte by byte.
+            if self._manager.mode == rfc2217.M_NORMAL and self._manager.suboption is None:
+                end = data.find(b"\xff", start)
+                end = len(data) if end < 0 else end
+                plain += data[start:end]
+                start = end
+            if start < len(data):
+                if self._host is not None and plain and data[start : start + 2] not in (b"\xff\xff",):
+                    self._host.send(bytes(plain))
+                    plain.clear()
+                plain += b"".join(self._manager.filter(data[start : start + 1]))
+                start += 1
+        return bytes(plain)
+
+    def encode(self, data: bytes) -> bytes:
+        return data.replace(b"\xff", b"\xff\xff")
+
+
+class _Replies:
+    """The connection as `PortManager` wants it."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self.write = send
+
+
+class _HostPort:
+    """A wire's host side as `PortManager` wants a serial port: settings that are kept, lines that act."""
+
+    def __init__(self, host: HostSide) -> None:
+        self._host = host
+        self._baudrate = 115200
+        self._dtr = self._rts = False
+        self.bytesize, self.parity, self.stopbits = 8, "N", 1
+        self.xonxoff = self.rtscts = self.dsrdtr = self.break_condition = False
+        self.cts = self.dsr = self.cd = True
+        self.ri = False
+        self.name = "wire"
+
+    @property
+    def baudrate(self) -> int:
+        return self._baudrate
+
+    @baudrate.setter
+    def baudrate(self, value: int) -> None:
+        self._baudrate = value
+        self._host.set_baudrate(value)
+
+    @property
+    def dtr(self) -> bool:
+        return self._dtr
+
+    @dtr.setter
+    def dtr(self, value: bool) -> None:
+        self._dtr = bool(value)
+        self._host.set_lines(self._dtr, self._rts)
+
+    @property
+    def rts(self) -> bool:
+        return self._rts
+
+    @rts.setter
+    def rts(self, value: bool) -> None:
+        self._rts = bool(value)
+        self._host.set_lines(self._dtr, self._rts)
+
+    def reset_input_buffer(self) -> None:
+        """Nothing is kept on this side."""
+
+    def reset_output_buffer(self) -> None:
+        """Nothing is kept on this side."""
+
+
+# -- ptys
+
+
+class _PtyEndpoint:
+    """A pseudo terminal in raw mode. Without a client its master end only ever says "hung up", so it is looked at."""
+
+    def __init__(self, wire: Wire, path: str) -> None:
+        if os.name != "posix":
+            raise PortError("ptys exist on POSIX systems only", hint="use rfc2217:// or socket://")
+        import tty
+
+        self._wire = wire
+        self._host: HostSide | None = None
+        self._backlog = bytearray()
+        self._look: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._master, slave = os.openpty()
+        try:
+            tty.setraw(slave)
+            self._device = os.ttyname(slave)
+            self._link = Path(path) if path else None
+            if self._link is not None:
+                _link(self._link, self._device)
+        except BaseException:
+            os.close(self._master)
+            raise
+        finally:
+            os.close(slave)
+        os.set_blocking(self._master, False)
+        self.url = f"pty:{self._link or self._device}"
+        on_loop(self._look_for_client)
+
+    @property
+    def client_count(self) -> int:
+        return int(self._host is not None)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+
+        async def stop() -> None:
+            self._leave()
+            if self._look is not None:
+                self._look.cancel()
+            os.close(self._master)
+
+        run(stop())
+        if self._link is not None:
+            with contextlib.suppress(OSError):
+                if os.readlink(self._link) == self._device:
+                    self._link.unlink()
+
+    def _look_for_client(self) -> None:
+        if self._closed:
+            return
+        poll = select.poll()
+        poll.register(self._master, select.POLLIN)
+        if any(event & select.POLLHUP and not event & select.POLLIN for _, event in poll.poll(0)):
+            self._look = loop().call_later(_PTY_LOOK, self._look_for_client)
+            return
+        self._host = self._wire.connect(lambda data: on_loop(self._send, data), control_lines=False)
+        loop().add_reader(self._master, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._master, 1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: the last client closed
+            self._leave()
+            self._look_for_client()
+            return
+        if self._host is not None and data:
+            self._host.send(data)
+
+    def _leave(self) -> None:
+        host, self._host = self._host, None
+        self._backlog.clear()
+        loop().remove_reader(self._master)
+        loop().remove_writer(self._master)
+        if host is not None:
+            host.close()
+
+    def _send(self, data: bytes) -> None:
+        if self._host is None or len(self._backlog) > _BACKLOG:
+            return
+        idle = not self._backlog
+        self._backlog += data
+        if idle:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._backlog:
+                sent = os.write(self._master, self._backlog[: 1 << 16])
+                del self._backlog[:sent]
+        except BlockingIOError:
+            loop().add_writer(self._master, self._flush)
+            return
+        except OSError:
+            self._backlog.clear()
+        loop().remove_writer(self._master)
+
+
+def _link(link: Path, device: str) -> None:
+    """Point *link* at *device* in one step; only a link that leads nowhere any more is replaced."""
+    if link.is_symlink() and not link.exists():
+        link.unlink()
+    os.symlink(device, link)
