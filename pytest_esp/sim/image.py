@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from esp_idf_defs.app_description import AppDescription
 
-from pytest_esp.sim.loader import checksum
+from pytest_esp.wire.framing import checksum
 
 Read = Callable[[int, int], bytes]
 """Reads *size* bytes at an address of the flash."""

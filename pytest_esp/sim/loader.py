@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_esp.sim.slip import Decoder, encode
+from pytest_esp.wire.framing import Decoder, checksum, encode
 
 if TYPE_CHECKING:
     from pytest_esp.sim.chip import SimChip
@@ -23,7 +23,6 @@ ROM_INVALID, ROM_FAILED, ROM_BAD_CHECKSUM, ROM_INFLATE = 0x05, 0x06, 0x07, 0x0B
 STUB_BAD_LENGTH, STUB_BAD_CHECKSUM, STUB_INFLATE, STUB_NOT_BEGUN = 0xC0, 0xC1, 0xC7, 0xC6
 STUB_NOT_IMPLEMENTED = 0xFF
 
-_CHECKSUM_MAGIC = 0xEF
 _SECTOR = 0x1000
 
 
@@ -33,18 +32,6 @@ class CommandError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(f"status {code:#04x}")
         self.code = code
-
-
-def checksum(data: bytes) -> int:
-    """Return the exclusive or of all bytes and 0xEF, as both loaders count it."""
-    value = int.from_bytes(data, "little")
-    size = len(data)
-    # Folding the whole in halves is some hundred times faster than a loop over its bytes.
-    while size > 1:
-        half = (size + 1) // 2
-        value = (value >> (half * 8)) ^ (value & ((1 << (half * 8)) - 1))
-        size = half
-    return value ^ _CHECKSUM_MAGIC
 
 
 class FlashWriter:

@@ -1,0 +1,177 @@
+"""esptool's loader classes with a faster way over the wire.
+
+esptool formats every packet as hex for a trace that nobody reads, and takes its answers apart byte by byte: on a port
+without latency that is 97 % of its time. The classes made here keep esptool's knowledge of the chips and replace only
+how packets are sent, received and checked (``ESPLoader.command``, ``read``, ``write``, ``read_flash``).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import struct
+from typing import Any, ClassVar, cast
+
+from esptool.loader import DEFAULT_TIMEOUT, MAX_TIMEOUT, ESPLoader
+from esptool.util import FatalError, UnsupportedCommandError
+
+from pytest_esp.wire.framing import Decoder, checksum, encode
+
+_ROM_INVALID = 0x05  # status of a command that the ROM does not know
+_STRAY_ANSWERS = 100  # of other commands, that are passed over: some ROMs answer a SYNC more often than others
+
+
+class FastLoader(ESPLoader):
+    """Mix-in for a loader class of esptool; comes before it in the order of bases."""
+
+    longest_wait: ClassVar[float] = MAX_TIMEOUT
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._decoder = Decoder()
+        self._packets: list[bytes] = []
+        super().__init__(*args, **kwargs)
+
+    def trace(self, message: str, newline: bool = False) -> None:
+        """Say nothing: there is no trace."""
+
+    def write(self, packet: bytes) -> None:
+        """Send one packet."""
+        self._port.write(encode(packet))
+
+    def read(self) -> bytes:
+        """Return the next packet.
+
+        Raises:
+            FatalError: if none came within the port's time-out; with what came instead, if anything did.
+        """
+        while not self._packets:
+            data = self._port.read(self._port.in_waiting or 1)
+            if not data:
+                raise FatalError(_silence(self._decoder.leftover))
+            self._packets = self._decoder.feed(data)
+        return self._packets.pop(0)
+
+    def flush_input(self) -> None:
+        """Forget everything that was received."""
+        self._port.reset_input_buffer()
+        self._decoder = Decoder()
+        self._packets = []
+
+    @staticmethod
+    def checksum(data: bytes, state: int = ESPLoader.ESP_CHECKSUM_MAGIC) -> int:
+        """Return the checksum of *data*."""
+        return checksum(data) ^ ESPLoader.ESP_CHECKSUM_MAGIC ^ state
+
+    def command(
+        self,
+        op: int | None = None,
+        data: bytes = b"",
+        chk: int = 0,
+        wait_response: bool = True,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> tuple[int, bytes] | None:
+        """Send a request, if *op* is given, and return value and data of its response (see ``ESPLoader.command``).
+
+        Raises:
+            FatalError: if there is no response in *timeout* seconds, or only of other commands.
+            UnsupportedCommandError: if the ROM does not know the command.
+        """
+        port = self._port
+        saved = port.timeout
+        wait = min(timeout, type(self).longest_wait, MAX_TIMEOUT)
+        if wait != saved:
+            port.timeout = wait
+        try:
+            if op is not None:
+                self.write(struct.pack("<BBHI", 0, op, len(data), chk) + data)
+            return self._response(op) if wait_response else None
+        finally:
+            if wait != saved:
+                port.timeout = saved
+
+    def _response(self, op: int | None) -> tuple[int, bytes]:
+        for _ in range(_STRAY_ANSWERS):
+            packet = self.read()
+            if len(packet) < 8 or packet[0] != 1:
+                continue
+            answered, _, value = struct.unpack_from("<xBHI", packet)
+            data = packet[8:]
+            if op is None or answered == op:
+                return value, data
+            if len(data) >= 2 and data[0] and data[1] == _ROM_INVALID:
+                self._drain()
+                raise UnsupportedCommandError(self, op)
+        raise FatalError("the chip answers other commands than the one it was asked")
+
+    def _drain(self) -> None:
+        """Read until the line is quiet: some ROMs refuse a command several times over."""
+        self._port.timeout = 0.02
+        while self._port.read(self._port.in_waiting or 1):
+            pass
+        self.flush_input()
+
+    def read_flash(self, offset: int, length: int, progress_fn: Any = None) -> bytes:
+        """Return *length* bytes of flash at *offset*; the stub sends frames of 4 KB ahead of their acknowledgements.
+
+        Raises:
+            FatalError: if bytes were lost, or the MD5 that the stub sends at the end is another.
+        """
+        if not self.IS_STUB:
+            return self.read_flash_slow(offset, length, progress_fn)
+        request = struct.pack("<IIII", offset, length, self.FLASH_SECTOR_SIZE, 64)
+        self.check_command("read flash", self.ESP_CMDS["READ_FLASH"], request)
+        saved, self._port.timeout = self._port.timeout, min(DEFAULT_TIMEOUT, type(self).longest_wait)
+        try:
+            return self._receive_flash(offset, length, progress_fn)
+        finally:
+            self._port.timeout = saved
+
+    def _receive_flash(self, offset: int, length: int, progress_fn: Any) -> bytes:
+        parts: list[bytes] = []
+        done = 0
+        while done < length:
+            part = self.read()
+            parts.append(part)
+            done += len(part)
+            if len(part) != min(self.FLASH_SECTOR_SIZE, length - done + len(part)):
+                raise FatalError(f"a frame of {len(part)} bytes came: bytes were lost on the way")
+            self.write(struct.pack("<I", done))
+            if progress_fn:
+                progress_fn(done, length, offset)
+        data = b"".join(parts)
+        if self.read() != hashlib.md5(data, usedforsecurity=False).digest():
+            raise FatalError("the data that came has another MD5 than what the chip read")
+        return data
+
+
+class NoUsb:
+    """Mix-in for ports that have no USB ids: saves esptool's search through the machine's ports."""
+
+    def get_usb_vid_pid(self) -> tuple[None, None]:
+        """Return that there are none."""
+        return None, None
+
+
+@functools.cache
+def fast_class(loader: type[ESPLoader], *, usb: bool) -> type[FastLoader]:
+    """Return *loader* (a ROM class of esptool) made fast, with its stub class made fast as well.
+
+    *usb* tells whether the port may be a USB device, whose ids esptool wants to know.
+    """
+    bases = (FastLoader, loader) if usb else (NoUsb, FastLoader, loader)
+    attributes: dict[str, Any] = {}
+    if loader.STUB_CLASS is not None:
+        stub_bases = (FastStub, loader.STUB_CLASS) if usb else (NoUsb, FastStub, loader.STUB_CLASS)
+        attributes["STUB_CLASS"] = type(f"Fast{loader.STUB_CLASS.__name__}", stub_bases, {})
+    return cast(type[FastLoader], type(f"Fast{loader.__name__}", bases, attributes))
+
+
+class FastStub(FastLoader):
+    """Mix-in for esptool's stub classes, whose constructor takes over the ROM loader's port."""
+
+
+def _silence(leftover: bytes) -> str:
+    if not leftover.strip(b"\x00\xff"):
+        return "the chip does not answer"
+    said = leftover[-120:].decode("utf-8", "backslashreplace")
+    return f"the chip does not answer in the loader's protocol; it said: {said!r}"
