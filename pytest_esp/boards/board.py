@@ -1,0 +1,105 @@
+"""One board under test: the interface that every backend fulfils."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from pytest_esp.errors import BackendError
+
+if TYPE_CHECKING:
+    from pytest_esp.boards.port import Port
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.spec import BoardSpec
+    from pytest_esp.wire.endpoints import Endpoint
+    from pytest_esp.wire.wire import Wire
+
+_POWER_TIMEOUT = 30.0
+
+
+class Board(ABC):
+    """A board of a rack. Whoever opens it holds its lease.
+
+    Args:
+        spec: its entry in boards.toml.
+        rack: the rack it belongs to.
+    """
+
+    backend: ClassVar[str]
+    virtual: ClassVar[bool]
+    """True where nothing can be broken: eFuses may be burnt without asking."""
+
+    def __init__(self, spec: BoardSpec, rack: Rack) -> None:
+        self.spec = spec
+        self.rack = rack
+
+    @property
+    def name(self) -> str:
+        """The board's name in the rack."""
+        return self.spec.name
+
+    @property
+    def chip(self) -> str:
+        """The chip that boards.toml promises, as esptool names it."""
+        return self.spec.chip
+
+    @property
+    def wire(self) -> Wire | None:
+        """The wire of an open virtual board; None for a real one."""
+        return None
+
+    @abstractmethod
+    def open(self) -> Port:
+        """Start what must be started and return the open port.
+
+        Raises:
+            PortError: if the port cannot be opened.
+            BackendError: if a virtual board cannot be started.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the port and stop what was started. Closing twice is harmless."""
+
+    def reset(self, bootloader: bool) -> bool:
+        """Reset the chip without its port's lines; False if this board is reset by RTS and DTR."""
+        return False
+
+    def power_cycle(self) -> None:
+        """Take the board's power away and give it back, by the commands of ``power`` in boards.toml.
+
+        Raises:
+            BackendError: if there are none, or one fails.
+        """
+        if self.spec.power is None:
+            raise BackendError(
+                "its power cannot be switched",
+                board=self.name,
+                attempted="power cycle",
+                hint='add e.g. power = { off = "uhubctl -l 1-1 -p 3 -a off", on = "..." } to its entry in boards.toml',
+            )
+        for command in (self.spec.power.off, self.spec.power.on):
+            self._run_power_command(command)
+
+    def _run_power_command(self, command: str) -> None:
+        try:
+            subprocess.run(shlex.split(command), check=True, capture_output=True, timeout=_POWER_TIMEOUT, text=True)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            said = str(getattr(error, "stderr", None) or error).strip()
+            raise BackendError(
+                f"the command {command!r} failed: {said}", board=self.name, attempted="power cycle"
+            ) from error
+
+    def serve(self, url: str) -> Endpoint:
+        """Serve an open virtual board at *url* as well (see `wire.endpoints.serve`).
+
+        Raises:
+            BackendError: if the board is not virtual, or not open.
+        """
+        from pytest_esp.wire.endpoints import serve
+
+        if self.wire is None:
+            raise BackendError("only an open virtual board can be served", board=self.name)
+        return serve(self.wire, url, name=self.name)

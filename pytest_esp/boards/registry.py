@@ -1,0 +1,50 @@
+"""From a backend's name to its class: the ones that come with pytest-esp, and those of entry points."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from pytest_esp.boards.board import Board
+from pytest_esp.errors import BackendError
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.spec import BoardSpec
+
+ENTRY_POINTS = "pytest_esp.backends"
+_BUILT_IN = {
+    "serial": "pytest_esp.boards.serial:SerialBoard",
+    "sim": "pytest_esp.boards.sim:SimBoard",
+}
+
+
+def board_class(backend: str) -> type[Board]:
+    """Return the class of *backend*.
+
+    Raises:
+        BackendError: if this installation has none of that name, or it cannot be imported.
+    """
+    if backend in _BUILT_IN:
+        module, _, name = _BUILT_IN[backend].partition(":")
+        return getattr(importlib.import_module(module), name)
+    found = entry_points(group=ENTRY_POINTS, name=backend)
+    if not found:
+        raise BackendError(
+            f"the backend {backend!r} is not part of this version",
+            hint=f"it has {', '.join(sorted(_BUILT_IN))}; packages add more with the entry point group {ENTRY_POINTS}",
+        )
+    try:
+        return next(iter(found)).load()
+    except Exception as error:
+        raise BackendError(f"the backend {backend!r} cannot be loaded: {error}") from error
+
+
+def make_board(spec: BoardSpec, rack: Rack) -> Board:
+    """Return the board of *spec*, not yet open.
+
+    Raises:
+        BackendError: see `board_class`.
+    """
+    return board_class(spec.backend)(spec, rack)

@@ -1,0 +1,114 @@
+"""A real board on a serial port: a device node, a USB adapter, or a remote port over RFC 2217 or a raw socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from pathlib import Path
+from typing import ClassVar, cast
+
+import serial
+from serial.tools import list_ports
+
+from pytest_esp.boards.board import Board
+from pytest_esp.boards.port import Port
+from pytest_esp.errors import PortError
+from pytest_esp.names import nearest
+from pytest_esp.rack.identity import resolve_port
+from pytest_esp.wire import rfc2217
+
+_ROM_BAUDRATE = 115200
+
+
+class SerialBoard(Board):
+    """A real board. Its port is opened exclusively: a monitor that is running already, or comes later, is refused."""
+
+    backend: ClassVar[str] = "serial"
+    virtual: ClassVar[bool] = False
+
+    _port: serial.SerialBase | None = None
+
+    def open(self) -> Port:
+        rfc2217.register()
+        where = resolve_port(self.spec)
+        try:
+            port = serial.serial_for_url(where, baudrate=_ROM_BAUDRATE, do_not_open=True, exclusive=True)
+            if sys.platform == "win32":
+                # Windows opens a port with both lines asserted one after the other, which would reset the chip.
+                port.rts = port.dtr = False
+            port.open()
+        except (OSError, ValueError) as error:  # SerialException is an OSError
+            raise self._explain(where, error) from error
+        self._port = port
+        return cast(Port, port)
+
+    def close(self) -> None:
+        port, self._port = self._port, None
+        if port is not None:
+            port.close()
+
+    def _explain(self, where: str, error: Exception) -> PortError:
+        message, hint = _explain(where, error)
+        return PortError(message, board=self.name, attempted=f"opening {where}", hint=hint)
+
+
+def _explain(where: str, error: Exception) -> tuple[str, str]:
+    """Return what went wrong and what to do, from pyserial's exception."""
+    code = _errno(error)
+    text = str(error)
+    if "://" in where:
+        return f"the remote port does not answer: {text}", "is its server running, and free? (one client at a time)"
+    if code == errno.ENOENT or "FileNotFoundError" in text:
+        ports = [item.device for item in list_ports.comports()]
+        found = f"ports here: {nearest(where, ports, 5)}" if ports else "this machine shows no serial port"
+        return f"the port {where} does not exist", f"is the board plugged in? {found}"
+    if code == errno.EACCES or "Permission" in text or "Access is denied" in text:
+        if sys.platform == "win32":
+            return f"the port {where} is in use by another program", "close its monitor or IDE"
+        return (
+            f"this user may not open {where}",
+            f"add the user to the group that owns it ({_group(where)}), e.g. `sudo usermod -aG dialout $USER`, "
+            "and log in again (docs/boards.md)",
+        )
+    if code in (errno.EBUSY, errno.EAGAIN) or "exclusively lock" in text:
+        return f"the port {where} is in use by another program", f"{_users(where)} (a monitor that is still open?)"
+    if code in (errno.ENOTTY, errno.EINVAL) or "Could not configure" in text:
+        return f"{where} is not a serial port", "give the device node of the board, e.g. /dev/ttyUSB0"
+    return f"the port {where} cannot be opened: {text}", "unplug the board and plug it in again"
+
+
+def _errno(error: Exception) -> int | None:
+    code = getattr(error, "errno", None)
+    if code is None and (match := re.search(r"\[Errno (\d+)\]", str(error))):
+        code = int(match[1])
+    return code
+
+
+def _group(where: str) -> str:
+    try:
+        import grp
+
+        return grp.getgrgid(os.stat(where).st_gid).gr_name
+    except (ImportError, OSError, KeyError):
+        return "dialout"
+
+
+def _users(where: str) -> str:
+    """Return which processes have the device open, as far as /proc tells this user."""
+    try:
+        device = os.path.realpath(where)
+        pids = sorted(
+            {int(link.parts[2]) for link in Path("/proc").glob("[0-9]*/fd/*") if _target(link) == device}
+        )
+    except OSError:
+        pids = []
+    return "held by pid " + ", ".join(map(str, pids)) if pids else "held by a process that this user cannot see"
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""

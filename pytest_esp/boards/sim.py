@@ -1,0 +1,88 @@
+"""A simulated chip as a board."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pytest_esp.boards.board import Board
+from pytest_esp.boards.port import Port
+from pytest_esp.errors import BackendError
+from pytest_esp.rack.identity import identity
+from pytest_esp.sim.app import load_app
+from pytest_esp.sim.chip import SimChip
+from pytest_esp.sim.flash import NorFlash
+from pytest_esp.wire.port import VirtualPort
+from pytest_esp.wire.wire import Wire
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.spec import BoardSpec
+
+_FLASH_SIZE = 4 * 1024 * 1024
+
+
+class SimBoard(Board):
+    """A simulated chip in this process.
+
+    Like a real board it keeps its flash from one lease to the next: in ``flash_file``, or in the rack's state folder.
+    Its eFuses are virgin at every lease unless ``efuse_file`` keeps them, so that no test bricks the next one's chip.
+    Its MAC address belongs to its name and stays the same.
+    """
+
+    backend: ClassVar[str] = "sim"
+    virtual: ClassVar[bool] = True
+
+    def __init__(self, spec: BoardSpec, rack: Rack) -> None:
+        super().__init__(spec, rack)
+        self.simulated: SimChip | None = None
+        self._port: VirtualPort | None = None
+
+    @property
+    def wire(self) -> Wire | None:
+        return self.simulated.wire if self.simulated else None
+
+    def open(self) -> Port:
+        spec = self.spec
+        path = spec.flash_file or self.rack.state_dir(spec) / "flash.bin"
+        try:
+            app = load_app(spec.app) if spec.app else None
+            self.simulated = SimChip(
+                spec.chip,
+                flash=NorFlash(spec.flash_size or _FLASH_SIZE, path),
+                efuse_file=spec.efuse_file,
+                mac=spec.mac,
+                revision=spec.revision,
+                secure_download=spec.secure_download,
+                app=app,
+                name=identity(spec, self.rack),
+            )
+        except BackendError as error:
+            error.board = error.board or self.name
+            raise
+        self.simulated.reset(bootloader=False)
+        self._port = VirtualPort(self.simulated.wire, f"sim:{self.name}")
+        self._port.open()
+        return self._port
+
+    def close(self) -> None:
+        port, self._port = self._port, None
+        simulated, self.simulated = self.simulated, None
+        if port is not None:
+            port.close()
+        if simulated is not None:
+            simulated.close()
+
+    def reset(self, bootloader: bool) -> bool:
+        self._running().reset(bootloader)
+        return True
+
+    def power_cycle(self) -> None:
+        """Take the chip's supply away and give it back."""
+        simulated = self._running()
+        simulated.power_off()
+        simulated.reset(bootloader=False)
+
+    def _running(self) -> SimChip:
+        if self.simulated is None:
+            raise BackendError("it is not open", board=self.name)
+        return self.simulated
