@@ -69,7 +69,7 @@ class ChipModel:
     @functools.cached_property
     def stub_entries(self) -> frozenset[int]:
         """Entry points of every stub flasher that the installed esptool has for this chip."""
-        return _stub_entries(self.rom.CHIP_NAME)
+        return stub_entries(self.rom.CHIP_NAME)
 
     def registers(self) -> dict[int, int]:
         """Return the registers whose reset value esptool looks at."""
@@ -89,7 +89,7 @@ ESP32_CK8M_FREQ = 128
 
 
 @functools.cache
-def _stub_entries(chip_name: str) -> frozenset[int]:
+def stub_entries(chip_name: str) -> frozenset[int]:
     # Some chips have a stub per silicon revision, e.g. esp32p4 and esp32p4rc1.
     stem = re.compile(re.escape(strip_chip_name(chip_name)) + r"(rc\d+|-.*)?")
     files = (path for folder in StubFlasher.STUB_SUBDIRS for path in (Path(StubFlasher.STUB_DIR) / folder).glob("*.json"))

@@ -1,0 +1,273 @@
+"""One esptool connection that is kept warm: connected once, stub loaded once, flash attached once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import serial
+from esptool import cmds
+from esptool.loader import ESPLoader
+from esptool.targets import CHIP_DEFS
+from esptool.util import FatalError, NotImplementedInROMError, NotSupportedError, UnsupportedCommandError
+
+from pytest_esp.boards.port import Port
+from pytest_esp.errors import EspError, LinkError, OperationError, PortError, WrongChipError
+from pytest_esp.link.fast import FastLoader, fast_class
+from pytest_esp.link.logs import Progress, Transcript, capture
+
+_ROM_BAUDRATE = 115200
+
+
+
+class Session:
+    """esptool's connection to one chip.
+
+    Args:
+        port: the open port.
+        chip: what the chip must be (a name of ``esptool.CHIP_LIST``); None takes whatever is there.
+        board: the board's name, for messages.
+        reset: resets the chip into its loader and returns True, or returns False if RTS and DTR have to do it.
+        baudrate: for operations on real ports; the connection itself is made at 115200.
+        usb: whether the port may be a USB device, whose ids choose esptool's way to reset it.
+        transcript: takes what esptool says.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        chip: str | None,
+        *,
+        board: str,
+        reset: Callable[[], bool],
+        baudrate: int = _ROM_BAUDRATE,
+        usb: bool = True,
+        transcript: Transcript | None = None,
+    ) -> None:
+        self.port = port
+        self.expected_chip = chip
+        self.chip = chip or ""
+        self.board = board
+        self.transcript = transcript or Transcript()
+        self.connect_attempts = 7 if usb else 2
+        self._reset = reset
+        self._baudrate = baudrate
+        self._usb = usb
+        self._esp: FastLoader | None = None
+        self._attached = False
+        self._espefuse: Any = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the next use needs no new connection."""
+        return self._esp is not None
+
+    @property
+    def is_stub(self) -> bool:
+        """Whether the stub flasher runs."""
+        return self._esp is not None and self._esp.IS_STUB
+
+    def drop(self) -> None:
+        """Forget the connection (the chip was reset, or its state is unknown): the next use makes a new one."""
+        self._esp = None
+        self._attached = False
+        self._espefuse = None
+
+    @contextlib.contextmanager
+    def use(
+        self, attempted: str, *, stub: bool = True, flash: bool = False, progress: Progress | None = None
+    ) -> Iterator[Any]:
+        """Yield esptool's loader object (``esptool.loader.ESPLoader``), connected.
+
+        Args:
+            attempted: what is to be done, for messages.
+            stub: load the stub flasher first, where the chip allows it; False takes whatever runs.
+            flash: attach the flash first.
+            progress: see `logs.Progress`.
+
+        Raises:
+            LinkError: if the chip does not answer; PortError: if its port fails; WrongChipError: if it is another chip;
+            OperationError: if esptool or the chip refuses. After any of them the next use connects anew.
+        """
+        with capture(self.transcript, progress), self._translated(attempted):
+            esp = self._esp or self._connect()
+            if stub and not esp.IS_STUB:
+                esp = self._run_stub(esp)
+            if flash and not self._attached:
+                cmds.attach_flash(esp)
+                self._attached = True
+            yield esp
+
+    def espefuse(self, esp: Any) -> Any:
+        """Return espefuse's commands over *esp*, made once (it parses YAML for 0.1 s); see `forget_efuses`."""
+        if self._espefuse is None:
+            from espefuse.efuse_interface import init_commands
+
+            self._espefuse = init_commands(esp=esp, do_not_confirm=True)
+        return self._espefuse
+
+    def forget_efuses(self) -> None:
+        """Read the eFuses anew at their next use: some were burnt."""
+        self._espefuse = None
+
+    def change_baudrate(self, baudrate: int) -> None:
+        """Go on at another baud rate.
+
+        Raises:
+            LinkError: if the chip does not answer at that rate.
+        """
+        with self.use(f"changing the baud rate to {baudrate}") as esp:
+            self._change_baudrate(esp, baudrate)
+            self._baudrate = baudrate
+
+    # -- connecting
+
+    def _connect(self) -> FastLoader:
+        if not self.port.is_open:
+            self.port.open()
+        self.port.baudrate = _ROM_BAUDRATE
+        base = CHIP_DEFS[self.expected_chip] if self.expected_chip else ESPLoader
+        esp = fast_class(base, usb=self._usb)(cast(Any, self.port), _ROM_BAUDRATE)
+        esp.USES_RFC2217 = str(getattr(self.port, "name", "")).startswith("rfc2217:")
+        self._sync(esp)
+        found = _identify(esp)
+        if self.expected_chip and found != self.expected_chip:
+            raise WrongChipError(
+                f"this is an {_name(found)}, not an {_name(self.expected_chip)}",
+                board=self.board,
+                hint="is the right board plugged into this port? else correct `chip` in boards.toml",
+            )
+        if not self.expected_chip:
+            synced_with_stub = esp.sync_stub_detected
+            esp = fast_class(CHIP_DEFS[found], usb=self._usb)(cast(Any, self.port), _ROM_BAUDRATE)
+            esp.sync_stub_detected = synced_with_stub
+        self.chip = found
+        esp.secure_download_mode = _secure_download(esp)
+        if not esp.secure_download_mode:
+            esp._post_connect()
+        self._esp = esp
+        return esp
+
+    def _sync(self, esp: FastLoader) -> None:
+        """Bring the chip into its loader and say hello; boards that reset themselves need neither lines nor delays."""
+        for attempt in range(self.connect_attempts):
+            if not self._reset():
+                esp.connect("default-reset", attempts=self.connect_attempts, detecting=True, warnings=False)
+                return
+            esp.flush_input()
+            try:
+                return esp.sync()
+            except FatalError:
+                if attempt + 1 == self.connect_attempts:
+                    raise
+
+    def _run_stub(self, esp: FastLoader) -> FastLoader:
+        if esp.secure_download_mode or esp.stub_is_disabled or not _has_stub(esp):
+            return esp
+        stub = cast(FastLoader, esp.run_stub())
+        if self._baudrate != _ROM_BAUDRATE:
+            self._change_baudrate(stub, self._baudrate)
+        self._esp = stub
+        return stub
+
+    def _change_baudrate(self, esp: Any, baudrate: int) -> None:
+        esp.change_baud(baudrate)
+        esp.flash_id(cache=False)  # an answer at the new rate is the only proof
+
+    # -- errors
+
+    @contextlib.contextmanager
+    def _translated(self, attempted: str) -> Iterator[None]:
+        """Turn what esptool and pyserial raise into errors that say what was attempted, where, and what to do."""
+        try:
+            yield
+        except EspError as error:
+            error.attempted = error.attempted or attempted
+            error.board = error.board or self.board
+            if isinstance(error, (LinkError, PortError)):
+                self.drop()
+            raise
+        except (NotImplementedInROMError, NotSupportedError, UnsupportedCommandError) as error:
+            raise OperationError(
+                f"the chip cannot do this: {error}", attempted=attempted, board=self.board, hint=_CANNOT
+            ) from error
+        except serial.SerialException as error:
+            self.drop()
+            raise PortError(
+                f"its port failed: {error}",
+                attempted=attempted,
+                board=self.board,
+                hint="was the board unplugged, or its power cut? The state of what was being written is unknown",
+            ) from error
+        except FatalError as error:
+            self.drop()
+            raise _translate(str(error), attempted, self.board) from error
+        except BaseException:
+            self.drop()  # Ctrl-C, or a callback's error: the chip may be in the middle of anything
+            raise
+
+
+_CANNOT = "the ROM loader can do less than the stub flasher, and in secure download mode less again"
+_LINK_MARKS = ("does not answer", "No serial data", "Failed to connect", "bytes were lost", "stub flasher", "other commands")
+
+
+def _translate(message: str, attempted: str, board: str) -> EspError:
+    text = message.split("\nFor troubleshooting")[0].strip()
+    if any(mark in text for mark in _LINK_MARKS):
+        return LinkError(
+            text,
+            attempted=attempted,
+            board=board,
+            hint="is it powered, and does nothing else hold its pins? The next use resets it and tries again",
+        )
+    return OperationError(text, attempted=attempted, board=board)
+
+
+def _identify(esp: FastLoader) -> str:
+    """Return which chip answers: by the id in its security info, else by its magic register (``cmds.detect_chip``)."""
+    if esp.SECURITY_INFO_SUPPORTED or type(esp).CHIP_NAME == ESPLoader.CHIP_NAME:
+        try:
+            chip_id = esp.get_security_info(cache=False)["chip_id"]
+        except FatalError:
+            chip_id = None
+        for name, rom in CHIP_DEFS.items():
+            if chip_id is not None and not rom.USES_MAGIC_VALUE and rom.IMAGE_CHIP_ID == chip_id:
+                return name
+    return _identify_by_magic(esp)
+
+
+def _identify_by_magic(esp: FastLoader) -> str:
+    try:
+        magic = esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR)
+    except UnsupportedCommandError:
+        return "esp32s2"  # the only chip with a secure download mode and without a chip id
+    for name, rom in CHIP_DEFS.items():
+        if rom.USES_MAGIC_VALUE and rom.MAGIC_VALUE == magic:
+            return name
+    # An answer, but of no chip by magic: a later one that was taken for a first-generation chip.
+    chip_id = esp.get_security_info(cache=False)["chip_id"]
+    for name, rom in CHIP_DEFS.items():
+        if rom.IMAGE_CHIP_ID == chip_id:
+            return name
+    raise FatalError(f"the chip (magic {magic:#010x}, id {chip_id}) is none that this esptool knows")
+
+
+def _secure_download(esp: FastLoader) -> bool:
+    if not esp.SECURITY_INFO_SUPPORTED:
+        return False
+    return bool(esp.get_security_info()["parsed_flags"]["SECURE_DOWNLOAD_ENABLE"])
+
+
+def _has_stub(esp: FastLoader) -> bool:
+    return esp.STUB_CLASS is not None and _stub_file(type(esp))
+
+
+def _stub_file(loader: type[FastLoader]) -> bool:
+    from pytest_esp.sim.model import stub_entries
+
+    return bool(stub_entries(loader.CHIP_NAME))
+
+
+def _name(chip: str) -> str:
+    return CHIP_DEFS[chip].CHIP_NAME
