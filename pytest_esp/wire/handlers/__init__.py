@@ -1,0 +1,1 @@
+"""URL handlers that pyserial finds by their names (``serial.protocol_handler_packages``)."""

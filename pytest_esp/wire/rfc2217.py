@@ -1,0 +1,199 @@
+"""A client for remote serial ports (RFC 2217) that is quick enough to reset a chip with.
+
+pyserial's own client polls every 50 ms for each answer, waits for the answer to every change of RTS and DTR, and
+negotiates all settings anew whenever anything is set, the time-out included. Over it the gap between DTR and RTS is so
+long that a real chip starts its app instead of its loader. This one is a subclass that keeps pyserial's protocol and
+waits on events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import serial
+from serial import rfc2217
+
+_HANDLERS = "pytest_esp.wire.handlers"
+
+
+def register() -> None:
+    """Make ``serial.serial_for_url("rfc2217://...")`` use this client, in this process."""
+    if _HANDLERS not in serial.protocol_handler_packages:
+        serial.protocol_handler_packages.insert(0, _HANDLERS)
+
+
+class Serial(rfc2217.Serial):
+    """A remote port. `serial.rfc2217.Serial` documents what it can do; only its waiting is different."""
+
+    def open(self) -> None:
+        """Connect and negotiate.
+
+        Raises:
+            serial.SerialException: if the server does not answer, or does not speak RFC 2217.
+        """
+        self._received = bytearray()
+        self._changed = threading.Condition()
+        self._settings: tuple[Any, ...] | None = None
+        self._lost = False
+        super().open()
+
+    def close(self) -> None:
+        """Disconnect. pyserial sleeps 0.3 s here for the sake of slow servers; a server that is one needs none."""
+        self.is_open = False
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(2)
+
+    # -- settings and lines
+
+    def _reconfigure_port(self) -> None:
+        if self._socket is None:
+            raise serial.PortNotOpenError()
+        self._write_timeout = None  # the base class refuses any other; a lost server shows as a broken connection
+        settings = (self._baudrate, self._bytesize, self._parity, self._stopbits, self._xonxoff, self._rtscts)
+        if settings == self._settings:
+            return
+        if not 0 < self._baudrate < 1 << 32:
+            raise ValueError(f"invalid baud rate: {self._baudrate}")
+        options = self._rfc2217_port_settings
+        options["baudrate"].set(struct.pack("!I", self._baudrate))
+        options["datasize"].set(struct.pack("!B", self._bytesize))
+        options["parity"].set(struct.pack("!B", rfc2217.RFC2217_PARITY_MAP[self._parity]))
+        options["stopsize"].set(struct.pack("!B", rfc2217.RFC2217_STOPBIT_MAP[self._stopbits]))
+        self._wait_until(lambda: all(option.is_ready() for option in options.values()), "the port's settings")
+        if self._rtscts:
+            self.rfc2217_set_control(rfc2217.SET_CONTROL_USE_HW_FLOW_CONTROL)
+        elif self._xonxoff:
+            self.rfc2217_set_control(rfc2217.SET_CONTROL_USE_SW_FLOW_CONTROL)
+        else:
+            self.rfc2217_set_control(rfc2217.SET_CONTROL_USE_NO_FLOW_CONTROL)
+        self._settings = settings
+
+    def rfc2217_set_control(self, value: bytes) -> None:
+        """Ask for a change of a line and go on: the server handles requests in order, so the timing is kept."""
+        self._rfc2217_options["control"].set(value)
+
+    def rfc2217_send_purge(self, value: bytes) -> None:
+        """Ask the server to drop what it holds, and wait until it has."""
+        option = self._rfc2217_options["purge"]
+        option.set(value)
+        self._wait_until(option.is_ready, "a purge")
+
+    def _wait_until(self, done: Callable[[], bool], what: str) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._lost or done(), self._network_timeout) or self._lost:
+                raise serial.SerialException(f"the remote port does not confirm {what} (RFC 2217)")
+
+    def _telnet_process_subnegotiation(self, suboption: bytes) -> None:
+        super()._telnet_process_subnegotiation(suboption)
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- bytes
+
+    @property
+    def in_waiting(self) -> int:
+        """Number of bytes that can be read at once."""
+        if not self.is_open:
+            raise serial.PortNotOpenError()
+        return len(self._received)
+
+    def read(self, size: int = 1) -> bytes:
+        """Return up to *size* bytes; fewer only after `timeout` seconds.
+
+        Raises:
+            serial.SerialException: if the connection is lost.
+        """
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        with self._changed:
+            while len(self._received) < size:
+                if not self.is_open:
+                    raise serial.PortNotOpenError()
+                if self._lost:
+                    raise serial.SerialException("the connection to the remote port is lost")
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    break
+                self._changed.wait(remaining)
+            data = bytes(self._received[:size])
+            del self._received[:size]
+            return data
+
+    def reset_input_buffer(self) -> None:
+        """Drop what was received, here and at the server."""
+        self.rfc2217_send_purge(rfc2217.PURGE_RECEIVE_BUFFER)
+        with self._changed:
+            self._received.clear()
+
+    def _telnet_read_loop(self) -> None:
+        """Receive until the connection ends (the thread that the base class starts)."""
+        pending = b""
+        connection = self._socket
+        try:
+            while self.is_open:
+                try:
+                    data = connection.recv(1 << 16)
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+                if not data:
+                    break
+                pending = self._take(pending + data)
+        finally:
+            with self._changed:
+                self._lost = True
+                self._changed.notify_all()
+
+    def _take(self, data: bytes) -> bytes:
+        """Sort *data* into plain bytes and Telnet commands; return the beginning of a command that is not whole."""
+        plain = bytearray()
+        while data:
+            head, mark, data = data.partition(b"\xff")
+            plain += head
+            if not mark:
+                break
+            rest = self._command(data, plain)
+            if rest is None:
+                data = mark + data
+                break
+            data = rest
+        if plain:
+            with self._changed:
+                self._received += plain
+                self._changed.notify_all()
+        return data if data.startswith(b"\xff") else b""
+
+    def _command(self, data: bytes, plain: bytearray) -> bytes | None:
+        """Handle the command that follows an IAC; return what comes after it, or None if it is not whole yet."""
+        code = data[:1]
+        if not code:
+            return None
+        if code == rfc2217.IAC:
+            plain += code
+            return data[1:]
+        if code == rfc2217.SB:
+            # An IAC within is doubled, so the first lone IAC SE ends it.
+            end = data.replace(b"\xff\xff", b"\x00\x00").find(b"\xff\xf0")
+            if end < 0:
+                return None
+            self._telnet_process_subnegotiation(data[1:end].replace(b"\xff\xff", b"\xff"))
+            return data[end + 2 :]
+        if code in (rfc2217.DO, rfc2217.DONT, rfc2217.WILL, rfc2217.WONT):
+            if len(data) < 2:
+                return None
+            self._telnet_negotiate_option(code, data[1:2])
+            return data[2:]
+        self._telnet_process_command(code)
+        return data[1:]
