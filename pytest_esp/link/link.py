@@ -1,0 +1,142 @@
+"""The open wire to a board, in one of two modes: console (the app runs) or bootloader (esptool owns it)."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pytest_esp.boards.board import Board
+from pytest_esp.boards.port import Port
+from pytest_esp.errors import LinkError
+from pytest_esp.link.logs import Transcript
+
+if TYPE_CHECKING:
+    from pytest_esp.link.console import Console
+    from pytest_esp.link.session import Session
+
+_ROM_BAUDRATE = 115200
+
+
+class Link:
+    """Talks to *board*. The port is opened at the first use and stays open, in both modes, until `close`.
+
+    Args:
+        board: the board; whoever makes a link holds its lease.
+        burns_enabled: the run's consent to burn eFuses of real boards (``--esp-allow-burn``).
+        holder: who drives the board, for the audit log.
+    """
+
+    def __init__(self, board: Board, *, burns_enabled: bool = False, holder: str = "") -> None:
+        self.board = board
+        self.burns_enabled = burns_enabled
+        self.holder = holder
+        self.transcript = Transcript()
+        self.skipped_bytes = 0
+        self.written_bytes = 0
+        self._port: Port | None = None
+        self._session: Session | None = None
+        self._console: Console | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the port is open."""
+        return self._port is not None
+
+    @property
+    def port(self) -> Port:
+        """The open port.
+
+        Raises:
+            PortError, BackendError: if it cannot be opened.
+        """
+        with self._lock:
+            if self._port is None:
+                self._port = self.board.open()
+            return self._port
+
+    @property
+    def session(self) -> Session:
+        """esptool's connection; using it brings the chip into its loader."""
+        from pytest_esp.link.session import Session
+
+        port = self.port
+        if self._session is None:
+            real = not self.board.virtual
+            self._session = Session(
+                port,
+                self.board.chip,
+                board=self.board.name,
+                reset=lambda: self.board.reset(bootloader=True),
+                baudrate=self.board.spec.baud if real else _ROM_BAUDRATE,
+                usb=real,
+                transcript=self.transcript,
+            )
+        return self._session
+
+    @property
+    def console(self) -> Console:
+        """What the app prints."""
+        from pytest_esp.link.console import Console
+
+        port = self.port
+        if self._console is None:
+            self._console = Console(port, board=self.board.name)
+        return self._console
+
+    def reset(self, bootloader: bool) -> None:
+        """Reset the chip into its loader, or let it start what its flash holds.
+
+        The console goes on where it was: bytes that were not read yet stay in front of the boot log.
+
+        Raises:
+            LinkError: if the chip does not take part.
+        """
+        port = self.port
+        session = self.session
+        if bootloader:
+            session.drop()
+            with session.use("reset into the loader", stub=False):
+                return
+        if session.is_connected or not self.board.virtual:
+            self.console.poll()
+        session.drop()
+        port.baudrate = _ROM_BAUDRATE
+        if not self.board.reset(bootloader=False):
+            self._hard_reset(port)
+
+    def _hard_reset(self, port: Port) -> None:
+        """Pulse EN by RTS, with the strap (DTR) left alone."""
+        from esptool.reset import HardReset
+
+        try:
+            HardReset(port)()  # type: ignore[arg-type]
+        except OSError as error:
+            raise LinkError(f"RTS cannot be driven: {error}", board=self.board.name, attempted="hard reset") from error
+
+    def power_cycle(self) -> None:
+        """Take the board's power away and give it back.
+
+        Raises:
+            BackendError: if nothing can switch it.
+        """
+        self.board.power_cycle()
+        if self._session is not None:
+            self._session.drop()
+
+    def close(self) -> None:
+        """Close the port and stop a virtual board. Closing twice is harmless."""
+        with self._lock:
+            self._session = self._console = None
+            if self._port is not None:
+                self._port = None
+                self.board.close()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
