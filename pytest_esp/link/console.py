@@ -111,12 +111,11 @@ class Console:
         deadline = time.monotonic() + timeout
         searched = self._position
         while True:
-            match = wanted.search(self._plain, max(self._position, searched - _OVERLAP))
+            begin = max(self._position, searched - _OVERLAP)
+            match = wanted.search(bytes(self._plain[begin:]))
             if match is not None:
-                self._position = match.end()
-                # A copy of its own: the buffer under a match object cannot grow any more.
-                found = wanted.search(bytes(self._plain[match.start() : match.end()]))
-                return found if found is not None else match
+                self._position = begin + match.end()
+                return match
             searched = len(self._plain)
             remaining = deadline - time.monotonic()
             if remaining <= 0:

@@ -1,0 +1,167 @@
+"""Operations on the chip itself: who it is, how it is reset, what its registers say."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from esptool.cmds import DETECTED_FLASH_SIZES
+
+from pytest_esp.errors import LinkError, OperationError
+from pytest_esp.link.console import ConsoleError
+from pytest_esp.link.link import Link
+from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.units import parse_size
+
+_BOOT_TIMEOUT = 3.0
+# What a chip says first: the ROM's banner, of any generation.
+_ROM_BANNER = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ 0-9]\d \d{4}|rst:0x|rst cause")
+
+
+@dataclass(frozen=True)
+class ChipIdentity:
+    """Who answers.
+
+    Attributes:
+        chip: as esptool names it, e.g. ``"esp32c3"``.
+        description: with package and revision, e.g. ``"ESP32-C3 (QFN32) (revision v0.4)"``.
+        revision: major * 100 + minor; None where the chip does not tell (secure download mode, ESP8266).
+        mac: base MAC address, ``"7c:df:a1:00:00:01"``; None in secure download mode.
+        features: as esptool lists them.
+        crystal_mhz: frequency of the crystal; None in secure download mode.
+        flash_id: manufacturer, type and capacity as RDID gives them; None in secure download mode.
+        flash_size: bytes, by the id; None if it is unknown.
+        secure_download: whether the ROM is in secure download mode.
+        stub: whether esptool's stub flasher runs.
+        connect_seconds: how long it took until the chip answered; 0 on a warm link.
+    """
+
+    chip: str
+    description: str
+    revision: int | None
+    mac: str | None
+    features: tuple[str, ...]
+    crystal_mhz: int | None
+    flash_id: int | None
+    flash_size: int | None
+    secure_download: bool
+    stub: bool
+    connect_seconds: float
+
+
+@operation(Effect.READ)
+def identify(link: Link) -> ChipIdentity:
+    """Return who the chip is: type, revision, MAC address, features, crystal and flash.
+
+    Source: the getters of esptool's target classes.
+
+    Raises:
+        LinkError: if it does not answer; WrongChipError: if it is not the chip that boards.toml promises.
+    """
+    session = link.session
+    begun = time.monotonic()
+    warm = session.is_connected
+    with session.use("identify", flash=True) as esp:
+        connected = 0.0 if warm else time.monotonic() - begun
+        if esp.secure_download_mode:
+            return ChipIdentity(
+                session.chip, esp.CHIP_NAME, None, None, (), None, None, None, True, esp.IS_STUB, connected
+            )
+        flash_id = int(esp.flash_id())
+        return ChipIdentity(
+            chip=session.chip,
+            description=esp.get_chip_description(),
+            revision=None if session.chip == "esp8266" else esp.get_chip_revision(),
+            mac=bytes(esp.read_mac("BASE_MAC")).hex(":"),
+            features=tuple(esp.get_chip_features()),
+            crystal_mhz=esp.get_crystal_freq(),
+            flash_id=flash_id,
+            flash_size=flash_size_of(flash_id),
+            secure_download=False,
+            stub=esp.IS_STUB,
+            connect_seconds=connected,
+        )
+
+
+def flash_size_of(flash_id: int) -> int | None:
+    """Return the size in bytes that a flash id stands for (``esptool.cmds.DETECTED_FLASH_SIZES``), if it is known."""
+    name = DETECTED_FLASH_SIZES.get(flash_id >> 16)
+    return parse_size(name) if name else None
+
+
+@dataclass(frozen=True)
+class ResetResult:
+    """What the chip did after a reset.
+
+    Attributes:
+        mode: where it is now.
+        seconds: from the reset to the proof.
+        output: what the console said (to the app only), without ANSI sequences.
+    """
+
+    mode: Literal["app", "bootloader"]
+    seconds: float
+    output: str
+
+
+@operation(Effect.READ)
+def reset(link: Link, to: str = "app", wait: float = _BOOT_TIMEOUT) -> ResetResult:
+    """Reset the chip ``to="app"`` or ``to="bootloader"`` and check by what it then does.
+
+    The bootloader proves itself by an answer to SYNC; the app by the ROM's banner on the console, for which *wait*
+    seconds are given.
+
+    Raises:
+        LinkError: if the proof does not come.
+        OperationError: for another *to*.
+    """
+    begun = time.monotonic()
+    if to == "bootloader":
+        link.reset(bootloader=True)
+        return ResetResult("bootloader", time.monotonic() - begun, "")
+    if to != "app":
+        raise OperationError(
+            f"there is no reset to {to!r}", board=link.board.name, attempted="reset", hint="use 'app' or 'bootloader'"
+        )
+    link.reset(bootloader=False)
+    console = link.console
+    start = len(console.text)
+    try:
+        console.expect(_ROM_BANNER, timeout=wait)
+    except ConsoleError as error:
+        raise LinkError(
+            "it did not start: no boot banner came",
+            board=link.board.name,
+            attempted="reset to the app",
+            hint="a chip whose console is not on this port (USB) says nothing here; else check EN and its supply",
+        ) from error
+    console.poll()
+    return ResetResult("app", time.monotonic() - begun, console.text[start:])
+
+
+@operation(Effect.READ)
+def change_baudrate(link: Link, baudrate: int) -> int:
+    """Go on at *baudrate* and return it, once the chip has answered at that rate.
+
+    Raises:
+        LinkError: if it does not.
+        OperationError: on a ROM that cannot change it (ESP8266 without stub).
+    """
+    link.session.change_baudrate(baudrate)
+    return baudrate
+
+
+@operation(Effect.READ)
+def read_register(link: Link, address: int | str) -> int:
+    """Return the 32-bit word at *address* (``ESPLoader.read_reg``).
+
+    Raises:
+        OperationError: if the address is not aligned or not in the chip's memory map.
+    """
+    number = parse_size(address)
+    with link.session.use(f"reading the register at {number:#x}", stub=False) as esp:
+        if number % 4:
+            raise OperationError(f"{number:#x} is not a multiple of 4", hint="registers are 32-bit words")
+        return int(esp.read_reg(number))

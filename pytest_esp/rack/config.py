@@ -1,0 +1,230 @@
+"""Reads boards.toml. A wrong file is refused with file, line, key, what was expected and the nearest valid name."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pytest_esp.errors import RackError
+from pytest_esp.names import nearest
+from pytest_esp.rack.rack import Rack
+from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power
+
+FILE_NAME = "boards.toml"
+ENVIRONMENT = "PYTEST_ESP_RACK"
+
+_DEFAULT: dict[str, Any] = {
+    "boards": {
+        "virtual-esp32": {"backend": "sim", "chip": "esp32", "flash_size": "4MB"},
+        "virtual-s3": {"backend": "sim", "chip": "esp32s3", "flash_size": "8MB"},
+        "virtual-c3": {"backend": "sim", "chip": "esp32c3", "flash_size": "4MB"},
+        "virtual-c6": {"backend": "sim", "chip": "esp32c6", "flash_size": "4MB"},
+    }
+}
+
+
+class _RackTable(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "default"
+    lock_dir: Path | None = None
+
+
+def load_rack(path: Path | None = None) -> Rack:
+    """Return the rack of *path*, of ``PYTEST_ESP_RACK``, of the nearest boards.toml upwards, or the built-in one.
+
+    The built-in rack has four simulated chips: esp32, esp32s3, esp32c3, esp32c6.
+
+    Raises:
+        RackError: if a file is named that cannot be read, or the file is wrong; all its errors are named at once.
+    """
+    if path is None and (named := os.environ.get(ENVIRONMENT)):
+        path = Path(named)
+    if path is None:
+        path = _nearest_file(Path.cwd())
+    if path is None:
+        return _build(None, "", _DEFAULT)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RackError(
+            f"the rack file {path} cannot be read: {reason}", hint=f"--rack FILE or {ENVIRONMENT} names another one"
+        ) from error
+    try:
+        return _build(path, text, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        where = f"{path}:{line[1]}" if line else str(path)
+        raise RackError(f"{where}: this is not TOML: {error}") from error
+
+
+def _nearest_file(folder: Path) -> Path | None:
+    return next((found for parent in (folder, *folder.parents) if (found := parent / FILE_NAME).is_file()), None)
+
+
+def _build(path: Path | None, text: str, data: dict[str, Any]) -> Rack:
+    problems = _Problems(path, text)
+    problems.check_names((), data, ("rack", "boards"))
+    table = _validate(problems, ("rack",), _RackTable, _table(problems, data, "rack"))
+    specs: dict[str, BoardSpec] = {}
+    for name, entry in _table(problems, data, "boards").items():
+        for spec in _board(problems, path, name, entry):
+            if spec.name in specs:
+                problems.add(("boards", name), f"there is another board named {spec.name!r}")
+            specs[spec.name] = spec
+    if "boards" not in data:
+        problems.add((), "it has no board: a table [boards.NAME] is needed")
+    problems.raise_if_any()
+    assert isinstance(table, _RackTable)
+    lock_dir = table.lock_dir
+    if lock_dir is not None and path is not None:
+        lock_dir = path.resolve().parent / lock_dir.expanduser()
+    return Rack(table.name, path, specs, lock_dir)
+
+
+def _table(problems: _Problems, data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key, {})
+    if not isinstance(value, dict):
+        problems.add((key,), f"[{key}] must be a table, not {value!r}")
+        return {}
+    return cast(dict[str, Any], value)
+
+
+def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> list[BoardSpec]:
+    key = ("boards", name)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        problems.add(key, f"{name!r} is no name for a board: letters, digits, - _ and . are")
+    if not isinstance(entry, dict):
+        problems.add(key, f"[boards.{name}] must be a table, not {entry!r}")
+        return []
+    entry = cast(dict[str, Any], entry)
+    problems.check_names(key, entry, BoardSpec.model_fields.keys() - {"name"})
+    if isinstance(entry.get("power"), dict):
+        problems.check_names((*key, "power"), cast(dict[str, Any], entry["power"]), Power.model_fields)
+    _check_choice(problems, (*key, "backend"), entry, _backends())
+    _check_choice(problems, (*key, "chip"), entry, _chips())
+    if problems.found_in(key):
+        return []
+    known = {**entry, **_absolute_paths(path, entry), "name": name}
+    spec = _validate(problems, key, BoardSpec, known)
+    if not isinstance(spec, BoardSpec):
+        return []
+    if "count" not in entry:
+        return [spec]
+    for file in ("flash_file", "efuse_file", "mac"):
+        if spec.count > 1 and file in entry:
+            problems.add((*key, file), f"`{file}` cannot be shared by {spec.count} boards")
+    return [spec.model_copy(update={"name": f"{name}-{number}"}) for number in range(1, spec.count + 1)]
+
+
+def _absolute_paths(path: Path | None, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry's files as absolute paths: they are relative to the rack file."""
+    folder = path.resolve().parent if path else Path.cwd()
+    return {
+        key: folder / Path(entry[key]).expanduser()
+        for key in ("flash_file", "efuse_file")
+        if isinstance(entry.get(key), str)
+    }
+
+
+def _check_choice(problems: _Problems, key: tuple[str, ...], entry: dict[str, Any], choices: list[str]) -> None:
+    value = entry.get(key[-1])
+    if value is None:
+        problems.add(key[:-1], f"`{key[-1]}` is missing: one of {', '.join(choices)}")
+    elif value not in choices:
+        problems.add(key, f"`{key[-1]}`: {value!r} is not known; nearest: {nearest(str(value), choices)}")
+
+
+def _backends() -> list[str]:
+    return [*BACKENDS, *sorted(entry_points(group="pytest_esp.backends").names - set(BACKENDS))]
+
+
+def _chips() -> list[str]:
+    from esptool.targets import CHIP_LIST
+
+    return CHIP_LIST
+
+
+def _validate(problems: _Problems, key: tuple[str, ...], model: type[BaseModel], data: dict[str, Any]) -> Any:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        for item in error.errors():
+            place = (*key, *(part for part in item["loc"] if isinstance(part, str)))
+            if item["type"] == "extra_forbidden":
+                problems.check_names(key, {place[-1]: None}, model.model_fields)
+                continue
+            text = item["msg"].removeprefix("Value error, ")
+            shown = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
+            problems.add(place, f"`{place[-1]}`: {text}{shown}" if len(place) > len(key) else text)
+        return None
+
+
+class _Problems:
+    """Collects what is wrong with a file, with the line of each key."""
+
+    def __init__(self, path: Path | None, text: str) -> None:
+        self._path = path
+        self._lines = locate_keys(text)
+        self._found: list[tuple[tuple[str, ...], str]] = []
+
+    def add(self, key: tuple[str, ...], message: str) -> None:
+        self._found.append((key, message))
+
+    def found_in(self, key: tuple[str, ...]) -> bool:
+        return any(found[: len(key)] == key for found, _ in self._found)
+
+    def check_names(self, key: tuple[str, ...], data: dict[str, Any], names: Any) -> None:
+        for name in data:
+            if name not in names:
+                self.add((*key, name), f"unknown key `{name}`; nearest: {nearest(name, names)}")
+
+    def raise_if_any(self) -> None:
+        if not self._found:
+            return
+        lines = sorted((self._line(key), ".".join(key), message) for key, message in self._found)
+        where = self._path or "built-in rack"
+        text = "\n".join(f"{where}:{line}: {f'[{key}] ' if key else ''}{message}" for line, key, message in lines)
+        raise RackError(text, hint="see docs/boards.md for the keys")
+
+    def _line(self, key: tuple[str, ...]) -> int:
+        while key and key not in self._lines:
+            key = key[:-1]
+        return self._lines.get(key, 1)
+
+
+_KEY = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)"""
+_DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
+_HEADER = re.compile(rf"^\s*\[\[?\s*({_DOTTED})\s*\]\]?")
+_ASSIGNMENT = re.compile(rf"^\s*({_DOTTED})\s*=")
+_INLINE = re.compile(rf"[{{,]\s*({_DOTTED})\s*=")
+
+
+def locate_keys(text: str) -> dict[tuple[str, ...], int]:
+    """Return the line (from 1) of every key of a TOML text; tomllib does not tell.
+
+    Keys within strings that span lines may be listed as well; nobody asks for them.
+    """
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            table = _parts(header[1])
+            lines.setdefault(table, number)
+        elif assignment := _ASSIGNMENT.match(line):
+            key = (*table, *_parts(assignment[1]))
+            lines.setdefault(key, number)
+            for inline in _INLINE.finditer(line, assignment.end()):
+                lines.setdefault((*key, *_parts(inline[1])), number)
+    return lines
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip("\"'") for part in re.findall(_KEY, dotted))

@@ -1,0 +1,98 @@
+"""The boards of one boards.toml."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platformdirs import user_state_path
+
+from pytest_esp.errors import LeaseError, NoMatchError, RackError
+from pytest_esp.names import nearest
+from pytest_esp.rack import lease as leases
+from pytest_esp.rack.requirement import Requirement
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.spec import BoardSpec
+
+STATE_ENVIRONMENT = "PYTEST_ESP_STATE_DIR"
+
+
+@dataclass(frozen=True)
+class Rack:
+    """Which boards there are.
+
+    Attributes:
+        path: the file it was read from; None for the built-in rack.
+        boards: by name, in the order of the file.
+        lock_dir: where ``[rack] lock_dir`` wants the locks.
+    """
+
+    name: str
+    path: Path | None
+    boards: Mapping[str, BoardSpec]
+    lock_dir: Path | None = None
+
+    def board(self, name: str) -> BoardSpec:
+        """Return the board of that name.
+
+        Raises:
+            RackError: if there is none.
+        """
+        if name not in self.boards:
+            raise RackError(f"the rack has no board {name!r}; nearest: {nearest(name, self.boards)}")
+        return self.boards[name]
+
+    def match(self, requirement: Requirement) -> list[BoardSpec]:
+        """Return the boards that fit, in the order of the file.
+
+        Raises:
+            NoMatchError: if so many can never be had; says for each board what it lacks.
+        """
+        found = [spec for spec in self.boards.values() if requirement.matches(spec)]
+        if len(found) >= requirement.count:
+            return found
+        reasons = [f"{spec.name}: {why}" for spec in self.boards.values() if (why := requirement.why_not(spec))]
+        have = f"only {len(found)} of {requirement.count} boards fit" if found else "no board of the rack fits"
+        raise NoMatchError(f"{have} ({requirement.describe()}): " + "; ".join(reasons or ["it has no more boards"]))
+
+    def lease(
+        self,
+        requirement: Requirement,
+        *,
+        purpose: str,
+        timeout: float | None = None,
+        on_wait: leases.OnWait | None = None,
+    ) -> list[leases.Lease]:
+        """Take the boards that a requirement asks for; see `lease.acquire`.
+
+        Raises:
+            NoMatchError: if they can never be had; LeaseError: if they do not become free in *timeout* seconds.
+        """
+        return leases.acquire(
+            self.match(requirement),
+            rack=self,
+            purpose=purpose,
+            count=requirement.count,
+            timeout=timeout,
+            on_wait=on_wait,
+        )
+
+    def state_dir(self, spec: BoardSpec) -> Path:
+        """Return the folder (made if missing) that keeps what a virtual board would keep in its flash.
+
+        Raises:
+            LeaseError: if it cannot be made.
+        """
+        root = os.environ.get(STATE_ENVIRONMENT)
+        folder = (Path(root) if root else user_state_path("pytest-esp")) / leases.file_stem(spec, self)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LeaseError(
+                f"the state folder {folder} cannot be made: {error.strerror}", hint=f"name another: {STATE_ENVIRONMENT}"
+            ) from error
+        return folder
