@@ -34,6 +34,12 @@ class Transcript:
         """All of it."""
         return "".join(self._parts)
 
+    def clear(self) -> None:
+        """Begin anew."""
+        self._parts.clear()
+        self._size = 0
+        self.warnings.clear()
+
     def add(self, text: str) -> None:
         """Append *text*; the oldest goes when it grows too long."""
         self._parts.append(text)
