@@ -91,33 +91,20 @@ def posture(link: Link) -> SecurityPosture:
         LinkError: if the eFuses cannot be read: an unreachable board has no clean bill.
         OperationError: on an ESP8266, which has none.
     """
-    fuses = {name: field.value for name, field in read_all(link).fields.items()}
+    fuses = read_all(link).fields
+    bits = {name: int(field.bits, 2) for name, field in fuses.items() if field.bits is not None}
 
     def burnt(names: tuple[str, ...]) -> bool:
-        return any(_number(fuses[name]) for name in names if name in fuses)
+        return any(bits.get(name, 0) for name in names)
 
-    # A soft disable counts bits: an odd number disables (it may be re-enabled by HMAC), as the ROM reads it.
-    soft = bool(_number(fuses.get(_SOFT_JTAG_OFF, 0)).bit_count() & 1)
-    pads_closed = burnt(_PAD_JTAG_OFF) or soft
+    # A soft disable counts bits: an odd number disables (HMAC may enable it again), as the ROM reads it.
+    pads_closed = burnt(_PAD_JTAG_OFF) or bool(bits.get(_SOFT_JTAG_OFF, 0).bit_count() & 1)
     usb_open = any(name in fuses for name in _USB_JTAG_OFF) and not burnt(_USB_JTAG_OFF)
     decisive = (*_CRYPT_COUNTERS, *_SECURE_BOOT, *_PAD_JTAG_OFF, _SOFT_JTAG_OFF, *_USB_JTAG_OFF, *_DOWNLOAD_OFF)
     return SecurityPosture(
-        flash_encryption=any(_number(fuses[name]).bit_count() & 1 for name in _CRYPT_COUNTERS if name in fuses),
+        flash_encryption=any(bits.get(name, 0).bit_count() & 1 for name in _CRYPT_COUNTERS),
         secure_boot=burnt(_SECURE_BOOT),
         jtag=not pads_closed or usb_open,
         download_mode="disabled" if burnt(_DOWNLOAD_OFF) else "secure" if burnt(_DOWNLOAD_SECURE) else "enabled",
-        fuses={name: str(fuses[name]) for name in (*decisive, *_DOWNLOAD_SECURE) if name in fuses},
+        fuses={name: str(fuses[name].value) for name in (*decisive, *_DOWNLOAD_SECURE) if name in fuses},
     )
-
-
-def _number(value: object) -> int:
-    """Return an eFuse's value as a number; espefuse words some of them (``"Enable"``, ``"0b001 ..."``)."""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, int):
-        return value
-    text = str(value).strip()
-    try:
-        return int(text.split()[0], 0)
-    except (ValueError, IndexError):
-        return int(text.lower() not in ("", "false", "disable", "disabled"))

@@ -1,0 +1,106 @@
+"""The operations bound to one board: what the fixture `esp` is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from pytest_esp.link.link import Link
+from pytest_esp.operations import chip, efuse, flash, partitions, security
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class bound(Generic[P, R]):  # noqa: N801 - used like a decorator
+    """Makes an operation (a function over a `Link`) a method of a face, with its signature and docstring."""
+
+    def __init__(self, function: Callable[Concatenate[Link, P], R]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    @overload
+    def __get__(self, face: None, owner: type[Any]) -> bound[P, R]: ...
+    @overload
+    def __get__(self, face: Face, owner: type[Any]) -> Callable[P, R]: ...
+    def __get__(self, face: Face | None, owner: type[Any]) -> bound[P, R] | Callable[P, R]:
+        """Return the operation with the face's link filled in."""
+        if face is None:
+            return self
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self.function(face.link, *args, **kwargs)
+
+        call.__doc__ = self.__doc__
+        return call
+
+
+class Face:
+    """The operations of one module, on one board."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+
+class ChipFace(Face):
+    """`pytest_esp.operations.chip`."""
+
+    identify = bound(chip.identify)
+    reset = bound(chip.reset)
+    change_baudrate = bound(chip.change_baudrate)
+    read_register = bound(chip.read_register)
+
+
+class FlashFace(Face):
+    """`pytest_esp.operations.flash`."""
+
+    info = bound(flash.info)
+    read = bound(flash.read)
+    write = bound(flash.write)
+    erase = bound(flash.erase)
+    verify = bound(flash.verify)
+    md5 = bound(flash.md5)
+
+
+class EfuseFace(Face):
+    """`pytest_esp.operations.efuse`."""
+
+    read_all = bound(efuse.read_all)
+    read = bound(efuse.read)
+    plan = bound(efuse.plan)
+    burn = bound(efuse.burn)
+
+
+class SecurityFace(Face):
+    """`pytest_esp.operations.security`."""
+
+    info = bound(security.info)
+    posture = bound(security.posture)
+
+
+class PartitionsFace(Face):
+    """`pytest_esp.operations.partitions`."""
+
+    read = bound(partitions.read)
+    find = bound(partitions.find)
+
+
+class Esp:
+    """Everything that can be done to one board.
+
+    Attributes:
+        link: the open wire, for what no operation covers (``esp.link.session.use(...)`` yields esptool's own object).
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.chip = ChipFace(link)
+        self.flash = FlashFace(link)
+        self.efuse = EfuseFace(link)
+        self.security = SecurityFace(link)
+        self.partitions = PartitionsFace(link)
+
+    @property
+    def transcript(self) -> str:
+        """What esptool and espefuse have said on this board so far."""
+        return self.link.transcript.text
