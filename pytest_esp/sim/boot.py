@@ -31,7 +31,13 @@ _ROM_LABEL = {
     "esp32p4": "esp32p4-eco1-20240205",
 }
 _FLASH_STRAP = {"esp32": (0x13, 0x3), "esp32c3": (0xD, 0x5)}
-_RESET_CODE = {"POWERON": 0x1, "RTC_SW_CPU_RST": 0xC, "RTCWDT_SYS_RST": 0x10, "BROWNOUT": 0xF, "TG0WDT_SYS_RST": 0x7}
+_RESET_CODE = {
+    "POWERON": 0x1,
+    "RTC_SW_CPU_RST": 0xC,
+    "RTCWDT_RTC_RST": 0x10,
+    "BROWNOUT": 0xF,
+    "TG0WDT_SYS_RST": 0x7,
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,11 @@ def download_banner(model: ChipModel, reason: str) -> bytes:
 
 
 def boot(
-    model: ChipModel, flash: NorFlash, reason: str, revision: int, read: Callable[[int, int], bytes] | None = None
+    model: ChipModel,
+    flash: NorFlash,
+    reason: str,
+    revision: int,
+    read: Callable[[int, int], bytes] | None = None,
 ) -> BootResult:
     """Boot from *flash* as a chip of *revision* (major * 100 + minor) does after a reset for *reason*.
 
@@ -176,9 +186,13 @@ def _second_stage(
 def _read_table(read: Read) -> list[PartitionDefinition]:
     try:
         table = PartitionTable.from_binary(read(PARTITION_TABLE_OFFSET, _TABLE_SIZE))
-    except Exception as error:  # esp-idf-defs raises errors of several kinds, some bare, for bytes that are no table
+    except (
+        Exception
+    ) as error:  # esp-idf-defs raises errors of several kinds, some bare, for bytes that are no table
         text = str(error)
-        raise ImageError("Incorrect MD5 checksum" if "MD5" in text else f"partition 0 invalid ({text})") from None
+        raise ImageError(
+            "Incorrect MD5 checksum" if "MD5" in text else f"partition 0 invalid ({text})"
+        ) from None
     if not table:
         raise ImageError("partition 0 invalid magic number 0xffff")
     return list(table)
@@ -214,7 +228,9 @@ def _is_ota(part: PartitionDefinition) -> bool:
     return part.type == APP_TYPE and _FIRST_OTA <= part.subtype < _FIRST_OTA + _OTA_SLOTS
 
 
-def _order(flash: NorFlash, read: Read, table: list[PartitionDefinition], log: _Log) -> list[PartitionDefinition]:
+def _order(
+    flash: NorFlash, read: Read, table: list[PartitionDefinition], log: _Log
+) -> list[PartitionDefinition]:
     """Return the slots in the order in which the bootloader tries them."""
     factory = [part for part in table if part.type == APP_TYPE and part.subtype == _SUBTYPE_FACTORY]
     slots = sorted((part for part in table if _is_ota(part)), key=lambda part: part.subtype)
@@ -266,7 +282,10 @@ def _rewrite(flash: NorFlash, address: int, entry: OtaDataSelectEntry) -> None:
 
 def _print_start(log: _Log, slot: PartitionDefinition, image: Image) -> None:
     for number, part in enumerate(image.segments):
-        log.info("esp_image", f"segment {number}: paddr={part.offset:08x} vaddr={part.address:08x} size={part.size:05x}h")
+        log.info(
+            "esp_image",
+            f"segment {number}: paddr={part.offset:08x} vaddr={part.address:08x} size={part.size:05x}h",
+        )
     log.info("boot", f"Loaded app from partition at offset 0x{slot.offset:x}")
     app = image.app
     if app is not None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import re
 import struct
 from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import BackendError
+from pytest_esp.sim import crypt
 from pytest_esp.sim.app import App, SilentApp
 from pytest_esp.sim.boot import BootResult, boot, download_banner
 from pytest_esp.sim.bus import Bus
@@ -18,14 +17,19 @@ from pytest_esp.sim.efuse import Efuses
 from pytest_esp.sim.flash import NorFlash
 from pytest_esp.sim.loader import Loader, RomLoader, StubLoader
 from pytest_esp.sim.model import ChipModel
-from pytest_esp.wire.loop import call_later
+from pytest_esp.wire.loop import Timer, call_later
 from pytest_esp.wire.reset import AutoResetCircuit
 from pytest_esp.wire.wire import Wire
 
-Mode = Literal["bootloader", "stub", "app", "ram-app", "held", "off"]
+Mode = Literal["bootloader", "stub", "app", "ram-app", "locked", "held", "off"]
+"""``locked``: download mode was asked for, and is disabled by an eFuse."""
 OnClose = Literal["bootloader", "app", "keep"]
 
 _ROM_BAUDRATE = 115200
+_BAUDRATE_TOLERANCE = 0.04  # half a bit in a frame of ten, shared by both ends
+_BOOT_LOOP_PERIOD = 1.0  # seconds until the watchdog bites a chip whose flash holds nothing to start
+# Noise as a UART at the wrong speed sees it: no byte of it can be a frame's end, or text.
+_NOISE = bytes(0x80 | (byte ^ 0x5A) & 0x3F for byte in range(256))
 _MAC = re.compile(r"([0-9a-fA-F]{2})[:-]?" * 5 + r"([0-9a-fA-F]{2})")
 # Where the ESP32-S3's ROM keeps the pointer that esptool bends to start its stub under secure boot.
 _S3_ROM_READ_POINTER = 0x3FCEF688
@@ -47,7 +51,8 @@ class SimChip:
         app: what runs once the bootloader has called ``app_main``.
         rise_time: see `AutoResetCircuit`; 0 suits hosts in the same process.
         on_close: what a host without reset lines leaves behind when it closes while a loader runs: the ROM loader, the
-            app, or everything as it is.
+            app, or everything as it is. With ``bootloader``, one that closes on a program in RAM or on a failed boot
+            leaves the ROM loader too, unless it has just started that itself: the next one shall see its output.
         name: what the MAC address is made from if none is given.
 
     Raises:
@@ -83,14 +88,21 @@ class SimChip:
         self.wire.device = self
         self.baudrate = _ROM_BAUDRATE
         self._host_baudrate: int | None = None
+        self._speed_is_settled = False
+        self._left_the_loader = False
         self.bus = Bus(
-            self.model, self.flash, self.efuses, self._fixed_registers(), self._watchdog, lambda: self.baudrate
+            self.model,
+            self.flash,
+            self.efuses,
+            self._fixed_registers(),
+            self._watchdog,
+            lambda: self.baudrate,
         )
         self._on_close = on_close
         self._app_class: type[App] = app or SilentApp
         self._app: App | None = None
         self._loader: Loader | None = None
-        self._resets = 0
+        self._reboot: Timer | None = None
         self.mode: Mode = "off"
         self.last_boot: BootResult | None = None
         self._circuit = AutoResetCircuit(self.hold, self._reset_by_pin, rise_time, self.wire.lock)
@@ -110,6 +122,9 @@ class SimChip:
 
     def hold(self) -> None:
         """Hold the chip in reset: it says nothing and hears nothing."""
+        if self._reboot is not None:
+            self._reboot.cancel()
+            self._reboot = None
         self._stop_app()
         self._loader = None
         self.mode = "held"
@@ -119,8 +134,8 @@ class SimChip:
         with self.wire.lock:
             self._circuit.cancel()
             self.hold()
-            self._resets += 1
             self.baudrate = _ROM_BAUDRATE
+            self._speed_is_settled = False
             reason, self._reset_reason = self._reset_reason, "POWERON"
             if bootloader:
                 self._start_loader(reason)
@@ -142,9 +157,14 @@ class SimChip:
             self.efuses.save()
 
     def _start_loader(self, reason: str) -> None:
+        if self.efuses is not None and self.efuses.field(
+            "UART_DOWNLOAD_DIS" if self.model.is_esp32 else "DIS_DOWNLOAD_MODE"
+        ):
+            self.mode = "locked"
+            return
+        self.transmit(download_banner(self.model, reason))
         self._loader = RomLoader(self)
         self.mode = "bootloader"
-        self.transmit(download_banner(self.model, reason))
 
     def _boot(self, reason: str) -> None:
         result = boot(self.model, self.flash, reason, self.revision, read=self._flash_as_the_cpu_sees_it)
@@ -153,6 +173,10 @@ class SimChip:
         self.transmit(result.log)
         if result.started:
             self._start_app(self._app_class, result)
+        elif not self.model.is_8266:  # whose ROM stops here
+            self._reset_later(
+                _BOOT_LOOP_PERIOD, "TG0WDT_SYS_RST" if not self.model.is_esp32 else "RTCWDT_RTC_RST"
+            )
 
     def _start_app(self, app_class: type[App], result: BootResult | None) -> None:
         self._app = app_class(self.transmit, self._restart_by_software, result)
@@ -173,15 +197,19 @@ class SimChip:
 
     def _watchdog(self, delay: float) -> None:
         """Reset in *delay* seconds: by then the loader has answered the write that armed the watchdog."""
-        resets = self._resets
+        self._reset_later(min(max(delay, 0.01), 5.0), "RTCWDT_RTC_RST")
 
+    def _reset_later(self, delay: float, reason: str) -> None:
         def bite() -> None:
             with self.wire.lock:
-                if resets == self._resets and self.mode in ("bootloader", "stub"):
-                    self._reset_reason = "RTCWDT_SYS_RST"
+                if self._reboot is timer:
+                    self._left_the_loader |= self._loader is not None
+                    self._reset_reason = reason
                     self.reset(bootloader=self._download_boot_is_forced())
 
-        call_later(min(max(delay, 0.01), 5.0), bite)
+        if self._reboot is not None:
+            self._reboot.cancel()
+        self._reboot = timer = call_later(delay, bite)
 
     def _download_boot_is_forced(self) -> bool:
         rom = self.model.rom
@@ -193,11 +221,11 @@ class SimChip:
 
     def receive(self, data: bytes) -> None:
         """Take bytes from a host; at another baud rate than the chip's they are noise."""
-        if self._host_baudrate and self._loader is not None and not self._speeds_fit():
-            if not isinstance(self._loader, RomLoader):
+        if not self._speeds_fit():
+            if self._speed_is_settled or not isinstance(self._loader, RomLoader):
                 return
-            # The ROM measures the host's baud rate anew on every SYNC; nothing else gets through.
-            self.baudrate = self._host_baudrate
+            # The ROM measures the host's baud rate on the first SYNC after a reset.
+            self.baudrate = self._host_baudrate or _ROM_BAUDRATE
         if self._loader is not None:
             self._loader.receive(data)
         elif self._app is not None:
@@ -214,28 +242,41 @@ class SimChip:
     def host_left(self, control_lines: bool) -> None:
         """Do what `on_close` says after a host that had no lines to reset the chip with."""
         self._host_baudrate = None
-        if not control_lines and self._loader is not None and self._on_close != "keep":
+        started_it, self._left_the_loader = self._left_the_loader, False
+        if control_lines or self._on_close == "keep":
+            return
+        if self._loader is not None:
             self.reset(bootloader=self._on_close == "bootloader")
+        elif self._on_close == "bootloader" and not started_it and self._runs_nothing_from_flash():
+            self.reset(bootloader=True)
 
     def transmit(self, data: bytes) -> None:
-        """Send bytes to the hosts; those at another baud rate see noise, of which a loader's frames do not survive."""
-        if self._host_baudrate and self._loader is not None and not self._speeds_fit():
-            return
-        self.wire.transmit(data)
+        """Send bytes to the hosts; one at another baud rate sees noise."""
+        self.wire.transmit(data if self._speeds_fit() else data.translate(_NOISE))
 
     def _speeds_fit(self) -> bool:
-        return self._host_baudrate is None or abs(self._host_baudrate - self.baudrate) <= self.baudrate * 0.04
+        host = self._host_baudrate
+        return host is None or abs(host - self.baudrate) <= self.baudrate * _BAUDRATE_TOLERANCE
+
+    def _runs_nothing_from_flash(self) -> bool:
+        return self.mode == "ram-app" or (self.mode == "app" and self._app is None)
 
     # -- what the loaders ask of the chip
 
     def autobaud(self) -> None:
-        """Measure the host's baud rate, as the ROM does at a SYNC."""
-        if isinstance(self._loader, RomLoader) and self._host_baudrate:
+        """Measure the host's baud rate, as the ROM does at the first SYNC."""
+        if not self._speed_is_settled and self._host_baudrate:
             self.baudrate = self._host_baudrate
+        self._speed_is_settled = True
 
     def set_uart_baudrate(self, baudrate: int) -> None:
         """Change the UART's baud rate."""
         self.baudrate = baudrate
+
+    def leave_loader(self) -> None:
+        """Restart into what flash holds, because the host said so."""
+        self._left_the_loader = True
+        self.reset(bootloader=False)
 
     def run_ram(self, entry: int) -> None:
         """Jump to *entry*: a stub flasher of esptool's, or a program that was loaded into RAM."""
@@ -243,6 +284,7 @@ class SimChip:
             self._start_stub()
             return
         self._loader = None
+        self._left_the_loader = True
         self.mode = "ram-app"
         self._start_app(self._app_class, None)
 
@@ -281,38 +323,32 @@ class SimChip:
         return bool(self.efuses.field(counter).bit_count() & 1)
 
     def encrypt(self, address: int, data: bytes) -> bytes:
-        """Encrypt *data* for *address* with the key in the eFuses, as the ROM does for an encrypted write."""
-        import espsecure
-
-        return self._espsecure(espsecure.encrypt_flash_data, address, data)
+        """Encrypt *data* for *address* (both multiples of 16) with the key in the eFuses."""
+        return self._crypt(address, data, decrypt=False)
 
     def _flash_as_the_cpu_sees_it(self, address: int, size: int) -> bytes:
         if not self.flash_is_encrypted:
             return self.flash.read(address, size)
-        import espsecure
-
-        start = address & ~0xF
-        stored = self.flash.read(start, -(-(address + size - start) // 16) * 16)
-        plain = self._espsecure(espsecure.decrypt_flash_data, start, stored)
+        start = address // crypt.BLOCK * crypt.BLOCK
+        stored = self.flash.read(start, -(-(address + size - start) // crypt.BLOCK) * crypt.BLOCK)
+        plain = self._crypt(start, stored, decrypt=True)
         return plain[address - start : address - start + size]
 
-    def _espsecure(self, operation: object, address: int, data: bytes) -> bytes:
-        assert self.efuses is not None
-        assert callable(operation)
-        output = io.BytesIO()
-        key = io.BytesIO(self.efuses.encryption_key())
-        padded = io.BytesIO(data.ljust(-(-len(data) // 16) * 16, b"\xff"))
-        config = self.efuses.field("FLASH_CRYPT_CONFIG") or 0xF
-        with contextlib.redirect_stdout(io.StringIO()):
-            operation(key, output, address, config, not self.model.is_esp32, padded)
-        return output.getvalue()[: len(data)]
+    def _crypt(self, address: int, data: bytes, *, decrypt: bool) -> bytes:
+        if self.efuses is None:
+            return data
+        key = self.efuses.encryption_key()
+        if self.model.is_esp32:
+            return crypt.esp32(key, address, data, self.efuses.field("FLASH_CRYPT_CONFIG"), decrypt=decrypt)
+        return crypt.xts(key, address, data, decrypt=decrypt)
 
     # -- inside
 
     def _burn_secure_download(self) -> None:
         if self.efuses is None or not self.efuses.has_field("ENABLE_SECURITY_DOWNLOAD"):
             raise BackendError(
-                f"the {self.model.name} has no secure download mode", hint="chips from the ESP32-S2 on have it"
+                f"the {self.model.name} has no secure download mode",
+                hint="chips from the ESP32-S2 on have it",
             )
         self.efuses.preset("ENABLE_SECURITY_DOWNLOAD", 1)
 
@@ -347,7 +383,9 @@ _SECURITY_FLAGS = (
 def _parse_mac(text: str) -> bytes:
     match = _MAC.fullmatch(text.strip())
     if match is None:
-        raise BackendError(f"{text!r} is no MAC address", hint="expected six bytes in hex, e.g. 7C:DF:A1:00:00:01")
+        raise BackendError(
+            f"{text!r} is no MAC address", hint="expected six bytes in hex, e.g. 7C:DF:A1:00:00:01"
+        )
     mac = bytes(int(part, 16) for part in match.groups())
     if mac[0] & 1:
         raise BackendError(f"{text} is a multicast address", hint="bit 0 of the first byte must be 0")

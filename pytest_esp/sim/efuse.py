@@ -45,7 +45,8 @@ def _load(path: Path) -> bytes:
         return path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise BackendError(
-            f"the eFuse file {path} cannot be read: {error.strerror}", hint="it must be a readable, writable file"
+            f"the eFuse file {path} cannot be read: {error.strerror}",
+            hint="it must be a readable, writable file",
         ) from error
 
 
@@ -184,7 +185,9 @@ class Efuses:
     def _key_blocks(self) -> list[str]:
         blocks = self._controller.Blocks
         names = [blk.name for blk in map(blocks.get, blocks.BLOCKS)]
-        return ["BLOCK1"] if self._model.is_esp32 else [name for name in names if name.startswith("BLOCK_KEY")]
+        return (
+            ["BLOCK1"] if self._model.is_esp32 else [name for name in names if name.startswith("BLOCK_KEY")]
+        )
 
     def _block_bytes(self, name: str) -> bytes:
         blocks = self._controller.Blocks

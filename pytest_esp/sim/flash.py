@@ -177,7 +177,17 @@ class NorFlash:
         parameter = bytes([0x00, 0x06, 0x01, 0x10, 0x30, 0x00, 0x00, 0xFF])
         bits = self.size * 8
         density = bits - 1 if bits <= 1 << 31 else 0x80000000 | (bits.bit_length() - 1)
-        table = struct.pack("<9I", 0xFFF120E5, density, 0x6B08EB44, 0xBB42BB08, 0xFFFFFFFE, 0xFFFF, 0xEB21FFFF, *(0x520F200C, 0xFF00D810))
+        table = struct.pack(
+            "<9I",
+            0xFFF120E5,
+            density,
+            0x6B08EB44,
+            0xBB42BB08,
+            0xFFFFFFFE,
+            0xFFFF,
+            0xEB21FFFF,
+            *(0x520F200C, 0xFF00D810),
+        )
         return (header + parameter).ljust(0x30, b"\xff") + table.ljust(64, b"\x00")
 
 

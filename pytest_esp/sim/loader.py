@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from pytest_esp.sim import crypt
 from pytest_esp.wire.framing import Decoder, checksum, encode
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ Handler = Callable[..., bytes]
 
 # Status codes. The ROM's are in esptool.util.FatalError.WithResult, the stub's in the protocol documentation.
 ROM_INVALID, ROM_FAILED, ROM_BAD_CHECKSUM, ROM_INFLATE = 0x05, 0x06, 0x07, 0x0B
-STUB_BAD_LENGTH, STUB_BAD_CHECKSUM, STUB_INFLATE, STUB_NOT_BEGUN = 0xC0, 0xC1, 0xC7, 0xC6
+STUB_BAD_LENGTH, STUB_BAD_CHECKSUM, STUB_BAD_BLOCK_SIZE, STUB_SPI_FAILED = 0xC0, 0xC1, 0xC2, 0xC4
+STUB_NOT_BEGUN, STUB_INFLATE, STUB_TOO_LITTLE, STUB_TOO_MUCH = 0xC6, 0xC7, 0xC8, 0xC9
 STUB_NOT_IMPLEMENTED = 0xFF
 
 _SECTOR = 0x1000
+_LARGEST_READ = 128 * 1024 * 1024  # the largest flash there is
 
 
 class CommandError(Exception):
@@ -35,47 +38,83 @@ class CommandError(Exception):
 
 
 class FlashWriter:
-    """Takes the blocks of one flash download, plain or compressed, and puts them into flash in order."""
+    """Takes the blocks of one flash download, plain or compressed, and puts them into flash in order.
 
-    def __init__(self, chip: SimChip, address: int, block_size: int, *, compressed: bool, encrypted: bool) -> None:
+    Args:
+        size: bytes of flash that the download covers.
+        block_size: bytes of a plain block; the last one is padded to it.
+        erasing: erase each sector just before its first byte is written (the stub's way), and write no byte past
+            *size*. The ROM erased before, and takes what comes.
+    """
+
+    def __init__(
+        self,
+        chip: SimChip,
+        address: int,
+        size: int,
+        block_size: int,
+        *,
+        compressed: bool,
+        encrypted: bool,
+        erasing: bool,
+    ) -> None:
         self._chip = chip
-        self._address = address
-        self._start = address
+        self._start = self._address = address
+        self._end = address + size
         self._block_size = block_size
         self._inflate = zlib.decompressobj() if compressed else None
-        self._encrypted = encrypted
-        self._erased_to: int | None = None
+        self.encrypted = encrypted
+        self._erasing = erasing
+        self._erased_to = address // _SECTOR * _SECTOR
         self._last = -1
+        self._unencrypted = b""
 
-    def erase_while_writing(self) -> None:
-        """Erase every sector just before its first byte is written (the stub's way)."""
-        self._erased_to = self._address
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes that were announced have come."""
+        return self._address >= self._end
 
     def block(self, sequence: int, data: bytes) -> None:
         """Take one block. A block that comes again (its answer was lost) is not applied twice.
 
         Raises:
             zlib.error: if a compressed block cannot be inflated.
+            CommandError: if a compressed download is longer than was announced.
         """
         if self._inflate is None:
             self._address = self._start + sequence * self._block_size
-            self._put(data)
+            self._put(data[: max(self._end - self._address, 0)] if self._erasing else data)
         elif sequence != self._last:
-            self._put(self._inflate.decompress(data))
+            data = self._inflate.decompress(data)
+            if self._erasing and self._address + len(data) > self._end:
+                raise CommandError(STUB_TOO_MUCH)
+            self._put(data)
         self._last = sequence
 
     def _put(self, data: bytes) -> None:
         if not data:
             return
-        if self._erased_to is not None:
+        if self._erasing:
             end = -(-(self._address + len(data)) // _SECTOR) * _SECTOR
             if end > self._erased_to:
                 self._chip.flash.erase(self._erased_to, end - self._erased_to)
                 self._erased_to = end
-        if self._encrypted:
-            data = self._chip.encrypt(self._address, data)
-        self._chip.flash.program(self._address, data)
+        if not self.encrypted:
+            self._chip.flash.program(self._address, data)
         self._address += len(data)
+        if self.encrypted:
+            self._encrypt(data)
+
+    def _encrypt(self, data: bytes) -> None:
+        """Encrypt and program what is whole blocks of the cipher, and the rest once the download is complete."""
+        data = self._unencrypted + data
+        start = self._address - len(data)
+        if self.complete:
+            data = data.ljust(-(-len(data) // crypt.BLOCK) * crypt.BLOCK, b"\xff")
+        whole = len(data) // crypt.BLOCK * crypt.BLOCK
+        self._unencrypted = data[whole:]
+        if whole:
+            self._chip.flash.program(start, self._chip.encrypt(start, data[:whole]))
 
 
 class Loader:
@@ -152,7 +191,9 @@ class Loader:
 
     def respond(self, op: int, payload: bytes = b"", error: int = 0) -> None:
         """Send a response: value, payload and status."""
-        status = bytes([1, error] if error else [0, 0]).ljust(self._status_size, b"\x00")
+        # esptool.util.FatalError.WithResult: the ROM says 01 CODE, the stub CODE 00.
+        failed = [error, 0] if self.IS_STUB else [1, error]
+        status = bytes(failed if error else [0, 0]).ljust(self._status_size, b"\x00")
         data = payload + status
         self.chip.transmit(encode(struct.pack("<BBHI", 1, op, len(data), self.value) + data))
 
@@ -220,14 +261,21 @@ class Loader:
         size, _blocks, block_size, address = struct.unpack_from("<IIII", data)
         encrypted = len(data) >= 20 and struct.unpack_from("<I", data, 16)[0] == 1
         self._writer = FlashWriter(
-            self.chip, address, block_size or 1, compressed=compressed, encrypted=encrypted
+            self.chip,
+            address,
+            size,
+            block_size or 1,
+            compressed=compressed,
+            encrypted=encrypted,
+            erasing=self.IS_STUB,
         )
-        self.prepare(self._writer, address, size)
+        if not self.IS_STUB and size:
+            self.chip.flash.erase(address, self.erase_size(address, size))
         return b""
 
-    def prepare(self, writer: FlashWriter, address: int, size: int) -> None:
-        """Erase for a download of *size* bytes, now or while it comes."""
-        raise NotImplementedError
+    def erase_size(self, address: int, size: int) -> int:
+        """Return how much is erased up front for a download of *size* bytes."""
+        return size
 
     def _flash_begin(self, data: bytes, check: int) -> bytes:
         return self._begin(data, compressed=False)
@@ -250,6 +298,8 @@ class Loader:
 
     def _md5(self, data: bytes, check: int) -> bytes:
         address, size, _, _ = struct.unpack("<IIII", data)
+        if size > _LARGEST_READ:
+            raise CommandError(self.code(STUB_SPI_FAILED, ROM_FAILED))
         digest = self.chip.flash.md5(address, size)
         return digest if self.IS_STUB else digest.hex().encode()
 
@@ -289,15 +339,14 @@ class RomLoader(Loader):
         self.value = 0
         self.respond(0, error=ROM_INVALID)
 
-    def prepare(self, writer: FlashWriter, address: int, size: int) -> None:
-        """Erase all of it up front."""
-        if size:
-            self.chip.flash.erase(address, _erase_size_8266(address, size) if self.chip.model.is_8266 else size)
+    def erase_size(self, address: int, size: int) -> int:
+        """Return *size*, or more on an ESP8266, which miscounts."""
+        return _erase_size_8266(address, size) if self.chip.model.is_8266 else size
 
     def _flash_end(self, data: bytes, check: int) -> bytes:
         struct.unpack("<I", data)
         self._writer = None
-        self._after = lambda: self.chip.reset(bootloader=False)
+        self._after = self.chip.leave_loader
         return b""
 
     def _read_flash_slow(self, data: bytes, check: int) -> bytes:
@@ -325,8 +374,10 @@ class StubLoader(Loader):
             0xD0: self._erase_flash,
             0xD1: self._erase_region,
             0xD2: self._read_flash,
-            0xD3: self._run_user_code,
+            0xD4: self._encrypted_data,
         }
+        if chip.model.is_8266:
+            self.commands[0xD3] = self._run_user_code
         if not chip.model.security_info_size:
             self.commands.pop(0x14, None)
         self._reading: _FlashReader | None = None
@@ -346,13 +397,19 @@ class StubLoader(Loader):
         self.value = 0
         self.respond(op, error=STUB_NOT_IMPLEMENTED)
 
-    def prepare(self, writer: FlashWriter, address: int, size: int) -> None:
-        """Erase sector by sector, as the data comes."""
-        writer.erase_while_writing()
+    def _encrypted_data(self, data: bytes, check: int) -> bytes:
+        """FLASH_ENCRYPT_DATA of esptool before v3.1: a block that is encrypted whatever FLASH_BEGIN said."""
+        if self._writer is not None:
+            self._writer.encrypted = True
+        return self._flash_data(data, check)
 
     def _flash_end(self, data: bytes, check: int) -> bytes:
         (stay,) = struct.unpack("<I", data)
-        self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is None:
+            raise CommandError(STUB_NOT_BEGUN)
+        if not writer.complete:
+            raise CommandError(STUB_TOO_LITTLE)
         if not stay:
             self._after = lambda: self.chip.reset(bootloader=True)
         return b""
@@ -370,7 +427,11 @@ class StubLoader(Loader):
 
     def _read_flash(self, data: bytes, check: int) -> bytes:
         address, size, block_size, window = struct.unpack("<IIII", data)
-        reader = _FlashReader(self.chip, address, size, max(block_size, 1), max(window, 1))
+        if not 0 < block_size <= _SECTOR:
+            raise CommandError(STUB_BAD_BLOCK_SIZE)
+        if size > _LARGEST_READ:
+            raise CommandError(STUB_SPI_FAILED)
+        reader = _FlashReader(self.chip, address, size, block_size, max(window, 1))
         self._after = lambda: self._start_reading(reader)
         return b""
 
@@ -381,7 +442,7 @@ class StubLoader(Loader):
             self._reading = None
 
     def _run_user_code(self, data: bytes, check: int) -> bytes:
-        self._after = lambda: self.chip.reset(bootloader=False)
+        self._after = self.chip.leave_loader
         return b""
 
 
@@ -414,7 +475,9 @@ class _FlashReader:
     def _send(self) -> None:
         frames: list[bytes] = []
         while self._sent < self._size and self._sent - self._acknowledged < self._window:
-            part = self._chip.flash.read(self._address + self._sent, min(self._block_size, self._size - self._sent))
+            part = self._chip.flash.read(
+                self._address + self._sent, min(self._block_size, self._size - self._sent)
+            )
             self._digest.update(part)
             self._sent += len(part)
             frames.append(encode(part))

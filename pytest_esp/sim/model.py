@@ -92,5 +92,9 @@ ESP32_CK8M_FREQ = 128
 def stub_entries(chip_name: str) -> frozenset[int]:
     # Some chips have a stub per silicon revision, e.g. esp32p4 and esp32p4rc1.
     stem = re.compile(re.escape(strip_chip_name(chip_name)) + r"(rc\d+|-.*)?")
-    files = (path for folder in StubFlasher.STUB_SUBDIRS for path in (Path(StubFlasher.STUB_DIR) / folder).glob("*.json"))
+    files = (
+        path
+        for folder in StubFlasher.STUB_SUBDIRS
+        for path in (Path(StubFlasher.STUB_DIR) / folder).glob("*.json")
+    )
     return frozenset(json.loads(path.read_bytes())["entry"] for path in files if stem.fullmatch(path.stem))
