@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pytest_esp.wire.faults import Faults
 
 
 class Device(Protocol):
@@ -43,6 +46,8 @@ class HostSide:
         """Send *data* to the device."""
         with self._wire.lock:
             if not self._closed and self._wire.device is not None:
+                if self._wire.faults is not None:
+                    data = self._wire.faults.to_device.apply(data)
                 self._wire.device.receive(data)
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
@@ -81,6 +86,7 @@ class Wire:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.device: Device | None = None
+        self.faults: Faults | None = None
         self._hosts: list[HostSide] = []
 
     def connect(self, sink: Callable[[bytes], None], *, control_lines: bool) -> HostSide:
@@ -98,5 +104,7 @@ class Wire:
     def transmit(self, data: bytes) -> None:
         """Send *data* from the device to every host."""
         with self.lock:
+            if self.faults is not None:
+                data = self.faults.to_host.apply(data)
             for host in tuple(self._hosts):
                 host.deliver(data)
