@@ -271,7 +271,9 @@ class SimChip:
 
     def set_uart_baudrate(self, baudrate: int) -> None:
         """Change the UART's baud rate."""
-        self.baudrate = baudrate
+        self.baudrate = (
+            self.model.rom_baudrate(baudrate) if isinstance(self._loader, RomLoader) else baudrate
+        )
 
     def leave_loader(self) -> None:
         """Restart into what flash holds, because the host said so."""

@@ -81,10 +81,11 @@ class Efuses:
                 f"the eFuse file {path} has {len(stored)} bytes, not the {self.size} of an {model.chip}",
                 hint="it belongs to another chip; give another file",
             )
-        self._apply(stored[::-1] if stored else _blank_image(model.chip, revision))
-        if not stored:
-            self._burn_factory_values(mac)
-        self.save()
+        self._mac, self._revision = mac, revision
+        if stored:
+            self._apply(stored[::-1])
+        else:
+            self.restore_factory_state()
 
     # -- the register window
 
@@ -114,6 +115,13 @@ class Efuses:
             return
         if self._controller.mem.bytes != before:
             self.save()
+
+    def restore_factory_state(self) -> None:
+        """Become a new chip's: blank but for MAC, revision and calibration. (Only an FPGA can do this.)"""
+        self._keys.clear()
+        self._apply(_blank_image(self._model.chip, self._revision))
+        self._burn_factory_values(self._mac)
+        self.save()
 
     def field(self, name: str) -> int:
         """Return the value of the eFuse *name* as espefuse calls it; 0 if this chip has none of that name."""

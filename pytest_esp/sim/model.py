@@ -62,9 +62,12 @@ class ChipModel:
         divider = getattr(self.rom, "XTAL_CLK_DIVIDER", 1)
         return round(self.crystal_mhz * divider * 1e6 / baudrate) & self.rom.UART_CLKDIV_MASK
 
-    def is_mapped(self, address: int) -> bool:
-        """Tell whether *address* lies in the chip's memory map."""
-        return any(start <= address < end for start, end, _ in self.rom.MEMORY_MAP)
+    def rom_baudrate(self, requested: int) -> int:
+        """Return what the UART runs at when the ROM was told to change to *requested* baud.
+
+        The ESP32-C2's ROM takes every crystal for one of 40 MHz (``ESP32C2ROM.change_baud`` works around it).
+        """
+        return requested * self.crystal_mhz // 40 if self.chip == "esp32c2" else requested
 
     @functools.cached_property
     def stub_entries(self) -> frozenset[int]:
@@ -81,6 +84,9 @@ class ChipModel:
             values[self.rom.APB_CTL_DATE_ADDR] = self.rom.APB_CTL_DATE_V << self.rom.APB_CTL_DATE_S
             # Calibrated so that the ROM computes 40 MHz with CK8M_FREQ = 128: value * 15625 * 128 / 40.
             values[self.rom.RTCCALICFG1] = 800 << self.rom.TIMERS_RTC_CALI_VALUE_S
+        if hasattr(self.rom, "PCR_SYSCLK_CONF_REG"):
+            # The crystal that the ROM believes in (``ESP32C5ROM.change_baud`` compares it with the real one).
+            values[self.rom.PCR_SYSCLK_CONF_REG] = self.crystal_mhz << self.rom.PCR_SYSCLK_XTAL_FREQ_S
         return values
 
 
