@@ -1,0 +1,193 @@
+"""Flash operations on simulated chips."""
+
+import json
+import os
+
+import pytest
+
+from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.operations import partitions
+from pytest_esp.sim.model import ChipModel
+
+CSV = "nvs, data, nvs, 0x9000, 0x6000\nfactory, app, factory, 0x10000, 1M\n"
+
+
+def chip_of(esp):
+    return esp.link.board.simulated
+
+
+def image(chip, size=4096):
+    """Return bytes that begin as an image for *chip* does."""
+    header = bytearray(size)
+    header[:4] = b"\xe9\x01\x02\x20"
+    header[12:14] = (ChipModel(chip).image_chip_id or 0).to_bytes(2, "little")
+    return bytes(header)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4095, 4096, 4097, 65537])
+def test_what_is_written_is_read(esp, size):
+    data = os.urandom(size)
+    result = esp.flash.write([(0x10000, data)])
+    assert (result.bytes_written, result.bytes_skipped, result.verified) == (size, 0, True)
+    assert esp.flash.read(0x10000, size).data == data
+    assert chip_of(esp).flash.read(0x10000, size) == data
+
+
+def test_what_is_there_already_is_not_written_again(esp):
+    data = os.urandom(20_000)
+    esp.flash.write([(0x1000, data), ("0x20000", b"x" * 5000)])
+    again = esp.flash.write([(0x1000, data), ("0x20000", b"y" * 5000)])
+    assert (again.bytes_written, again.bytes_skipped) == (5000, 20_000)
+    assert [region.state for region in again.regions] == ["unchanged", "written"]
+    assert esp.flash.write([(0x1000, data)], skip_unchanged=False).bytes_written == 20_000
+
+
+@pytest.mark.parametrize("size", [0x1000, 0x8000, 0x10000, 0x13000])
+def test_an_erase_takes_its_sectors_and_no_more(esp, size):
+    esp.flash.write([(0, b"\x00" * 0x30000)])
+    esp.flash.erase(0x10000, size)
+    assert esp.flash.read(0, 0x10000).data == b"\x00" * 0x10000
+    assert esp.flash.read(0x10000, size).data == b"\xff" * size
+    assert esp.flash.read(0x10000 + size, 16).data == b"\x00" * 16
+
+
+def test_all_is_erased_only_by_that_word(esp_of):
+    esp = esp_of("esp32c3")
+    esp.flash.write([(0x1000, b"x"), (0x300000, b"y")])
+    with pytest.raises(OperationError, match="has no size"):
+        esp.flash.erase(0x1000)
+    assert esp.flash.read(0x1000, 1).data == b"x"
+    assert esp.flash.erase("all").size == 4 * 1024 * 1024
+    assert esp.flash.read(0x300000, 1).data == b"\xff"
+
+
+def test_a_partition_is_erased_by_its_name(esp_of):
+    esp = esp_of("esp32c3")
+    esp.flash.write([(0x8000, partitions.from_csv(CSV)), (0x9000, b"secret" * 100), (0x10000, b"app" * 100)])
+    esp.flash.erase("nvs")
+    assert esp.flash.read(0x9000, 600).data == b"\xff" * 600
+    assert esp.flash.read(0x10000, 3).data == b"app"
+    with pytest.raises(OperationError, match="no partition 'nvz'") as caught:
+        esp.flash.erase("nvz")
+    assert "nvs, factory" in caught.value.hint
+
+
+@pytest.mark.parametrize("arguments", [(0x1001, 0x1000), (0x1000, 100), (0x3FF000, 0x2000), ("-1", 4096), (0, "lots")])
+def test_an_impossible_erase_is_refused(esp_of, arguments):
+    with pytest.raises(OperationError):
+        esp_of("esp32c3").flash.erase(*arguments)
+
+
+def test_verify_finds_the_first_differing_byte(esp):
+    data = os.urandom(9000)
+    esp.flash.write([(0x10000, data)])
+    assert esp.flash.verify([(0x10000, data)])[0].matches
+    chip_of(esp).flash.flip(0x10000 + 4321, 0x10)
+    check = esp.flash.verify([(0x10000, data)])[0]
+    assert (check.matches, check.first_difference) == (False, 0x10000 + 4321)
+
+
+def test_md5_comes_from_the_chip(esp):
+    esp.flash.write([(0, b"123456789")])
+    assert esp.flash.md5(0, 9) == "25f9e794323b453885f5181f1b624d0b"
+
+
+def test_a_read_is_saved_whole(esp_of, tmp_path):
+    esp = esp_of("esp32c3")
+    esp.flash.write([(0, b"abc" * 1000)])
+    result = esp.flash.read(0, 3000, tmp_path / "out.bin")
+    assert result.output_file.read_bytes() == b"abc" * 1000
+    with pytest.raises(OperationError, match="cannot be written"):
+        esp.flash.read(0, 16, tmp_path / "no" / "out.bin")
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_progress_is_told(esp_of):
+    told = []
+    esp = esp_of("esp32c3")
+    esp.flash.write([(0, os.urandom(50_000))], progress=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1]
+
+
+# -- bad images: nothing is touched
+
+
+def untouched(esp):
+    return chip_of(esp).flash.read(0, 0x20000) == b"\xff" * 0x20000
+
+
+def test_an_image_of_another_chip_is_refused(esp_of):
+    esp = esp_of("esp32c3")
+    with pytest.raises(FirmwareError, match=r"is an image for the ESP32-S3 \(esp32s3\), not for the ESP32-C3"):
+        esp.flash.write([(0, b"first"), (0x10000, image("esp32s3"))])
+    assert untouched(esp)
+    esp.flash.write([(0x10000, image("esp32c3"))])
+
+
+def test_an_image_that_is_larger_than_the_flash(esp_of):
+    esp = esp_of("esp32c3")
+    with pytest.raises(FirmwareError, match=r"needs flash up to 0x400001, but there are 4MB"):
+        esp.flash.write([(0, b"first"), (0x3FFFFF, b"12")])
+    assert untouched(esp)
+
+
+def test_files_that_cannot_be_flashed(esp_of, tmp_path):
+    esp = esp_of("esp32c3")
+    esp.chip.identify()
+    (tmp_path / "empty.bin").touch()
+    for source, message in (
+        (tmp_path / "empty.bin", "is empty"),
+        (tmp_path / "missing.bin", "cannot be read: No such file"),
+        (tmp_path, "cannot be read: Is a directory"),
+        (b"", "is empty"),
+    ):
+        with pytest.raises(FirmwareError, match=message):
+            esp.flash.write([(0, b"first"), (0x10000, source)])
+    assert untouched(esp)
+
+
+def test_regions_that_overlap(esp_of):
+    with pytest.raises(FirmwareError, match="overlaps"):
+        esp_of("esp32c3").flash.write([(0x1000, b"x" * 5000), (0x2000, b"y")])
+
+
+def test_a_build_folder(esp_of, tmp_path):
+    esp = esp_of("esp32c3")
+    (tmp_path / "app.bin").write_bytes(image("esp32c3"))
+    (tmp_path / "flasher_args.json").write_text(json.dumps({"flash_files": {"0x10000": "app.bin"}}))
+    assert esp.flash.write(tmp_path).bytes_written == 4096
+    (tmp_path / "flasher_args.json").write_text("{")
+    with pytest.raises(FirmwareError, match="is damaged"):
+        esp.flash.write(tmp_path)
+    with pytest.raises(FirmwareError, match="no ESP-IDF build folder"):
+        esp.flash.write(tmp_path / "elsewhere")
+
+
+def test_what_boards_toml_does_not_allow_is_refused_before_the_port_is_opened(esp_of):
+    esp = esp_of("careful")
+    with pytest.raises(RefusedError) as caught:
+        esp.flash.write([(0, b"x")])
+    assert 'add "write" to `allow` of [boards.careful]' in caught.value.hint
+    with pytest.raises(RefusedError):
+        esp.flash.erase("all")
+    with pytest.raises(RefusedError):
+        esp.efuse.burn("CUSTOM_MAC", "00:11:22:33:44:55")
+    assert not esp.link.is_open
+    assert esp.flash.read(0, 4).data == b"\xff" * 4
+
+
+# -- real firmware
+
+
+def test_a_real_build_boots_with_the_descriptor_that_is_in_it(esp_of, firmware_folder):
+    esp = esp_of("esp32c3")
+    esp.flash.write(firmware_folder / "hello_world_esp32c3")
+    output = esp.chip.reset("app").output
+    assert "Loaded app from partition at offset 0x10000" in output
+    assert "Project name:     hello_world" in output
+    assert [part.name for part in esp.partitions.read().partitions] == ["nvs", "phy_init", "factory"]
+
+
+def test_a_real_build_for_another_chip_is_refused(esp_of, firmware_folder):
+    with pytest.raises(FirmwareError, match="not for the ESP32-C6"):
+        esp_of("esp32c6").flash.write(firmware_folder / "hello_world_esp32c3")
