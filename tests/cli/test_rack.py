@@ -1,0 +1,50 @@
+"""``pytest-esp rack``."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_esp.rack.config import load_rack
+from pytest_esp.rack.requirement import Requirement
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "boards.toml"
+    path.write_text(
+        '[rack]\nlock_dir="locks"\n[boards.a]\nbackend="sim"\nchip="esp32"\nflash_size="4MB"\n'
+        '[boards.gone]\nbackend="serial"\nchip="esp32c3"\nport="usb:303a:1001:serial=nowhere"\n'
+    )
+    return path
+
+
+def run(*arguments):
+    return subprocess.run(
+        [BIN / "pytest-esp", "rack", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_it_shows_who_holds_what(path):
+    rack = load_rack(path)
+    with rack.lease(Requirement(boards=("a",)), purpose="test_thermostat")[0]:
+        boards = json.loads(run("--rack", path, "--json").stdout)["boards"]
+        assert "test_thermostat" in run("--rack", path).stdout
+    held, gone = boards
+    assert (held["name"], held["state"]) == ("a", "held")
+    assert held["holder"]["purpose"] == "test_thermostat"
+    assert gone["state"] == "missing"
+    assert "plugged in" in gone["problem"]
+    assert json.loads(run("--rack", path, "--json").stdout)["boards"][0]["state"] == "free"
+
+
+def test_a_wrong_file_is_one_message(path):
+    path.write_text('[boards.a]\nbackend="sim"\nchip="esp32c33"\n')
+    result = run("--rack", path)
+    assert result.returncode == 1
+    assert "boards.toml:3:" in result.stderr
+    assert "Traceback" not in result.stderr
