@@ -1,1 +1,176 @@
-"""The pytest plugin: options, fixtures, markers, scheduling, reports."""
+"""The pytest plugin: options, fixtures, markers, scheduling, reports.
+
+pytest imports this package in every run of everybody who has it installed. Nothing on that path imports
+esptool, a rack, pydantic or allure: that waits for the first test that needs a board.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_esp.errors import EspError
+from pytest_esp.plugin.bench import Bench
+from pytest_esp.plugin.fixtures import (
+    BENCH,
+    board,
+    boards,
+    console,
+    esp,
+    esp_held,
+    esp_session_held,
+    rack,
+    session_board,
+    session_esp,
+)
+from pytest_esp.plugin.options import options_of, pytest_addoption, register_markers
+from pytest_esp.plugin.reports import RackSummary, add_transcripts, add_usage
+from pytest_esp.plugin.selection import (
+    group_by_board,
+    plan_items,
+    problems_of,
+    pytest_generate_tests,
+    rack_is_loaded,
+    rack_of,
+    refuse_without_board,
+)
+from pytest_esp.plugin.wanted import uses_session_board
+from pytest_esp.plugin.worker import Worker
+from pytest_esp.plugin.xdist import BARRIERS, CHANNEL, Controller
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
+__all__ = [
+    "board",
+    "boards",
+    "console",
+    "esp",
+    "esp_held",
+    "esp_session_held",
+    "pytest_addoption",
+    "pytest_generate_tests",
+    "rack",
+    "session_board",
+    "session_esp",
+]
+
+_FAILED = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, and the hooks that this process needs."""
+    register_markers(config)
+    options_of(config)
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is None:
+        config.stash[BENCH] = Bench(config, lambda line: _announce(config, line))
+        config.pluginmanager.register(RackSummary(), "esp-summary")
+        if config.getoption("dist", "no") != "no":
+            config.pluginmanager.register(Controller(config, lambda line: _announce(config, line)), "esp-controller")
+        return
+    if CHANNEL not in workerinput:  # a controller without this plugin
+        config.stash[BENCH] = Bench(config)
+        return
+    worker = Worker(workerinput[CHANNEL], workerinput[BARRIERS])
+    worker.bench = config.stash[BENCH] = Bench(config, worker.say, worker.tell_held)
+    config.pluginmanager.register(worker, "esp-worker")
+
+
+def _announce(config: pytest.Config, line: str) -> None:
+    reporter: TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or reporter.verbosity < 1:
+        return
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if capture is None:
+        reporter.write_line(line)
+        return
+    with capture.global_and_fixture_disabled():
+        reporter.ensure_newline()
+        reporter.write_line(line)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Plan every test, before ``-m`` and ``-k`` select."""
+    plan_items(config, items)
+    problems = problems_of(config)
+    if not problems:
+        group_by_board(items)
+    elif hasattr(config, "workerinput"):
+        items.clear()  # the controller ends the run: see `xdist.Controller`
+    else:
+        raise pytest.UsageError("\n".join(problems))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what no board can run."""
+    refuse_without_board(item)
+
+
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Count the test among those of the session's board."""
+    if uses_session_board(getattr(item, "fixturenames", ())):
+        item.config.stash[BENCH].use_session_board()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to the report what happened on the boards."""
+    report = yield
+    bench = item.config.stash[BENCH]
+    if report.failed:
+        item.stash[_FAILED] = True
+        add_transcripts(report, bench.transcripts())
+    if report.when == "teardown":
+        add_usage(report, bench.finished)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """Give back the boards that the next test does not want, after the fixtures' ends."""
+    failed = item.stash.get(_FAILED, False)
+    try:
+        yield
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        _finish(item, nextitem, failed)
+
+
+def _finish(item: pytest.Item, nextitem: pytest.Item | None, failed: bool) -> None:
+    bench = item.config.stash[BENCH]
+    bench.finished = bench.usages()
+    if bench.finished and item.config.pluginmanager.hasplugin("allure_listener"):
+        from pytest_esp.plugin import allure
+
+        allure.attach(bench.finished, bench.transcripts())
+    try:
+        bench.settle(item, nextitem, failed)
+    except EspError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write allure's environment, if there is a report."""
+    folder = session.config.getoption("allure_report_dir", None)
+    if folder and rack_is_loaded(session.config) and not problems_of(session.config):
+        from pytest_esp.plugin import allure
+
+        allure.write_environment(Path(folder), rack_of(session.config))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give back all boards, however the run ended."""
+    bench = config.stash.get(BENCH, None)
+    if bench is not None:
+        bench.release_all()

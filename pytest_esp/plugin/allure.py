@@ -1,0 +1,46 @@
+"""What allure's report gets, in runs with ``--alluredir``. Imported only there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import allure
+import pytest
+from allure_commons.types import AttachmentType
+
+from pytest_esp.plugin.bench import Usage
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+
+
+def attach(usages: Iterable[Usage], transcripts: dict[str, str]) -> None:
+    """Attach to the running test which boards it used, and what esptool said."""
+    for usage in usages:
+        allure.dynamic.label("board", usage.board)
+        allure.dynamic.tag(usage.chip)
+        allure.attach(json.dumps(asdict(usage), indent=2), f"board {usage.board}", AttachmentType.JSON)
+    for name, text in transcripts.items():
+        allure.attach(text, f"esptool on {name}", AttachmentType.TEXT)
+
+
+def write_environment(folder: Path, rack: Rack) -> None:
+    """Write ``environment.properties``, the table on the report's first page."""
+    import esptool
+
+    lines = {
+        "rack": rack.name,
+        "rack.file": str(rack.path or "built-in"),
+        "esptool": esptool.__version__,
+        "pytest": pytest.__version__,
+        **{f"board.{spec.name}": f"{spec.chip} ({spec.backend})" for spec in rack.boards.values()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{key} = {value}\n" for key, value in lines.items())
+    part = folder / "environment.properties.part"
+    part.write_text(text, encoding="utf-8")
+    part.replace(folder / "environment.properties")

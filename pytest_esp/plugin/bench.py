@@ -1,0 +1,300 @@
+"""The boards that this process holds: leased for a test, kept warm while the next test wants them too."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_esp.errors import EspError
+from pytest_esp.plugin.options import options_of
+from pytest_esp.plugin.selection import Plan, plan_of, rack_of
+
+if TYPE_CHECKING:
+    from pytest_esp.boards.board import Board
+    from pytest_esp.link.link import Link
+    from pytest_esp.rack.lease import HolderRecord, Lease
+
+# A board is given back after this time even if the next test wants it: another pytest run gets its turn.
+_LONGEST_HOLD = 30.0
+# Longer than the pause between two looks of a waiting process (rack.lease).
+_TURN = 0.06
+
+
+@dataclass
+class Usage:
+    """What one test did with one board; times are seconds. It travels on the test's report."""
+
+    board: str
+    chip: str
+    backend: str
+    mac: str = ""
+    waited: float = 0.0
+    busy: float = 0.0
+    written: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Held:
+    """A board in this process's hands."""
+
+    lease: Lease
+    board: Board
+    link: Link
+    mac: str = ""
+    unit: tuple[str, ...] | None = None
+    """For which module or session it is held; None: for the test."""
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> str:
+        """The board's name."""
+        return self.board.name
+
+
+@dataclass
+class _Use:
+    """One board in one test."""
+
+    held: Held
+    begun: float
+    waited: float
+    written: int
+    skipped: int
+
+
+class Bench:
+    """Leases boards for tests, one test after the other.
+
+    Args:
+        config: of this run.
+        announce: shows a line about a wait.
+        on_change: told which boards are held, after each change.
+    """
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        announce: Callable[[str], None] = lambda line: None,
+        on_change: Callable[[list[str]], None] = lambda names: None,
+    ) -> None:
+        self._config = config
+        self._announce = announce
+        self._on_change = on_change
+        self._held: dict[str, Held] = {}
+        self._uses: dict[str, _Use] = {}
+        self._session: list[Held] = []
+        self.finished: list[Usage] = []
+        """What the last test did with its boards."""
+        self.advice: dict[str, list[str]] = {}
+        """Which boards the scheduler has reserved for a test, by node id."""
+
+    # -- taking
+
+    def take(self, item: pytest.Item, plan: Plan) -> list[Held]:
+        """Return the boards of *item*, those in hand if they will do, else leased ones.
+
+        Raises:
+            LeaseError: if they do not become free in time.
+        """
+        unit = unit_of(item, plan)
+        chosen = self._in_hand(plan, unit)
+        if not chosen:
+            self.release_where(lambda held: held.unit is None)  # nobody waits while holding what others may wait for
+            chosen = self._lease(plan, item.nodeid, self.advice.pop(item.nodeid, []), unit)
+        for held, waited in chosen:
+            self._begin(held, waited)
+        return [held for held, _ in chosen]
+
+    def take_for_session(self, item: pytest.Item, plan: Plan) -> Held:
+        """Return the session's board, leased at the first call."""
+        if not self._session:
+            self._session = self.take(item, plan)
+        return self._session[0]
+
+    def use_session_board(self) -> None:
+        """Count the running test among those of the session's board, too."""
+        for held in self._session:
+            if held.name not in self._uses and held.name in self._held:
+                self._begin(held, 0.0)
+
+    def _in_hand(self, plan: Plan, unit: tuple[str, ...] | None) -> list[tuple[Held, float]]:
+        fitting = [held for held in self._held.values() if held.name in plan.boards]
+        own = [held for held in fitting if held.unit is not None and held.unit == unit]
+        free = [held for held in fitting if held.unit is None]
+        others = [held for held in fitting if held.unit is not None and held.unit != unit]
+        chosen = [*own, *free]
+        if len(plan.boards) - len(others) < plan.wanted.count:
+            chosen += others  # held for a module or the session, by this process: it would wait for itself
+        if len(chosen) < plan.wanted.count:
+            return []
+        del chosen[plan.wanted.count :]
+        for held in chosen:
+            held.unit = held.unit or unit
+        return [(held, 0.0) for held in chosen]
+
+    def _lease(
+        self, plan: Plan, nodeid: str, advice: list[str], unit: tuple[str, ...] | None
+    ) -> list[tuple[Held, float]]:
+        from pytest_esp.boards.registry import make_board
+        from pytest_esp.link.link import Link
+        from pytest_esp.rack.lease import acquire
+
+        rack = rack_of(self._config)
+        options = options_of(self._config)
+        names = sorted((name for name in plan.boards if name not in self._held), key=lambda name: name not in advice)
+        leases = acquire(
+            [rack.boards[name] for name in names],
+            rack=rack,
+            purpose=f"pytest, from {nodeid} on",
+            count=plan.wanted.count,
+            timeout=options.lock_timeout,
+            on_wait=self._waiting,
+        )
+        chosen: list[tuple[Held, float]] = []
+        try:
+            for lease in leases:
+                board = make_board(lease.spec, rack)
+                link = Link(board, burns_enabled=options.allow_burn, holder=nodeid)
+                chosen.append((Held(lease, board, link, unit=unit), lease.waited))
+        except BaseException:
+            for lease in leases:
+                lease.release()
+            raise
+        self._held.update((held.name, held) for held, _ in chosen)
+        self._on_change(list(self._held))
+        return chosen
+
+    def _waiting(self, holders: list[HolderRecord], waited: float) -> None:
+        for holder in holders:
+            self._announce(f"waiting for a board ({waited:.0f} s): {holder.describe()}")
+
+    # -- counting
+
+    def _begin(self, held: Held, waited: float) -> None:
+        link = held.link
+        link.transcript.clear()
+        self._uses[held.name] = _Use(held, time.monotonic(), waited, link.written_bytes, link.skipped_bytes)
+
+    def transcripts(self) -> dict[str, str]:
+        """Return what esptool said to each board during the running test."""
+        return {name: text for name, use in self._uses.items() if (text := use.held.link.transcript.text.strip())}
+
+    def usages(self) -> list[Usage]:
+        """Return what the running test did so far."""
+        return [self._usage(use) for use in self._uses.values()]
+
+    def _usage(self, use: _Use) -> Usage:
+        held, link = use.held, use.held.link
+        held.mac = held.mac or _mac(held)
+        return Usage(
+            board=held.name,
+            chip=held.board.chip,
+            backend=held.board.backend,
+            mac=held.mac,
+            waited=round(use.waited, 4),
+            busy=round(time.monotonic() - use.begun, 4),
+            written=link.written_bytes - use.written,
+            skipped=link.skipped_bytes - use.skipped,
+        )
+
+    # -- giving back
+
+    def settle(self, item: pytest.Item, nextitem: pytest.Item | None, failed: bool) -> None:
+        """Close what the test may have spoilt and give back what the next test does not want.
+
+        Raises:
+            EspError: if a board cannot be closed; all leases are given back nevertheless.
+        """
+        plan = plan_of(item)
+        spoilt = failed or (plan is not None and plan.wanted.burns)
+        if spoilt:
+            for use in self._uses.values():
+                with contextlib.suppress(EspError):
+                    use.held.link.close()
+        self._uses.clear()
+        if not self._held:
+            return
+        keep = self._wanted_next(item, nextitem)
+        self.release_where(lambda held: held.name not in keep)
+
+    def _wanted_next(self, item: pytest.Item, nextitem: pytest.Item | None) -> set[str]:
+        if nextitem is None:
+            return set()
+        keep = {held.name for held in self._held.values() if held.unit is not None and _goes_on(held.unit, item)}
+        plan = plan_of(nextitem)
+        if plan is None or not plan.leases or plan.reason is not None:
+            return keep
+        fitting = [held for held in self._held.values() if held.name in plan.boards and held.unit is None]
+        if len(fitting) >= plan.wanted.count:
+            keep |= {held.name for held in fitting[: plan.wanted.count] if not self._turn_is_over(held)}
+        return keep
+
+    @staticmethod
+    def _turn_is_over(held: Held) -> bool:
+        return time.monotonic() - held.since > _LONGEST_HOLD
+
+    def release_where(self, condition: Callable[[Held], bool]) -> None:
+        """Close and give back the boards for which *condition* holds.
+
+        Raises:
+            EspError: if one cannot be closed; all are given back nevertheless.
+        """
+        chosen = [held for held in self._held.values() if condition(held)]
+        if not chosen:
+            return
+        with contextlib.ExitStack() as stack:
+            for held in chosen:
+                del self._held[held.name]
+                stack.callback(held.lease.release)
+                stack.callback(held.link.close)
+        if any(self._turn_is_over(held) for held in chosen):
+            time.sleep(_TURN)
+        self._on_change(list(self._held))
+
+    def release_all(self) -> None:
+        """Close and give back everything.
+
+        Raises:
+            EspError: if a board cannot be closed; all are given back nevertheless.
+        """
+        self._session = []
+        self._uses.clear()
+        self.release_where(lambda held: True)
+
+
+def unit_of(item: pytest.Item, plan: Plan) -> tuple[str, ...] | None:
+    """Return for what the boards of *item* are held together: None for the test alone."""
+    if plan.wanted.scope == "test":
+        return None
+    return (plan.wanted.scope, _module_of(item) if plan.wanted.scope == "module" else "", *plan.boards)
+
+
+def _module_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _goes_on(unit: tuple[str, ...], item: pytest.Item) -> bool:
+    """Whether a test after *item* belongs to *unit*."""
+    items = item.session.items
+    later = items[items.index(item) + 1 :]
+    return any((plan := plan_of(other)) is not None and unit_of(other, plan) == unit for other in later)
+
+
+def _mac(held: Held) -> str:
+    """Return the board's MAC address if it is known without disturbing it; else nothing."""
+    simulated = getattr(held.board, "simulated", None)
+    if simulated is not None:
+        return str(simulated.mac)
+    link = held.link
+    if not (link.is_open and link.session.is_connected):
+        return ""
+    with contextlib.suppress(EspError), link.session.use("reading the MAC address", stub=False) as esp:
+        if not esp.secure_download_mode:
+            return bytes(esp.read_mac("BASE_MAC")).hex(":")
+    return ""

@@ -1,0 +1,127 @@
+"""The fixtures. A test that names none of them costs nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_esp.errors import EspError
+from pytest_esp.plugin.bench import Bench, Held
+from pytest_esp.plugin.reports import record_properties
+from pytest_esp.plugin.selection import Plan, make_plan, plan_of, rack_of
+
+if TYPE_CHECKING:
+    from pytest_esp.boards.board import Board
+    from pytest_esp.link.console import Console
+    from pytest_esp.operations.esp import Esp
+    from pytest_esp.rack.rack import Rack
+
+BENCH = pytest.StashKey[Bench]()
+_LINK_FIXTURES = frozenset({"esp", "console", "session_esp"})
+
+
+@pytest.fixture(scope="session")
+def rack(pytestconfig: pytest.Config) -> Rack:
+    """The boards of boards.toml."""
+    return rack_of(pytestconfig)
+
+
+@pytest.fixture(name="_esp_held")
+def esp_held(request: pytest.FixtureRequest) -> list[Held]:
+    """The test's boards, leased; what the other fixtures are made of."""
+    return _take(request.node, request.fixturenames)
+
+
+def _take(item: pytest.Item, fixturenames: list[str]) -> list[Held]:
+    bench = item.config.stash[BENCH]
+    try:
+        held = bench.take(item, _plan(item))
+        for one in held:
+            _bring_up(one, fixturenames)
+    except EspError as error:
+        pytest.fail(str(error), pytrace=False)
+    record_properties(item, held)
+    return held
+
+
+def _bring_up(held: Held, fixturenames: list[str]) -> None:
+    """Start a virtual board; leave a real port closed for a test that brings its own tools to it."""
+    if held.board.virtual:
+        assert held.link.port.is_open
+    elif _LINK_FIXTURES.isdisjoint(fixturenames):
+        held.link.close()
+
+
+def _plan(item: pytest.Item) -> Plan:
+    plan = plan_of(item)
+    if plan is None:  # the fixture was asked for by name at run time
+        plan = make_plan(item, leases=True)
+    if plan.reason is not None:
+        pytest.skip(plan.reason)
+    return plan
+
+
+@pytest.fixture
+def board(_esp_held: list[Held]) -> Board:
+    """A board that matches the test's ``esp`` marker, leased for the test.
+
+    A virtual board runs. A real board's port is open only if the test uses `esp` or `console` as well, so that
+    other tools can be tried on it (``board.spec.port``).
+    """
+    return _esp_held[0].board
+
+
+@pytest.fixture
+def boards(_esp_held: list[Held]) -> list[Board]:
+    """All boards of the test, for ``count=2`` and more."""
+    return [held.board for held in _esp_held]
+
+
+@pytest.fixture
+def esp(_esp_held: list[Held]) -> Esp:
+    """The operations, bound to `board`: ``esp.chip``, ``esp.flash``, ``esp.efuse``, ``esp.security``..."""
+    from pytest_esp.operations.esp import Esp
+
+    return Esp(_esp_held[0].link)
+
+
+@pytest.fixture
+def console(_esp_held: list[Held]) -> Console:
+    """What the app on `board` prints; empty at the beginning of the test."""
+    return _esp_held[0].link.console
+
+
+@pytest.fixture(scope="session", name="_esp_session_held")
+def esp_session_held(request: pytest.FixtureRequest) -> Held:
+    """The session's board, leased at the first test that needs it."""
+    item = _current_item(request)
+    bench = item.config.stash[BENCH]
+    try:
+        held = bench.take_for_session(item, _plan(item))
+        _bring_up(held, item.fixturenames)
+    except EspError as error:
+        pytest.fail(str(error), pytrace=False)
+    return held
+
+
+def _current_item(request: pytest.FixtureRequest) -> pytest.Function:
+    # A session fixture's request knows the session only; the test being set up is the first to need it.
+    return request._pyfuncitem  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.fixture(scope="session")
+def session_board(_esp_session_held: Held) -> Board:
+    """One board for all tests of the session that use it, also for fixtures of any scope.
+
+    It is any board that ``--board``, ``--chip`` and ``--backend`` leave: markers belong to tests.
+    """
+    return _esp_session_held.board
+
+
+@pytest.fixture(scope="session")
+def session_esp(_esp_session_held: Held) -> Esp:
+    """The operations, bound to `session_board`."""
+    from pytest_esp.operations.esp import Esp
+
+    return Esp(_esp_session_held.link)

@@ -1,0 +1,145 @@
+"""The command line options, their ini equivalents, and the markers' registration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHIPS = (
+    "esp8266",
+    "esp32",
+    "esp32s2",
+    "esp32s3",
+    "esp32c3",
+    "esp32c2",
+    "esp32c6",
+    "esp32c61",
+    "esp32c5",
+    "esp32e22",
+    "esp32h2",
+    "esp32h21",
+    "esp32p4",
+    "esp32h4",
+    "esp32s31",
+)
+"""``esptool.CHIP_LIST``, which every pytest run would have to import esptool for; a test compares the two."""
+
+KINDS = ("hardware", "qemu", "sim")
+
+_MARKERS = (
+    "esp(chip, backend, features, flash, count, each, board, scope): what the test needs of its board; "
+    "chip='esp32c3', backend='sim', features=['psram'], flash='>=4MB', count=2, each='chip' or 'board', "
+    "scope='module' or 'session' to share one board",
+    "burns: the test burns eFuses: it runs on boards that allow 'burn' (virtual ones do)",
+    "erases: the test erases or overwrites flash that it did not write: it runs on boards that allow 'erase'",
+    "hardware: (set by pytest-esp) a real board of the rack can run the test",
+    "qemu: (set by pytest-esp) a QEMU machine of the rack can run the test",
+    "sim: (set by pytest-esp) a simulated chip of the rack can run the test",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line and the ini file say.
+
+    Attributes:
+        rack: path of the rack file; None for the usual search.
+        boards, chips, backends: only these boards of the rack are there; empty for all.
+        strict: a test that no board can satisfy fails instead of being skipped.
+        lock_timeout: seconds to wait for a held board.
+        allow_burn: the run's consent to burn eFuses of real boards.
+    """
+
+    rack: Path | None
+    boards: tuple[str, ...]
+    chips: tuple[str, ...]
+    backends: tuple[str, ...]
+    strict: bool
+    lock_timeout: float
+    allow_burn: bool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options; see `Options`."""
+    group = parser.getgroup("esp", "Espressif boards (pytest-esp)")
+    group.addoption("--rack", metavar="FILE", help="the boards (default: boards.toml here or above, PYTEST_ESP_RACK)")
+    group.addoption("--board", action="append", default=[], metavar="NAME", help="use only this board (repeatable)")
+    group.addoption("--chip", action="append", default=[], metavar="CHIP", help="use only boards with this chip")
+    group.addoption(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="use only boards of this backend: serial, sim...",
+    )
+    group.addoption(
+        "--esp-strict",
+        action="store_true",
+        default=None,
+        help="a test that no board of the rack can satisfy fails instead of being skipped",
+    )
+    group.addoption(
+        "--esp-lock-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="wait so long for a held board (default 300)",
+    )
+    group.addoption(
+        "--esp-allow-burn",
+        action="store_true",
+        help="consent to burn the eFuses of real boards that their entries name in allow_burn",
+    )
+    parser.addini("esp_rack", "the rack file, relative to the ini file")
+    parser.addini("esp_strict", "like --esp-strict", type="bool", default=False)
+    parser.addini("esp_lock_timeout", "like --esp-lock-timeout", default="300")
+
+
+def register_markers(config: pytest.Config) -> None:
+    """Make all markers known to ``--strict-markers`` and ``--markers``."""
+    for line in _MARKERS:
+        config.addinivalue_line("markers", line)
+    for chip in CHIPS:
+        config.addinivalue_line("markers", f"{chip}: (set by pytest-esp) such a chip of the rack can run the test")
+
+
+def options_of(config: pytest.Config) -> Options:
+    """Return the options of this run.
+
+    Raises:
+        pytest.UsageError: if the ini file's ``esp_lock_timeout`` is no number.
+    """
+    timeout = config.getoption("esp_lock_timeout")
+    if timeout is None:
+        timeout = _ini_seconds(config, "esp_lock_timeout")
+    strict = config.getoption("esp_strict")
+    return Options(
+        rack=_rack_path(config),
+        boards=_names(config, "board"),
+        chips=tuple(name.lower().replace("-", "") for name in _names(config, "chip")),
+        backends=_names(config, "backend"),
+        strict=bool(config.getini("esp_strict")) if strict is None else bool(strict),
+        lock_timeout=timeout,
+        allow_burn=bool(config.getoption("esp_allow_burn")),
+    )
+
+
+def _rack_path(config: pytest.Config) -> Path | None:
+    given = config.getoption("rack")
+    if given:
+        return config.invocation_params.dir / Path(given).expanduser()
+    ini = str(config.getini("esp_rack") or "")
+    return (config.inipath or config.rootpath / "-").parent / ini if ini else None
+
+
+def _ini_seconds(config: pytest.Config, name: str) -> float:
+    text = str(config.getini(name))
+    try:
+        return float(text)
+    except ValueError:
+        raise pytest.UsageError(f"{name} = {text!r} in {config.inipath}: expected seconds") from None
+
+
+def _names(config: pytest.Config, option: str) -> tuple[str, ...]:
+    return tuple(config.getoption(option) or ())

@@ -1,0 +1,302 @@
+"""Which boards of the rack each test can run on: parametrisation, markers, and skips with their reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from pytest_esp.errors import RackError
+from pytest_esp.names import nearest
+from pytest_esp.plugin.options import KINDS, options_of
+from pytest_esp.plugin.wanted import MarkerError, Wanted, uses_board, uses_session_board, wanted
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.requirement import Requirement
+    from pytest_esp.rack.spec import BoardSpec
+
+EACH = "_esp_each"
+"""The parameter that ``each=`` adds to a test."""
+
+_NOBODY = "no-board"
+_KIND_OF = {"qemu": "qemu", "sim": "sim"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a test can run.
+
+    Attributes:
+        wanted: what it needs.
+        boards: names of the boards that can satisfy it, in the rack's order.
+        leases: whether its fixtures lease a board.
+        reason: why no board can ever satisfy it; None if one can.
+    """
+
+    wanted: Wanted
+    boards: tuple[str, ...]
+    leases: bool
+    reason: str | None
+
+
+PLAN = pytest.StashKey[Plan]()
+_RACK = pytest.StashKey["Rack | RackError"]()
+_PROBLEMS = pytest.StashKey[dict[str, None]]()
+
+
+def plan_of(item: pytest.Item | None) -> Plan | None:
+    """Return an item's plan; None if it has nothing to do with boards."""
+    return None if item is None else item.stash.get(PLAN, None)
+
+
+def problems_of(config: pytest.Config) -> list[str]:
+    """Return what is wrong with the rack file and the markers, each once."""
+    return list(config.stash.get(_PROBLEMS, {}))
+
+
+def rack_is_loaded(config: pytest.Config) -> bool:
+    """Whether anything has asked for the rack."""
+    return _RACK in config.stash
+
+
+def rack_of(config: pytest.Config) -> Rack:
+    """Return the rack of this run, read at the first call.
+
+    Raises:
+        RackError: if its file is missing or wrong.
+    """
+    if _RACK not in config.stash:
+        config.stash[_RACK] = _load(config)
+    loaded = config.stash[_RACK]
+    if isinstance(loaded, RackError):
+        raise loaded
+    return loaded
+
+
+def _load(config: pytest.Config) -> Rack | RackError:
+    from pytest_esp.rack.config import load_rack
+
+    options = options_of(config)
+    try:
+        rack = load_rack(options.rack)
+        for name in options.boards:
+            if name not in rack.boards:
+                raise RackError(
+                    f"--board {name}: the rack {rack.name!r} has no such board",
+                    hint=f"did you mean {nearest(name, rack.boards)}?",
+                )
+    except RackError as error:
+        return error
+    return rack
+
+
+def available(config: pytest.Config) -> list[BoardSpec]:
+    """Return the boards of the rack that ``--board``, ``--chip`` and ``--backend`` leave.
+
+    Raises:
+        RackError: see `rack_of`.
+    """
+    options = options_of(config)
+    return [
+        spec
+        for spec in rack_of(config).boards.values()
+        if (not options.boards or spec.name in options.boards)
+        and (not options.chips or spec.chip in options.chips)
+        and (not options.backends or spec.backend in options.backends)
+    ]
+
+
+# -- each="chip", each="board"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make one test per chip or board of the rack where the marker says ``each=``."""
+    if metafunc.definition.get_closest_marker("esp") is None:
+        return
+    try:
+        want = wanted(metafunc.definition.iter_markers())
+        if want.each is None:
+            return
+        able = _able(metafunc.config, want)
+    except (MarkerError, RackError):
+        return  # said once for the whole run, by `plan_items`
+    names = dict.fromkeys(spec.chip if want.each == "chip" else spec.name for spec in able)
+    metafunc.fixturenames.append(EACH)
+    metafunc.parametrize(EACH, list(names) or [None], ids=list(names) or [_NOBODY])
+
+
+def _each_value(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else cast("dict[str, str | None]", callspec.params).get(EACH)
+
+
+# -- plans
+
+
+def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give every item that needs a board its plan and markers; collect what is wrong for `problems_of`."""
+    problems = config.stash.setdefault(_PROBLEMS, {})
+    strict = options_of(config).strict
+    for item in items:
+        names = cast("list[str]", getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("esp") is None and not uses_board(names):
+            continue
+        try:
+            item.stash[PLAN] = plan = make_plan(item, leases=uses_board(names))
+        except MarkerError as error:
+            problems[f"{_where(item)}: {error}"] = None
+        except RackError as error:
+            problems[str(error)] = None
+        else:
+            _mark(item, plan, strict)
+
+
+def make_plan(item: pytest.Item, *, leases: bool) -> Plan:
+    """Return where *item* can run.
+
+    Raises:
+        MarkerError: if its markers are written wrongly; RackError: see `rack_of`.
+    """
+    config = item.config
+    want = wanted(item.iter_markers())
+    if uses_session_board(cast("list[str]", getattr(item, "fixturenames", ()))):
+        want = Wanted(scope="session")
+    able = _able(config, want)
+    each = _each_value(item)
+    if each is not None:
+        able = [spec for spec in able if each in (spec.chip, spec.name)]
+    if len(able) < want.count:
+        return Plan(want, (), leases, _reason(config, want, able))
+    selected = _selected_by_marker(item, able)
+    able = selected if len(selected) >= want.count else able
+    return Plan(want, tuple(spec.name for spec in able), leases, None)
+
+
+def _able(config: pytest.Config, want: Wanted) -> list[BoardSpec]:
+    return [spec for spec in available(config) if not _why_not(want, spec)]
+
+
+def _why_not(want: Wanted, spec: BoardSpec) -> str:
+    """Return what *spec* lacks; empty if it can serve."""
+    for effect, needed in (("burn", want.burns), ("erase", want.erases)):
+        if needed and effect not in spec.allow:
+            return f"it does not allow {effect!r}"
+    return _requirement(want).why_not(spec)
+
+
+def _requirement(want: Wanted) -> Requirement:
+    from pytest_esp.rack.requirement import Requirement
+
+    try:
+        return Requirement(
+            chips=want.chip,
+            backends=want.backend,
+            boards=(want.board,) if want.board else (),
+            features=want.features,
+            flash=want.flash,
+        )
+    except RackError as error:
+        raise MarkerError(f"@pytest.mark.esp: {error}") from error
+
+
+def _reason(config: pytest.Config, want: Wanted, able: list[BoardSpec]) -> str:
+    rack = rack_of(config)
+    boards = available(config)
+    if not boards:
+        return f"--board, --chip and --backend leave no board of the rack {rack.name!r}"
+    lacks = "; ".join(f"{spec.name}: {why}" for spec in boards if (why := _why_not(want, spec)))
+    have = f"{len(able)} of {want.count} boards that it needs are" if able else "no board that it needs is"
+    return f"{have} in the rack {rack.name!r}" + (f" ({lacks})" if lacks else "")
+
+
+# -- markers
+
+
+def kind_of(spec: BoardSpec) -> str:
+    """Return ``"hardware"``, ``"qemu"`` or ``"sim"``."""
+    return _KIND_OF.get(spec.backend, "hardware")
+
+
+def _mark(item: pytest.Item, plan: Plan, strict: bool) -> None:
+    if plan.reason is not None and not strict:
+        item.add_marker(pytest.mark.skip(reason=plan.reason))
+    rack = rack_of(item.config)
+    specs = [rack.boards[name] for name in plan.boards]
+    for name in dict.fromkeys([kind_of(spec) for spec in specs] + [spec.chip for spec in specs]):
+        item.add_marker(getattr(pytest.mark, name))
+
+
+def _selected_by_marker(item: pytest.Item, able: list[BoardSpec]) -> list[BoardSpec]:
+    """Return the boards with which ``-m`` selects the item: ``-m "not hardware"`` leases no real board."""
+    select = _marker_expression(item.config)
+    if select is None:
+        return able
+    own = {mark.name for mark in item.iter_markers()} - set(KINDS)
+    return [spec for spec in able if select(own | {kind_of(spec), spec.chip})]
+
+
+def _marker_expression(config: pytest.Config) -> Callable[[set[str]], bool] | None:
+    # pytest has no public way to evaluate -m. It reports a wrong expression itself, a little later.
+    from _pytest.mark.expression import Expression
+
+    text = str(config.getoption("markexpr") or "")
+    if not text:
+        return None
+    try:
+        expression = Expression.compile(text)
+    except (SyntaxError, pytest.UsageError):
+        return None
+
+    def select(names: set[str]) -> bool:
+        def matches(name: str, /, **_: str | int | bool | None) -> bool:
+            return name in names
+
+        return expression.evaluate(matches)
+
+    return select
+
+
+# -- running
+
+
+def refuse_without_board(item: pytest.Item) -> None:
+    """Fail a test that no board can ever satisfy, in a strict run; else it was marked to be skipped."""
+    plan = plan_of(item)
+    if plan is not None and plan.reason is not None:
+        pytest.fail(f"{plan.reason} (--esp-strict)", pytrace=False)
+
+
+def group_by_board(items: list[pytest.Item]) -> None:
+    """Order the tests of one module or class by board, so that the next test finds the board open and warm.
+
+    Tests that take different boards change places; those of one board keep their order, and nothing leaves
+    its module or class.
+    """
+    begin = 0
+    for index in range(1, len(items) + 1):
+        if index == len(items) or items[index].parent is not items[begin].parent:
+            _group(items, begin, index)
+            begin = index
+
+
+def _group(items: list[pytest.Item], begin: int, end: int) -> None:
+    run = items[begin:end]
+    first: dict[tuple[str, ...], int] = {}
+    keys = [_key(item) for item in run]
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    order = sorted(range(len(run)), key=lambda index: (first[keys[index]], index))
+    items[begin:end] = [run[index] for index in order]
+
+
+def _key(item: pytest.Item) -> tuple[str, ...]:
+    plan = plan_of(item)
+    return plan.boards if plan is not None and plan.leases else ()
+
+
+def _where(item: pytest.Item) -> str:
+    path, line, _ = item.location
+    return f"{path}:{(line or 0) + 1}: {item.name}"

@@ -1,0 +1,145 @@
+"""What a test says that it needs: its markers, read and checked, before any rack is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+
+from pytest_esp.names import nearest
+from pytest_esp.plugin.options import CHIPS
+
+FIXTURES = frozenset({"board", "boards", "esp", "console", "faults"})
+"""Fixtures that lease a board for a test."""
+
+SESSION_FIXTURES = frozenset({"session_board", "session_esp"})
+"""Fixtures that lease a board for the session."""
+
+_SCOPES = ("test", "module", "session")
+_EACH = ("chip", "board")
+_KEYWORDS = ("chip", "backend", "features", "flash", "count", "each", "board", "scope")
+
+
+class MarkerError(Exception):
+    """A marker is written wrongly; the message says how and what was probably meant."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a test needs.
+
+    Attributes:
+        chip, backend: any of these; empty for any at all.
+        features: all of these.
+        flash: e.g. ``">=4MB"``.
+        count: so many boards at once.
+        each: parametrise over the ``"chip"`` kinds or the ``"board"`` names that match.
+        board: this board.
+        scope: for how long one board is held: ``"test"``, ``"module"`` or ``"session"``.
+        burns, erases: what it does to the board.
+    """
+
+    chip: tuple[str, ...] = ()
+    backend: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    flash: str | None = None
+    count: int = 1
+    each: str | None = None
+    board: str | None = None
+    scope: str = "test"
+    burns: bool = False
+    erases: bool = False
+
+
+def wanted(marks: Iterable[pytest.Mark]) -> Wanted:
+    """Read the markers of a test, the nearest first: what is nearer to the test wins, keyword by keyword.
+
+    Raises:
+        MarkerError: for an unknown keyword or value.
+    """
+    given: dict[str, Any] = {}
+    names: set[str] = set()
+    for mark in marks:
+        names.add(mark.name)
+        if mark.name == "esp":
+            _check_keywords(mark)
+            given = {**mark.kwargs, **given}
+    return Wanted(
+        chip=tuple(_chip(chip) for chip in _words("chip", given.get("chip"))),
+        backend=_words("backend", given.get("backend")),
+        features=_words("features", given.get("features")),
+        flash=_flash(given.get("flash")),
+        count=_count(given.get("count", 1)),
+        each=_choice("each", given["each"], _EACH) if given.get("each") is not None else None,
+        board=_words("board", given.get("board"))[0] if given.get("board") else None,
+        scope=_choice("scope", given.get("scope", "test"), _SCOPES),
+        burns="burns" in names,
+        erases="erases" in names,
+    )
+
+
+def uses_board(fixturenames: Iterable[str]) -> bool:
+    """Whether a test with these fixtures leases a board."""
+    return not (FIXTURES | SESSION_FIXTURES).isdisjoint(fixturenames)
+
+
+def uses_session_board(fixturenames: Iterable[str]) -> bool:
+    """Whether a test with these fixtures leases a board for the session."""
+    return not SESSION_FIXTURES.isdisjoint(fixturenames)
+
+
+def _check_keywords(mark: pytest.Mark) -> None:
+    if mark.args:
+        raise MarkerError(
+            f"@pytest.mark.esp takes keywords only, not {mark.args[0]!r}: write e.g. chip={mark.args[0]!r}"
+        )
+    for keyword in mark.kwargs:
+        if keyword not in _KEYWORDS:
+            raise MarkerError(
+                f"@pytest.mark.esp has no keyword {keyword!r}; "
+                f"did you mean {nearest(keyword, _KEYWORDS, 1)}? (it has {', '.join(_KEYWORDS)})"
+            )
+
+
+def _words(keyword: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        words = tuple(cast("Iterable[object]", value))
+        if all(isinstance(word, str) for word in words):
+            return cast("tuple[str, ...]", words)
+    raise MarkerError(f"@pytest.mark.esp: {keyword}={value!r} is neither text nor a list of texts")
+
+
+def _chip(chip: str) -> str:
+    name = chip.lower().replace("-", "")
+    if name not in CHIPS:
+        raise MarkerError(f"@pytest.mark.esp: there is no chip {chip!r}; did you mean {nearest(name, CHIPS)}?")
+    return name
+
+
+def _flash(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise MarkerError(f"@pytest.mark.esp: flash={value!r} is not a size: write e.g. flash='>=4MB'")
+    return str(value)
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise MarkerError(f"@pytest.mark.esp: count={value!r} is not a number of boards: write e.g. count=2")
+    return value
+
+
+def _choice(keyword: str, value: object, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise MarkerError(
+            f"@pytest.mark.esp: {keyword}={value!r} is unknown; "
+            f"did you mean {nearest(str(value), choices, 1)!r}? (it can be {', '.join(choices)})"
+        )
+    return cast(str, value)

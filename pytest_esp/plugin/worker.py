@@ -1,0 +1,118 @@
+"""A worker's side of a run under xdist."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_esp.plugin.bench import Bench, unit_of
+from pytest_esp.plugin.selection import plan_of, problems_of
+
+
+class Barrier(pytest.Item):
+    """Stands in a worker's queue as the next test while it is not known which one that will be.
+
+    It runs nothing and is not reported. The scheduler addresses it by the index behind the last test. The
+    fixtures of the modules and classes that the last test used stay until the next test is known.
+    """
+
+    previous: pytest.Item | None = None
+
+    def listchain(self) -> list[Any]:
+        """Return the collectors whose fixtures are to stay."""
+        chain = self.previous.listchain()[:-1] if self.previous is not None else super().listchain()[:-1]
+        return [*chain, self]
+
+    def runtest(self) -> None:
+        """Do nothing."""
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """Return where it is: nowhere."""
+        return self.path, None, self.name
+
+
+class Worker:
+    """Hooks of a worker.
+
+    Args:
+        channel: execnet's channel to `xdist.Controller`.
+        barriers: whether the scheduler uses barriers.
+    """
+
+    bench: Bench
+    """The boards of this process."""
+
+    def __init__(self, channel: Any, barriers: bool) -> None:
+        self._channel = channel
+        self._barriers = barriers
+        self._barrier: Barrier | None = None
+        self._items: list[pytest.Item] = []
+
+    def say(self, line: str) -> None:
+        """Show a line on the controller's terminal."""
+        self._send("say", line)
+
+    def tell_held(self, names: list[str]) -> None:
+        """Tell the scheduler which boards this process holds now."""
+        self._send("held", names)
+
+    def _send(self, kind: str, content: object) -> None:
+        with contextlib.suppress(OSError):  # the controller is gone: so shall this process be, in a moment
+            self._channel.send((kind, content))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> Generator[None]:
+        """Tell the scheduler, before it gets the list of tests, which boards they need."""
+        self._items = list(session.items)
+        if problems := problems_of(session.config):
+            self._send("problems", problems)
+        self._send("demands", [_demand(item) for item in session.items])
+        self._channel.setcallback(self._receive)
+        yield
+        if self._barriers:
+            self._barrier = Barrier.from_parent(session, name="barrier", nodeid="pytest-esp::barrier")
+            session.items.append(self._barrier)
+
+    def _receive(self, message: tuple[str, list[int], list[str]]) -> None:
+        kind, indices, boards = message
+        if kind == "reserve":
+            for index in indices:
+                self.bench.advice[self._items[index].nodeid] = boards
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        """Pass a barrier: give up what the test behind it does not need."""
+        if self._barrier is None:
+            return None
+        if item is not self._barrier:
+            self._barrier.previous = item
+            return None
+        _leave_no_allure_result(item)
+        state = item.session._setupstate  # pyright: ignore[reportPrivateUsage]
+        call = pytest.CallInfo.from_call(
+            lambda: state.teardown_exact(nextitem),
+            "teardown",
+            reraise=(KeyboardInterrupt, pytest.exit.Exception),
+        )
+        if call.excinfo is not None:
+            report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+            item.ihook.pytest_runtest_logreport(report=report)
+        return True
+
+
+def _demand(item: pytest.Item) -> tuple[list[str], int, str]:
+    plan = plan_of(item)
+    if plan is None or not plan.leases or plan.reason is not None:
+        return [], 0, ""
+    unit = unit_of(item, plan)
+    return list(plan.boards), plan.wanted.count, "" if unit is None else "|".join(unit)
+
+
+def _leave_no_allure_result(item: pytest.Item) -> None:
+    # allure-pytest writes a result for everything that passes through the protocol, and has no way to say no.
+    listener = item.config.pluginmanager.get_plugin("allure_listener")
+    if listener is not None and (uuid := listener._cache.pop(item.nodeid)):
+        listener.allure_logger.drop_test(uuid)

@@ -1,0 +1,92 @@
+"""The controller's side of a run under xdist: it hears from the workers, over a channel to each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
+    from xdist.workermanage import WorkerController
+
+    from pytest_esp.plugin.scheduling import PlanBook
+
+CHANNEL = "esp_channel"
+"""Key in ``workerinput``: execnet's channel between this plugin in the controller and in a worker."""
+
+BARRIERS = "esp_barriers"
+"""Key in ``workerinput``: whether the scheduler uses barriers."""
+
+
+class Controller:
+    """Hooks of the controller.
+
+    The controller of xdist collects nothing and reads no rack: each worker says over its channel which boards
+    the tests need, before its collection arrives, and what is wrong with the rack or the markers.
+
+    Args:
+        config: of this run.
+        announce: shows a line about a wait.
+    """
+
+    def __init__(self, config: pytest.Config, announce: Callable[[str], None]) -> None:
+        self._config = config
+        self._announce = announce
+        self._channels: dict[WorkerController, Any] = {}
+        self._book: PlanBook | None = None
+        self._problems: list[str] = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: WorkerController) -> None:
+        """Open a channel to a worker that is about to start."""
+        channel = node.gateway.newchannel()
+        channel.setcallback(partial(self._receive, node))
+        self._channels[node] = channel
+        self._plans()
+        workerinput: dict[str, Any] = node.workerinput
+        workerinput[CHANNEL] = channel
+        workerinput[BARRIERS] = self._schedules
+
+    @property
+    def _schedules(self) -> bool:
+        return self._config.getoption("dist") == "load"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling | None:
+        """Schedule by board, unless the user chose another way (``--dist``)."""
+        if not self._schedules:
+            return None
+        from pytest_esp.plugin.scheduling import RackScheduling
+
+        return RackScheduling(config, log, self._plans())
+
+    def _plans(self) -> PlanBook:
+        from pytest_esp.plugin.scheduling import PlanBook
+
+        self._book = self._book or PlanBook(self._reserve)
+        return self._book
+
+    def _reserve(self, node: WorkerController, indices: list[int], boards: tuple[str, ...]) -> None:
+        with contextlib.suppress(OSError):  # the worker died: xdist will say so
+            self._channels[node].send(("reserve", indices, list(boards)))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: WorkerController, ids: Sequence[str]) -> None:
+        """End the run before any test if the rack or a marker is wrong."""
+        if self._problems:
+            raise pytest.UsageError("\n".join(self._problems))
+
+    def _receive(self, node: WorkerController, message: tuple[str, Any]) -> None:
+        """Take a message; runs in execnet's thread, in the order of the worker's other messages."""
+        kind, content = message
+        if kind == "problems":
+            self._problems = content
+        elif kind == "say":
+            self._announce(content)
+        elif self._book is not None:
+            self._book.take(node, kind, content)
