@@ -17,10 +17,8 @@ def parse_size(value: int | str) -> int:
     Raises:
         ValueError: if it is none of these, or negative.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(
-            f"{value!r} is not a size: expected bytes as an integer or a string like '4MB' or '0x1000'"
-        )
+    if isinstance(value, bool) or not isinstance(value, (int, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"{value!r} is not a size: expected bytes as an integer or a string like '4MB' or '0x1000'")
     if isinstance(value, int):
         if value < 0:
             raise ValueError(f"{value} is not a size: it is negative")

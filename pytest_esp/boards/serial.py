@@ -31,6 +31,7 @@ class SerialBoard(Board):
     _port: serial.SerialBase | None = None
 
     def open(self) -> Port:
+        """Open the port exclusively, with both lines as pyserial sets them."""
         rfc2217.register()
         where = resolve_port(self.spec)
         try:
@@ -45,6 +46,7 @@ class SerialBoard(Board):
         return cast(Port, port)
 
     def close(self) -> None:
+        """Close the port."""
         port, self._port = self._port, None
         if port is not None:
             port.close()
@@ -54,12 +56,15 @@ class SerialBoard(Board):
         return PortError(message, board=self.name, attempted=f"opening {where}", hint=hint)
 
 
-def _explain(where: str, error: Exception) -> tuple[str, str]:
+def _explain(where: str, error: Exception) -> tuple[str, str]:  # noqa: PLR0911 - a table in the form of ifs
     """Return what went wrong and what to do, from pyserial's exception."""
     code = _errno(error)
     text = str(error)
     if "://" in where:
-        return f"the remote port does not answer: {text}", "is its server running, and free? (one client at a time)"
+        return (
+            f"the remote port does not answer: {text}",
+            "is its server running, and free? (one client at a time)",
+        )
     if code == errno.ENOENT or "FileNotFoundError" in text:
         ports = [item.device for item in list_ports.comports()]
         found = f"ports here: {nearest(where, ports, 5)}" if ports else "this machine shows no serial port"
@@ -73,7 +78,10 @@ def _explain(where: str, error: Exception) -> tuple[str, str]:
             "and log in again (docs/boards.md)",
         )
     if code in (errno.EBUSY, errno.EAGAIN) or "exclusively lock" in text:
-        return f"the port {where} is in use by another program", f"{_users(where)} (a monitor that is still open?)"
+        return (
+            f"the port {where} is in use by another program",
+            f"{_users(where)} (a monitor that is still open?)",
+        )
     if code in (errno.ENOTTY, errno.EINVAL) or "Could not configure" in text:
         return f"{where} is not a serial port", "give the device node of the board, e.g. /dev/ttyUSB0"
     return f"the port {where} cannot be opened: {text}", "unplug the board and plug it in again"
@@ -99,9 +107,7 @@ def _users(where: str) -> str:
     """Return which processes have the device open, as far as /proc tells this user."""
     try:
         device = os.path.realpath(where)
-        pids = sorted(
-            {int(link.parts[2]) for link in Path("/proc").glob("[0-9]*/fd/*") if _target(link) == device}
-        )
+        pids = sorted({int(link.parts[2]) for link in Path("/proc").glob("[0-9]*/fd/*") if _target(link) == device})
     except OSError:
         pids = []
     return "held by pid " + ", ".join(map(str, pids)) if pids else "held by a process that this user cannot see"

@@ -39,9 +39,11 @@ class SimBoard(Board):
 
     @property
     def wire(self) -> Wire | None:
+        """The chip's UART, while the board is open."""
         return self.simulated.wire if self.simulated else None
 
     def open(self) -> Port:
+        """Make the chip, start it, and return its in-process port."""
         spec = self.spec
         path = spec.flash_file or self.rack.state_dir(spec) / "flash.bin"
         try:
@@ -65,6 +67,7 @@ class SimBoard(Board):
         return self._port
 
     def close(self) -> None:
+        """Stop the chip; its flash is written to its file."""
         port, self._port = self._port, None
         simulated, self.simulated = self.simulated, None
         if port is not None:
@@ -73,6 +76,7 @@ class SimBoard(Board):
             simulated.close()
 
     def reset(self, bootloader: bool) -> bool:
+        """Reset the chip at once, with no lines and no delays."""
         self._running().reset(bootloader)
         return True
 

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command("rack")
-@click.option("--rack", "path", type=click.Path(path_type=Path), help="The rack file; else PYTEST_ESP_RACK, boards.toml.")
+@click.option(
+    "--rack",
+    "path",
+    type=click.Path(path_type=Path),
+    help="The rack file; else PYTEST_ESP_RACK, boards.toml.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rack_command(path: Path | None, as_json: bool) -> None:
     """Show the boards of a rack, whether they are free, and who holds them since when."""

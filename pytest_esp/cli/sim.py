@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_esp.wire.endpoints import Endpoint
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -100,9 +100,7 @@ def sim_command(
         stop.wait()
 
 
-def _make_chip(
-    chip: str, flash_file: Path | None, flash_size: int | None, app: str | None, **settings: Any
-) -> SimChip:
+def _make_chip(chip: str, flash_file: Path | None, flash_size: int | None, app: str | None, **settings: Any) -> SimChip:
     from pytest_esp.sim.app import load_app
     from pytest_esp.sim.chip import SimChip
     from pytest_esp.sim.flash import NorFlash
@@ -117,12 +115,16 @@ def _make_chip(
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals() -> Generator[threading.Event]:
     """Set the event on Ctrl-C and SIGTERM, from before the chip exists: no signal loses a byte of flash."""
     stop = threading.Event()
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP: the terminal was closed; SIGBREAK: Windows
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+
+    def set_stop(_number: int, _frame: object) -> None:
+        stop.set()
+
+    previous = {number: signal.signal(number, set_stop) for number in signals}
     try:
         yield stop
     finally:
@@ -141,12 +143,8 @@ def _serve(stack: contextlib.ExitStack, chip: SimChip, url: str) -> Endpoint:
 def _announce(chip: SimChip, endpoints: list[Endpoint], as_json: bool) -> None:
     urls = [endpoint.url for endpoint in endpoints]
     if as_json:
-        click.echo(
-            json.dumps({"chip": chip.chip, "mac": chip.mac, "flash_size": chip.flash.size, "endpoints": urls})
-        )
+        click.echo(json.dumps({"chip": chip.chip, "mac": chip.mac, "flash_size": chip.flash.size, "endpoints": urls}))
         return
-    click.echo(
-        f"Simulated {chip.chip}, {format_size(chip.flash.size)} flash, MAC {chip.mac}. Ctrl-C stops it."
-    )
+    click.echo(f"Simulated {chip.chip}, {format_size(chip.flash.size)} flash, MAC {chip.mac}. Ctrl-C stops it.")
     for url in urls:
         click.echo(url)

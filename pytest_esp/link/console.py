@@ -147,7 +147,7 @@ class Console:
     def _missed(self, wanted: re.Pattern[bytes], timeout: float) -> ConsoleError:
         tail = "\n".join(f"    {line.text}" for line in self.lines()[-_TAIL_LINES:]) or "    (nothing)"
         return ConsoleError(
-            f"{wanted.pattern.decode('utf-8', 'replace')!r} did not come within {timeout:g} s; the console said:\n{tail}",
+            f"{wanted.pattern.decode('utf-8', 'replace')!r} did not come in {timeout:g} s; the console said:\n{tail}",
             board=self._board,
             attempted="expect",
         )

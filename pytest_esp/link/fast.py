@@ -38,7 +38,7 @@ class FastLoader(ESPLoader):
         """Send one packet."""
         self._port.write(encode(packet))
 
-    def read(self) -> bytes:
+    def read(self) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride] - esptool has no types
         """Return the next packet.
 
         Raises:

@@ -7,9 +7,9 @@ every message to the capture of the calling context, and to esptool's own logger
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from esp_pylib.logger import EspLog, EspLogBase
 from rich.errors import MarkupError
@@ -52,7 +52,7 @@ _capture: ContextVar[tuple[Transcript, Progress | None] | None] = ContextVar("es
 
 
 @contextlib.contextmanager
-def capture(transcript: Transcript, progress: Progress | None = None) -> Iterator[None]:
+def capture(transcript: Transcript, progress: Progress | None = None) -> Generator[None]:
     """Send what esptool says in this context (thread or task) to *transcript*, and its progress to *progress*."""
     _install()
     token = _capture.set((transcript, progress))
@@ -65,7 +65,7 @@ def capture(transcript: Transcript, progress: Progress | None = None) -> Iterato
 def _install() -> None:
     # Anew each time: a program that uses esptool, too, may have set a logger of its own in between.
     if not isinstance(EspLog.instance, _DispatchingLog):
-        EspLog.set_logger(_DispatchingLog(EspLog.instance or EspLog()))
+        EspLog.set_logger(_DispatchingLog(cast(EspLogBase, EspLog.instance or EspLog())))
 
 
 class _DispatchingLog(EspLogBase):

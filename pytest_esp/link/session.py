@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, cast
 
 import serial
@@ -18,7 +18,6 @@ from pytest_esp.link.fast import FastLoader, fast_class
 from pytest_esp.link.logs import Progress, Transcript, capture
 
 _ROM_BAUDRATE = 115200
-
 
 
 class Session:
@@ -77,7 +76,7 @@ class Session:
     @contextlib.contextmanager
     def use(
         self, attempted: str, *, stub: bool = True, flash: bool = False, progress: Progress | None = None
-    ) -> Iterator[Any]:
+    ) -> Generator[Any]:
         """Yield esptool's loader object (``esptool.loader.ESPLoader``), connected.
 
         Args:
@@ -123,12 +122,12 @@ class Session:
 
     # -- connecting
 
-    def _connect(self) -> FastLoader:
+    def _connect(self) -> Any:
         if not self.port.is_open:
             self.port.open()
         self.port.baudrate = _ROM_BAUDRATE
         base = CHIP_DEFS[self.expected_chip] if self.expected_chip else ESPLoader
-        esp = fast_class(base, usb=self._usb)(cast(Any, self.port), _ROM_BAUDRATE)
+        esp: Any = fast_class(base, usb=self._usb)(cast(Any, self.port), _ROM_BAUDRATE)
         esp.USES_RFC2217 = str(getattr(self.port, "name", "")).startswith("rfc2217:")
         self._sync(esp)
         found = _identify(esp)
@@ -145,7 +144,7 @@ class Session:
         self.chip = found
         esp.secure_download_mode = _secure_download(esp)
         if not esp.secure_download_mode:
-            esp._post_connect()
+            esp._post_connect()  # the rest of `ESPLoader.connect`
         self._esp = esp
         return esp
 
@@ -178,7 +177,7 @@ class Session:
     # -- errors
 
     @contextlib.contextmanager
-    def _translated(self, attempted: str) -> Iterator[None]:
+    def _translated(self, attempted: str) -> Generator[None]:
         """Turn what esptool and pyserial raise into errors that say what was attempted, where, and what to do."""
         try:
             yield
@@ -209,11 +208,18 @@ class Session:
 
 
 _CANNOT = "the ROM loader can do less than the stub flasher, and in secure download mode less again"
-_LINK_MARKS = ("does not answer", "No serial data", "Failed to connect", "bytes were lost", "stub flasher", "other commands")
+_LINK_MARKS = (
+    "does not answer",
+    "No serial data",
+    "Failed to connect",
+    "bytes were lost",
+    "stub flasher",
+    "other commands",
+)
 
 
 def _translate(message: str, attempted: str, board: str) -> EspError:
-    text = message.split("\nFor troubleshooting")[0].strip()
+    text = message.split("\nFor troubleshooting", maxsplit=1)[0].strip()
     if any(mark in text for mark in _LINK_MARKS):
         return LinkError(
             text,
@@ -232,7 +238,7 @@ def _identify(esp: FastLoader) -> str:
         except FatalError:
             chip_id = None
         for name, rom in CHIP_DEFS.items():
-            if chip_id is not None and not rom.USES_MAGIC_VALUE and rom.IMAGE_CHIP_ID == chip_id:
+            if chip_id is not None and not rom.USES_MAGIC_VALUE and chip_id == rom.IMAGE_CHIP_ID:
                 return name
     return _identify_by_magic(esp)
 
@@ -243,17 +249,17 @@ def _identify_by_magic(esp: FastLoader) -> str:
     except UnsupportedCommandError:
         return "esp32s2"  # the only chip with a secure download mode and without a chip id
     for name, rom in CHIP_DEFS.items():
-        if rom.USES_MAGIC_VALUE and rom.MAGIC_VALUE == magic:
+        if rom.USES_MAGIC_VALUE and magic == rom.MAGIC_VALUE:
             return name
     # An answer, but of no chip by magic: a later one that was taken for a first-generation chip.
     chip_id = esp.get_security_info(cache=False)["chip_id"]
     for name, rom in CHIP_DEFS.items():
-        if rom.IMAGE_CHIP_ID == chip_id:
+        if chip_id == rom.IMAGE_CHIP_ID:
             return name
     raise FatalError(f"the chip (magic {magic:#010x}, id {chip_id}) is none that this esptool knows")
 
 
-def _secure_download(esp: FastLoader) -> bool:
+def _secure_download(esp: Any) -> bool:
     if not esp.SECURITY_INFO_SUPPORTED:
         return False
     return bool(esp.get_security_info()["parsed_flags"]["SECURE_DOWNLOAD_ENABLE"])

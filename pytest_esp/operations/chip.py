@@ -123,7 +123,10 @@ def reset(link: Link, to: str = "app", wait: float = _BOOT_TIMEOUT) -> ResetResu
         return ResetResult("bootloader", time.monotonic() - begun, "")
     if to != "app":
         raise OperationError(
-            f"there is no reset to {to!r}", board=link.board.name, attempted="reset", hint="use 'app' or 'bootloader'"
+            f"there is no reset to {to!r}",
+            board=link.board.name,
+            attempted="reset",
+            hint="use 'app' or 'bootloader'",
         )
     link.reset(bootloader=False)
     console = link.console

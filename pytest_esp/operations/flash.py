@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -82,8 +83,7 @@ def read(
     attempted = f"reading {length:#x} bytes of flash at {start:#x}"
     with link.session.use(attempted, flash=True, progress=progress) as esp:
         _check_inside(esp, start, length)
-        tick = (lambda done, total, _offset: progress(done, total)) if progress else None
-        data = bytes(esp.read_flash(start, length, tick)) if length else b""
+        data = bytes(esp.read_flash(start, length, _without_offset(progress))) if length else b""
     path = _save(Path(output_file), data, attempted) if output_file is not None else None
     return FlashRead(start, length, data, path)
 
@@ -239,7 +239,7 @@ def load_regions(regions: Regions) -> list[Loaded]:
     loaded = sorted((_load(address, source) for address, source in pairs), key=lambda region: region[0])
     if not loaded:
         raise FirmwareError("there is nothing to write", hint="give pairs of address and file or bytes")
-    for (address, data, source), (following, _, other) in zip(loaded, loaded[1:], strict=False):
+    for (address, data, source), (following, _, other) in itertools.pairwise(loaded):
         if address + len(data) > following:
             raise FirmwareError(
                 f"{source} ({address:#x} to {address + len(data):#x}) overlaps {other} (from {following:#x})"
@@ -288,7 +288,7 @@ def _check_image(chip: str, data: bytes, source: str) -> None:
     if chip_id == CHIP_DEFS[chip].IMAGE_CHIP_ID:
         return
     for name, rom in CHIP_DEFS.items():
-        if rom.IMAGE_CHIP_ID == chip_id:
+        if chip_id == rom.IMAGE_CHIP_ID:
             raise FirmwareError(
                 f"{source} is an image for the {rom.CHIP_NAME} ({name}), not for the {CHIP_DEFS[chip].CHIP_NAME}",
                 hint=f"build it with `idf.py set-target {chip}`; nothing was written",
@@ -394,6 +394,17 @@ def _check_inside(esp: Any, address: int, size: int) -> None:
             f"{address:#x} to {address + size:#x} is beyond the flash of {format_size(available)}",
             hint=f"the last address is {available - 1:#x}",
         )
+
+
+def _without_offset(progress: Progress | None) -> Callable[[int, int, int], None] | None:
+    """Return *progress* as ``ESPLoader.read_flash`` calls it: with the offset that the read began at."""
+    if progress is None:
+        return None
+
+    def tell(done: int, total: int, _offset: int) -> None:
+        progress(done, total)
+
+    return tell
 
 
 def _save(path: Path, data: bytes, attempted: str) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from esp_idf_defs.partitions import PartitionDefinition, PartitionTable
+from esp_idf_defs.partitions import SUBTYPES, PartitionTable
 
 from pytest_esp.errors import OperationError
 from pytest_esp.link.link import Link
@@ -105,16 +106,19 @@ def find(link: Link, name: str) -> Partition:
     raise OperationError(f"there is no partition {name!r}", board=link.board.name, hint=f"the table has: {names}")
 
 
-def _partition(entry: PartitionDefinition) -> Partition:
+def _partition(entry: Any) -> Partition:  # a PartitionDefinition, whose class declares its fields as None
     type_name = _TYPES.get(entry.type, f"{entry.type:#04x}")
     return Partition(
-        entry.name, type_name, _subtype(entry.type, entry.subtype), entry.offset, entry.size, bool(entry.encrypted)
+        entry.name,
+        type_name,
+        _subtype(entry.type, entry.subtype),
+        entry.offset,
+        entry.size,
+        bool(entry.encrypted),
     )
 
 
 def _subtype(type_number: int, number: int) -> str:
-    from esp_idf_defs.partitions import SUBTYPES
-
     for name, value in SUBTYPES.get(type_number, {}).items():
         if value == number:
             return str(name)

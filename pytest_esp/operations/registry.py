@@ -48,7 +48,9 @@ OPERATIONS: dict[str, Operation] = {}
 """All operations by name; filled as the modules of this package are imported (`load_all`)."""
 
 
-def operation(effect: Effect) -> Callable[[Callable[Concatenate[Link, P], R]], Callable[Concatenate[Link, P], R]]:
+def operation(
+    effect: Effect,
+) -> Callable[[Callable[Concatenate[Link, P], R]], Callable[Concatenate[Link, P], R]]:
     """Make a function over a `Link` an operation with this effect.
 
     Calling it raises RefusedError, before the wire is touched, if the board's ``allow`` has not that effect.

@@ -41,7 +41,8 @@ def info(link: Link) -> SecurityInfo:
     with link.session.use("security info", stub=False) as esp:
         if not esp.SECURITY_INFO_SUPPORTED:
             raise OperationError(
-                f"the ROM of the {esp.CHIP_NAME} has no security info", hint="its eFuses tell: see security posture"
+                f"the ROM of the {esp.CHIP_NAME} has no security info",
+                hint="its eFuses tell: see security posture",
             )
         raw = esp.get_security_info(cache=False)
         return SecurityInfo(
@@ -100,7 +101,14 @@ def posture(link: Link) -> SecurityPosture:
     # A soft disable counts bits: an odd number disables (HMAC may enable it again), as the ROM reads it.
     pads_closed = burnt(_PAD_JTAG_OFF) or bool(bits.get(_SOFT_JTAG_OFF, 0).bit_count() & 1)
     usb_open = any(name in fuses for name in _USB_JTAG_OFF) and not burnt(_USB_JTAG_OFF)
-    decisive = (*_CRYPT_COUNTERS, *_SECURE_BOOT, *_PAD_JTAG_OFF, _SOFT_JTAG_OFF, *_USB_JTAG_OFF, *_DOWNLOAD_OFF)
+    decisive = (
+        *_CRYPT_COUNTERS,
+        *_SECURE_BOOT,
+        *_PAD_JTAG_OFF,
+        _SOFT_JTAG_OFF,
+        *_USB_JTAG_OFF,
+        *_DOWNLOAD_OFF,
+    )
     return SecurityPosture(
         flash_encryption=any(bits.get(name, 0).bit_count() & 1 for name in _CRYPT_COUNTERS),
         secure_boot=burnt(_SECURE_BOOT),

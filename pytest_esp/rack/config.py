@@ -55,7 +55,8 @@ def load_rack(path: Path | None = None) -> Rack:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RackError(
-            f"the rack file {path} cannot be read: {reason}", hint=f"--rack FILE or {ENVIRONMENT} names another one"
+            f"the rack file {path} cannot be read: {reason}",
+            hint=f"--rack FILE or {ENVIRONMENT} names another one",
         ) from error
     try:
         return _build(path, text, tomllib.loads(text))

@@ -56,7 +56,9 @@ def resolve_port(spec: BoardSpec) -> str:
     if match is None:
         if port.startswith("usb:"):
             raise PortError(
-                f"{port!r} names no USB device", board=spec.name, hint="expected usb:VID:PID:serial=SERIAL in hex"
+                f"{port!r} names no USB device",
+                board=spec.name,
+                hint="expected usb:VID:PID:serial=SERIAL in hex",
             )
         return port
     from serial.tools import list_ports
@@ -73,7 +75,9 @@ def resolve_port(spec: BoardSpec) -> str:
     if not found:
         raise PortError(f"no USB device {port} is plugged in", board=spec.name, hint=_plugged_in())
     raise PortError(
-        f"{port} is ambiguous: {', '.join(found)}", board=spec.name, hint="add :serial=SERIAL to tell them apart"
+        f"{port} is ambiguous: {', '.join(found)}",
+        board=spec.name,
+        hint="add :serial=SERIAL to tell them apart",
     )
 
 

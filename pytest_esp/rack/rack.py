@@ -93,6 +93,7 @@ class Rack:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LeaseError(
-                f"the state folder {folder} cannot be made: {error.strerror}", hint=f"name another: {STATE_ENVIRONMENT}"
+                f"the state folder {folder} cannot be made: {error.strerror}",
+                hint=f"name another: {STATE_ENVIRONMENT}",
             ) from error
         return folder

@@ -93,5 +93,11 @@ def _flash_why_not(comparison: str, size: int | None) -> str:
     operator, wanted = _parse_comparison(comparison)
     if size is None:
         return "boards.toml does not tell its flash_size"
-    holds = {">=": size >= wanted, "<=": size <= wanted, ">": size > wanted, "<": size < wanted, "==": size == wanted}
+    holds = {
+        ">=": size >= wanted,
+        "<=": size <= wanted,
+        ">": size > wanted,
+        "<": size < wanted,
+        "==": size == wanted,
+    }
     return "" if holds[operator] else f"its flash has {format_size(size)}, not {operator}{format_size(wanted)}"

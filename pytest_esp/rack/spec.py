@@ -89,11 +89,13 @@ class BoardSpec(BaseModel):
             return self
         for key in self.model_fields_set & _KEYS_OF.keys():
             if self.backend not in _KEYS_OF[key]:
-                raise ValueError(f"`{key}` is for {' and '.join(_KEYS_OF[key])} boards, not for backend {self.backend!r}")
+                raise ValueError(
+                    f"`{key}` is for {' and '.join(_KEYS_OF[key])} boards, not for backend {self.backend!r}"
+                )
         if self.backend == "serial" and not self.port:
-            raise ValueError("a serial board needs its `port`, e.g. \"/dev/ttyUSB0\"")
+            raise ValueError('a serial board needs its `port`, e.g. "/dev/ttyUSB0"')
         if self.backend == "labgrid" and not (self.coordinator and (self.place or self.tags)):
             raise ValueError("a labgrid board needs its `coordinator`, and `place` or `tags`")
         if self.allow_burn and "burn" not in self.allow:
-            raise ValueError("`allow_burn` names eFuses, but `allow` has no \"burn\"")
+            raise ValueError('`allow_burn` names eFuses, but `allow` has no "burn"')
         return self

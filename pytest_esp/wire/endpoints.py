@@ -13,7 +13,7 @@ import os
 import select
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 from serial import rfc2217
@@ -175,7 +175,7 @@ class _Rfc2217Client(_TcpClient):
     CONTROL_LINES = True
 
     def welcome(self, host: HostSide) -> None:
-        self._manager = rfc2217.PortManager(_HostPort(host), _Replies(self.send))
+        self._manager = rfc2217.PortManager(cast(Any, _HostPort(host)), cast(Any, _Replies(self.send)))
 
     def data_received(self, data: bytes) -> None:
         if self._host is None:

@@ -1,4 +1,4 @@
-"""One asyncio loop per process, in a daemon thread: every endpoint and every timer of every virtual board runs on it."""
+"""One asyncio loop per process, in a daemon thread: all endpoints and timers of all virtual boards run on it."""
 
 from __future__ import annotations
 

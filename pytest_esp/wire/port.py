@@ -1,5 +1,8 @@
 """A serial port without a port: a virtual board's wire as pyserial shows a port, with no latency."""
 
+# pyserial's stubs leave out the protected attributes that its subclasses are made of.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import threading

@@ -6,6 +6,9 @@ long that a real chip starts its app instead of its loader. This one is a subcla
 waits on events.
 """
 
+# pyserial's stubs leave out the protected attributes that its subclasses are made of.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import contextlib
@@ -175,7 +178,7 @@ class Serial(rfc2217.Serial):
                 self._changed.notify_all()
         return data if data.startswith(b"\xff") else b""
 
-    def _command(self, data: bytes, plain: bytearray) -> bytes | None:
+    def _command(self, data: bytes, plain: bytearray) -> bytes | None:  # noqa: PLR0911 - one per kind of command
         """Handle the command that follows an IAC; return what comes after it, or None if it is not whole yet."""
         code = data[:1]
         if not code:

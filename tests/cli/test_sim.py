@@ -33,7 +33,7 @@ class Served:
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=10)
+        _, err = self.process.communicate(timeout=10)
         assert err == ""
         return self.process.returncode
 
@@ -64,7 +64,15 @@ def tool(name, *arguments):
 @pytest.mark.parametrize("scheme", ["socket", "pty"])
 @pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
 def test_esptool_writes_and_reads(serve, tmp_path, chip, scheme):
-    served = serve(chip, "--listen", "socket://127.0.0.1:0", "--listen", f"pty:{tmp_path / 'port'}", "--mac", "7C:DF:A1:00:00:42")
+    served = serve(
+        chip,
+        "--listen",
+        "socket://127.0.0.1:0",
+        "--listen",
+        f"pty:{tmp_path / 'port'}",
+        "--mac",
+        "7C:DF:A1:00:00:42",
+    )
     port = served.url(scheme)
     data = os.urandom(5001)
     (tmp_path / "in.bin").write_bytes(data)
@@ -132,7 +140,10 @@ def test_bad_arguments_are_explained(arguments, message):
 
 def test_a_flash_file_of_another_size_or_in_a_folder_that_is_none(tmp_path):
     (tmp_path / "small.bin").write_bytes(b"x" * 100)
-    for path, message in ((tmp_path / "small.bin", "has 100 bytes"), (tmp_path / "small.bin" / "x", "cannot be used")):
+    for path, message in (
+        (tmp_path / "small.bin", "has 100 bytes"),
+        (tmp_path / "small.bin" / "x", "cannot be used"),
+    ):
         result = subprocess.run(
             [BIN / "pytest-esp", "sim", "esp32", "--flash", path, "--flash-size", "4MB"],
             capture_output=True,

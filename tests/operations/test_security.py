@@ -83,7 +83,9 @@ def test_bits_do_not_come_back(esp_of):
     assert esp.efuse.burn("UART_PRINT_CONTROL", 3).burnt_bits == 1
 
 
-@pytest.mark.parametrize(("name", "value"), [("DIS_PAD_JTAG", 2), ("CUSTOM_MAC", "11:22"), ("SPI_BOOT_CRYPT_CNT", 4096)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("DIS_PAD_JTAG", 2), ("CUSTOM_MAC", "11:22"), ("SPI_BOOT_CRYPT_CNT", 4096)]
+)
 def test_a_value_that_does_not_fit(esp_of, name, value):
     with pytest.raises(OperationError, match="does not fit"):
         esp_of("esp32c3").efuse.burn(name, value)

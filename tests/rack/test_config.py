@@ -91,7 +91,11 @@ def test_a_real_board_may_not_be_burnt_unless_it_says_so(tmp_path):
         ("[boreds.a]\n", 1, ["unknown key `boreds`", "boards"]),
         ("[boards]\na = 3\n", 2, ["must be a table"]),
         ("[rack]\nname = 'empty'\n", 1, ["no board"]),
-        ('[boards.a]\nbackend = "serial"\nchip = "esp32"\nport = "x"\npower = { of = "x", on = "y" }\n', 5, ["`of`", "off"]),
+        (
+            '[boards.a]\nbackend = "serial"\nchip = "esp32"\nport = "x"\npower = { of = "x", on = "y" }\n',
+            5,
+            ["`of`", "off"],
+        ),
         ('[boards.a]\nbackend = "labgrid"\nchip = "esp32"\n', 1, ["needs its `coordinator`"]),
         ("[boards.a\n", 1, ["not TOML"]),
     ],

@@ -51,7 +51,9 @@ HOLD = """
 def hold_elsewhere(rack, count=2):
     """Start a process that holds boards; returns it once it does."""
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLD), str(rack.path), str(count)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(HOLD), str(rack.path), str(count)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline().split()

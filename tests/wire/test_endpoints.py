@@ -1,5 +1,6 @@
 """Endpoints as other programs see them: real sockets, ptys and pyserial's own clients."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -112,10 +113,8 @@ def test_a_second_client_is_refused_and_the_first_goes_on(echo):
         first.sendall(b"a")
         assert first.recv(1) == b"a"
         second.settimeout(5)
-        try:
+        with contextlib.suppress(ConnectionResetError):
             assert second.recv(1) == b""
-        except ConnectionResetError:
-            pass
         first.sendall(b"b")
         assert first.recv(1) == b"b"
     endpoint.close()
@@ -174,10 +173,9 @@ def test_hostile_telnet_does_not_stop_the_server(echo, garbage):
     with socket.create_connection(("127.0.0.1", int(endpoint.url.rpartition(":")[2]))) as raw:
         raw.sendall(garbage)
         raw.settimeout(0.05)
-        with pytest.raises((TimeoutError, ConnectionError)):
+        with contextlib.suppress(TimeoutError, ConnectionError):
             while raw.recv(4096):
                 pass
-            raise ConnectionError
     until(lambda: endpoint.client_count == 0)
     with open_client(endpoint) as client:
         client.write(b"still there")
@@ -197,7 +195,9 @@ def test_a_pty_is_found_at_its_link_and_a_dead_link_is_replaced(echo, tmp_path):
     assert not link.is_symlink()
 
 
-@pytest.mark.parametrize("url", ["tcp://127.0.0.1:1", "socket://127.0.0.1", "nonsense", "rfc2217://:4000", "socket://x:y"])
+@pytest.mark.parametrize(
+    "url", ["tcp://127.0.0.1:1", "socket://127.0.0.1", "nonsense", "rfc2217://:4000", "socket://x:y"]
+)
 def test_an_address_that_is_none(echo, url):
     with pytest.raises(PortError, match="no address"):
         serve(echo.wire, url)
