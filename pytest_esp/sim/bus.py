@@ -20,6 +20,7 @@ class Bus:
     Args:
         watchdog: called with the delay in seconds when the RTC watchdog was told to reset the chip.
         baudrate: returns the UART's baud rate.
+        flash_attached: tells whether the SPI controller's pins lead to the flash.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Bus:
         fixed: dict[int, int],
         watchdog: Callable[[float], None],
         baudrate: Callable[[], int],
+        flash_attached: Callable[[], bool],
     ) -> None:
         self._model = model
         self._flash = flash
@@ -37,6 +39,7 @@ class Bus:
         self._fixed = fixed
         self._watchdog = watchdog
         self._baudrate = baudrate
+        self._flash_attached = flash_attached
         self._pages: dict[int, bytearray] = {}
         rom = model.rom
         self._clock_divider: int = rom.UART_CLKDIV_REG
@@ -101,7 +104,10 @@ class Bus:
         )
         sent = data[: mosi_bits // 8] if user & _USR_MOSI else b""
         wanted = min(-(-miso_bits // 8), 64) if user & _USR_MISO else 0
-        answer = self._flash.command(opcode, self._spi_address(user, user1), sent, wanted)
+        if self._flash_attached():
+            answer = self._flash.command(opcode, self._spi_address(user, user1), sent, wanted)
+        else:
+            answer = b"\xff" * wanted  # nobody drives the line
         if wanted:
             self.load(base + rom.SPI_W0_OFFS, answer.ljust(-(-wanted // 4) * 4, b"\x00"))
 

@@ -90,6 +90,7 @@ class SimChip:
         self._host_baudrate: int | None = None
         self._speed_is_settled = False
         self._left_the_loader = False
+        self.flash_is_attached = False
         self.bus = Bus(
             self.model,
             self.flash,
@@ -97,6 +98,7 @@ class SimChip:
             self._fixed_registers(),
             self._watchdog,
             lambda: self.baudrate,
+            lambda: self.flash_is_attached,
         )
         self._on_close = on_close
         self._app_class: type[App] = app or SilentApp
@@ -136,6 +138,7 @@ class SimChip:
             self.hold()
             self.baudrate = _ROM_BAUDRATE
             self._speed_is_settled = False
+            self.flash_is_attached = self.model.flash_is_attached_by_rom
             reason, self._reset_reason = self._reset_reason, "POWERON"
             if bootloader:
                 self._start_loader(reason)
@@ -299,6 +302,7 @@ class SimChip:
 
     def _start_stub(self) -> None:
         self._loader = StubLoader(self)
+        self.flash_is_attached = True
         self.mode = "stub"
         self.transmit(b"\xc0OHAI\xc0")
 

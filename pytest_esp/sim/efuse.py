@@ -227,8 +227,14 @@ class Efuses:
             self._update(self._model.rom.EFUSE_RD_REG_BASE + 16, ESP32_CK8M_FREQ)
         else:
             first = self._model.rom.MAC_EFUSE_REG
+            self._burn_grade()
         self._update(first, low)
         self._update(first + 4, high)
+
+    def _burn_grade(self) -> None:
+        """Give the ESP32-H4 its temperature grade, without which esptool takes it for an unknown chip."""
+        if self._model.chip == "esp32h4":
+            self.preset("TEMP", 1)
 
     def _update(self, address: int, value: int) -> None:
         self._controller.update_reg(address, 0xFFFFFFFF, value)

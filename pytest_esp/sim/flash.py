@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import mmap
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from pytest_esp.errors import BackendError
@@ -16,6 +19,10 @@ MANUFACTURER = 0xC8  # GigaDevice, whose GD25Q family many modules carry
 _KIND = 0x40  # memory type byte of the GD25Q family
 _SMALLEST, _LARGEST = 256 * 1024, 128 * 1024 * 1024
 
+# Dwords 1 and 3 to 9 of the basic table: 4 KB erase by 0x20, 3-byte addresses, 32 and 64 KB erase by 0x52 and 0xD8,
+# fast reads as the GD25Q family has them.
+_SFDP_TABLE = (0xFFF120E5, 0x6B08EB44, 0xBB42BB08, 0xFFFFFFFE, 0xFFFF, 0xEB21FFFF, 0x520F200C, 0xFF00D810)
+
 _WREN, _WRDI, _WEVSR = 0x06, 0x04, 0x50
 
 
@@ -24,8 +31,12 @@ class NorFlash:
 
     Args:
         size: bytes, a power of two from 256 KB to 128 MB.
-        path: a file that holds the contents; it is made, blank (0xFF), if it is missing. Without one the contents
-            live in memory.
+        path: a file that holds the contents; it is made, blank (0xFF), if it is missing. Without one the
+            contents live in memory, and only the pages that were written take any.
+
+    Attributes:
+        stuck: cells that do not erase any more, for tests: address -> mask of bits that stay 0.
+        bytes_programmed, sectors_erased: how much was written since this object was made.
 
     Raises:
         BackendError: for an impossible size, or a file that cannot be used or has another size.
@@ -41,8 +52,10 @@ class NorFlash:
         self.path = path
         self.status = bytearray(3)
         self.stuck: dict[int, int] = {}
+        self.bytes_programmed = 0
+        self.sectors_erased = 0
         self._write_enabled = False
-        self._bytes: bytearray | mmap.mmap = _map(path, size) if path else bytearray(b"\xff") * size
+        self._bytes: bytearray | mmap.mmap = _map(path, size) if path else _blank_memory(size)
 
     @classmethod
     def open(cls, path: Path, size: int | None = None) -> NorFlash:
@@ -71,13 +84,18 @@ class NorFlash:
         old = self._bytes[address : address + len(data)]
         both = int.from_bytes(old, "little") & int.from_bytes(data, "little")
         self._bytes[address : address + len(data)] = both.to_bytes(len(data), "little")
+        self.bytes_programmed += len(data)
         self._apply_stuck_bits(address, len(data))
 
     def erase(self, address: int, size: int) -> None:
         """Set all bits of the sectors (4 KB) that *size* bytes from *address* touch."""
         start = address % self.size & ~(SECTOR - 1)
         end = min(-(-(address % self.size + size) // SECTOR) * SECTOR, self.size)
-        self._bytes[start:end] = b"\xff" * (end - start)
+        if end - start == self.size and self.path is None:
+            self._bytes = _blank_memory(self.size)
+        else:
+            self._bytes[start:end] = b"\xff" * (end - start)
+        self.sectors_erased += (end - start) // SECTOR
         self._apply_stuck_bits(start, end - start)
 
     def md5(self, address: int, size: int) -> bytes:
@@ -93,12 +111,12 @@ class NorFlash:
 
     def close(self) -> None:
         """Write everything to the file, if there is one, and let go of it."""
-        if isinstance(self._bytes, mmap.mmap) and not self._bytes.closed:
+        if self.path is not None and isinstance(self._bytes, mmap.mmap) and not self._bytes.closed:
             self._bytes.flush()
             self._bytes.close()
 
     def _apply_stuck_bits(self, address: int, size: int) -> None:
-        """Clear the bits listed in `stuck` (address -> mask) that lie in a region: cells that no erase brings back."""
+        """Clear what is listed in `stuck` and lies in a region."""
         for stuck, mask in self.stuck.items():
             if address <= stuck < address + size:
                 self._bytes[stuck] &= ~mask & 0xFF
@@ -107,7 +125,7 @@ class NorFlash:
 
     @property
     def jedec_id(self) -> bytes:
-        """The three bytes of RDID (0x9F): manufacturer, type, log2 of the size (as esptool's size table reads it)."""
+        """The three bytes of RDID (0x9F): manufacturer, type, and the size as esptool's table reads it."""
         capacity = self.size.bit_length() - 1
         # esptool.cmds.DETECTED_FLASH_SIZES: from 64 MB on the code jumps to 0x20.
         return bytes([MANUFACTURER, _KIND, capacity if capacity < 26 else capacity - 26 + 0x20])
@@ -121,25 +139,27 @@ class NorFlash:
         return answer[:read_size].ljust(read_size, b"\xff")
 
     def _answer(self, opcode: int, address: int, read_size: int) -> bytes | None:
-        match opcode:
-            case 0x9F:
-                return self.jedec_id
-            case 0x5A:
-                return self.sfdp()[address : address + read_size]
-            case 0x05:
-                return bytes([self.status[0] | (2 if self._write_enabled else 0)])
-            case 0x35:
-                return self.status[1:2]
-            case 0x15:
-                return self.status[2:3]
-            case 0x4B:  # unique id, behind four dummy bytes
-                return hashlib.md5(str(self.path).encode(), usedforsecurity=False).digest()[:8]
-            case 0xAB | 0x90:
-                return bytes([self.jedec_id[2] - 1])
-            case 0x03 | 0x0B:
-                return self.read(address, read_size)
-            case _:
-                return None
+        """Return what a command that only reads shifts out; None for the others."""
+        answers: dict[int, Callable[[], bytes]] = {
+            0x9F: lambda: self.jedec_id,
+            0x5A: lambda: self.sfdp()[address : address + read_size],
+            0x05: lambda: bytes([self.status[0] | (2 if self._write_enabled else 0)]),
+            0x35: lambda: bytes(self.status[1:2]),
+            0x15: lambda: bytes(self.status[2:3]),
+            0x4B: self._unique_id,  # behind four dummy bytes
+            0xAB: self._signature,
+            0x90: self._signature,
+            0x03: lambda: self.read(address, read_size),
+            0x0B: lambda: self.read(address, read_size),
+        }
+        answer = answers.get(opcode)
+        return answer() if answer else None
+
+    def _unique_id(self) -> bytes:
+        return hashlib.md5(str(self.path).encode(), usedforsecurity=False).digest()[:8]
+
+    def _signature(self) -> bytes:
+        return bytes([self.jedec_id[2] - 1])
 
     def _write_command(self, opcode: int, address: int, data: bytes) -> None:
         if opcode in (_WREN, _WEVSR):
@@ -172,23 +192,31 @@ class NorFlash:
                 pass
 
     def sfdp(self) -> bytes:
-        """Return the Serial Flash Discoverable Parameters: header and basic table of JESD216 (16 dwords at 0x30)."""
+        """Return the Serial Flash Discoverable Parameters (JESD216): a header, and the basic table at 0x30."""
         header = b"SFDP" + bytes([0x06, 0x01, 0x00, 0xFF])
         parameter = bytes([0x00, 0x06, 0x01, 0x10, 0x30, 0x00, 0x00, 0xFF])
         bits = self.size * 8
         density = bits - 1 if bits <= 1 << 31 else 0x80000000 | (bits.bit_length() - 1)
-        table = struct.pack(
-            "<9I",
-            0xFFF120E5,
-            density,
-            0x6B08EB44,
-            0xBB42BB08,
-            0xFFFFFFFE,
-            0xFFFF,
-            0xEB21FFFF,
-            *(0x520F200C, 0xFF00D810),
-        )
+        table = struct.pack("<9I", _SFDP_TABLE[0], density, *_SFDP_TABLE[1:])
         return (header + parameter).ljust(0x30, b"\xff") + table.ljust(64, b"\x00")
+
+
+def _blank_memory(size: int) -> bytearray | mmap.mmap:
+    """Return *size* bytes of 0xFF; on Linux as a private view of pages that all blank flashes share."""
+    descriptor = _shared_blank(size)
+    if descriptor is None:
+        return bytearray(b"\xff") * size
+    return mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+@functools.cache
+def _shared_blank(size: int) -> int | None:
+    if not hasattr(os, "memfd_create"):
+        return None
+    descriptor = os.memfd_create("blank-flash", os.MFD_CLOEXEC)
+    for offset in range(0, size, BLOCK):
+        os.pwrite(descriptor, b"\xff" * BLOCK, offset)
+    return descriptor
 
 
 def _map(path: Path, size: int) -> mmap.mmap:
@@ -211,8 +239,8 @@ def _map(path: Path, size: int) -> mmap.mmap:
 
 
 def _create_blank(path: Path, size: int) -> None:
-    """Make the file beside its place and rename it, so that a kill leaves no half image with the right name."""
-    part = path.with_name(f"{path.name}.{id(path):x}.part")
+    """Make the file beside its place and rename it: a kill leaves no half image with the right name."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
         for _ in range(0, size, 1 << 18):
             file.write(b"\xff" * min(size, 1 << 18))

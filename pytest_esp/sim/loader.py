@@ -209,6 +209,7 @@ class Loader:
 
     def _spi_attach(self, data: bytes, check: int) -> bytes:
         struct.unpack_from("<I", data)
+        self.chip.flash_is_attached = True
         return b""
 
     def _sync(self, data: bytes, check: int) -> bytes:
@@ -259,6 +260,7 @@ class Loader:
 
     def _begin(self, data: bytes, *, compressed: bool) -> bytes:
         size, _blocks, block_size, address = struct.unpack_from("<IIII", data)
+        self.chip.flash_is_attached = True
         encrypted = len(data) >= 20 and struct.unpack_from("<I", data, 16)[0] == 1
         self._writer = FlashWriter(
             self.chip,

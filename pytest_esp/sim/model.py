@@ -22,8 +22,11 @@ _CURRENT_REVISION = {
     "esp32c5": 100, "esp32c61": 100, "esp32p4": 103,
 }  # fmt: skip
 
-# The crystal of the usual module, MHz (chip datasheets); get_crystal_freq of the chips below measures it.
+# The crystal of the usual module, MHz (chip datasheets), where esptool measures it; else esptool knows it.
 _CRYSTAL_MHZ = {"esp8266": 26, "esp32c2": 26, "esp32c5": 48}
+
+# The ROM of these has attached the flash when it starts to listen (esptool's test_attach_flash).
+_ATTACHED_BY_ROM = ("esp32s2", "esp32p4")
 
 
 class ChipModel:
@@ -47,7 +50,8 @@ class ChipModel:
         self.has_efuses = not self.is_8266
         self.magic: int | None = self.rom.MAGIC_VALUE if self.rom.USES_MAGIC_VALUE else None
         self.image_chip_id: int | None = self.rom.IMAGE_CHIP_ID
-        self.crystal_mhz = _CRYSTAL_MHZ.get(chip, 40)
+        self.crystal_mhz = _crystal_mhz(chip, self.rom)
+        self.flash_is_attached_by_rom = chip in _ATTACHED_BY_ROM
         self.default_revision = _CURRENT_REVISION.get(chip, 0)
 
     @property
@@ -92,6 +96,13 @@ class ChipModel:
 
 ESP32_CK8M_FREQ = 128
 """The eFuse CK8M_FREQ of a simulated ESP32: 8.5 MHz nominal in the unit that ``get_rom_cal_crystal_freq`` reads."""
+
+
+def _crystal_mhz(chip: str, rom: Any) -> int:
+    try:
+        return rom.get_crystal_freq(None)  # constant where the chip works with one crystal only
+    except AttributeError:
+        return _CRYSTAL_MHZ.get(chip, 40)
 
 
 @functools.cache
