@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_esp.link.console import Console
     from pytest_esp.operations.esp import Esp
     from pytest_esp.rack.rack import Rack
+    from pytest_esp.wire.faults import Faults
 
 BENCH = pytest.StashKey[Bench]()
 _LINK_FIXTURES = frozenset({"esp", "console", "session_esp"})
@@ -90,6 +92,20 @@ def esp(_esp_held: list[Held]) -> Esp:
 def console(_esp_held: list[Held]) -> Console:
     """What the app on `board` prints; empty at the beginning of the test."""
     return _esp_held[0].link.console
+
+
+@pytest.fixture
+def faults(_esp_held: list[Held]) -> Generator[Faults]:
+    """What goes wrong on the wire of `board`, a virtual one, during the test: ``faults.to_device.lose = 0.01``."""
+    from pytest_esp.wire.faults import Faults
+
+    held = _esp_held[0]
+    wire = held.board.wire
+    assert wire is not None
+    wire.faults = Faults()
+    yield wire.faults
+    wire.faults = None
+    held.link.close()
 
 
 @pytest.fixture(scope="session", name="_esp_session_held")

@@ -97,7 +97,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def register_markers(config: pytest.Config) -> None:
-    """Make all markers known to ``--strict-markers`` and ``--markers``."""
+    """Make all markers known to ``--strict-markers`` and ``--markers``, and keep espefuse's own warning out."""
+    config.addinivalue_line("filterwarnings", "ignore:.*OptionParser:DeprecationWarning:espefuse")
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
     for chip in CHIPS:

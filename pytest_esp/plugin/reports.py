@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pytest_esp.plugin.bench import Usage
-from pytest_esp.units import format_size
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -75,8 +74,8 @@ class _Row:
             str(self.failed),
             f"{self.busy:.2f} s",
             f"{self.waited:.2f} s",
-            format_size(self.written),
-            format_size(self.unchanged),
+            f"{self.written / 1024:.1f} KB",
+            f"{self.unchanged / 1024:.1f} KB",
         )
 
 

@@ -39,6 +39,7 @@ class Wanted:
         board: this board.
         scope: for how long one board is held: ``"test"``, ``"module"`` or ``"session"``.
         burns, erases: what it does to the board.
+        faults: whether it spoils the wire, which only virtual boards let it.
     """
 
     chip: tuple[str, ...] = ()
@@ -51,9 +52,10 @@ class Wanted:
     scope: str = "test"
     burns: bool = False
     erases: bool = False
+    faults: bool = False
 
 
-def wanted(marks: Iterable[pytest.Mark]) -> Wanted:
+def wanted(marks: Iterable[pytest.Mark], fixturenames: Iterable[str] = ()) -> Wanted:
     """Read the markers of a test, the nearest first: what is nearer to the test wins, keyword by keyword.
 
     Raises:
@@ -77,6 +79,7 @@ def wanted(marks: Iterable[pytest.Mark]) -> Wanted:
         scope=_choice("scope", given.get("scope", "test"), _SCOPES),
         burns="burns" in names,
         erases="erases" in names,
+        faults="faults" in fixturenames,
     )
 
 

@@ -1,0 +1,32 @@
+"""``pytest-esp check``: run the suites on the boards of a rack."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command(
+    "check",
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+    epilog="Exit codes are pytest's: 0 all passed, 1 some failed, 2 interrupted, 4 wrong boards.toml or usage.",
+)
+@click.option("--rack", metavar="FILE", help="The rack file (default: boards.toml, here or above).")
+@click.option("--board", "boards", multiple=True, metavar="NAME", help="Only this board (repeatable).")
+@click.option("--chip", "chips", multiple=True, metavar="CHIP", help="Only boards with this chip (repeatable).")
+@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+def check_command(
+    rack: str | None, boards: tuple[str, ...], chips: tuple[str, ...], pytest_args: tuple[str, ...]
+) -> None:
+    """Run the suites on the boards of a rack: identity, flash, verify, baud rates, resets, eFuses, security.
+
+    All other arguments are pytest's: -n 4, -m "not erases", -k identity, --junitxml=FILE, --alluredir=DIR...
+    """
+    import pytest
+
+    chosen = [f"--board={name}" for name in boards] + [f"--chip={name}" for name in chips]
+    where = [f"--rack={rack}"] if rack else []
+    # This process has imported pytest_esp already: its asserts are not rewritten, those of the suites are.
+    quiet = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    sys.exit(pytest.main(["--pyargs", "pytest_esp.suites", *quiet, *where, *chosen, *pytest_args]))

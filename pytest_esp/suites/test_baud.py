@@ -1,0 +1,20 @@
+"""The link works at other baud rates, up to the one that boards.toml names."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_esp.boards.board import Board
+from pytest_esp.operations.esp import Esp
+
+pytestmark = pytest.mark.esp(each="board")
+
+
+@pytest.mark.parametrize("baudrate", [115200, 230400, 460800, 921600])
+def test_flash_reads_the_same_at(board: Board, esp: Esp, baudrate: int) -> None:
+    """What is read after a change of the baud rate is what was read before it."""
+    if baudrate > max(board.spec.baud, 115200):
+        pytest.skip(f"boards.toml promises no more than {board.spec.baud} baud")
+    before = esp.flash.read(0, 2048).data
+    assert esp.chip.change_baudrate(baudrate) == baudrate
+    assert esp.flash.read(0, 2048).data == before

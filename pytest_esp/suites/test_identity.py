@@ -1,0 +1,42 @@
+"""The board is the one that boards.toml promises."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pytest_esp.boards.board import Board
+from pytest_esp.operations.esp import Esp
+
+pytestmark = pytest.mark.esp(each="board")
+
+
+def test_chip_is_the_promised_one(board: Board, esp: Esp) -> None:
+    """The chip that answers is the one that boards.toml names."""
+    assert esp.chip.identify().chip == board.spec.chip
+
+
+def test_mac_address_is_valid(esp: Esp) -> None:
+    """The MAC address has six bytes, is not blank, and is not a multicast address."""
+    identity = esp.chip.identify()
+    if identity.secure_download:
+        pytest.skip("the chip tells no MAC address in secure download mode")
+    assert re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", identity.mac or "")
+    assert identity.mac not in {"00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"}
+    assert not int((identity.mac or "01")[:2], 16) & 1
+
+
+def test_flash_has_the_promised_size(board: Board, esp: Esp) -> None:
+    """The flash chip is as large as boards.toml says."""
+    if board.spec.flash_size is None:
+        pytest.skip("boards.toml does not tell its flash_size")
+    assert esp.flash.info().size == board.spec.flash_size
+
+
+def test_identity_stays_the_same(esp: Esp) -> None:
+    """A second look, after a reset, finds the same chip."""
+    first = esp.chip.identify()
+    esp.chip.reset("bootloader")
+    second = esp.chip.identify()
+    assert (first.chip, first.mac, first.flash_id) == (second.chip, second.mac, second.flash_id)
