@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from typing import Any, cast
 
-from esp_pylib.logger import EspLog, EspLogBase
+from esp_pylib.logger import EspLog, EspLogBase, log
 from rich.errors import MarkupError
 from rich.markup import render
 
@@ -65,6 +65,10 @@ def capture(transcript: Transcript, progress: Progress | None = None) -> Generat
 def _install() -> None:
     # Anew each time: a program that uses esptool, too, may have set a logger of its own in between.
     if not isinstance(EspLog.instance, _DispatchingLog):
+        from esptool.reset import ResetStrategy
+
+        # esptool bound this one warning to its own logger when it was imported, past any other.
+        ResetStrategy.print_once = staticmethod(lambda message: log.warn(message))
         EspLog.set_logger(_DispatchingLog(cast(EspLogBase, EspLog.instance or EspLog())))
 
 

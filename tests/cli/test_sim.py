@@ -83,7 +83,7 @@ def test_esptool_writes_and_reads(serve, tmp_path, chip, scheme):
 
 
 def test_stock_pyserial_resets_into_the_loader_over_rfc2217(serve):
-    """Unmodified esptool with pyserial's own RFC 2217 client: slow (18 s), but it enters the loader at the first try."""
+    """Unmodified esptool with pyserial's own RFC 2217 client is slow, but enters the loader at the first try."""
     served = serve("esp32c3", "--listen", "rfc2217://127.0.0.1:0")
     out = tool("esptool", "--port", served.url("rfc2217"), "--no-stub", "--connect-attempts", "1", "read-mac")
     assert served.ready["mac"] in out
