@@ -68,8 +68,12 @@ def _install() -> None:
         from esptool.reset import ResetStrategy
 
         # esptool bound this one warning to its own logger when it was imported, past any other.
-        ResetStrategy.print_once = staticmethod(lambda message: log.warn(message))
+        cast(Any, ResetStrategy).print_once = staticmethod(_warn)
         EspLog.set_logger(_DispatchingLog(cast(EspLogBase, EspLog.instance or EspLog())))
+
+
+def _warn(message: str) -> None:
+    log.warn(message)
 
 
 class _DispatchingLog(EspLogBase):
