@@ -39,9 +39,12 @@ def run() -> str:
 def main() -> None:
     """Write the picture."""
     console = Console(record=True, width=WIDTH, file=io.StringIO())
+    run()  # the first run makes the environment
     console.print(f"[bold green]$[/] {' '.join(COMMAND[:1] + COMMAND[2:])}")
-    lines = run().splitlines()
-    console.print(Text.from_ansi("\n".join(line.rpartition("\r")[2] for line in lines)))
+    lines = [line.rpartition("\r")[2] for line in run().splitlines()]
+    # A terminal overwrites the progress of xdist's start; a picture shows its last state.
+    kept = [line for line, following in zip(lines, [*lines[1:], ""], strict=True) if line.strip() != following.strip()]
+    console.print(Text.from_ansi("\n".join(kept)))
     (HERE / "demo.svg").write_text(console.export_svg(title="pytest-esp"), encoding="utf-8")
 
 

@@ -17,7 +17,6 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 
 _KEYS_OF = {
     "port": ("serial",),
-    "baud": ("serial",),
     "power": ("serial", "labgrid"),
     "allow_burn": ("serial", "labgrid"),
     "count": VIRTUAL_BACKENDS,
@@ -77,11 +76,11 @@ class BoardSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_what_is_allowed(cls, data: dict[str, Any]) -> dict[str, Any]:
-        if "allow" in data:
-            return data
+    def _fill_in_defaults(cls, data: dict[str, Any]) -> dict[str, Any]:
         everything = ["read", "write", "erase", "burn"]
-        return {**data, "allow": everything if data.get("backend") in VIRTUAL_BACKENDS else everything[:3]}
+        if data.get("backend") in VIRTUAL_BACKENDS:
+            return {"allow": everything, "baud": 921600, **data}
+        return {"allow": everything[:3], **data}
 
     @model_validator(mode="after")
     def _check_backend_keys(self) -> BoardSpec:

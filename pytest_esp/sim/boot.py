@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from esp_idf_defs.app_description import AppDescription
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
-from esp_idf_defs.partitions import APP_TYPE, DATA_TYPE, PartitionDefinition, PartitionTable
+from esp_idf_defs.partitions import APP_TYPE, DATA_TYPE, PartitionTable
 
 from pytest_esp.sim.flash import SECTOR, NorFlash
 from pytest_esp.sim.image import Image, ImageError, Read, read_image
 from pytest_esp.sim.model import ChipModel
+
+Partition = Any
+"""esp-idf-defs's PartitionDefinition, whose class declares all its fields as None."""
 
 PARTITION_TABLE_OFFSET = 0x8000
 _TABLE_SIZE = 0xC00
@@ -54,7 +58,7 @@ class BootResult:
     log: bytes
     started: bool
     app: AppDescription | None = None
-    slot: PartitionDefinition | None = None
+    slot: Partition | None = None
 
 
 class _Log:
@@ -108,21 +112,21 @@ def boot(
     if model.is_8266:
         return _boot_8266(flash)
     strap, _ = _FLASH_STRAP.get(model.chip, (0x8, 0))
-    log = _Log(_rom_banner(model, reason, strap, "SPI_FAST_FLASH_BOOT"))
+    out = _Log(_rom_banner(model, reason, strap, "SPI_FAST_FLASH_BOOT"))
     offset: int = model.rom.BOOTLOADER_FLASH_OFFSET
     first = int.from_bytes(read(offset, 4), "little")
     if first & 0xFF != 0xE9:
         for _ in range(8):  # the ROM goes on until its watchdog bites; eight lines say it
-            log.plain(f"invalid header: 0x{first:08x}")
-        return BootResult(log.data(), started=False)
+            out.plain(f"invalid header: 0x{first:08x}")
+        return BootResult(out.data(), started=False)
     try:
         loader = read_image(read, offset, PARTITION_TABLE_OFFSET - offset)
         _check_chip(model, loader, revision)
     except ImageError as error:
-        log.plain(f"{error}")
-        log.plain("ets_main.c 384 ")
-        return BootResult(log.data(), started=False)
-    return _second_stage(model, flash, read, log, loader, revision)
+        out.plain(f"{error}")
+        out.plain("ets_main.c 384 ")
+        return BootResult(out.data(), started=False)
+    return _second_stage(model, flash, read, out, loader, revision)
 
 
 def _rom_banner(model: ChipModel, reason: str, strap: int, mode: str) -> str:
@@ -139,13 +143,11 @@ def _check_chip(model: ChipModel, image: Image, revision: int) -> None:
         raise ImageError(f"mismatch chip ID, expected {model.image_chip_id}, found {image.chip_id}")
     if image.min_revision > revision:
         raise ImageError(
-            "chip revision check failed. "
-            f"Required >= {_version(image.min_revision)}, found {_version(revision)}."
+            f"chip revision check failed. Required >= {_version(image.min_revision)}, found {_version(revision)}."
         )
     if image.max_revision not in (0, 0xFFFF) and image.max_revision < revision:
         raise ImageError(
-            "chip revision check failed. "
-            f"Required <= {_version(image.max_revision)}, found {_version(revision)}."
+            f"chip revision check failed. Required <= {_version(image.max_revision)}, found {_version(revision)}."
         )
 
 
@@ -153,64 +155,58 @@ def _version(revision: int) -> str:
     return f"v{revision // 100}.{revision % 100}"
 
 
-def _second_stage(
-    model: ChipModel, flash: NorFlash, read: Read, log: _Log, loader: Image, revision: int
-) -> BootResult:
+def _second_stage(model: ChipModel, flash: NorFlash, read: Read, out: _Log, loader: Image, revision: int) -> BootResult:
     for segment in loader.segments:
-        log.plain(f"load:0x{segment.address:08x},len:0x{segment.size:x}")
-    log.plain(f"entry 0x{loader.entry:08x}")
-    log.info("boot", "ESP-IDF 2nd stage bootloader")
-    log.info("boot", f"chip revision: {_version(revision)}")
+        out.plain(f"load:0x{segment.address:08x},len:0x{segment.size:x}")
+    out.plain(f"entry 0x{loader.entry:08x}")
+    out.info("boot", "ESP-IDF 2nd stage bootloader")
+    out.info("boot", f"chip revision: {_version(revision)}")
     try:
         table = _read_table(read)
     except ImageError as error:
-        log.error("flash_parts", str(error))
-        log.error("boot", "Failed to verify partition table")
-        log.error("boot", "load partition table error!")
-        return BootResult(log.data(), started=False)
-    _print_table(log, table)
-    for slot in _order(flash, read, table, log):
+        out.error("flash_parts", str(error))
+        out.error("boot", "Failed to verify partition table")
+        out.error("boot", "load partition table error!")
+        return BootResult(out.data(), started=False)
+    _print_table(out, table)
+    for slot in _order(flash, read, table, out):
         try:
             image = read_image(read, slot.offset, slot.size)
             _check_chip(model, image, revision)
         except ImageError as error:
-            log.error("boot_comm" if "chip" in str(error) else "esp_image", str(error))
-            log.error("boot", f"{_describe(slot)} is not bootable")
+            out.error("boot_comm" if "chip" in str(error) else "esp_image", str(error))
+            out.error("boot", f"{_describe(slot)} is not bootable")
             continue
-        _print_start(log, slot, image)
-        return BootResult(log.data(), started=True, app=image.app, slot=slot)
-    log.error("boot", "No bootable app partitions in the partition table")
-    return BootResult(log.data(), started=False)
+        _print_start(out, slot, image)
+        return BootResult(out.data(), started=True, app=image.app, slot=slot)
+    out.error("boot", "No bootable app partitions in the partition table")
+    return BootResult(out.data(), started=False)
 
 
-def _read_table(read: Read) -> list[PartitionDefinition]:
+def _read_table(read: Read) -> list[Partition]:
     try:
         table = PartitionTable.from_binary(read(PARTITION_TABLE_OFFSET, _TABLE_SIZE))
-    except (
-        Exception
-    ) as error:  # esp-idf-defs raises errors of several kinds, some bare, for bytes that are no table
+    except Exception as error:  # esp-idf-defs raises errors of several kinds, some bare, for bytes that are no table
         text = str(error)
-        raise ImageError(
-            "Incorrect MD5 checksum" if "MD5" in text else f"partition 0 invalid ({text})"
-        ) from None
+        raise ImageError("Incorrect MD5 checksum" if "MD5" in text else f"partition 0 invalid ({text})") from None
     if not table:
         raise ImageError("partition 0 invalid magic number 0xffff")
     return list(table)
 
 
-def _print_table(log: _Log, table: list[PartitionDefinition]) -> None:
-    log.info("boot", "Partition Table:")
-    log.info("boot", "## Label            Usage          Type ST Offset   Length")
+def _print_table(out: _Log, table: list[Partition]) -> None:
+    out.info("boot", "Partition Table:")
+    out.info("boot", "## Label            Usage          Type ST Offset   Length")
     for number, part in enumerate(table):
-        log.info(
+        out.info(
             "boot",
             f"{number:2d} {part.name:<16} {_usage(part):<16} {part.type:02x} {part.subtype:02x} "
             f"{part.offset:08x} {part.size:08x}",
         )
-    log.info("boot", "End of partition table")
+    out.info("boot", "End of partition table")
 
 
-def _usage(part: PartitionDefinition) -> str:
+def _usage(part: Partition) -> str:
     if part.type == APP_TYPE:
         known = {_SUBTYPE_FACTORY: "factory app", _SUBTYPE_TEST: "test app"}
         return known.get(part.subtype, "OTA app" if _is_ota(part) else "Unknown app")
@@ -218,19 +214,17 @@ def _usage(part: PartitionDefinition) -> str:
     return known.get(part.subtype, "Unknown data") if part.type == DATA_TYPE else "unknown"
 
 
-def _describe(slot: PartitionDefinition) -> str:
+def _describe(slot: Partition) -> str:
     if _is_ota(slot):
         return f"OTA app partition slot {slot.subtype - _FIRST_OTA}"
     return "Factory app partition" if slot.subtype == _SUBTYPE_FACTORY else "Factory test app partition"
 
 
-def _is_ota(part: PartitionDefinition) -> bool:
+def _is_ota(part: Partition) -> bool:
     return part.type == APP_TYPE and _FIRST_OTA <= part.subtype < _FIRST_OTA + _OTA_SLOTS
 
 
-def _order(
-    flash: NorFlash, read: Read, table: list[PartitionDefinition], log: _Log
-) -> list[PartitionDefinition]:
+def _order(flash: NorFlash, read: Read, table: list[Partition], out: _Log) -> list[Partition]:
     """Return the slots in the order in which the bootloader tries them."""
     factory = [part for part in table if part.type == APP_TYPE and part.subtype == _SUBTYPE_FACTORY]
     slots = sorted((part for part in table if _is_ota(part)), key=lambda part: part.subtype)
@@ -244,11 +238,11 @@ def _order(
         return slots[chosen::-1] + factory + slots[:chosen:-1] + test
     if read(otadata[0].offset, 32) != b"\xff" * 32 or read(otadata[0].offset + SECTOR, 32) != b"\xff" * 32:
         fallback = "falling back to factory" if factory else "and no factory, will try all partitions"
-        log.error("boot", f"ota data partition invalid{',' if factory else ''} {fallback}")
+        out.error("boot", f"ota data partition invalid{',' if factory else ''} {fallback}")
     elif factory:
-        log.info("boot", "Defaulting to factory image")
+        out.info("boot", "Defaulting to factory image")
     else:
-        log.info("boot", "No factory image, trying OTA 0")
+        out.info("boot", "No factory image, trying OTA 0")
     return factory + slots + test
 
 
@@ -280,31 +274,31 @@ def _rewrite(flash: NorFlash, address: int, entry: OtaDataSelectEntry) -> None:
     flash.program(address, entry.to_bytes())
 
 
-def _print_start(log: _Log, slot: PartitionDefinition, image: Image) -> None:
+def _print_start(out: _Log, slot: Partition, image: Image) -> None:
     for number, part in enumerate(image.segments):
-        log.info(
+        out.info(
             "esp_image",
             f"segment {number}: paddr={part.offset:08x} vaddr={part.address:08x} size={part.size:05x}h",
         )
-    log.info("boot", f"Loaded app from partition at offset 0x{slot.offset:x}")
+    out.info("boot", f"Loaded app from partition at offset 0x{slot.offset:x}")
     app = image.app
     if app is not None:
-        log.info("app_init", "Application information:")
-        log.info("app_init", f"Project name:     {app.project_name}")
-        log.info("app_init", f"App version:      {app.version}")
-        log.info("app_init", f"Compile time:     {app.compiled}")
-        log.info("app_init", f"ELF file SHA256:  {app.elf_sha256.hex()[:9]}...")
-        log.info("app_init", f"ESP-IDF:          {app.idf_version}")
-    log.info("main_task", "Calling app_main()")
+        out.info("app_init", "Application information:")
+        out.info("app_init", f"Project name:     {app.project_name}")
+        out.info("app_init", f"App version:      {app.version}")
+        out.info("app_init", f"Compile time:     {app.compiled}")
+        out.info("app_init", f"ELF file SHA256:  {app.elf_sha256.hex()[:9]}...")
+        out.info("app_init", f"ESP-IDF:          {app.idf_version}")
+    out.info("main_task", "Calling app_main()")
 
 
 def _boot_8266(flash: NorFlash) -> BootResult:
-    log = _Log("\r\n ets Jan  8 2013,rst cause:2, boot mode:(3,6)\r\n\r\n")
+    out = _Log("\r\n ets Jan  8 2013,rst cause:2, boot mode:(3,6)\r\n\r\n")
     try:
         image = read_image(flash.read, 0, flash.size, extended=False)
     except ImageError:
-        log.plain(f"ets_main.c 178 \r\ncsum err, header 0x{int.from_bytes(flash.read(0, 4), 'little'):08x}")
-        return BootResult(log.data(), started=False)
+        out.plain(f"ets_main.c 178 \r\ncsum err, header 0x{int.from_bytes(flash.read(0, 4), 'little'):08x}")
+        return BootResult(out.data(), started=False)
     for segment in image.segments:
-        log.plain(f"load 0x{segment.address:08x}, len {segment.size}, room 16 ")
-    return BootResult(log.data(), started=True)
+        out.plain(f"load 0x{segment.address:08x}, len {segment.size}, room 16 ")
+    return BootResult(out.data(), started=True)
