@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from pytest_esp.errors import BackendError
 
@@ -103,4 +103,4 @@ def load_app(name: str) -> type[App]:
         raise BackendError(f"the app {name!r} cannot be loaded: {error}", hint=hint) from error
     if not (isinstance(found, type) and issubclass(found, App)):
         raise BackendError(f"{name!r} is not a subclass of pytest_esp.sim.app.App", hint=hint)
-    return cast(type[App], found)
+    return found
