@@ -1,0 +1,111 @@
+"""A pytest run inside the test, on a rack of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+# pytester forgets what a run inside a test has imported: without these every run would import them anew.
+import pytest_esp.boards.serial
+import pytest_esp.boards.sim
+import pytest_esp.operations.esp  # noqa: F401
+from pytest_esp.rack.config import load_rack
+from pytest_esp.rack.lease import holder_of
+
+RACK = """
+[rack]
+name = "bench"
+
+[boards.one-esp32]
+backend = "sim"
+chip = "esp32"
+flash_size = "4MB"
+
+[boards.one-s3]
+backend = "sim"
+chip = "esp32s3"
+flash_size = "8MB"
+features = ["psram"]
+
+[boards.c3]
+backend = "sim"
+chip = "esp32c3"
+flash_size = "4MB"
+count = 2
+"""
+
+
+# Plugins that other packages bring, and that every run inside a test would have to import.
+PLAIN = ("-ra", *(f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "anyio", "platformdirs")))
+
+
+class Project:
+    """A folder with a boards.toml and tests, in which pytest is run."""
+
+    def __init__(self, pytester):
+        self.pytester = pytester
+        self.path = pytester.path
+        self.rack_file = self.path / "boards.toml"
+        self.rack(RACK)
+
+    def rack(self, text):
+        self.rack_file.write_text(textwrap.dedent(text))
+
+    def file(self, text, name="test_it"):
+        self.pytester.makepyfile(**{name: "import pytest\n" + textwrap.dedent(text)})
+
+    def run(self, *arguments):
+        """Run pytest in this process."""
+        return self.pytester.runpytest_inprocess(*PLAIN, *arguments)
+
+    def start(self, *arguments):
+        """Start pytest in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest", *PLAIN, *arguments],
+            cwd=self.path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run_process(self, *arguments):
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=100)
+        return process.returncode, output
+
+    def holders(self):
+        """Who holds boards of the rack now."""
+        rack = load_rack(self.rack_file)
+        return [record for spec in rack.boards.values() if (record := holder_of(spec, rack))]
+
+
+@pytest.fixture
+def project(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_ESP_LOCK_DIR", str(pytester.path / "locks"))
+    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(pytester.path / "state"))
+    for name in ("PYTEST_ESP_RACK", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
+        monkeypatch.delenv(name, raising=False)
+    made = Project(pytester)
+    yield made
+    assert made.holders() == [], "a run left its lease behind"
+
+
+def interrupt(process):
+    """Press Ctrl-C."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def wait_for(path: Path, process, timeout=30.0):
+    """Wait until a test of *process* has made the file *path*."""
+    import time
+
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"{path.name} did not appear"
+        time.sleep(0.01)
