@@ -21,9 +21,7 @@ class App:
         boot: how the boot went (the app descriptor is ``boot.app``); None for a program that was loaded into RAM.
     """
 
-    def __init__(
-        self, send: Callable[[bytes], None], restart: Callable[..., None], boot: BootResult | None
-    ) -> None:
+    def __init__(self, send: Callable[[bytes], None], restart: Callable[..., None], boot: BootResult | None) -> None:
         self.send = send
         self.restart = restart
         self.boot = boot

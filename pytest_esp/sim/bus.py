@@ -99,9 +99,7 @@ class Bus:
             miso_bits = self._word(base + rom.SPI_MISO_DLEN_OFFS) + 1
         else:  # ESP8266: both lengths lie in USR1
             mosi_bits, miso_bits = (user1 >> 17 & 0x1FF) + 1, (user1 >> 8 & 0x1FF) + 1
-        data = b"".join(
-            struct.pack("<I", self._word(base + rom.SPI_W0_OFFS + offset)) for offset in range(0, 64, 4)
-        )
+        data = b"".join(struct.pack("<I", self._word(base + rom.SPI_W0_OFFS + offset)) for offset in range(0, 64, 4))
         sent = data[: mosi_bits // 8] if user & _USR_MOSI else b""
         wanted = min(-(-miso_bits // 8), 64) if user & _USR_MISO else 0
         if self._flash_attached():

@@ -45,8 +45,8 @@ class SimChip:
         chip: a name of ``esptool.CHIP_LIST``.
         flash: its flash; blank, *flash_size* bytes, in memory, if None.
         efuse_file: keeps the eFuses, in the format of espefuse's emulator; in memory if None.
-        mac: base MAC address, ``"7C:DF:A1:00:00:01"``; made from *name* if None.
-        revision: major * 100 + minor; a current one if None.
+        mac: base MAC address, ``"7C:DF:A1:00:00:01"``; that of the eFuse file, or made from *name*, if None.
+        revision: major * 100 + minor; that of the eFuse file, or a current one, if None.
         secure_download: as if ENABLE_SECURITY_DOWNLOAD were burnt.
         app: what runs once the bootloader has called ``app_main``.
         rise_time: see `AutoResetCircuit`; 0 suits hosts in the same process.
@@ -56,7 +56,8 @@ class SimChip:
         name: what the MAC address is made from if none is given.
 
     Raises:
-        BackendError: for an unknown chip, a bad MAC address, or files that cannot be used.
+        BackendError: for an unknown chip, a bad MAC address, files that cannot be used, or an eFuse file of a chip
+            with another MAC address or revision than was asked for.
     """
 
     def __init__(
@@ -78,9 +79,9 @@ class SimChip:
         self.model = ChipModel(chip)
         self.mac_bytes = _parse_mac(mac) if mac else _made_up_mac(name or chip)
         self.revision = self.model.default_revision if revision is None else revision
-        self.efuses = (
-            Efuses(self.model, self.mac_bytes, self.revision, efuse_file) if self.model.has_efuses else None
-        )
+        self.efuses = Efuses(self.model, self.mac_bytes, self.revision, efuse_file) if self.model.has_efuses else None
+        if self.efuses is not None and self.efuses.was_stored:
+            self._take_stored_identity(self.efuses, mac, revision)
         if secure_download:
             self._burn_secure_download()
         self.flash = flash or NorFlash(flash_size)
@@ -177,9 +178,7 @@ class SimChip:
         if result.started:
             self._start_app(self._app_class, result)
         elif not self.model.is_8266:  # whose ROM stops here
-            self._reset_later(
-                _BOOT_LOOP_PERIOD, "TG0WDT_SYS_RST" if not self.model.is_esp32 else "RTCWDT_RTC_RST"
-            )
+            self._reset_later(_BOOT_LOOP_PERIOD, "TG0WDT_SYS_RST" if not self.model.is_esp32 else "RTCWDT_RTC_RST")
 
     def _start_app(self, app_class: type[App], result: BootResult | None) -> None:
         self._app = app_class(self.transmit, self._restart_by_software, result)
@@ -274,9 +273,7 @@ class SimChip:
 
     def set_uart_baudrate(self, baudrate: int) -> None:
         """Change the UART's baud rate."""
-        self.baudrate = (
-            self.model.rom_baudrate(baudrate) if isinstance(self._loader, RomLoader) else baudrate
-        )
+        self.baudrate = self.model.rom_baudrate(baudrate) if isinstance(self._loader, RomLoader) else baudrate
 
     def leave_loader(self) -> None:
         """Restart into what flash holds, because the host said so."""
@@ -308,7 +305,7 @@ class SimChip:
 
     def security_info(self) -> bytes:
         """Return the answer to GET_SECURITY_INFO, from the eFuses (``ESPLoader.get_security_info`` reads it)."""
-        field = self.efuses.field if self.efuses else lambda _name: 0
+        field = self.efuses.field if self.efuses else _no_field
         flags = 0
         for bit, names in enumerate(_SECURITY_FLAGS):
             flags |= any(field(name) for name in names) << bit
@@ -350,6 +347,20 @@ class SimChip:
 
     # -- inside
 
+    def _take_stored_identity(self, efuses: Efuses, mac: str | None, revision: int | None) -> None:
+        """Be the chip that the eFuse file is of: what is burnt cannot be changed."""
+        if mac is not None and efuses.mac != self.mac_bytes:
+            raise BackendError(
+                f"the eFuse file is that of {efuses.mac.hex(':')}, not of {self.mac}",
+                hint="leave out the MAC address, or give another eFuse file",
+            )
+        if revision is not None and efuses.revision != revision:
+            raise BackendError(
+                f"the eFuse file is that of a chip of revision {efuses.revision}, not {revision}",
+                hint="leave out the revision, or give another eFuse file",
+            )
+        self.mac_bytes, self.revision = efuses.mac, efuses.revision
+
     def _burn_secure_download(self) -> None:
         if self.efuses is None or not self.efuses.has_field("ENABLE_SECURITY_DOWNLOAD"):
             raise BackendError(
@@ -359,7 +370,7 @@ class SimChip:
         self.efuses.preset("ENABLE_SECURITY_DOWNLOAD", 1)
 
     def _fixed_registers(self) -> dict[int, int]:
-        fixed = self.model.registers()
+        fixed = self.model.registers(self.revision)
         if self.model.is_8266:
             mac = self.mac_bytes
             rom = self.model.rom
@@ -386,12 +397,14 @@ _SECURITY_FLAGS = (
 )
 
 
+def _no_field(_name: str) -> int:
+    return 0
+
+
 def _parse_mac(text: str) -> bytes:
     match = _MAC.fullmatch(text.strip())
     if match is None:
-        raise BackendError(
-            f"{text!r} is no MAC address", hint="expected six bytes in hex, e.g. 7C:DF:A1:00:00:01"
-        )
+        raise BackendError(f"{text!r} is no MAC address", hint="expected six bytes in hex, e.g. 7C:DF:A1:00:00:01")
     mac = bytes(int(part, 16) for part in match.groups())
     if mac[0] & 1:
         raise BackendError(f"{text} is a multicast address", hint="bit 0 of the first byte must be 0")

@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_esp.errors import BackendError
 from pytest_esp.sim.model import ESP32_CK8M_FREQ, ChipModel
@@ -38,6 +38,26 @@ def _blank_image(chip: str, revision: int) -> bytes:
     controller = _virgin(chip)
     controller.set_chip_revision(revision)
     return _image_of(controller)
+
+
+class _Place(NamedTuple):
+    """Where an eFuse is read: register, lowest bit in it, number of bits."""
+
+    address: int
+    bit: int
+    length: int
+
+
+@functools.cache
+def _fields(chip: str) -> dict[str, _Place]:
+    prototype = _prototype(chip)
+    blocks = {block.id: block for block in map(prototype.Blocks.get, prototype.Blocks.BLOCKS)}
+    places: dict[str, _Place] = {}
+    for field in prototype.Fields.EFUSES:
+        kind, _, number = field.type.partition(":")
+        length = int(number or 1) * (8 if kind == "bytes" else 1)
+        places[field.name] = _Place(blocks[field.block].rd_addr + 4 * field.word, field.pos, length)
+    return places
 
 
 def _load(path: Path) -> bytes:
@@ -73,6 +93,7 @@ class Efuses:
         self._path = path
         self._keys: dict[str, bytes] = {}
         stored = _load(path) if path else b""
+        self.was_stored = bool(stored)
         self._controller: Any = _virgin(model.chip)
         self.base: int = self._controller.REGS.DR_REG_EFUSE_BASE
         self.size: int = self._controller.REGS.EFUSE_MEM_SIZE
@@ -123,12 +144,34 @@ class Efuses:
         self._burn_factory_values(self._mac)
         self.save()
 
+    @property
+    def mac(self) -> bytes:
+        """The base MAC address that is burnt."""
+        first = self._mac_register
+        return (self.read(first + 4) << 32 | self.read(first)).to_bytes(8, "big")[2:]
+
+    @property
+    def _mac_register(self) -> int:
+        return self._model.rom.EFUSE_RD_REG_BASE + 4 if self._model.is_esp32 else self._model.rom.MAC_EFUSE_REG
+
+    @property
+    def revision(self) -> int:
+        """The revision that is burnt, major * 100 + minor."""
+        if not self._model.is_esp32:
+            return self._controller.get_chip_revision()
+        # The third bit of an ESP32's major version is no eFuse; the emulator takes it for set.
+        word3, word5 = (self.read(self._model.rom.EFUSE_RD_REG_BASE + 4 * word) for word in (3, 5))
+        first, second = word3 >> 15 & 1, word5 >> 20 & 1
+        return (3 if first and second else first) * 100 + (word5 >> 24 & 3)
+
     def field(self, name: str) -> int:
         """Return the value of the eFuse *name* as espefuse calls it; 0 if this chip has none of that name."""
-        try:
-            return int(self._controller.read_field(name, bitstring=False) or 0)
-        except (KeyError, ValueError, TypeError, AttributeError):
+        place = _fields(self._model.chip).get(name)
+        if place is None:
             return 0
+        words = range(-(-(place.bit + place.length) // 32))
+        value = sum(self.read(place.address + 4 * word) << 32 * word for word in words)
+        return value >> place.bit & (1 << place.length) - 1
 
     def preset(self, name: str, value: int) -> None:
         """Burn an eFuse as if at the factory, past the programming registers.
@@ -136,17 +179,15 @@ class Efuses:
         Raises:
             BackendError: if the chip has no eFuse of that name.
         """
-        for field in self._controller.Fields.EFUSES:
-            if field.name == name:
-                blocks = self._controller.Blocks
-                block = blocks.get(blocks.BLOCKS[field.block])
-                self._update(block.rd_addr + 4 * field.word, value << field.pos)
-                return self.save()
-        raise BackendError(f"the {self._model.name} has no eFuse {name}")
+        place = _fields(self._model.chip).get(name)
+        if place is None:
+            raise BackendError(f"the {self._model.name} has no eFuse {name}")
+        self._update(place.address, value << place.bit)
+        self.save()
 
     def has_field(self, name: str) -> bool:
         """Tell whether the chip has an eFuse of that name."""
-        return any(field.name == name for field in self._controller.Fields.EFUSES)
+        return name in _fields(self._model.chip)
 
     def save(self) -> None:
         """Write the file, if there is one, in one step."""
@@ -160,11 +201,12 @@ class Efuses:
             raise BackendError(f"the eFuse file {self._path} cannot be written: {error.strerror}") from error
 
     def key(self, block: str) -> bytes:
-        """Return the 32 bytes that were burnt into a key block (e.g. ``"BLOCK_KEY0"``), read-protected or not.
+        """Return what was burnt into a key block (e.g. ``"BLOCK_KEY0"``), in the order of a flash encryption key file.
 
-        Software sees zeros once a block is read-protected; the chip's flash encryption still uses the key.
+        Software sees zeros once a block is read-protected; the chip's flash encryption still uses the key. espefuse
+        burns these keys last byte first.
         """
-        return self._keys.get(block) or self._block_bytes(block)
+        return (self._keys.get(block) or self._block_bytes(block))[::-1]
 
     def encryption_key(self) -> bytes:
         """Return the flash encryption key: 32 bytes, or 64 for XTS-AES-256; zeros where none was burnt.
@@ -173,7 +215,8 @@ class Efuses:
         manuals, chapter eFuse controller). The ESP32 has BLOCK1 for it.
         """
         if self._model.is_esp32:
-            return self.key("BLOCK1")
+            key = self.key("BLOCK1")
+            return key + key[8:16] if len(key) == 24 else key  # the 3/4 coding scheme leaves room for 24 bytes
         keys: dict[int, bytes] = {}
         for number in range(6):
             keys.setdefault(self.field(f"KEY_PURPOSE_{number}"), self.key(f"BLOCK_KEY{number}"))
@@ -193,9 +236,7 @@ class Efuses:
     def _key_blocks(self) -> list[str]:
         blocks = self._controller.Blocks
         names = [blk.name for blk in map(blocks.get, blocks.BLOCKS)]
-        return (
-            ["BLOCK1"] if self._model.is_esp32 else [name for name in names if name.startswith("BLOCK_KEY")]
-        )
+        return ["BLOCK1"] if self._model.is_esp32 else [name for name in names if name.startswith("BLOCK_KEY")]
 
     def _block_bytes(self, name: str) -> bytes:
         blocks = self._controller.Blocks
@@ -219,14 +260,13 @@ class Efuses:
     def _burn_factory_values(self, mac: bytes) -> None:
         """Give the chip what its maker burns: the MAC (with its CRC on the ESP32) and the clock calibration."""
         low, high = int.from_bytes(mac[2:], "big"), int.from_bytes(mac[:2], "big")
+        first = self._mac_register
         if self._model.is_esp32:
-            first = self._model.rom.EFUSE_RD_REG_BASE + 4
             from espefuse.efuse.esp32.fields import EfuseMacField
 
             high |= EfuseMacField.calc_crc(mac) << 16
             self._update(self._model.rom.EFUSE_RD_REG_BASE + 16, ESP32_CK8M_FREQ)
         else:
-            first = self._model.rom.MAC_EFUSE_REG
             self._burn_grade()
         self._update(first, low)
         self._update(first + 4, high)

@@ -224,12 +224,13 @@ def _map(path: Path, size: int) -> mmap.mmap:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.stat().st_size == 0:
             _create_blank(path, size)
-        if path.stat().st_size != size:
-            raise BackendError(
-                f"the flash image {path} has {path.stat().st_size} bytes, not {size} ({format_size(size)})",
-                hint="give the flash size that it was made with, or another file",
-            )
         with path.open("r+b") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                raise BackendError(
+                    f"the flash image {path} has {found} bytes, not {size} ({format_size(size)})",
+                    hint="give the flash size that it was made with, or another file",
+                )
             return mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise BackendError(

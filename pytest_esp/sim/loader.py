@@ -477,9 +477,7 @@ class _FlashReader:
     def _send(self) -> None:
         frames: list[bytes] = []
         while self._sent < self._size and self._sent - self._acknowledged < self._window:
-            part = self._chip.flash.read(
-                self._address + self._sent, min(self._block_size, self._size - self._sent)
-            )
+            part = self._chip.flash.read(self._address + self._sent, min(self._block_size, self._size - self._sent))
             self._digest.update(part)
             self._sent += len(part)
             frames.append(encode(part))

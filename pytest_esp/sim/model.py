@@ -78,14 +78,15 @@ class ChipModel:
         """Entry points of every stub flasher that the installed esptool has for this chip."""
         return stub_entries(self.rom.CHIP_NAME)
 
-    def registers(self) -> dict[int, int]:
-        """Return the registers whose reset value esptool looks at."""
+    def registers(self, revision: int) -> dict[int, int]:
+        """Return the registers of a chip of *revision* (major * 100 + minor) whose reset value esptool looks at."""
         values: dict[int, int] = {}
         if self.magic is not None:
             values[self.rom.CHIP_DETECT_MAGIC_REG_ADDR] = self.magic
         if self.is_esp32:
             # Bit 31 of the APB controller's date is bit 2 of the revision (ESP32 v3).
-            values[self.rom.APB_CTL_DATE_ADDR] = self.rom.APB_CTL_DATE_V << self.rom.APB_CTL_DATE_S
+            third_bit = self.rom.APB_CTL_DATE_V if revision >= 300 else 0
+            values[self.rom.APB_CTL_DATE_ADDR] = third_bit << self.rom.APB_CTL_DATE_S
             # Calibrated so that the ROM computes 40 MHz with CK8M_FREQ = 128: value * 15625 * 128 / 40.
             values[self.rom.RTCCALICFG1] = 800 << self.rom.TIMERS_RTC_CALI_VALUE_S
         if hasattr(self.rom, "PCR_SYSCLK_CONF_REG"):
@@ -107,11 +108,10 @@ def _crystal_mhz(chip: str, rom: Any) -> int:
 
 @functools.cache
 def stub_entries(chip_name: str) -> frozenset[int]:
+    """Return the entry points of every stub flasher that the installed esptool has for a ``CHIP_NAME``."""
     # Some chips have a stub per silicon revision, e.g. esp32p4 and esp32p4rc1.
     stem = re.compile(re.escape(strip_chip_name(chip_name)) + r"(rc\d+|-.*)?")
     files = (
-        path
-        for folder in StubFlasher.STUB_SUBDIRS
-        for path in (Path(StubFlasher.STUB_DIR) / folder).glob("*.json")
+        path for folder in StubFlasher.STUB_SUBDIRS for path in (Path(StubFlasher.STUB_DIR) / folder).glob("*.json")
     )
     return frozenset(json.loads(path.read_bytes())["entry"] for path in files if stem.fullmatch(path.stem))
