@@ -6,6 +6,9 @@ is the whole message for a person; the attributes serve the edges (``--json``, M
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class EspError(Exception):
     """Base of all errors of pytest-esp.
@@ -15,6 +18,7 @@ class EspError(Exception):
         attempted: the operation that was under way, e.g. ``"flash write of 0x3000 bytes at 0x10000"``.
         board: name (or port) of the board, where one was involved.
         hint: what to do about it.
+        details: plain data for programs, beside the message: it becomes part of the record at the edges.
     """
 
     def __init__(
@@ -24,12 +28,14 @@ class EspError(Exception):
         attempted: str | None = None,
         board: str | None = None,
         hint: str | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.attempted = attempted
         self.board = board
         self.hint = hint
+        self.details: dict[str, Any] = dict(details or {})
 
     def __str__(self) -> str:
         text = f"{self.board}: {self.message}" if self.board else self.message

@@ -73,6 +73,15 @@ class Session:
         self._attached = False
         self._espefuse = None
 
+    def reconnect(self) -> FastLoader:
+        """Connect anew over the same port, inside a `use`: for code that would close and open the port for that.
+
+        Raises:
+            FatalError, SerialException: of esptool and pyserial, as `use` turns them into its own.
+        """
+        self.drop()
+        return self._connect()
+
     @contextlib.contextmanager
     def use(
         self, attempted: str, *, stub: bool = True, flash: bool = False, progress: Progress | None = None

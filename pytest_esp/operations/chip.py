@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from esptool.cmds import DETECTED_FLASH_SIZES
 
 from pytest_esp.errors import LinkError, OperationError
 from pytest_esp.link.console import ConsoleError
 from pytest_esp.link.link import Link
-from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.registry import Effect, operation, size_argument
 from pytest_esp.units import parse_size
 
 _BOOT_TIMEOUT = 3.0
@@ -27,6 +27,7 @@ class ChipIdentity:
     Attributes:
         chip: as esptool names it, e.g. ``"esp32c3"``.
         description: with package and revision, e.g. ``"ESP32-C3 (QFN32) (revision v0.4)"``.
+        package: product and package, e.g. ``"ESP32-C3 (QFN32)"``.
         revision: major * 100 + minor; None where the chip does not tell (secure download mode, ESP8266).
         mac: base MAC address, ``"7c:df:a1:00:00:01"``; None in secure download mode.
         features: as esptool lists them.
@@ -40,6 +41,7 @@ class ChipIdentity:
 
     chip: str
     description: str
+    package: str
     revision: int | None
     mac: str | None
     features: tuple[str, ...]
@@ -66,13 +68,13 @@ def identify(link: Link) -> ChipIdentity:
     with session.use("identify", flash=True) as esp:
         connected = 0.0 if warm else time.monotonic() - begun
         if esp.secure_download_mode:
-            return ChipIdentity(
-                session.chip, esp.CHIP_NAME, None, None, (), None, None, None, True, esp.IS_STUB, connected
-            )
+            return _identity_of_a_locked_chip(session.chip, esp, connected)
         flash_id = int(esp.flash_id())
+        description = str(esp.get_chip_description())
         return ChipIdentity(
             chip=session.chip,
-            description=esp.get_chip_description(),
+            description=description,
+            package=description.rpartition(" (revision")[0] or description,
             revision=None if session.chip == "esp8266" else esp.get_chip_revision(),
             mac=bytes(esp.read_mac("BASE_MAC")).hex(":"),
             features=tuple(esp.get_chip_features()),
@@ -83,6 +85,24 @@ def identify(link: Link) -> ChipIdentity:
             stub=esp.IS_STUB,
             connect_seconds=connected,
         )
+
+
+def _identity_of_a_locked_chip(chip: str, esp: Any, connected: float) -> ChipIdentity:
+    """Return what the ROM still tells in secure download mode: no register can be read."""
+    return ChipIdentity(
+        chip=chip,
+        description=esp.CHIP_NAME,
+        package=esp.CHIP_NAME,
+        revision=None,
+        mac=None,
+        features=(),
+        crystal_mhz=None,
+        flash_id=None,
+        flash_size=None,
+        secure_download=True,
+        stub=esp.IS_STUB,
+        connect_seconds=connected,
+    )
 
 
 def flash_size_of(flash_id: int) -> int | None:
@@ -107,11 +127,14 @@ class ResetResult:
 
 
 @operation(Effect.READ)
-def reset(link: Link, to: str = "app", wait: float = _BOOT_TIMEOUT) -> ResetResult:
-    """Reset the chip ``to="app"`` or ``to="bootloader"`` and check by what it then does.
+def reset(link: Link, to: Literal["app", "bootloader"] = "app", wait: float = _BOOT_TIMEOUT) -> ResetResult:
+    """Reset the chip into the app or the bootloader, and check by what it then does.
 
-    The bootloader proves itself by an answer to SYNC; the app by the ROM's banner on the console, for which *wait*
-    seconds are given.
+    The bootloader proves itself by an answer to SYNC, the app by the ROM's banner on the console.
+
+    Args:
+        to: where to.
+        wait: seconds that the app has for its banner.
 
     Raises:
         LinkError: if the proof does not come.
@@ -122,12 +145,7 @@ def reset(link: Link, to: str = "app", wait: float = _BOOT_TIMEOUT) -> ResetResu
         link.reset(bootloader=True)
         return ResetResult("bootloader", time.monotonic() - begun, "")
     if to != "app":
-        raise OperationError(
-            f"there is no reset to {to!r}",
-            board=link.board.name,
-            attempted="reset",
-            hint="use 'app' or 'bootloader'",
-        )
+        raise OperationError(f"there is no reset to {to!r}", hint="use 'app' or 'bootloader'")
     link.reset(bootloader=False)
     console = link.console
     start = len(console.text)
@@ -136,7 +154,6 @@ def reset(link: Link, to: str = "app", wait: float = _BOOT_TIMEOUT) -> ResetResu
     except ConsoleError as error:
         raise LinkError(
             "it did not start: no boot banner came",
-            board=link.board.name,
             attempted="reset to the app",
             hint="a chip whose console is not on this port (USB) says nothing here; else check EN and its supply",
         ) from error
@@ -144,27 +161,44 @@ def reset(link: Link, to: str = "app", wait: float = _BOOT_TIMEOUT) -> ResetResu
     return ResetResult("app", time.monotonic() - begun, console.text[start:])
 
 
+@dataclass(frozen=True)
+class LinkSpeed:
+    """The baud rate at which the chip answers."""
+
+    baudrate: int
+
+
 @operation(Effect.READ)
-def change_baudrate(link: Link, baudrate: int) -> int:
-    """Go on at *baudrate* and return it, once the chip has answered at that rate.
+def change_baudrate(link: Link, baudrate: int) -> LinkSpeed:
+    """Go on at *baudrate*, once the chip has answered at that rate.
 
     Raises:
         LinkError: if it does not.
-        OperationError: on a ROM that cannot change it (ESP8266 without stub).
+        OperationError: on a ROM that cannot change it (ESP8266 without stub), or if it is no baud rate.
     """
+    if baudrate <= 0:
+        raise OperationError(f"{baudrate} is no baud rate", hint="usual ones: 115200, 460800, 921600")
     link.session.change_baudrate(baudrate)
-    return baudrate
+    return LinkSpeed(baudrate)
+
+
+@dataclass(frozen=True)
+class RegisterValue:
+    """The 32-bit word at an address."""
+
+    address: int
+    value: int
 
 
 @operation(Effect.READ)
-def read_register(link: Link, address: int | str) -> int:
+def read_register(link: Link, address: int | str) -> RegisterValue:
     """Return the 32-bit word at *address* (``ESPLoader.read_reg``).
 
     Raises:
-        OperationError: if the address is not aligned or not in the chip's memory map.
+        OperationError: if the address is no multiple of 4, or the chip does not let it be read.
     """
-    number = parse_size(address)
+    number = size_argument(address, "address")
+    if number % 4 or number >= 1 << 32:
+        raise OperationError(f"{number:#x} is no address of a register", hint="a multiple of 4 below 0x100000000")
     with link.session.use(f"reading the register at {number:#x}", stub=False) as esp:
-        if number % 4:
-            raise OperationError(f"{number:#x} is not a multiple of 4", hint="registers are 32-bit words")
-        return int(esp.read_reg(number))
+        return RegisterValue(number, int(esp.read_reg(number)))

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import getpass
 import io
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pytest_esp.errors import OperationError, RefusedError
+from pytest_esp.errors import LinkError, OperationError, RefusedError
 from pytest_esp.link.link import Link
 from pytest_esp.names import nearest
 from pytest_esp.operations.registry import Effect, operation
 
+R = TypeVar("R")
+
 AUDIT_FILE = "efuse-audit.jsonl"
+
+EfuseValue = bool | int | str | bytes
+"""What can be asked for: a bool or a number (also as text), bytes or hex digits for fields of bytes, a MAC address."""
+
+# Fields that espefuse joins with what is burnt already: bits are only ever added.
+_ADDED_TO = frozenset({"WR_DIS", "RD_DIS"})
+# After one of these has been burnt no loader lets the eFuses be read: what the chip then does is the proof.
+_CLOSE_THE_LOADER = frozenset({"DIS_DOWNLOAD_MODE", "UART_DOWNLOAD_DIS"})
+_CLOSES_THE_REGISTERS = "ENABLE_SECURITY_DOWNLOAD"
 
 
 @dataclass(frozen=True)
@@ -26,10 +39,11 @@ class Efuse:
     """One eFuse field.
 
     Attributes:
-        name, block, word, bit_position, bit_length, category, description: as espefuse's definition of the chip says.
         value: what it means: bool, int or text, as espefuse shows it.
-        bits: its raw bits, a string of 0 and 1; None if they cannot be read.
+        bits: its raw bits, a string of 0 and 1 with the highest first; None if they cannot be read.
         readable, writeable: whether its protection allows it.
+        block, word, bit: where it begins; word and bit are None for a field that is computed from others.
+        bit_length, category, description: as espefuse's definition of the chip says.
     """
 
     name: str
@@ -38,6 +52,8 @@ class Efuse:
     readable: bool
     writeable: bool
     block: int
+    word: int | None
+    bit: int | None
     bit_length: int
     category: str
     description: str
@@ -60,23 +76,37 @@ def read_all(link: Link) -> EfuseSummary:
     Raises:
         OperationError: on an ESP8266, for which espefuse has no definitions, or in secure download mode.
     """
-    session = link.session
-    with session.use("reading the eFuses", stub=False) as esp:
-        _check_supported(link, esp)
-        commands = session.espefuse(esp)
-        commands.efuses.read_blocks()
-        commands.efuses.update_efuses()
-        return EfuseSummary(session.chip, _summary(commands))
+    with link.session.use("reading the eFuses", stub=False) as esp:
+        return EfuseSummary(link.session.chip, _summary(_commands(link, esp)))
 
 
 @operation(Effect.READ)
 def read(link: Link, name: str) -> Efuse:
     """Return one eFuse.
 
+    Args:
+        name: as espefuse calls it, or one of its other names; upper or lower case.
+
     Raises:
-        OperationError: if the chip has none of that name; names the nearest ones.
+        OperationError: if the chip has none of that name; names the nearest, and ``details["available_efuses"]`` has
+            all, the nearest first.
     """
-    return _field(link, read_all(link), name)
+    with link.session.use(f"reading the eFuse {name}", stub=False) as esp:
+        commands = _commands(link, esp)
+        found = _find(commands, name).name
+        return _summary(commands)[found]
+
+
+# -- burning
+
+
+@dataclass(frozen=True)
+class BitChange:
+    """The bits of a field before and after; *before* is None if they cannot be read."""
+
+    name: str
+    before: str | None
+    after: str
 
 
 @dataclass(frozen=True)
@@ -84,8 +114,9 @@ class BurnPlan:
     """What a burn would do, bit by bit.
 
     Attributes:
-        before, after: the raw bits; None before if they cannot be read.
-        new_bits: how many bits go from 0 to 1; 0 means that nothing is to be done.
+        before, after: the raw bits of the eFuse itself; None before if they cannot be read.
+        new_bits: how many bits of it go from 0 to 1; 0 means that nothing is to be done.
+        changes: all fields that change: espefuse burns checksums and versions along with some.
     """
 
     name: str
@@ -93,64 +124,78 @@ class BurnPlan:
     before: str | None
     after: str
     new_bits: int
+    changes: tuple[BitChange, ...]
 
 
 @operation(Effect.READ)
-def plan(link: Link, name: str, value: str | int) -> BurnPlan:
+def plan(link: Link, name: str, value: EfuseValue) -> BurnPlan:
     """Return what `burn` with the same arguments would do, and touch nothing.
 
+    The checks are espefuse's own: protection, coding scheme, eFuses that must not be burnt together.
+
+    Args:
+        name: of the eFuse.
+        value: a number or bool, hex digits or bytes for a field of bytes, a MAC address for a MAC.
+
     Raises:
-        OperationError: if there is no such eFuse, it is write-protected, the value does not fit, or bits that are
-            burnt would have to become 0.
+        OperationError: if there is no such eFuse, it cannot be burnt, the value does not fit, or bits that are burnt
+            would have to become 0.
     """
-    return _plan(link, _field(link, read_all(link), name), value)
+    with link.session.use(f"planning to burn {name}", stub=False) as esp:
+        return _plan(_commands(link, esp), name, value)[0]
 
 
 @dataclass(frozen=True)
 class BurnResult:
-    """What a burn did, as it was read back."""
+    """What a burn did.
+
+    Attributes:
+        value_before, value_after: as espefuse shows them; after is None if it cannot be read any more.
+        burnt_bits: how many bits of the eFuse went from 0 to 1.
+        verified: whether the chip has proved it: by the bits that it reads back, or by a loader that is closed now.
+            None for a field that cannot be read.
+        changes: all fields that were burnt.
+    """
 
     name: str
     value_requested: str
     value_before: str
-    value_after: str
+    value_after: str | None
     burnt_bits: int
+    verified: bool | None
+    changes: tuple[BitChange, ...]
 
 
 @operation(Effect.BURN)
-def burn(link: Link, name: str, value: str | int) -> BurnResult:
+def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
     """Burn an eFuse and read it back. **Irreversible on real hardware.**
 
     A real board needs ``"burn"`` in its ``allow``, the eFuse in its ``allow_burn``, and the run's consent
-    (``--esp-allow-burn``). Every burn of a real board is written to an audit log before and after it is made.
+    (``--esp-allow-burn``). Every burn of a real board is written to an audit log (`audit_file`) before and after it is
+    made. Ctrl-C does not cut a burn in the middle: it takes effect after it.
+
+    Args:
+        name: of the eFuse.
+        value: see `plan`.
 
     Raises:
         RefusedError: if any of these is missing; nothing was touched.
         OperationError: see `plan`; or if the eFuse reads back as something else.
     """
     _require_consent(link, name)
-    before = _field(link, read_all(link), name)
-    planned = _plan(link, before, value)
-    if planned.new_bits:
-        _audit(link, "begin", planned)
-        _burn(link, before.name, value)
-    after = _field(link, read_all(link), before.name)
-    if planned.new_bits:
-        _audit(link, "done", planned, after.bits)
-    if after.bits is not None and after.bits != planned.after:
-        raise OperationError(
-            f"the eFuse {before.name} reads back as {after.bits}, not {planned.after}",
-            board=link.board.name,
-            attempted=f"burning {before.name}",
-            hint="the coding scheme or a write protection may be in the way; the bits that were burnt stay burnt",
-        )
-    return BurnResult(before.name, str(value), str(before.value), str(after.value), planned.new_bits)
+    return _uninterrupted(lambda: _burn_and_prove(link, name, value))
 
 
-# -- inside
+def audit_file(link: Link) -> Path:
+    """Return the append-only log of all burns of a board: JSON lines."""
+    return link.board.rack.state_dir(link.board.spec) / AUDIT_FILE
 
 
-def _check_supported(link: Link, esp: Any) -> None:
+# -- reading, inside
+
+
+def _commands(link: Link, esp: Any) -> Any:
+    """Return espefuse's commands with what the chip's eFuses hold now."""
     from espefuse.efuse_interface import SUPPORTED_CHIPS
 
     if link.session.chip not in SUPPORTED_CHIPS:
@@ -159,6 +204,10 @@ def _check_supported(link: Link, esp: Any) -> None:
         raise OperationError(
             "its eFuses cannot be read: the ROM is in secure download mode", hint="security info still works"
         )
+    commands = link.session.espefuse(esp)
+    commands.efuses.read_blocks()
+    commands.efuses.update_efuses()
+    return commands
 
 
 class _Kept(io.StringIO):
@@ -175,100 +224,146 @@ class _Kept(io.StringIO):
 
 
 def _summary(commands: Any) -> dict[str, Efuse]:
-    buffer = _Kept()
-    with buffer:
+    with _Kept() as buffer:
         commands.summary(format="json", file=buffer)
-    fields: dict[str, Efuse] = {}
     raw: dict[str, Any] = json.loads(buffer.contents)
-    for name, item in raw.items():
-        fields[name] = Efuse(
+    return {
+        name: Efuse(
             name=name,
             value=item["value"],
             bits=_bits(commands.efuses[name].get_bitstring()) if item["readable"] else None,
             readable=item["readable"],
             writeable=item["writeable"],
             block=item["block"],
+            word=item["word"],
+            bit=item["pos"],
             bit_length=item["bit_len"],
             category=item["category"],
             description=item["description"],
         )
-    return fields
+        for name, item in raw.items()
+    }
 
 
 def _bits(array: Any) -> str:
     return f"{array.uint:0{array.len}b}"
 
 
-def _field(link: Link, summary: EfuseSummary, name: str) -> Efuse:
-    found = summary.fields.get(name) or summary.fields.get(name.upper())
-    if found is None:
-        raise OperationError(
-            f"eFuse '{name}' not found",
-            board=link.board.name,
-            attempted="eFuse read",
-            hint=f"nearest: {nearest(name, summary.fields)}; `efuse read-all` lists all {len(summary.fields)}",
-        )
-    return found
+def _find(commands: Any, name: str) -> Any:
+    """Return espefuse's field of that name."""
+    efuses = commands.efuses
+    for spelling in filter(None, (name, name.upper())):
+        with contextlib.suppress(KeyError):
+            return efuses[spelling]
+    names = sorted(field.name for field in efuses)
+    near = nearest(name, names).split(", ")
+    raise OperationError(
+        f"eFuse '{name}' not found",
+        hint=f"nearest: {', '.join(near)}; the {commands.esp.CHIP_NAME} has {len(names)}",
+        details={"available_efuses": [*near, *(other for other in names if other not in near)]},
+    )
 
 
-def _plan(link: Link, field: Efuse, value: str | int) -> BurnPlan:
-    attempted = f"planning to burn {field.name}"
-    with link.session.use(attempted, stub=False) as esp:
-        if not field.writeable:
-            raise OperationError(f"the eFuse {field.name} is write-protected")
-        wanted = _requested_bits(link.session.espefuse(esp), field, value)
-    before = field.bits if field.bits is not None else "0" * len(wanted)
-    after = "".join("1" if "1" in pair else "0" for pair in zip(before, wanted, strict=True))
-    if after != wanted and not field.name.startswith("BLOCK"):
+# -- planning, inside
+
+
+def _plan(commands: Any, name: str, value: EfuseValue) -> tuple[BurnPlan, Any]:
+    """Return the plan, and the value as espefuse's ``burn_efuse`` takes it."""
+    field = _find(commands, name)
+    if not field.is_writeable():
+        raise OperationError(f"the eFuse {field.name} is write-protected", hint="that cannot be undone")
+    before = _bits(field.get_bitstring())
+    raw, wanted = _requested(commands, field, value)
+    after = _joined(before, wanted)
+    if after != wanted and field.name not in _ADDED_TO:
         raise OperationError(
-            f"the eFuse {field.name} has bits burnt ({before}) that the value {value} ({wanted}) has not",
-            board=link.board.name,
-            attempted=attempted,
+            f"the eFuse {field.name} has bits burnt ({before}) that the value {_text(value)} ({wanted}) has not",
             hint="a bit that is 1 stays 1",
         )
-    new = sum(a != b for a, b in zip(before, after, strict=True))
-    return BurnPlan(field.name, str(value), field.bits, after, new)
+    if not isinstance(raw, bytes):
+        raw = int(after, 2)
+    changes = _staged(commands, field, raw) if after != before else ()
+    new = after.count("1") - before.count("1")
+    shown = before if field.is_readable() else None
+    return BurnPlan(field.name, _text(value), shown, after, new, changes), raw
 
 
-def _requested_bits(commands: Any, field: Efuse, value: str | int) -> str:
-    """Return the bits that espefuse would write for *value*, as its own argument check understands it."""
+def _joined(before: str, wanted: str) -> str:
+    return "".join("1" if "1" in pair else "0" for pair in zip(before, wanted, strict=True))
+
+
+def _text(value: EfuseValue) -> str:
+    """Return *value* as one writes it for espefuse's command line."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(int(value) if isinstance(value, bool) else value)
+
+
+def _requested(commands: Any, field: Any, value: EfuseValue) -> tuple[int | bytes, str]:
+    """Return *value* as espefuse understands it, and its bits."""
     import esptool
     from espefuse.efuse.base_fields import CheckArgValue
 
-    efuse = commands.efuses[field.name]
+    text = _text(value)
     try:
-        checked = CheckArgValue(commands.efuses, field.name)(str(value))
-        raw = efuse.convert_to_bitstring(checked)
-    except (esptool.FatalError, ValueError, SystemExit) as error:
-        raise OperationError(f"the value {value!r} does not fit the eFuse {field.name}: {error}") from error
-    return _bits(raw)
+        if not field.efuse_type.startswith("bytes") and int(text, 0) == 0:
+            return 0, "0" * field.bit_len  # which espefuse refuses to look at, even where it changes nothing
+        raw = CheckArgValue(commands.efuses, field.name)(text)
+        return raw, _bits(field.convert_to_bitstring(raw))
+    except (esptool.FatalError, ValueError, TypeError) as error:
+        raise OperationError(
+            f"the value {text!r} does not fit the eFuse {field.name}: {error}",
+            hint=f"it has {field.bit_len} bits ({field.efuse_type}); {field.description}",
+        ) from error
 
 
-def _burn(link: Link, name: str, value: str | int) -> None:
-    session = link.session
-    with session.use(f"burning {name}", stub=False) as esp:
-        from espefuse.efuse.base_fields import CheckArgValue
+def _staged(commands: Any, field: Any, raw: int | bytes) -> tuple[BitChange, ...]:
+    """Return the fields that a burn would change, after espefuse's own checks; what was staged is forgotten again."""
+    import esptool
 
-        commands = session.espefuse(esp)
-        checked = CheckArgValue(commands.efuses, name)(str(value))
-        try:
-            # espefuse leaves the process after burning an eFuse that closes its own way in.
-            with contextlib.suppress(SystemExit):
-                commands.burn_efuse({name: checked})
-        finally:
-            session.forget_efuses()
+    efuses = commands.efuses
+    try:
+        field.save(raw)
+        if efuses.is_efuses_incompatible_for_burn():
+            raise OperationError(
+                f"{field.name} must not be burnt on this chip: with what is burnt already it would brick"
+            )
+        changes = tuple(_changes(efuses))
+        for block in efuses.blocks:
+            block.check_wr_data()
+        return changes
+    except esptool.FatalError as error:
+        raise OperationError(f"the eFuse {field.name} cannot be burnt: {str(error).strip()}") from error
+    finally:
+        for block in efuses.blocks:
+            block.wr_bitarray.set(0)
+
+
+def _changes(efuses: Any) -> list[BitChange]:
+    found: list[BitChange] = []
+    for field in efuses:
+        if field.is_field_calculated():
+            continue
+        before = _bits(field.get_bitstring())
+        after = _joined(before, _bits(field.get_bitstring(from_read=False)))
+        if after != before:
+            found.append(BitChange(field.name, before if field.is_readable() else None, after))
+    return found
+
+
+# -- burning, inside
 
 
 def _require_consent(link: Link, name: str) -> None:
     board = link.board
     if board.virtual:
         return
-    if name not in board.spec.allow_burn:
+    if name.upper() not in board.spec.allow_burn:
         raise RefusedError(
             f"boards.toml does not allow {name} to be burnt on this board",
             board=board.name,
             attempted=f"burning {name}",
-            hint=f'add "{name}" to `allow_burn` of [boards.{board.name}]; it cannot be undone',
+            hint=f'add "{name.upper()}" to `allow_burn` of [boards.{board.name}]; it cannot be undone',
         )
     if not link.burns_enabled:
         raise RefusedError(
@@ -279,27 +374,121 @@ def _require_consent(link: Link, name: str) -> None:
         )
 
 
-def audit_file(link: Link) -> Path:
-    """Return the append-only log of all burns of a board: JSON lines."""
-    return link.board.rack.state_dir(link.board.spec) / AUDIT_FILE
+def _uninterrupted(work: Callable[[], R]) -> R:
+    """Return what *work* does, in a thread: Ctrl-C and other interruptions of this one wait until it is done."""
+    interruption: BaseException | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="efuse-burn") as pool:
+        future = pool.submit(contextvars.copy_context().run, work)
+        while not future.done():
+            try:
+                future.exception()
+            except BaseException as error:
+                interruption = error
+    if interruption is not None:
+        raise interruption
+    return future.result()
 
 
-def _audit(link: Link, stage: str, planned: BurnPlan, read_back: str | None = None) -> None:
-    """Append one line, and see to it that it is on the disk before the burn goes on."""
-    if link.board.virtual:
-        return
-    entry = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "stage": stage,
-        "user": getpass.getuser(),
-        "pid": os.getpid(),
-        "holder": link.holder,
-        "board": link.board.name,
-        "port": link.board.spec.port,
-        "read_back": read_back,
-        **asdict(planned),
-    }
-    with audit_file(link).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
+    with link.session.use(f"burning {name}", stub=False) as esp:
+        commands = _commands(link, esp)
+        planned, raw = _plan(commands, name, value)
+        shown = str(commands.efuses[planned.name].get())
+        if not planned.new_bits:
+            return BurnResult(planned.name, planned.value, shown, shown, 0, True, ())
+        audit = _Audit(link, planned, bytes(esp.read_mac("BASE_MAC")).hex(":"))
+        audit.write("begin")
+        try:
+            _burn(link, commands, planned.name, raw)
+        except BaseException as error:
+            audit.write("failed", error=str(error))
+            raise
+    after, bits, verified = _proof(link, planned)
+    audit.write("done", read_back=bits, verified=verified)
+    if verified is False:
+        raise OperationError(
+            f"the eFuse {planned.name} reads back as {bits or 'unchanged'}, not {planned.after}",
+            attempted=f"burning {planned.name}",
+            hint="the coding scheme or a write protection may be in the way; the bits that were burnt stay burnt",
+        )
+    return BurnResult(planned.name, planned.value, shown, after, planned.new_bits, verified, planned.changes)
+
+
+def _burn(link: Link, commands: Any, name: str, raw: int | bytes) -> None:
+    # espefuse finds its own way in closed by some burns: it then connects anew, which must not close our port, and,
+    # content with what it finds or does not find, leaves the process.
+    def reconnect(_esp: object) -> object:
+        return link.session.reconnect()
+
+    commands.efuses.reconnect_chip = reconnect
+    try:
+        with contextlib.suppress(SystemExit):
+            commands.burn_efuse({name: raw})
+    finally:
+        link.session.forget_efuses()
+
+
+def _proof(link: Link, planned: BurnPlan) -> tuple[str | None, str | None, bool | None]:
+    """Return value and bits as they are now, as far as they can be read, and whether they are what was planned."""
+    if planned.name in _CLOSE_THE_LOADER:
+        return None, None, not _loader_answers(link)
+    if planned.name == _CLOSES_THE_REGISTERS:
+        link.session.drop()
+        with link.session.use("looking for secure download mode", stub=False) as esp:
+            return None, None, bool(esp.secure_download_mode)
+    now = read(link, planned.name)
+    return str(now.value), now.bits, None if now.bits is None else now.bits == planned.after
+
+
+def _loader_answers(link: Link) -> bool:
+    link.session.drop()
+    try:
+        with link.session.use("looking for the loader", stub=False):
+            return True
+    except LinkError:
+        return False
+
+
+class _Audit:
+    """Writes what is done to a real board: one line each, on the disk before the burn goes on."""
+
+    def __init__(self, link: Link, planned: BurnPlan, mac: str) -> None:
+        self._link = link
+        self._planned = planned
+        self._mac = mac
+
+    def write(self, stage: str, **outcome: object) -> None:
+        """Append one line; nothing for a virtual board, where nothing is irreversible."""
+        link = self._link
+        if link.board.virtual:
+            return
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "stage": stage,
+            "user": _user(),
+            "pid": os.getpid(),
+            "holder": link.holder,
+            "board": link.board.name,
+            "port": link.board.spec.port,
+            "mac": self._mac,
+            **asdict(self._planned),
+            **outcome,
+        }
+        path = audit_file(link)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OperationError(
+                f"the audit log {path} cannot be written: {error.strerror}",
+                hint="nothing was burnt" if stage == "begin" else f"the burn itself: {entry}",
+            ) from error
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())

@@ -31,6 +31,7 @@ class bound(Generic[P, R]):  # noqa: N801 - used like a decorator
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             return self.function(face.link, *args, **kwargs)
 
+        call.__name__ = self.function.__name__
         call.__doc__ = self.__doc__
         return call
 
@@ -83,6 +84,7 @@ class PartitionsFace(Face):
 
     read = bound(partitions.read)
     find = bound(partitions.find)
+    otadata = bound(partitions.otadata)
 
 
 class Esp:

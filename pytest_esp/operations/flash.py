@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 from esptool import cmds
-from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import EspError, FirmwareError, OperationError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.chip import flash_size_of
-from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.regions import SECTOR, Firmware, Load, Region, check_fits, check_image, load
+from pytest_esp.operations.registry import Effect, operation, size_argument
 from pytest_esp.units import format_size, parse_size
 
-SECTOR = 0x1000
-_IMAGE_MAGIC = 0xE9
-_HEADER_SIZE = 24
-_MOST_SEGMENTS = 16
-
-Source = bytes | str | os.PathLike[str]
-"""Contents, or the file that has them."""
-Regions = Sequence[tuple[int | str, Source]] | str | os.PathLike[str]
-"""Pairs of address and source, or an ESP-IDF build folder (with its flasher_args.json)."""
+_ADDRESS_SPACE = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -69,51 +59,89 @@ def read(
     size: int | str,
     output_file: str | os.PathLike[str] | None = None,
     *,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FlashRead:
     """Return *size* bytes of flash from *address*; the stub proves them by an MD5.
 
-    With *output_file* they are saved, too: beside their place and renamed, so that no half file has the right name.
+    Args:
+        address: of the first byte.
+        size: in bytes.
+        output_file: saves them, too: beside their place and renamed, so that no half file has the right name.
+        overwrite: whether *output_file* may exist already.
+        progress: called with bytes done and to do.
 
     Raises:
-        OperationError: if the region is not in the flash, or the file cannot be written.
+        OperationError: if the region is not in the flash, or the file exists or cannot be written.
         LinkError: if bytes were lost.
     """
-    start, length = _range(link, address, size)
-    attempted = f"reading {length:#x} bytes of flash at {start:#x}"
-    with link.session.use(attempted, flash=True, progress=progress) as esp:
-        _check_inside(esp, start, length)
-        data = bytes(esp.read_flash(start, length, _without_offset(progress))) if length else b""
-    path = _save(Path(output_file), data, attempted) if output_file is not None else None
+    start, length = _range(address, size)
+    path = Path(output_file) if output_file is not None else None
+    if path is not None and path.exists() and not overwrite:
+        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    with link.session.use(f"reading {length:#x} bytes of flash at {start:#x}", flash=True, progress=progress) as esp:
+        _check_inside(link, esp, start, length)
+        data = bytes(esp.read_flash(start, length, _ticker(progress))) if length else b""
+    if path is not None:
+        _save(path, data)
     return FlashRead(start, length, data, path)
 
 
+def _ticker(progress: Progress | None) -> Callable[[int, int, int], None] | None:
+    """Return *progress* as ``ESPLoader.read_flash`` calls it: with the offset, too."""
+    if progress is None:
+        return None
+
+    def tick(done: int, total: int, _offset: int) -> None:
+        progress(done, total)
+
+    return tick
+
+
+@dataclass(frozen=True)
+class FlashMd5:
+    """The MD5 of a region: 32 hex digits."""
+
+    address: int
+    size: int
+    md5: str
+
+
 @operation(Effect.READ)
-def md5(link: Link, address: int | str, size: int | str) -> str:
-    """Return the MD5 (32 hex digits) of a region, computed by the chip (``ESPLoader.flash_md5sum``).
+def md5(link: Link, address: int | str, size: int | str) -> FlashMd5:
+    """Return the MD5 of a region, computed by the chip (``ESPLoader.flash_md5sum``).
 
     Raises:
         OperationError: if the region is not in the flash, or the loader has no such command.
     """
-    start, length = _range(link, address, size)
+    start, length = _range(address, size)
     with link.session.use(f"MD5 of {length:#x} bytes at {start:#x}", flash=True) as esp:
-        _check_inside(esp, start, length)
-        return str(esp.flash_md5sum(start, length))
+        _check_inside(link, esp, start, length)
+        return FlashMd5(start, length, str(esp.flash_md5sum(start, length)))
+
+
+# -- writing
+
+State = Literal["written", "unchanged", "partly", "untouched"]
+"""Of a region: *unchanged* was there already; *partly* is erased or written from its beginning up to some byte."""
 
 
 @dataclass(frozen=True)
 class WrittenRegion:
-    """One region after a write: *state* is ``"written"`` or ``"unchanged"`` (it was there already)."""
+    """One region of a write, and its state after it."""
 
     address: int
     size: int
     source: str
-    state: str
+    state: State
 
 
 @dataclass(frozen=True)
 class FlashWrite:
-    """What a write did. Sizes are bytes of content, not of what was compressed for the wire."""
+    """What a write did. Sizes are bytes of content, not of what was compressed for the wire.
+
+    *verified* is False only where the chip cannot compute an MD5 (secure download mode, ESP8266 without stub).
+    """
 
     regions: tuple[WrittenRegion, ...]
     bytes_written: int
@@ -125,7 +153,8 @@ class FlashWrite:
 @operation(Effect.WRITE)
 def write(
     link: Link,
-    regions: Regions,
+    firmware: Firmware,
+    address: int | str | None = None,
     *,
     skip_unchanged: bool = True,
     force: bool = False,
@@ -134,72 +163,201 @@ def write(
     """Write regions to flash and verify each by the chip's MD5.
 
     A region that is there already is not written again, on the evidence of the chip's MD5. Everything is checked
-    before anything is erased: files, overlaps, the flash's size, and whether an image is for this chip.
+    before anything is erased: files, overlaps, the flash's size, and whether an image is for this chip. Flash is
+    erased in sectors of 4 KB: what shares a sector with a region that begins or ends inside it is erased with it.
 
     Args:
-        regions: pairs of address and source, or an ESP-IDF build folder.
+        firmware: bytes or a file for *address*; pairs of address and bytes or file; or an ESP-IDF build folder.
+        address: of *firmware*, where it has none of its own.
         skip_unchanged: False writes in any case.
-        force: write an image even if it is for another chip.
-        progress: called with done and total of the region at work.
+        force: write an image even if it is for another chip, or security features speak against it.
+        progress: called with bytes done and to do, over all regions.
 
     Raises:
         FirmwareError: if a file or image is not fit; nothing was touched.
-        OperationError, LinkError, PortError: if a write failed; the hint says what state each region is in.
+        OperationError, LinkError, PortError: if a write failed; the hint says what state each region is in, and
+            ``details["regions"]`` has the same as `WrittenRegion` records.
     """
     begun = time.monotonic()
-    loaded = load_regions(regions)
-    attempted = f"writing {len(loaded)} region(s), {sum(len(data) for _, data, _ in loaded)} bytes"
-    with link.session.use(attempted, flash=True) as esp:
-        for address, data, source in loaded:
-            _check_fits(esp, address, data, source)
-            if not force:
-                _check_image(link.session.chip, data, source)
-    done: list[WrittenRegion] = []
-    for address, data, source in loaded:
-        try:
-            state = _write_one(link, address, data, skip_unchanged, force, progress)
-        except EspError as error:
-            _tell_states(error, done, loaded)
-            raise
-        done.append(WrittenRegion(address, len(data), source, state))
-    written = sum(region.size for region in done if region.state == "written")
-    skipped = sum(region.size for region in done if region.state == "unchanged")
+    loaded = load(firmware, address)
+    _check_load(link, loaded, force)
+    job = _Write(link, loaded.regions, skip_unchanged, force, progress)
+    job.run()
+    written, skipped = job.bytes_in("written"), job.bytes_in("unchanged")
     link.written_bytes += written
     link.skipped_bytes += skipped
-    secure = link.session.is_connected and not link.session.is_stub
-    return FlashWrite(tuple(done), written, skipped, not secure or written == 0, time.monotonic() - begun)
+    return FlashWrite(job.regions(), written, skipped, job.verified, time.monotonic() - begun)
+
+
+def _check_load(link: Link, loaded: Load, force: bool) -> None:
+    """Refuse what does not belong on this board, before anything is erased."""
+    total = sum(region.size for region in loaded.regions)
+    with link.session.use(f"writing {len(loaded.regions)} region(s), {total} bytes", flash=True) as esp:
+        chip = link.session.chip
+        if loaded.chip not in (None, chip) and not force:
+            raise FirmwareError(
+                f"this is a build for {loaded.chip}, not for the {esp.CHIP_NAME}",
+                hint=f"build it with `idf.py set-target {chip}`; nothing was written",
+            )
+        size = _flash_size(link, esp)
+        revision = None if esp.secure_download_mode or chip == "esp8266" else esp.get_chip_revision()
+        for region in loaded.regions:
+            check_fits(region, size)
+            if not force:
+                check_image(region, chip, revision)
+
+
+class _Write:
+    """A write under way, region by region.
+
+    Each region is one call of esptool: one that cannot be compressed would turn compression off for all after it.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        regions: Sequence[Region],
+        skip_unchanged: bool,
+        force: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._link = link
+        self._regions = regions
+        self._skip_unchanged = skip_unchanged
+        self._force = force
+        self._progress = progress
+        self._states: list[State] = ["untouched"] * len(regions)
+        self.verified = True
+
+    def run(self) -> None:
+        """Write all regions; an error says what state each is in."""
+        try:
+            for number, region in enumerate(self._regions):
+                self._write(number, region)
+        except EspError as error:
+            error.details["regions"] = [asdict(region) for region in self.regions()]
+            error.hint = "; ".join(filter(None, (self._describe(), error.hint)))
+            raise
+        except BaseException as error:  # Ctrl-C, or the callback's own
+            error.add_note(self._describe())
+            raise
+
+    def regions(self) -> tuple[WrittenRegion, ...]:
+        """Return all regions with their states."""
+        return tuple(
+            WrittenRegion(region.address, region.size, region.source, state)
+            for region, state in zip(self._regions, self._states, strict=True)
+        )
+
+    def bytes_in(self, state: State) -> int:
+        """Return how many bytes are in that state."""
+        return sum(region.size for region in self.regions() if region.state == state)
+
+    def _write(self, number: int, region: Region) -> None:
+        before = sum(earlier.size for earlier in self._regions[:number])
+        attempted = f"writing {region.size} bytes at {region.address:#x}"
+        with self._link.session.use(attempted, flash=True, progress=self._meter(before, region.size)) as esp:
+            proves = _has_md5(esp)
+            if self._skip_unchanged and proves and _holds(esp, region):
+                self._states[number] = "unchanged"
+            else:
+                self._states[number] = "partly"
+                cmds.write_flash(esp, [(region.address, region.data)], force=self._force)
+                self._states[number] = "written"
+                self.verified &= proves
+        self._tell(before + region.size)
+
+    def _meter(self, before: int, size: int) -> Progress | None:
+        """Return a callback that turns esptool's compressed bytes of one region into bytes of all of them."""
+        if self._progress is None:
+            return None
+        return lambda done, total: self._tell(before + size * done // max(total, 1))
+
+    def _tell(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, sum(region.size for region in self._regions))
+
+    def _describe(self) -> str:
+        words = {"partly": "partly written"}
+        states = (f"{region.address:#x} {words.get(region.state, region.state)}" for region in self.regions())
+        return f"regions: {', '.join(states)}"
+
+
+# -- erasing
 
 
 @dataclass(frozen=True)
 class ErasedRegion:
-    """What was erased, in bytes."""
+    """What was erased: *size* bytes, None for all of a flash whose size is unknown."""
 
     address: int
-    size: int
+    size: int | None
 
 
 @operation(Effect.ERASE)
-def erase(link: Link, region: int | str, size: int | str | None = None) -> ErasedRegion:
+def erase(link: Link, region: int | str, size: int | str | None = None, *, force: bool = False) -> ErasedRegion:
     """Erase ``"all"`` of the flash, a partition by its name, or *size* bytes from an address (whole sectors of 4 KB).
+
+    Args:
+        region: the word ``all``, a partition's name, or an address.
+        size: in bytes; for an address.
+        force: erase even if security features speak against it.
 
     Raises:
         OperationError: if a start has no size, the range is not made of whole sectors, or it is not in the flash.
     """
     if region == "all":
         if size is not None:
-            raise OperationError("'all' has no size", board=link.board.name, attempted="erasing flash")
-        return _erase_all(link)
+            raise OperationError("'all' has no size", hint="leave the size out, or give an address")
+        return _erase_all(link, force)
     start, length = _erase_range(link, region, size)
     with link.session.use(f"erasing {length:#x} bytes at {start:#x}", flash=True) as esp:
-        _check_inside(esp, start, length)
+        _check_inside(link, esp, start, length)
         if start % SECTOR or length % SECTOR:
             raise OperationError(
                 f"{start:#x} and {length:#x} are not multiples of a sector ({SECTOR:#x})",
                 hint="flash is erased in sectors of 4 KB",
             )
         if length:
-            cmds.erase_region(esp, start, length)
+            cmds.erase_region(esp, start, length, force=force)
     return ErasedRegion(start, length)
+
+
+def _erase_all(link: Link, force: bool) -> ErasedRegion:
+    with link.session.use("erasing all of the flash", flash=True) as esp:
+        size = _flash_size(link, esp)
+        if esp.IS_STUB:
+            cmds.erase_flash(esp, force=force)
+        elif size < _ADDRESS_SPACE:
+            cmds.erase_region(esp, 0, size, force=force)
+        else:
+            raise OperationError(
+                "the size of the flash is unknown",
+                hint="write flash_size into boards.toml, or erase by address and size",
+            )
+    return ErasedRegion(0, size if size < _ADDRESS_SPACE else None)
+
+
+def _erase_range(link: Link, region: int | str, size: int | str | None) -> tuple[int, int]:
+    if size is not None:
+        return _range(region, size)
+    if isinstance(region, str) and not _is_size(region):
+        from pytest_esp.operations import partitions
+
+        partition = partitions.find(link, region)
+        return partition.offset, partition.size
+    raise OperationError(f"the start {region} has no size", hint="give a size, a partition's name, or the word 'all'")
+
+
+def _is_size(text: str) -> bool:
+    try:
+        parse_size(text)
+    except ValueError:
+        return False
+    return True
+
+
+# -- verifying
 
 
 @dataclass(frozen=True)
@@ -213,206 +371,79 @@ class CheckedRegion:
     first_difference: int | None
 
 
+@dataclass(frozen=True)
+class FlashVerify:
+    """What a comparison found; *matches* is whether all regions do. Iterating yields the regions."""
+
+    matches: bool
+    regions: tuple[CheckedRegion, ...]
+
+    def __iter__(self) -> Iterator[CheckedRegion]:
+        return iter(self.regions)
+
+
 @operation(Effect.READ)
-def verify(link: Link, regions: Regions) -> tuple[CheckedRegion, ...]:
-    """Compare flash with regions (as for `write`): by MD5, and byte by byte where that differs.
+def verify(link: Link, firmware: Firmware, address: int | str | None = None) -> FlashVerify:
+    """Compare flash with regions, given as for `write`: by MD5, and byte by byte where that differs.
+
+    Args:
+        firmware: bytes or a file for *address*; pairs of address and bytes or file; or an ESP-IDF build folder.
+        address: of *firmware*, where it has none of its own.
 
     Raises:
         FirmwareError: if a file cannot be read. OperationError: if a region is not in the flash.
     """
-    return tuple(_verify_one(link, address, data, source) for address, data, source in load_regions(regions))
+    regions = tuple(_verify_one(link, region) for region in load(firmware, address).regions)
+    return FlashVerify(all(region.matches for region in regions), regions)
 
 
-# -- what is to be written
-
-Loaded = tuple[int, bytes, str]
-"""Address, contents, and what a message calls them."""
-
-
-def load_regions(regions: Regions) -> list[Loaded]:
-    """Return what *regions* names, ordered by address.
-
-    Raises:
-        FirmwareError: if a file is missing, unreadable or empty, or two regions overlap.
-    """
-    pairs = _build_folder(Path(regions)) if isinstance(regions, (str, os.PathLike)) else regions
-    loaded = sorted((_load(address, source) for address, source in pairs), key=lambda region: region[0])
-    if not loaded:
-        raise FirmwareError("there is nothing to write", hint="give pairs of address and file or bytes")
-    for (address, data, source), (following, _, other) in itertools.pairwise(loaded):
-        if address + len(data) > following:
-            raise FirmwareError(
-                f"{source} ({address:#x} to {address + len(data):#x}) overlaps {other} (from {following:#x})"
-            )
-    return loaded
-
-
-def _load(address: int | str, source: Source) -> Loaded:
-    try:
-        start = parse_size(address)
-    except ValueError as error:
-        raise FirmwareError(f"the address is wrong: {error}") from error
-    if isinstance(source, bytes):
-        data, name = source, f"{len(source)} bytes"
-    else:
-        name = os.fspath(source)
-        try:
-            data = Path(source).read_bytes()
-        except OSError as error:
-            raise FirmwareError(f"{name} cannot be read: {error.strerror or error}") from error
-    if not data:
-        raise FirmwareError(f"{name} for {start:#x} is empty", hint="an empty image is a build that went wrong")
-    return start, data, name
-
-
-def _build_folder(folder: Path) -> Iterable[tuple[str, Path]]:
-    """Return the files of an ESP-IDF build, as its flasher_args.json lists them."""
-    listing = folder / "flasher_args.json"
-    try:
-        files = json.loads(listing.read_text(encoding="utf-8"))["flash_files"]
-        return [(address, folder / name) for address, name in cast(dict[str, str], files).items()]
-    except OSError as error:
-        raise FirmwareError(
-            f"{folder} is no ESP-IDF build folder: {listing.name} cannot be read ({error.strerror})",
-            hint="give the folder `build`, or pairs of address and file",
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FirmwareError(f"{listing} is damaged: {error!r}", hint="build the project again") from error
-
-
-def _check_image(chip: str, data: bytes, source: str) -> None:
-    """Refuse an image of another chip; what is no image is not looked at."""
-    if len(data) < _HEADER_SIZE or data[0] != _IMAGE_MAGIC or not 0 < data[1] <= _MOST_SEGMENTS or chip == "esp8266":
-        return
-    chip_id = int.from_bytes(data[12:14], "little")
-    if chip_id == CHIP_DEFS[chip].IMAGE_CHIP_ID:
-        return
-    for name, rom in CHIP_DEFS.items():
-        if chip_id == rom.IMAGE_CHIP_ID:
-            raise FirmwareError(
-                f"{source} is an image for the {rom.CHIP_NAME} ({name}), not for the {CHIP_DEFS[chip].CHIP_NAME}",
-                hint=f"build it with `idf.py set-target {chip}`; nothing was written",
-            )
-
-
-def _check_fits(esp: Any, address: int, data: bytes, source: str) -> None:
-    size = _flash_size(esp)
-    if size is not None and address + len(data) > size:
-        raise FirmwareError(
-            f"{source} at {address:#x} needs flash up to {address + len(data):#x}, but there are {format_size(size)}",
-            hint="is it built for a board with a larger flash? Nothing was written",
-        )
+def _verify_one(link: Link, region: Region) -> CheckedRegion:
+    with link.session.use(f"verifying {region.size} bytes at {region.address:#x}", flash=True) as esp:
+        _check_inside(link, esp, region.address, region.size)
+        if _has_md5(esp) and _holds(esp, region):
+            return CheckedRegion(region.address, region.size, region.source, True, None)
+        found = bytes(esp.read_flash(region.address, region.size, None))
+    pairs = enumerate(zip(region.data, found, strict=True), start=region.address)
+    differing = next((place for place, (wanted, there) in pairs if wanted != there), None)
+    return CheckedRegion(region.address, region.size, region.source, differing is None, differing)
 
 
 # -- inside
-
-
-def _write_one(
-    link: Link, address: int, data: bytes, skip_unchanged: bool, force: bool, progress: Progress | None
-) -> str:
-    # One call of esptool per file: one that cannot be compressed would turn compression off for all after it.
-    attempted = f"writing {len(data)} bytes at {address:#x}"
-    with link.session.use(attempted, flash=True, progress=progress) as esp:
-        if skip_unchanged and _has_md5(esp) and esp.flash_md5sum(address, len(data)) == _digest(data):
-            return "unchanged"
-        cmds.write_flash(esp, [(address, data)], force=force)
-    return "written"
 
 
 def _has_md5(esp: Any) -> bool:
     return esp.IS_STUB or not (esp.secure_download_mode or esp.CHIP_NAME == "ESP8266")
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+def _holds(esp: Any, region: Region) -> bool:
+    wanted = hashlib.md5(region.data, usedforsecurity=False).hexdigest()
+    return bool(esp.flash_md5sum(region.address, region.size) == wanted)
 
 
-def _tell_states(error: EspError, done: list[WrittenRegion], loaded: list[Loaded]) -> None:
-    """Say in the hint what state each region is in."""
-    states = [f"{region.address:#x} {region.state}" for region in done]
-    broken, *untouched = loaded[len(done) :]
-    states.append(f"{broken[0]:#x} in an unknown state (partly written)")
-    states += [f"{address:#x} untouched" for address, _, _ in untouched]
-    error.hint = "; ".join(filter(None, (f"regions: {', '.join(states)}", error.hint)))
+def _range(address: int | str, size: int | str) -> tuple[int, int]:
+    return size_argument(address, "address"), size_argument(size, "size")
 
 
-def _erase_all(link: Link) -> ErasedRegion:
-    with link.session.use("erasing all of the flash", flash=True) as esp:
-        size = _flash_size(esp)
-        if esp.IS_STUB:
-            cmds.erase_flash(esp)
-        elif size is not None:
-            cmds.erase_region(esp, 0, size)
-        else:
-            raise OperationError("the size of the flash is unknown", hint="erase a region by address and size")
-    return ErasedRegion(0, size or 0)
+def _flash_size(link: Link, esp: Any) -> int:
+    """Return the flash's size by its id, else what boards.toml says, else all that can be addressed."""
+    known = None if esp.secure_download_mode else flash_size_of(int(esp.flash_id()))
+    return known or link.board.spec.flash_size or _ADDRESS_SPACE
 
 
-def _erase_range(link: Link, region: int | str, size: int | str | None) -> tuple[int, int]:
-    if isinstance(region, str) and not region[:1].isdigit():
-        from pytest_esp.operations import partitions
-
-        partition = partitions.find(link, region)
-        return partition.offset, partition.size
-    if size is None:
-        raise OperationError(
-            f"the start {region} has no size",
-            board=link.board.name,
-            attempted="erasing flash",
-            hint="give a size, a partition's name, or the word 'all'",
-        )
-    return _range(link, region, size)
-
-
-def _verify_one(link: Link, address: int, data: bytes, source: str) -> CheckedRegion:
-    with link.session.use(f"verifying {len(data)} bytes at {address:#x}", flash=True) as esp:
-        _check_inside(esp, address, len(data))
-        if _has_md5(esp) and esp.flash_md5sum(address, len(data)) == _digest(data):
-            return CheckedRegion(address, len(data), source, True, None)
-        found = bytes(esp.read_flash(address, len(data), None))
-    differing = next((index for index, pair in enumerate(zip(data, found, strict=True)) if pair[0] != pair[1]), None)
-    return CheckedRegion(
-        address, len(data), source, differing is None, None if differing is None else address + differing
-    )
-
-
-def _range(link: Link, address: int | str, size: int | str) -> tuple[int, int]:
-    try:
-        return parse_size(address), parse_size(size)
-    except ValueError as error:
-        raise OperationError(str(error), board=link.board.name, attempted="flash access") from error
-
-
-def _flash_size(esp: Any) -> int | None:
-    return None if esp.secure_download_mode else flash_size_of(int(esp.flash_id()))
-
-
-def _check_inside(esp: Any, address: int, size: int) -> None:
-    available = _flash_size(esp)
-    if available is not None and address + size > available:
+def _check_inside(link: Link, esp: Any, address: int, size: int) -> None:
+    available = _flash_size(link, esp)
+    if address + size > available:
         raise OperationError(
             f"{address:#x} to {address + size:#x} is beyond the flash of {format_size(available)}",
             hint=f"the last address is {available - 1:#x}",
         )
 
 
-def _without_offset(progress: Progress | None) -> Callable[[int, int, int], None] | None:
-    """Return *progress* as ``ESPLoader.read_flash`` calls it: with the offset that the read began at."""
-    if progress is None:
-        return None
-
-    def tell(done: int, total: int, _offset: int) -> None:
-        progress(done, total)
-
-    return tell
-
-
-def _save(path: Path, data: bytes, attempted: str) -> Path:
+def _save(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise OperationError(f"{path} cannot be written: {error.strerror or error}", attempted=attempted) from error
-    return path
+        raise OperationError(f"{path} cannot be written: {error.strerror or error}") from error

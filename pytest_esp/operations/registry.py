@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from pytest_esp.errors import RefusedError
+from pytest_esp.errors import EspError, OperationError, RefusedError
 from pytest_esp.link.link import Link
+from pytest_esp.units import parse_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_MODULES = ("chip", "flash", "efuse", "security", "partitions")
 
 
 class Effect(enum.Enum):
@@ -28,24 +35,72 @@ class Effect(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """One argument of an operation.
+
+    Attributes:
+        annotation: its type, resolved.
+        default: `inspect.Parameter.empty` if it must be given.
+        description: from the ``Args:`` of the operation's docstring; empty where the name says it all.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    description: str
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
 class Operation:
-    """One entry of the list.
+    """One entry of the list: all that a command line or a tool server needs to offer the operation.
 
     Attributes:
         name: e.g. ``"flash-read"``: the module, and the function.
         effect: what it does to the board.
         function: the operation itself; its first parameter is the `Link`.
-        summary: the first line of its docstring.
+        doc: its docstring, without the indentation.
     """
 
     name: str
     effect: Effect
     function: Callable[..., Any]
-    summary: str
+    doc: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return self.doc.partition("\n")[0]
+
+    @property
+    def takes_progress(self) -> bool:
+        """Whether it has a callback ``progress``, which is not among the `parameters`."""
+        return "progress" in inspect.signature(self.function).parameters
+
+    @functools.cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The arguments after the `Link`, without the progress callback."""
+        hints = typing.get_type_hints(self.function)
+        descriptions = _argument_descriptions(self.doc)
+        _, *rest = inspect.signature(self.function).parameters.values()
+        return tuple(
+            Parameter(item.name, hints[item.name], item.default, descriptions.get(item.name, ""))
+            for item in rest
+            if item.name != "progress"
+        )
+
+    @property
+    def result(self) -> type[Any]:
+        """The class of the result, a frozen dataclass."""
+        return typing.get_type_hints(self.function)["return"]
 
 
 OPERATIONS: dict[str, Operation] = {}
-"""All operations by name; filled as the modules of this package are imported (`load_all`)."""
+"""The operations of the modules imported so far, by name; `load_all` imports all of them."""
 
 
 def operation(
@@ -53,7 +108,8 @@ def operation(
 ) -> Callable[[Callable[Concatenate[Link, P], R]], Callable[Concatenate[Link, P], R]]:
     """Make a function over a `Link` an operation with this effect.
 
-    Calling it raises RefusedError, before the wire is touched, if the board's ``allow`` has not that effect.
+    Calling it raises RefusedError, before the wire is touched, if the board's ``allow`` has not that effect. An error
+    that leaves it names the board and the operation.
     """
 
     def decorate(function: Callable[Concatenate[Link, P], R]) -> Callable[Concatenate[Link, P], R]:
@@ -62,10 +118,14 @@ def operation(
         @functools.wraps(function)
         def checked(link: Link, *args: P.args, **kwargs: P.kwargs) -> R:
             require(link, effect, name)
-            return function(link, *args, **kwargs)
+            try:
+                return function(link, *args, **kwargs)
+            except EspError as error:
+                error.board = error.board or link.board.name
+                error.attempted = error.attempted or name
+                raise
 
-        summary = (function.__doc__ or "").partition("\n")[0]
-        OPERATIONS[name] = Operation(name, effect, checked, summary)
+        OPERATIONS[name] = Operation(name, effect, checked, inspect.getdoc(function) or "")
         return checked
 
     return decorate
@@ -89,27 +149,49 @@ def require(link: Link, effect: Effect, name: str) -> None:
     )
 
 
-def load_all() -> dict[str, Operation]:
+def load_all() -> Mapping[str, Operation]:
     """Import every module of operations and return the whole list."""
-    from pytest_esp.operations import chip, efuse, flash, partitions, security
-
-    assert all((chip, efuse, flash, partitions, security))
+    for module in _MODULES:
+        importlib.import_module(f"{__package__}.{module}")
     return OPERATIONS
 
 
+def size_argument(value: int | str, what: str) -> int:
+    """Return a size or an address in bytes (see `units.parse_size`); *what* is its name in the message.
+
+    Raises:
+        OperationError: if it is none, or negative.
+    """
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise OperationError(f"the {what} is wrong: {error}") from error
+
+
 def to_dict(result: object) -> dict[str, Any]:
-    """Return a result (a frozen dataclass) as plain data for JSON; bytes become hex."""
-    assert is_dataclass(result)
-    return cast(dict[str, Any], _plain(asdict(cast(Any, result))))
+    """Return a result (a frozen dataclass) as plain data for JSON; bytes become hex, paths text."""
+    if not is_dataclass(result) or isinstance(result, type):
+        raise TypeError(f"{result!r} is no result of an operation")
+    return cast(dict[str, Any], _plain(asdict(result)))
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in cast(dict[Any, Any], value).items()}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item) for item in cast(list[Any], value)]
     if isinstance(value, bytes):
         return value.hex()
-    if isinstance(value, enum.Enum):
-        return value.value
-    return value
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+_ARGUMENTS = re.compile(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", re.MULTILINE)
+_ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+
+
+def _argument_descriptions(doc: str) -> dict[str, str]:
+    section = _ARGUMENTS.search(doc)
+    found = _ARGUMENT.findall(section[1]) if section else []
+    return {name: " ".join(text.split()) for name, text in found}

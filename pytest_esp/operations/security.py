@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from pytest_esp.errors import OperationError
 from pytest_esp.link.link import Link
-from pytest_esp.operations.efuse import read_all
+from pytest_esp.operations.efuse import Efuse, read_all
 from pytest_esp.operations.registry import Effect, operation
 
 
@@ -57,62 +58,108 @@ def info(link: Link) -> SecurityInfo:
 
 @dataclass(frozen=True)
 class SecurityPosture:
-    """What an attacker with the board in hand meets.
+    """What an attacker with the board in hand meets. None and ``"unknown"`` are what the chip does not tell.
 
     Attributes:
         flash_encryption: whether flash contents are encrypted.
-        secure_boot: whether only signed images start.
+        secure_boot: whether only signed images start; *secure_boot_version* is ``"v1"`` or ``"v2"`` then.
         jtag: whether a debugger can attach by any way that no eFuse closes.
-        download_mode: ``"enabled"``, ``"secure"`` or ``"disabled"``.
-        fuses: the eFuses that this was read from.
+        jtag_pads: by the pins; ``"soft-disabled"`` can be opened again by the HMAC key.
+        jtag_usb: by the USB-Serial-JTAG; ``"absent"`` where the chip has none.
+        download_mode: ``"secure"`` reads no register and runs no stub.
+        source: what this was read from: the security info only where eFuses cannot be read.
+        fuses: the eFuses, or flags of the security info, that decided, with their values.
     """
 
-    flash_encryption: bool
+    chip: str
+    flash_encryption: bool | None
     secure_boot: bool
-    jtag: bool
-    download_mode: str
+    secure_boot_version: Literal["v1", "v2"] | None
+    jtag: bool | None
+    jtag_pads: Literal["open", "soft-disabled", "disabled"]
+    jtag_usb: Literal["open", "disabled", "absent", "unknown"]
+    download_mode: Literal["enabled", "secure", "disabled"]
+    source: Literal["efuses", "security info"]
     fuses: Mapping[str, str]
 
 
 # The eFuses that decide, whatever the chip calls them (espefuse's definitions of all chips).
 _CRYPT_COUNTERS = ("FLASH_CRYPT_CNT", "SPI_BOOT_CRYPT_CNT")
-_SECURE_BOOT = ("ABS_DONE_0", "ABS_DONE_1", "SECURE_BOOT_EN")
+_SECURE_BOOT_V1 = ("ABS_DONE_0",)
+_SECURE_BOOT_V2 = ("ABS_DONE_1", "SECURE_BOOT_EN")
 _PAD_JTAG_OFF = ("JTAG_DISABLE", "HARD_DIS_JTAG", "DIS_PAD_JTAG")
-_SOFT_JTAG_OFF = "SOFT_DIS_JTAG"
+_SOFT_JTAG_OFF = ("SOFT_DIS_JTAG",)
 _USB_JTAG_OFF = ("DIS_USB_JTAG", "DIS_USB_SERIAL_JTAG")
 _DOWNLOAD_OFF = ("UART_DOWNLOAD_DIS", "DIS_DOWNLOAD_MODE")
 _DOWNLOAD_SECURE = ("ENABLE_SECURITY_DOWNLOAD",)
+_DECISIVE = (
+    *_CRYPT_COUNTERS,
+    *_SECURE_BOOT_V1,
+    *_SECURE_BOOT_V2,
+    *_PAD_JTAG_OFF,
+    *_SOFT_JTAG_OFF,
+    *_USB_JTAG_OFF,
+    *_DOWNLOAD_OFF,
+    *_DOWNLOAD_SECURE,
+)
 
 
 @operation(Effect.READ)
 def posture(link: Link) -> SecurityPosture:
-    """Return how the chip is locked, read from its eFuses.
+    """Return how the chip is locked, read from its eFuses; in secure download mode from its security info.
 
     Raises:
-        LinkError: if the eFuses cannot be read: an unreachable board has no clean bill.
-        OperationError: on an ESP8266, which has none.
+        LinkError: if the chip does not answer: an unreachable board has no clean bill.
+        OperationError: on an ESP8266, which has no eFuses of this kind.
     """
-    fuses = read_all(link).fields
-    bits = {name: int(field.bits, 2) for name, field in fuses.items() if field.bits is not None}
+    with link.session.use("security posture", stub=False) as esp:
+        locked = bool(esp.secure_download_mode)
+    if locked:
+        return _posture_by_info(link.session.chip, info(link))
+    return _posture_by_efuses(link.session.chip, read_all(link).fields)
+
+
+def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse]) -> SecurityPosture:
+    bits = {name: int(fuses[name].bits or "0", 2) for name in _DECISIVE if name in fuses}
 
     def burnt(names: tuple[str, ...]) -> bool:
         return any(bits.get(name, 0) for name in names)
 
-    # A soft disable counts bits: an odd number disables (HMAC may enable it again), as the ROM reads it.
-    pads_closed = burnt(_PAD_JTAG_OFF) or bool(bits.get(_SOFT_JTAG_OFF, 0).bit_count() & 1)
-    usb_open = any(name in fuses for name in _USB_JTAG_OFF) and not burnt(_USB_JTAG_OFF)
-    decisive = (
-        *_CRYPT_COUNTERS,
-        *_SECURE_BOOT,
-        *_PAD_JTAG_OFF,
-        _SOFT_JTAG_OFF,
-        *_USB_JTAG_OFF,
-        *_DOWNLOAD_OFF,
-    )
+    def odd(names: tuple[str, ...]) -> bool:
+        """Counters and soft switches are on while an odd number of their bits is burnt."""
+        return any(bits.get(name, 0).bit_count() & 1 for name in names)
+
+    version = "v2" if burnt(_SECURE_BOOT_V2) else "v1" if burnt(_SECURE_BOOT_V1) else None
+    pads = "disabled" if burnt(_PAD_JTAG_OFF) else "soft-disabled" if odd(_SOFT_JTAG_OFF) else "open"
+    has_usb = any(name in bits for name in _USB_JTAG_OFF)
+    usb = "absent" if not has_usb else "disabled" if burnt(_USB_JTAG_OFF) else "open"
     return SecurityPosture(
-        flash_encryption=any(bits.get(name, 0).bit_count() & 1 for name in _CRYPT_COUNTERS),
-        secure_boot=burnt(_SECURE_BOOT),
-        jtag=not pads_closed or usb_open,
+        chip=chip,
+        flash_encryption=odd(_CRYPT_COUNTERS) if any(name in bits for name in _CRYPT_COUNTERS) else None,
+        secure_boot=version is not None,
+        secure_boot_version=version,
+        jtag="open" in (pads, usb),
+        jtag_pads=pads,
+        jtag_usb=usb,
         download_mode="disabled" if burnt(_DOWNLOAD_OFF) else "secure" if burnt(_DOWNLOAD_SECURE) else "enabled",
-        fuses={name: str(fuses[name].value) for name in (*decisive, *_DOWNLOAD_SECURE) if name in fuses},
+        source="efuses",
+        fuses={name: str(fuses[name].value) for name in bits},
+    )
+
+
+def _posture_by_info(chip: str, told: SecurityInfo) -> SecurityPosture:
+    flags = told.flag_names
+    secure_boot = "SECURE_BOOT_EN" in flags
+    pads = "disabled" if "HARD_DIS_JTAG" in flags else "soft-disabled" if "SOFT_DIS_JTAG" in flags else "open"
+    return SecurityPosture(
+        chip=chip,
+        flash_encryption=bool(told.flash_crypt_count.bit_count() & 1),
+        secure_boot=secure_boot,
+        secure_boot_version="v2" if secure_boot else None,
+        jtag=True if pads == "open" else None,
+        jtag_pads=pads,
+        jtag_usb="unknown",
+        download_mode="secure",
+        source="security info",
+        fuses={"SPI_BOOT_CRYPT_CNT": f"{told.flash_crypt_count:#x}", **dict.fromkeys(flags, "True")},
     )

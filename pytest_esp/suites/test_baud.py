@@ -16,5 +16,5 @@ def test_flash_reads_the_same_at(board: Board, esp: Esp, baudrate: int) -> None:
     if baudrate > max(board.spec.baud, 115200):
         pytest.skip(f"boards.toml promises no more than {board.spec.baud} baud")
     before = esp.flash.read(0, 2048).data
-    assert esp.chip.change_baudrate(baudrate) == baudrate
+    assert esp.chip.change_baudrate(baudrate).baudrate == baudrate
     assert esp.flash.read(0, 2048).data == before

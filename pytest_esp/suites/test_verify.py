@@ -40,4 +40,4 @@ def test_verify_finds_a_flipped_bit(esp: Esp, scratch: Scratch, position: int) -
 def test_md5_is_that_of_the_data(esp: Esp, scratch: Scratch) -> None:
     """The chip's MD5 of a region is the MD5 of what was written there."""
     esp.flash.write([(scratch.address, DATA)])
-    assert esp.flash.md5(scratch.address, len(DATA)) == hashlib.md5(DATA, usedforsecurity=False).hexdigest()
+    assert esp.flash.md5(scratch.address, len(DATA)).md5 == hashlib.md5(DATA, usedforsecurity=False).hexdigest()
