@@ -145,6 +145,8 @@ def _announce(chip: SimChip, endpoints: list[Endpoint], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"chip": chip.chip, "mac": chip.mac, "flash_size": chip.flash.size, "endpoints": urls}))
         return
-    click.echo(f"Simulated {chip.chip}, {format_size(chip.flash.size)} flash, MAC {chip.mac}. Ctrl-C stops it.")
+    # On stderr, so that standard output has one line per endpoint and nothing else.
+    size = format_size(chip.flash.size)
+    click.echo(f"Simulated {chip.chip}, {size} flash, MAC {chip.mac}. Ctrl-C stops it.", err=True)
     for url in urls:
         click.echo(url)

@@ -71,6 +71,7 @@ class Link:
                 reset=lambda: self.board.reset(bootloader=True),
                 baudrate=self.board.spec.baud if real else _ROM_BAUDRATE,
                 usb=real,
+                before_connect=self.console.poll,
                 transcript=self.transcript,
             )
         return self._session
@@ -99,8 +100,6 @@ class Link:
             session.drop()
             with session.use("reset into the loader", stub=False):
                 return
-        if session.is_connected or not self.board.virtual:
-            self.console.poll()
         session.drop()
         port.baudrate = _ROM_BAUDRATE
         if not self.board.reset(bootloader=False):

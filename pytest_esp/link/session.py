@@ -30,6 +30,7 @@ class Session:
         reset: resets the chip into its loader and returns True, or returns False if RTS and DTR have to do it.
         baudrate: for operations on real ports; the connection itself is made at 115200.
         usb: whether the port may be a USB device, whose ids choose esptool's way to reset it.
+        before_connect: called before the input of the port is dropped, to save what the app has said.
         transcript: takes what esptool says.
     """
 
@@ -42,6 +43,7 @@ class Session:
         reset: Callable[[], bool],
         baudrate: int = _ROM_BAUDRATE,
         usb: bool = True,
+        before_connect: Callable[[], object] = lambda: None,
         transcript: Transcript | None = None,
     ) -> None:
         self.port = port
@@ -51,6 +53,7 @@ class Session:
         self.transcript = transcript or Transcript()
         self.connect_attempts = 7 if usb else 2
         self._reset = reset
+        self._before_connect = before_connect
         self._baudrate = baudrate
         self._usb = usb
         self._esp: FastLoader | None = None
@@ -134,6 +137,7 @@ class Session:
     def _connect(self) -> Any:
         if not self.port.is_open:
             self.port.open()
+        self._before_connect()
         self.port.baudrate = _ROM_BAUDRATE
         base = CHIP_DEFS[self.expected_chip] if self.expected_chip else ESPLoader
         esp: Any = fast_class(base, usb=self._usb)(cast(Any, self.port), _ROM_BAUDRATE)

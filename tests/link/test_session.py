@@ -266,3 +266,13 @@ def test_a_simulated_chip_behind_a_real_port(tmp_path, url):
             assert "ESP-ROM" in esp.chip.reset("app").output
     endpoint.close()
     chip.close()
+
+
+def test_what_the_app_said_before_the_loader_took_over_is_kept(link):
+    esp = Esp(link)
+    link.reset(bootloader=False)
+    esp.chip.identify()  # nobody has read the console yet
+    assert "invalid header: 0xffffffff" in link.console.text
+    link.reset(bootloader=False)
+    link.console.poll()
+    assert link.console.text.count("ESP-ROM") >= 2
