@@ -106,7 +106,9 @@ class Efuses:
         if stored:
             self._apply(stored[::-1])
         else:
-            self.restore_factory_state()
+            self.clear()
+            self._burn_factory_values()
+            self.save()
 
     # -- the register window
 
@@ -137,11 +139,10 @@ class Efuses:
         if self._controller.mem.bytes != before:
             self.save()
 
-    def restore_factory_state(self) -> None:
-        """Become a new chip's: blank but for MAC, revision and calibration. (Only an FPGA can do this.)"""
+    def clear(self) -> None:
+        """Blank everything but the revision, MAC included: what the reset wire of Espressif's FPGA boards does."""
         self._keys.clear()
         self._apply(_blank_image(self._model.chip, self._revision))
-        self._burn_factory_values(self._mac)
         self.save()
 
     @property
@@ -257,8 +258,9 @@ class Efuses:
             if blk.rd_addr != blk.wr_addr
         )
 
-    def _burn_factory_values(self, mac: bytes) -> None:
+    def _burn_factory_values(self) -> None:
         """Give the chip what its maker burns: the MAC (with its CRC on the ESP32) and the clock calibration."""
+        mac = self._mac
         low, high = int.from_bytes(mac[2:], "big"), int.from_bytes(mac[:2], "big")
         first = self._mac_register
         if self._model.is_esp32:

@@ -24,7 +24,7 @@ _deselected: list[str] = []
 class _ResetPort:
     """What test_espefuse.py toggles to clear an FPGA's eFuses, for ``--reset-port reset://HOST:PORT``.
 
-    The lines going down again ask the server of the simulated chip for new eFuses.
+    The lines going down again tell the server of the simulated chip to do it.
     """
 
     def __init__(self, url: str) -> None:

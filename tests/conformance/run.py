@@ -55,9 +55,7 @@ def main() -> int:
         for chip in arguments.chips.split()
         if _applies(suite, chip)
     ]
-    print(
-        f"{'suite':9} {'chip':9} {'over':8} {'passed':>6} {'failed':>6} {'skipped':>7} {'deselected':>10} {'seconds':>7}"
-    )
+    print("suite     chip      over     passed failed skipped deselected seconds", flush=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda run: _report(run, python, arguments), runs))
     return int(not results or any(results))

@@ -1,4 +1,4 @@
-"""Serves a simulated chip for test_espefuse.py: the chip's UART on one socket, "give it new eFuses" on another.
+"""Serves a simulated chip for test_espefuse.py: the chip's UART on one socket, "clear its eFuses" on another.
 
 The second stands for the wire that clears the eFuses of Espressif's FPGA boards. Prints one JSON object when ready.
 """
@@ -24,7 +24,7 @@ def main(chip_name: str) -> None:
             connection, _ = server.accept()
             with connection, chip.wire.lock:
                 assert chip.efuses is not None
-                chip.efuses.restore_factory_state()
+                chip.efuses.clear()
                 chip.reset(bootloader=True)
 
 
