@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
+import time
 
 import pytest
 
@@ -78,6 +78,18 @@ class Project:
         output, _ = process.communicate(timeout=100)
         return process.returncode, output
 
+    def interrupt(self, process):
+        """Press Ctrl-C."""
+        os.killpg(process.pid, signal.SIGINT)
+
+    def wait_for(self, name, process, timeout=60.0):
+        """Wait until a test of *process* has made the file *name*."""
+        deadline = time.monotonic() + timeout
+        while not (self.path / name).exists():
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline, f"{name} did not appear"
+            time.sleep(0.01)
+
     def holders(self):
         """Who holds boards of the rack now."""
         rack = load_rack(self.rack_file)
@@ -93,19 +105,3 @@ def project(pytester, monkeypatch):
     made = Project(pytester)
     yield made
     assert made.holders() == [], "a run left its lease behind"
-
-
-def interrupt(process):
-    """Press Ctrl-C."""
-    os.killpg(process.pid, signal.SIGINT)
-
-
-def wait_for(path: Path, process, timeout=30.0):
-    """Wait until a test of *process* has made the file *path*."""
-    import time
-
-    deadline = time.monotonic() + timeout
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"{path.name} did not appear"
-        time.sleep(0.01)
