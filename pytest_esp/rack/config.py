@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tomllib
@@ -143,6 +144,7 @@ def _check_choice(problems: _Problems, key: tuple[str, ...], entry: dict[str, An
         problems.add(key, f"`{key[-1]}`: {value!r} is not known; nearest: {nearest(str(value), choices)}")
 
 
+@functools.cache
 def _backends() -> list[str]:
     return [*BACKENDS, *sorted(entry_points(group="pytest_esp.backends").names - set(BACKENDS))]
 
