@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import getpass
 import hashlib
 import json
 import os
+import random
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -20,8 +24,11 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from pytest_esp.errors import LeaseError
+from pytest_esp.errors import LeaseError, NoMatchError, PortError
 from pytest_esp.rack.identity import identity
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -29,8 +36,13 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "PYTEST_ESP_LOCK_DIR"
 _SHARED = Path("/run/lock/pytest-esp")
+# TMPDIR differs between users and shells; a lock must not.
+_TEMPORARY = (Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())) / "pytest-esp"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.025
 _REPORT_EVERY = 5.0
+_RESOLVE_EVERY = 1.0
+# A lock that nobody has signed is being taken, given back or looked at: worth another try, even past the time-out.
+_PASSING = 0.05
 _HOST = socket.gethostname()
 
 
@@ -39,8 +51,10 @@ class HolderRecord:
     """Who holds a board.
 
     Attributes:
+        pid: of the holder; 0 if it has not signed yet.
         purpose: the test, session or tool call.
         since: seconds since the epoch.
+        started: when the process *pid* started, in clock ticks since the machine's start; None where that is unknown.
     """
 
     board: str
@@ -49,11 +63,15 @@ class HolderRecord:
     user: str
     purpose: str
     since: float
+    started: int | None = None
 
     def describe(self) -> str:
         """Return it in words."""
+        if not self.pid:
+            return f"{self.board}: held by {self.purpose}"
         held = max(0.0, time.time() - self.since)
-        return f"{self.board}: held for {held:.1f} s by {self.purpose} (pid {self.pid}, {self.user}@{self.host})"
+        who = "this process, " if (self.pid, self.host) == (os.getpid(), _HOST) else ""
+        return f"{self.board}: held for {held:.1f} s by {self.purpose} ({who}pid {self.pid}, {self.user}@{self.host})"
 
 
 OnWait = Callable[[list[HolderRecord], float], None]
@@ -67,20 +85,24 @@ class Lease:
         self.spec = spec
         self.waited = waited
         self.since = time.time()
-        self._lock = lock
+        self._locks = [lock]
         self._record = record
 
     @property
     def held(self) -> bool:
-        """Whether it is still held."""
-        return self._lock.is_locked
+        """Whether it is still held; never in a forked child of the holder."""
+        return any(lock.is_locked for lock in self._locks)
 
     def release(self) -> None:
-        """Give the board back. Releasing twice is harmless."""
-        if self._lock.is_locked:
+        """Give the board back. Releasing twice, or in a forked child, is harmless."""
+        try:
+            lock = self._locks.pop()  # atomic: of two threads that release, one does
+        except IndexError:
+            return
+        if lock.is_locked:
             with contextlib.suppress(OSError):
                 self._record.unlink()
-            self._lock.release()
+            lock.release()
 
     def __enter__(self) -> Lease:
         return self
@@ -100,76 +122,42 @@ def acquire(
     timeout: float | None = None,
     on_wait: OnWait | None = None,
 ) -> list[Lease]:
-    """Take *count* of the *candidates*, whichever become free first.
+    """Take *count* of the *candidates*, whichever become free first; of those that are free, the first ones.
 
     Several boards are taken all at once or not at all, so that two takers of the same boards never wait for each
-    other. *timeout* is in seconds; None waits for ever.
+    other. Candidates that are not plugged in are passed over as long as there are *count* others. A process does not
+    get a board twice. *timeout* is in seconds; None waits for ever.
 
     Raises:
         LeaseError: if they do not become free in time (it names the holders), or no lock can be made.
+        NoMatchError: if the candidates are fewer than *count* pieces of hardware.
+        PortError: if too few are plugged in.
     """
     folder = lock_folder(rack)
-    begun = time.monotonic()
+    begun = resolved = time.monotonic()
+    slots = _slots(candidates, rack, folder, count)
     reported: float | None = None
     pause = _FIRST_PAUSE
     while True:
-        leases = _try(candidates, rack, folder, purpose, count, begun)
-        if leases:
-            return leases
-        waited = time.monotonic() - begun
-        if timeout is not None and waited >= timeout:
-            raise _timed_out(candidates, rack, count, waited)
-        if on_wait is not None and (reported is None or waited - reported >= _REPORT_EVERY):
-            reported = waited
-            on_wait(holders(candidates, rack), waited)
-        time.sleep(pause)
+        taken = _take(slots, count)
+        now = time.monotonic()
+        waited = now - begun
+        if taken:
+            return _sign(taken, purpose, waited)
+        left = _LONGEST_PAUSE if timeout is None else timeout - waited
+        if left > 0:
+            if on_wait is not None and (reported is None or waited - reported >= _REPORT_EVERY):
+                reported = waited
+                on_wait([holder for slot in slots if (holder := slot.holder()) is not None], waited)
+        elif left < -_PASSING or not _is_passing(slots, count):
+            raise _timed_out(slots, count, waited)
+        # The dice keep two takers of several boards out of step.
+        time.sleep(min(pause * random.uniform(0.5, 1.0), left if left > 0 else _FIRST_PAUSE))
         pause = min(pause * 2, _LONGEST_PAUSE)
-
-
-def _try(
-    candidates: Sequence[BoardSpec], rack: Rack, folder: Path, purpose: str, count: int, begun: float
-) -> list[Lease]:
-    leases: list[Lease] = []
-    try:
-        for spec in candidates:
-            lease = _try_one(spec, rack, folder, purpose, begun)
-            if lease is not None:
-                leases.append(lease)
-            if len(leases) == count:
-                return leases
-    except BaseException:
-        _release(leases)
-        raise
-    _release(leases)
-    return []
-
-
-def _release(leases: list[Lease]) -> None:
-    for lease in leases:
-        lease.release()
-
-
-def _try_one(spec: BoardSpec, rack: Rack, folder: Path, purpose: str, begun: float) -> Lease | None:
-    lock_path, record_path = _paths(spec, rack, folder)
-    # `thread_local=False`: the lease belongs to the process, and may be released by another of its threads.
-    lock = FileLock(lock_path, mode=0o666, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    except OSError as error:
-        raise _no_lock(folder, error) from error
-    lease = Lease(spec, lock, record_path, time.monotonic() - begun)
-    record = HolderRecord(spec.name, os.getpid(), _HOST, _user(), purpose, lease.since)
-    try:
-        # Written beside and renamed, so that nobody reads half a record.
-        part = record_path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
-        part.write_text(json.dumps(asdict(record)), encoding="utf-8")
-        part.replace(record_path)
-    except OSError as error:
-        lock.release()
-        raise _no_lock(folder, error) from error
-    return lease
+        if now - resolved > _RESOLVE_EVERY:  # boards come, go, and come back under another device node
+            resolved = now
+            with contextlib.suppress(PortError, NoMatchError):
+                slots = _slots(candidates, rack, folder, count)
 
 
 def holder_of(spec: BoardSpec, rack: Rack) -> HolderRecord | None:
@@ -177,63 +165,239 @@ def holder_of(spec: BoardSpec, rack: Rack) -> HolderRecord | None:
 
     Raises:
         LeaseError: if the lock folder cannot be used.
+        PortError: if the board is not plugged in.
     """
-    lock_path, record_path = _paths(spec, rack, lock_folder(rack))
-    if not lock_path.exists():
-        return None
-    lock = FileLock(lock_path, mode=0o666, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return _read_record(record_path, spec)
-    except OSError as error:
-        raise _no_lock(lock_path.parent, error) from error
-    lock.release()
-    return None
+    return _Slot(spec, file_stem(spec, rack), lock_folder(rack)).holder()
 
 
 def holders(candidates: Sequence[BoardSpec], rack: Rack) -> list[HolderRecord]:
-    """Return who holds any of the *candidates*."""
-    return [record for spec in candidates if (record := holder_of(spec, rack)) is not None]
+    """Return who holds any of the *candidates*; those that are not plugged in are held by nobody.
+
+    Raises:
+        LeaseError: if the lock folder cannot be used.
+    """
+    found: list[HolderRecord] = []
+    for spec in candidates:
+        with contextlib.suppress(PortError):
+            if (holder := holder_of(spec, rack)) is not None:
+                found.append(holder)
+    return found
 
 
-def _read_record(path: Path, spec: BoardSpec) -> HolderRecord:
+class _Slot:
+    """One candidate, its lock and its records."""
+
+    def __init__(self, spec: BoardSpec, stem: str, folder: Path) -> None:
+        self.spec = spec
+        self.stem = stem
+        self.folder = folder
+        self.path = folder / f"{stem}.lock"
+        # One record per user: in a sticky folder nobody may replace another's, which a killed holder leaves behind.
+        self.record = folder / f"{stem}.{_user_id()}.json"
+        # `thread_local=False`: the lease belongs to the process, and may be released by another of its threads.
+        # Without the kernel's locks a killed holder would keep its boards: better no lock than another kind.
+        self.lock = FileLock(self.path, mode=0o666, thread_local=False, fallback_to_soft=False)
+
+    def try_lock(self) -> bool:
+        """Take the lock if it is free.
+
+        Raises:
+            LeaseError: if it cannot be made.
+        """
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError) as error:
+            raise _no_lock(self.folder, error) from error
+        return True
+
+    def sign(self, purpose: str, waited: float) -> Lease:
+        """Return the lease of the lock just taken, after writing down who holds it.
+
+        Raises:
+            OSError: if that cannot be written.
+        """
+        lease = Lease(self.spec, self.lock, self.record, waited)
+        record = HolderRecord(
+            self.spec.name, os.getpid(), _HOST, _user(), purpose, lease.since, _own_start(os.getpid())
+        )
+        # Written beside and renamed, so that nobody reads half a record.
+        part = f"{self.record}.{os.getpid()}.{threading.get_ident()}.part"
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            os.write(descriptor, json.dumps(asdict(record)).encode())
+            if sys.platform != "win32":
+                os.fchmod(descriptor, 0o644)  # whatever the umask: others shall read who makes them wait
+        finally:
+            os.close(descriptor)
+        os.replace(part, self.record)
+        return lease
+
+    def unlock(self) -> None:
+        """Give the lock back, and clear away what a killed holder of this user left."""
+        with contextlib.suppress(OSError):
+            self.record.unlink()
+        self.lock.release()
+
+    def holder(self) -> HolderRecord | None:
+        """Return who holds the board; None if it is free. The lock decides, the record only names.
+
+        Raises:
+            LeaseError: if the lock cannot be looked at.
+        """
+        if not self._is_locked():
+            return None
+        records = [record for path in self.folder.glob(f"{self.stem}.*.json") if (record := _read_record(path))]
+        signed = max(records, key=lambda record: record.since, default=None)
+        unsigned = "somebody who is just taking it or giving it back"
+        return signed or HolderRecord(self.spec.name, 0, _HOST, "?", unsigned, time.time())
+
+    def _is_locked(self) -> bool:
+        if sys.platform == "win32":
+            if not self.path.exists():
+                return False
+            locked = not self.try_lock()
+            self.lock.release()
+            return locked
+        # A shared lock for a moment: observers do not see each other, and leave no trace.
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _no_lock(self.folder, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int) -> list[_Slot]:
+    """Return the candidates that are plugged in, each piece of hardware once."""
+    found: dict[str, _Slot] = {}
+    aliases: list[str] = []
+    missing: list[PortError] = []
+    for spec in candidates:
+        try:
+            stem = file_stem(spec, rack)
+        except PortError as error:
+            missing.append(error)
+            continue
+        if stem in found:
+            aliases.append(f"{spec.name} is the same hardware as {found[stem].spec.name}")
+        else:
+            found[stem] = _Slot(spec, stem, folder)
+    if len(found) >= count:
+        return list(found.values())
+    if missing:
+        raise missing[0]
+    raise NoMatchError(
+        f"{count} boards were asked for, and there are {len(found)}" + "".join(f"; {alias}" for alias in aliases)
+    )
+
+
+def _take(slots: list[_Slot], count: int) -> list[_Slot]:
+    """Lock the first *count* slots that are free, and return them; if there are fewer, lock and return none."""
+    # Whoever needs all of them goes in one order for all processes: the one that has the first lock wins.
+    order = sorted(slots, key=lambda slot: slot.stem) if 1 < count == len(slots) else slots
+    taken: list[_Slot] = []
     try:
-        return HolderRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # just taken, or just released
-        return HolderRecord(spec.name, 0, _HOST, "?", "somebody who is just taking or releasing it", time.time())
+        for slot in order:
+            if slot.try_lock():
+                taken.append(slot)
+                if len(taken) == count:
+                    return [slot for slot in slots if slot in taken]
+    except BaseException:
+        _unlock(taken)
+        raise
+    _unlock(taken)
+    return []
+
+
+def _unlock(slots: list[_Slot]) -> None:
+    for slot in slots:
+        slot.unlock()
+
+
+def _sign(taken: list[_Slot], purpose: str, waited: float) -> list[Lease]:
+    try:
+        return [slot.sign(purpose, waited) for slot in taken]
+    except BaseException as error:
+        _unlock(taken)
+        if isinstance(error, OSError):
+            raise _no_lock(taken[0].folder, error) from error
+        raise
+
+
+def _is_passing(slots: list[_Slot], count: int) -> bool:
+    """Tell whether so many slots are held by nobody who has signed: an observer's look also locks, for microseconds."""
+    signed = sum(1 for slot in slots if (holder := slot.holder()) is not None and holder.pid)
+    return len(slots) - signed >= count
+
+
+def _read_record(path: Path) -> HolderRecord | None:
+    """Return the record in a file; None if there is none, or its writer is dead."""
+    try:
+        record = HolderRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    if record.host != _HOST or record.started is None:
+        return record
+    return record if _start_of(record.pid) == record.started else None
+
+
+def _start_of(pid: int) -> int | None:
+    """Return when a living process started, in clock ticks since the machine's start (proc(5)); else None."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+_own_start = functools.lru_cache(maxsize=2)(_start_of)
 
 
 def lock_folder(rack: Rack) -> Path:
-    """Return the folder of the locks, made if it is missing: the same for all users of the machine, where possible.
+    """Return the folder of the locks, made if it is missing: the same for all users of the machine.
+
+    It is the one of ``PYTEST_ESP_LOCK_DIR``, of ``[rack] lock_dir``, /run/lock/pytest-esp, or, where that can not be
+    made, /tmp/pytest-esp. A folder that is there and may not be written is refused, not passed over: two users with
+    two folders would both get the board.
 
     Raises:
         LeaseError: if it cannot be made or written.
     """
     named = os.environ.get(ENVIRONMENT) or rack.lock_dir
-    folders = [Path(named)] if named else [_SHARED, Path(tempfile.gettempdir()) / "pytest-esp"]
-    problem: OSError | None = None
-    for folder in folders:
-        try:
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                folder.chmod(0o1777)  # sticky: everybody makes locks, nobody removes another's
-            if os.access(folder, os.W_OK | os.X_OK):
-                return folder
-            problem = PermissionError(13, "Permission denied")
-        except OSError as error:
-            problem = error
-    assert problem is not None
-    raise _no_lock(folders[-1], problem) from problem
+    if named:
+        return _usable(Path(named).expanduser())
+    if _SHARED.is_dir() or (_SHARED.parent.is_dir() and os.access(_SHARED.parent, os.W_OK | os.X_OK)):
+        return _usable(_SHARED)
+    return _usable(_TEMPORARY)
 
 
-def _paths(spec: BoardSpec, rack: Rack, folder: Path) -> tuple[Path, Path]:
-    stem = file_stem(spec, rack)
-    return folder / f"{stem}.lock", folder / f"{stem}.json"
+def _usable(folder: Path) -> Path:
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o1777)  # sticky: everybody makes locks, nobody removes another's
+    except OSError as error:
+        raise _no_lock(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _no_lock(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    return folder
 
 
 def file_stem(spec: BoardSpec, rack: Rack) -> str:
-    """Return a file name for a board: readable, and as unique as its identity."""
+    """Return a file name for a board: readable, and as unique as its identity.
+
+    Raises:
+        PortError: if the board is named by what is plugged in, and is not.
+    """
     key = identity(spec, rack)
     readable = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[-48:]
     return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -243,19 +407,25 @@ def _user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
-        return str(os.getuid()) if hasattr(os, "getuid") else "?"
+        return _user_id()
 
 
-def _no_lock(folder: Path, error: OSError) -> LeaseError:
+def _user_id() -> str:
+    if sys.platform == "win32":
+        return re.sub(r"[^A-Za-z0-9]+", "-", getpass.getuser())
+    return str(os.geteuid())
+
+
+def _no_lock(folder: Path, error: Exception) -> LeaseError:
     return LeaseError(
-        f"no lock can be made in {folder}: {error.strerror or error}",
+        f"no lock can be made in {folder}: {getattr(error, 'strerror', None) or error}",
         hint=f"name a folder that every user of the boards may write: {ENVIRONMENT}, or lock_dir in [rack]",
     )
 
 
-def _timed_out(candidates: Sequence[BoardSpec], rack: Rack, count: int, waited: float) -> LeaseError:
-    held = [record.describe() for record in holders(candidates, rack)]
-    wanted = f"{count} of {len(candidates)} boards" if count > 1 or len(candidates) > 1 else candidates[0].name
+def _timed_out(slots: list[_Slot], count: int, waited: float) -> LeaseError:
+    held = [holder.describe() for slot in slots if (holder := slot.holder()) is not None]
+    wanted = f"{count} of {len(slots)} boards" if count > 1 or len(slots) > 1 else slots[0].spec.name
     return LeaseError(
         f"{wanted} did not become free in {waited:.1f} s; " + ("; ".join(held) or "the holder has just let go"),
         hint="wait longer (--esp-lock-timeout), or end the holder: its lock goes with it",
