@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -220,13 +220,13 @@ class _Slot:
         """
         lease = Lease(self.spec, self.lock, self.record, waited)
         record = HolderRecord(
-            self.spec.name, os.getpid(), _HOST, _user(), purpose, lease.since, _own_start(os.getpid())
+            self.spec.name, os.getpid(), _HOST, _user(_user_id()), purpose, lease.since, _own_start(os.getpid())
         )
         # Written beside and renamed, so that nobody reads half a record.
         part = f"{self.record}.{os.getpid()}.{threading.get_ident()}.part"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
-            os.write(descriptor, json.dumps(asdict(record)).encode())
+            os.write(descriptor, json.dumps(vars(record)).encode())
             if sys.platform != "win32":
                 os.fchmod(descriptor, 0o644)  # whatever the umask: others shall read who makes them wait
         finally:
@@ -403,11 +403,12 @@ def file_stem(spec: BoardSpec, rack: Rack) -> str:
     return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def _user() -> str:
+@functools.cache
+def _user(user_id: str) -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
-        return _user_id()
+        return user_id
 
 
 def _user_id() -> str:
