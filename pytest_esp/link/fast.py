@@ -25,6 +25,8 @@ class FastLoader(ESPLoader):
     """Mix-in for a loader class of esptool; comes before it in the order of bases."""
 
     longest_wait: ClassVar[float] = MAX_TIMEOUT
+    WRITE_FLASH_ATTEMPTS = 1
+    """esptool would close and open the port, reset the chip behind the session's back and write again."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._decoder = Decoder()

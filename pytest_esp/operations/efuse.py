@@ -168,7 +168,7 @@ class BurnResult:
 
 @operation(Effect.BURN)
 def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
-    """Burn an eFuse and read it back. **Irreversible on real hardware.**
+    """Burn an eFuse and read it back: irreversible on real hardware.
 
     A real board needs ``"burn"`` in its ``allow``, the eFuse in its ``allow_burn``, and the run's consent
     (``--esp-allow-burn``). Every burn of a real board is written to an audit log (`audit_file`) before and after it is

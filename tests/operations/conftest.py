@@ -1,6 +1,7 @@
 """Boards for the tests of operations."""
 
 import pytest
+from esptool.targets import CHIP_LIST
 
 from pytest_esp.boards.registry import make_board
 from pytest_esp.link.link import Link
@@ -13,11 +14,9 @@ def rack(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
     path = tmp_path / "boards.toml"
     path.write_text(
-        "".join(
-            f'[boards.{chip}]\nbackend="sim"\nchip="{chip}"\nflash_size="4MB"\n'
-            for chip in ("esp32", "esp32s2", "esp32s3", "esp32c2", "esp32c3", "esp32c6", "esp32h2", "esp32p4")
-        )
+        "".join(f'[boards.{chip}]\nbackend="sim"\nchip="{chip}"\nflash_size="4MB"\n' for chip in CHIP_LIST)
         + '[boards.careful]\nbackend="sim"\nchip="esp32c3"\nallow=["read"]\n'
+        + '[boards.locked]\nbackend="sim"\nchip="esp32c3"\nflash_size="4MB"\nsecure_download=true\n'
     )
     return load_rack(path)
 

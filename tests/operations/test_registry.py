@@ -1,0 +1,104 @@
+"""The list of operations, from which command line and tool servers are made."""
+
+import dataclasses
+import inspect
+import json
+
+import pytest
+
+from pytest_esp.errors import EspError, RefusedError
+from pytest_esp.operations.esp import Face
+from pytest_esp.operations.registry import Effect, load_all, to_dict
+
+OPERATIONS = load_all()
+
+
+def faces(esp):
+    return {name: face for name, face in vars(esp).items() if isinstance(face, Face)}
+
+
+def test_every_operation_says_what_it_does_and_returns_a_record():
+    for operation in OPERATIONS.values():
+        assert operation.summary.endswith("."), operation.name
+        assert dataclasses.is_dataclass(operation.result), operation.name
+        assert operation.result.__dataclass_params__.frozen, operation.name
+        assert all(parameter.annotation is not None for parameter in operation.parameters)
+
+
+def test_every_operation_has_a_method_of_its_own(esp_of):
+    """One definition, several faces: none is forgotten."""
+    methods = {f"{name}-{method}" for name, face in faces(esp_of("esp32c3")).items() for method in vars(type(face))}
+    assert {method.replace("_", "-") for method in methods} >= OPERATIONS.keys()
+
+
+def test_effects_are_what_the_operations_do():
+    changing = {name: operation.effect for name, operation in OPERATIONS.items() if operation.effect != Effect.READ}
+    assert changing == {"flash-write": Effect.WRITE, "flash-erase": Effect.ERASE, "efuse-burn": Effect.BURN}
+
+
+def test_parameters_can_be_listed():
+    size, address, *rest = sorted(OPERATIONS["flash-read"].parameters, key=lambda parameter: parameter.name != "size")
+    assert (size.name, size.annotation, size.required) == ("size", int | str, True)
+    assert address.description == "of the first byte."
+    assert [(parameter.name, parameter.default) for parameter in rest] == [("output_file", None), ("overwrite", False)]
+    assert OPERATIONS["flash-read"].takes_progress
+    assert not OPERATIONS["efuse-burn"].takes_progress
+
+
+def test_a_method_knows_its_signature(esp_of):
+    """Arguments go through as they are, wrong ones are errors, and the docstring is the operation's."""
+    esp = esp_of("esp32c3")
+    assert esp.flash.read.__doc__ == OPERATIONS["flash-read"].function.__doc__
+    assert inspect.isfunction(esp.flash.read)
+    assert esp.flash.read(address="4KB", size="0x10").address == 4096
+    with pytest.raises(TypeError, match="bytes_to_read"):
+        esp.flash.read(0, bytes_to_read=4)
+
+
+@pytest.mark.parametrize("effect", list(Effect))
+def test_what_is_not_allowed_is_refused_before_the_port_is_opened(rack, effect):
+    from pytest_esp.boards.registry import make_board
+    from pytest_esp.link.link import Link
+
+    spec = rack.board("esp32c3").model_copy(
+        update={"allow": frozenset({"read", "write", "erase", "burn"} - {effect.value})}
+    )
+    arguments = {"flash-write": ([(0, b"x")],), "flash-erase": ("all",), "efuse-burn": ("DIS_PAD_JTAG", 1)}
+    link = Link(make_board(spec, rack))
+    for name, operation in OPERATIONS.items():
+        if operation.effect is effect:
+            given = arguments.get(name, [0] * sum(parameter.required for parameter in operation.parameters))
+            with pytest.raises(RefusedError) as caught:
+                operation.function(link, *given)
+            assert (caught.value.board, caught.value.attempted) == ("esp32c3", name)
+            assert f'add "{effect.value}" to `allow` of [boards.esp32c3]' in caught.value.hint
+    assert not link.is_open
+
+
+def test_an_error_names_board_and_operation(esp_of):
+    with pytest.raises(EspError) as caught:
+        esp_of("esp32c3").flash.read("-4", 1)
+    assert (caught.value.board, caught.value.attempted) == ("esp32c3", "flash-read")
+
+
+def test_results_become_plain_data(esp_of, tmp_path):
+    esp = esp_of("esp32c3")
+    results = [
+        esp.chip.identify(),
+        esp.flash.write(b"abc", 0x1000),
+        esp.flash.read(0x1000, 3, tmp_path / "out.bin"),
+        esp.flash.verify(b"abd", 0x1000),
+        esp.efuse.read_all(),
+        esp.security.posture(),
+    ]
+    for result in results:
+        assert json.loads(json.dumps(to_dict(result))) == to_dict(result)
+    assert to_dict(results[2]) == {
+        "address": 0x1000,
+        "size": 3,
+        "data": "616263",
+        "output_file": str(tmp_path / "out.bin"),
+    }
+    assert to_dict(results[3])["regions"][0]["first_difference"] == 0x1002
+    with pytest.raises(TypeError, match="is no result"):
+        to_dict("text")
