@@ -159,12 +159,18 @@ def otadata(link: Link) -> OtaData:
             hint="updates over the air need a table with otadata and at least two OTA partitions",
         )
     addresses = (place.offset, place.offset + SECTOR)
-    raw = [OtaDataSelectEntry.from_bytes(flash.read(link, at, OtaDataSelectEntry.SIZE).data) for at in addresses]
+    raw = [_decoded(flash.read(link, at, OtaDataSelectEntry.SIZE).data) for at in addresses]
     first, second = (_ota_entry(at, entry, slots) for at, entry in zip(addresses, raw, strict=True))
     usable = [entry if entry and entry.ota_state not in _GIVEN_UP else None for entry in raw]
     chosen, _ = OtaDataSelectEntry.select(*usable)
     active = slots[chosen.ota_slot(len(slots))] if chosen else _default_app(partitions)
     return OtaData(place, (first, second), active, slots)
+
+
+def _decoded(data: bytes) -> OtaDataSelectEntry | None:
+    entry = OtaDataSelectEntry.from_bytes(data)
+    # esp-idf-defs 0.1.7 computes the checksum, and compares it with itself.
+    return entry if entry is not None and entry.to_bytes()[-4:] == data[-4:] else None
 
 
 def _ota_slots(partitions: Iterable[Partition]) -> list[Partition]:

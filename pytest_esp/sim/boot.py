@@ -251,8 +251,10 @@ def _chosen_slot(flash: NorFlash, read: Read, otadata: int, count: int) -> int |
     entries: dict[int, OtaDataSelectEntry] = {}
     for sector in (0, 1):
         address = otadata + sector * SECTOR
-        entry = OtaDataSelectEntry.from_bytes(read(address, OtaDataSelectEntry.SIZE))
-        if entry is None:
+        stored = read(address, OtaDataSelectEntry.SIZE)
+        entry = OtaDataSelectEntry.from_bytes(stored)
+        # esp-idf-defs 0.1.7 computes the checksum, and compares it with itself.
+        if entry is None or entry.to_bytes()[-4:] != stored[-4:]:
             continue
         if entry.ota_state == OtaImageState.PENDING_VERIFY:
             # It was started once and did not call esp_ota_mark_app_valid: never again.
