@@ -50,6 +50,7 @@ class Project:
         self.pytester = pytester
         self.path = pytester.path
         self.rack_file = self.path / "boards.toml"
+        self.processes = []
         self.rack(RACK)
 
     def rack(self, text):
@@ -64,7 +65,7 @@ class Project:
 
     def start(self, *arguments):
         """Start pytest in a process of its own."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *PLAIN, *arguments],
             cwd=self.path,
             stdout=subprocess.PIPE,
@@ -72,6 +73,8 @@ class Project:
             text=True,
             start_new_session=True,
         )
+        self.processes.append(process)
+        return process
 
     def run_process(self, *arguments):
         process = self.start(*arguments)
@@ -104,4 +107,8 @@ def project(pytester, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     made = Project(pytester)
     yield made
+    for process in made.processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert made.holders() == [], "a run left its lease behind"

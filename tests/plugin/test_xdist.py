@@ -44,7 +44,7 @@ def test_no_worker_waits_for_a_board_that_another_holds(project):
     code, output = project.run_process("-n4", "-v")
     assert code == 0, output
     assert "scheduling tests via RackScheduling" in output
-    assert "27 passed" in output
+    assert "25 passed" in output
     assert "waiting for a board" not in output
 
 
@@ -59,7 +59,8 @@ def test_a_slow_board_does_not_hold_up_the_others(project):
     def test_c3(board, turn):
         with alone(board), open("done", "a") as file:
             if turn == 0:
-                while len(open("done").read().split()) < 11:  # ends when the other board has done all other tests
+                # Ends when the other board has done all other tests but the one that xdist's worker was sent ahead.
+                while len(open("done").read().split()) < 10:
                     time.sleep(0.01)
             print(board.name, file=file)
     """
@@ -139,7 +140,7 @@ def test_ctrl_c_gives_all_boards_back(project):
             time.sleep(60)
     """)
     process = project.start("-n2", "-q")
-    project.wait_for("on-one-esp32", process)
+    project.wait_for("on-c3-1", process)
     project.interrupt(process)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
