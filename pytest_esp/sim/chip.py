@@ -198,8 +198,11 @@ class SimChip:
         self.reset(bootloader=strap_low)
 
     def _watchdog(self, delay: float) -> None:
-        """Reset in *delay* seconds: by then the loader has answered the write that armed the watchdog."""
-        self._reset_later(min(max(delay, 0.01), 5.0), "RTCWDT_RTC_RST")
+        """Reset in *delay* seconds: by then the loader has answered the write that armed the watchdog.
+
+        A host that is too slow for the boot strap is also too slow to lock the watchdog's registers meanwhile.
+        """
+        self._reset_later(min(max(delay, 0.01), 5.0) + self._circuit.rise_time, "RTCWDT_RTC_RST")
 
     def _reset_later(self, delay: float, reason: str) -> None:
         def bite() -> None:

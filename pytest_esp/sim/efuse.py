@@ -2,62 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import functools
+import json
 import os
+import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pytest_esp.errors import BackendError
+from pytest_esp.sim.efuse_map import contents, efuse_map, emulator, set_contents
 from pytest_esp.sim.model import ESP32_CK8M_FREQ, ChipModel
-
-
-@functools.cache
-def _espefuse(chip: str) -> Any:
-    """Return espefuse's module for *chip* (imported here: it costs 0.15 s, mostly YAML)."""
-    from espefuse.efuse_interface import SUPPORTED_CHIPS
-
-    return SUPPORTED_CHIPS[chip].efuse_lib
-
-
-@functools.cache
-def _prototype(chip: str) -> Any:
-    """Return a virgin emulator to copy: making one parses YAML for 0.1 s, copying it takes microseconds."""
-    return _espefuse(chip).EmulateEfuseController()
-
-
-def _virgin(chip: str) -> Any:
-    controller = copy.copy(_prototype(chip))
-    controller.mem = copy.deepcopy(controller.mem)
-    return controller
-
-
-@functools.cache
-def _blank_image(chip: str, revision: int) -> bytes:
-    """Return the eFuse registers of a virgin chip of that revision, lowest address first."""
-    controller = _virgin(chip)
-    controller.set_chip_revision(revision)
-    return _image_of(controller)
-
-
-class _Place(NamedTuple):
-    """Where an eFuse is read: register, lowest bit in it, number of bits."""
-
-    address: int
-    bit: int
-    length: int
-
-
-@functools.cache
-def _fields(chip: str) -> dict[str, _Place]:
-    prototype = _prototype(chip)
-    blocks = {block.id: block for block in map(prototype.Blocks.get, prototype.Blocks.BLOCKS)}
-    places: dict[str, _Place] = {}
-    for field in prototype.Fields.EFUSES:
-        kind, _, number = field.type.partition(":")
-        length = int(number or 1) * (8 if kind == "bytes" else 1)
-        places[field.name] = _Place(blocks[field.block].rd_addr + 4 * field.word, field.pos, length)
-    return places
 
 
 def _load(path: Path) -> bytes:
@@ -70,19 +23,20 @@ def _load(path: Path) -> bytes:
         ) from error
 
 
-def _image_of(controller: Any) -> bytes:
-    # The emulator keeps its registers as one bit string with the highest address first.
-    return controller.mem.bytes[::-1]
-
-
 class Efuses:
     """The register window of the eFuse controller.
+
+    The registers are plain bytes; espefuse's emulator is asked only when a host writes one.
 
     Args:
         model: the chip.
         mac: base MAC address, 6 bytes.
         revision: major * 100 + minor.
-        path: file to keep them in, in the format of espefuse's ``--virt --path-efuse-file``.
+        path: file to keep them in, in the format of espefuse's ``--virt --path-efuse-file``. Keys that can no longer
+            be read are kept beside it, in ``PATH.keys``: the chip still encrypts with them.
+
+    Attributes:
+        was_stored: whether the file held a chip already; *mac* and *revision* are then without effect.
 
     Raises:
         BackendError: if the file cannot be used.
@@ -90,25 +44,34 @@ class Efuses:
 
     def __init__(self, model: ChipModel, mac: bytes, revision: int, path: Path | None = None) -> None:
         self._model = model
+        self._map = efuse_map(model.chip, revision)
         self._path = path
+        self._keys_path = path.with_name(f"{path.name}.keys") if path else None
+        self.base = self._map.base
+        self.size = self._map.size
         self._keys: dict[str, bytes] = {}
+        self._emulator: Any = None
         stored = _load(path) if path else b""
         self.was_stored = bool(stored)
-        self._controller: Any = _virgin(model.chip)
-        self.base: int = self._controller.REGS.DR_REG_EFUSE_BASE
-        self.size: int = self._controller.REGS.EFUSE_MEM_SIZE
-        if stored and len(stored) != self.size:
+        if stored:
+            self._take_stored(stored)
+        else:
+            self._registers = bytearray.fromhex(self._map.blank)
+            self._burn_factory_values(mac)
+            self.save()
+
+    def _take_stored(self, stored: bytes) -> None:
+        if len(stored) != self.size:
             raise BackendError(
-                f"the eFuse file {path} has {len(stored)} bytes, not the {self.size} of an {model.chip}",
+                f"the eFuse file {self._path} has {len(stored)} bytes, not the {self.size} of an {self._model.chip}",
                 hint="it belongs to another chip; give another file",
             )
-        self._mac, self._revision = mac, revision
-        if stored:
-            self._apply(stored[::-1])
-        else:
-            self.clear()
-            self._burn_factory_values()
-            self.save()
+        self._registers = bytearray(stored[::-1])
+        keys = _load(self._keys_path) if self._keys_path else b""
+        try:
+            self._keys = {name: bytes.fromhex(key) for name, key in json.loads(keys or b"{}").items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise BackendError(f"{self._keys_path} is damaged: {error}", hint="remove it and the eFuse file") from error
 
     # -- the register window
 
@@ -117,7 +80,7 @@ class Efuses:
 
     def read(self, address: int) -> int:
         """Return the 32-bit register at *address*."""
-        return self._controller.read_reg(address & ~3)
+        return struct.unpack_from("<I", self._registers, (address - self.base) & ~3)[0]
 
     def write(self, address: int, value: int, mask: int) -> None:
         """Write the bits of *mask*; a program or read command acts at once.
@@ -126,23 +89,23 @@ class Efuses:
         chip does: both are put right here. What it cannot encode (a coding error) leaves the fuses as they were.
         """
         address &= ~3
-        if self._is_read_register(address):
+        if any(first <= address < end for first, end in self._map.read_only):
             return
         merged = (self.read(address) & ~mask) | (value & mask)
-        before = self._controller.mem.bytes
         self._remember_key_data()
+        self._emulator = self._emulator or emulator(self._model.chip)
+        set_contents(self._emulator, self._registers)
         try:
-            self._controller.write_reg(address, merged)
+            self._emulator.write_reg(address, merged)
         except Exception:  # the emulator raises FatalError or reedsolo errors for data no chip could program
-            self._apply(before[::-1])
             return
-        if self._controller.mem.bytes != before:
-            self.save()
+        self._registers[:] = contents(self._emulator)
+        self.save()
 
     def clear(self) -> None:
         """Blank everything but the revision, MAC included: what the reset wire of Espressif's FPGA boards does."""
         self._keys.clear()
-        self._apply(_blank_image(self._model.chip, self._revision))
+        self._registers[:] = bytes.fromhex(self._map.blank)
         self.save()
 
     @property
@@ -159,7 +122,9 @@ class Efuses:
     def revision(self) -> int:
         """The revision that is burnt, major * 100 + minor."""
         if not self._model.is_esp32:
-            return self._controller.get_chip_revision()
+            controller = emulator(self._model.chip)
+            set_contents(controller, self._registers)
+            return controller.get_chip_revision()
         # The third bit of an ESP32's major version is no eFuse; the emulator takes it for set.
         word3, word5 = (self.read(self._model.rom.EFUSE_RD_REG_BASE + 4 * word) for word in (3, 5))
         first, second = word3 >> 15 & 1, word5 >> 20 & 1
@@ -167,12 +132,13 @@ class Efuses:
 
     def field(self, name: str) -> int:
         """Return the value of the eFuse *name* as espefuse calls it; 0 if this chip has none of that name."""
-        place = _fields(self._model.chip).get(name)
-        if place is None:
+        if name not in self._map.fields:
             return 0
-        words = range(-(-(place.bit + place.length) // 32))
-        value = sum(self.read(place.address + 4 * word) << 32 * word for word in words)
-        return value >> place.bit & (1 << place.length) - 1
+        address, bit, length = self._map.fields[name]
+        size = -(-(bit + length) // 8)
+        offset = address - self.base
+        value = int.from_bytes(self._registers[offset : offset + size], "little")
+        return value >> bit & (1 << length) - 1
 
     def preset(self, name: str, value: int) -> None:
         """Burn an eFuse as if at the factory, past the programming registers.
@@ -180,24 +146,31 @@ class Efuses:
         Raises:
             BackendError: if the chip has no eFuse of that name.
         """
-        place = _fields(self._model.chip).get(name)
-        if place is None:
+        if name not in self._map.fields:
             raise BackendError(f"the {self._model.name} has no eFuse {name}")
-        self._update(place.address, value << place.bit)
+        address, bit, _ = self._map.fields[name]
+        self._burn(address, value << bit)
         self.save()
 
     def has_field(self, name: str) -> bool:
         """Tell whether the chip has an eFuse of that name."""
-        return name in _fields(self._model.chip)
+        return name in self._map.fields
 
     def save(self) -> None:
-        """Write the file, if there is one, in one step."""
-        if self._path is None:
+        """Write the file, if there is one, in one step.
+
+        Raises:
+            BackendError: if it cannot be written.
+        """
+        if self._path is None or self._keys_path is None:
             return
+        hidden = {name: key.hex() for name, key in self._keys.items() if key != self._block_bytes(name)}
         try:
-            part = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-            part.write_bytes(self._controller.mem.bytes)
-            part.replace(self._path)
+            if hidden:
+                _replace(self._keys_path, json.dumps(hidden).encode())
+            else:
+                self._keys_path.unlink(missing_ok=True)
+            _replace(self._path, bytes(self._registers[::-1]))
         except OSError as error:
             raise BackendError(f"the eFuse file {self._path} cannot be written: {error.strerror}") from error
 
@@ -220,7 +193,8 @@ class Efuses:
             return key + key[8:16] if len(key) == 24 else key  # the 3/4 coding scheme leaves room for 24 bytes
         keys: dict[int, bytes] = {}
         for number in range(6):
-            keys.setdefault(self.field(f"KEY_PURPOSE_{number}"), self.key(f"BLOCK_KEY{number}"))
+            if f"BLOCK_KEY{number}" in self._map.blocks:
+                keys.setdefault(self.field(f"KEY_PURPOSE_{number}"), self.key(f"BLOCK_KEY{number}"))
         if 2 in keys and 3 in keys:
             return keys[2] + keys[3]
         return keys.get(4) or self.key("BLOCK_KEY0")
@@ -235,48 +209,43 @@ class Efuses:
                 self._keys[block] = data
 
     def _key_blocks(self) -> list[str]:
-        blocks = self._controller.Blocks
-        names = [blk.name for blk in map(blocks.get, blocks.BLOCKS)]
-        return ["BLOCK1"] if self._model.is_esp32 else [name for name in names if name.startswith("BLOCK_KEY")]
+        if self._model.is_esp32:
+            return ["BLOCK1"]
+        return [name for name in self._map.blocks if name.startswith("BLOCK_KEY")]
 
     def _block_bytes(self, name: str) -> bytes:
-        blocks = self._controller.Blocks
-        for blk in map(blocks.get, blocks.BLOCKS):
-            if blk.name == name or name in (blk.alias or []):
-                return self._controller.read_block(blk.id).bytes[::-1]
-        return bytes(32)
+        address, size = self._map.blocks[name]
+        if self._model.is_esp32 and self.field("CODING_SCHEME") == 1:
+            size = 24
+        return bytes(self._registers[address - self.base : address - self.base + size])
 
-    def _apply(self, image: bytes) -> None:
-        size = len(image)
-        self._controller.mem = type(self._controller.mem)(bytes=image[::-1], length=size * 8)
-
-    def _is_read_register(self, address: int) -> bool:
-        blocks = self._controller.Blocks
-        return any(
-            blk.rd_addr <= address < blk.rd_addr + blk.len * 4
-            for blk in map(blocks.get, blocks.BLOCKS)
-            if blk.rd_addr != blk.wr_addr
-        )
-
-    def _burn_factory_values(self) -> None:
+    def _burn_factory_values(self, mac: bytes) -> None:
         """Give the chip what its maker burns: the MAC (with its CRC on the ESP32) and the clock calibration."""
-        mac = self._mac
         low, high = int.from_bytes(mac[2:], "big"), int.from_bytes(mac[:2], "big")
         first = self._mac_register
         if self._model.is_esp32:
-            from espefuse.efuse.esp32.fields import EfuseMacField
+            high |= _crc8(mac) << 16
+            self._burn(self._model.rom.EFUSE_RD_REG_BASE + 16, ESP32_CK8M_FREQ)
+        elif self._model.chip == "esp32h4":
+            self.preset("TEMP", 1)  # its grade, without which esptool takes it for an unknown chip
+        self._burn(first, low)
+        self._burn(first + 4, high)
 
-            high |= EfuseMacField.calc_crc(mac) << 16
-            self._update(self._model.rom.EFUSE_RD_REG_BASE + 16, ESP32_CK8M_FREQ)
-        else:
-            self._burn_grade()
-        self._update(first, low)
-        self._update(first + 4, high)
+    def _burn(self, address: int, value: int) -> None:
+        struct.pack_into("<I", self._registers, address - self.base, (self.read(address) | value) & 0xFFFFFFFF)
 
-    def _burn_grade(self) -> None:
-        """Give the ESP32-H4 its temperature grade, without which esptool takes it for an unknown chip."""
-        if self._model.chip == "esp32h4":
-            self.preset("TEMP", 1)
 
-    def _update(self, address: int, value: int) -> None:
-        self._controller.update_reg(address, 0xFFFFFFFF, value)
+def _crc8(data: bytes) -> int:
+    """Return the check sum that lies behind an ESP32's MAC address: CRC-8 of Dallas and Maxim."""
+    value = 0
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x8C if value & 1 else 0)
+    return value
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)

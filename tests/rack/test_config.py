@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pytest_esp.errors import NoMatchError, RackError
-from pytest_esp.rack.config import load_rack, locate_keys
+from pytest_esp.rack.config import load_rack
+from pytest_esp.rack.toml_lines import locate_keys
 from pytest_esp.rack.requirement import Requirement
 
 SIM = '[boards.a]\nbackend = "sim"\nchip = "esp32"\n'
