@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import importlib.metadata
 import json
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import esptool
 from platformdirs import user_cache_path
 
 _FORMAT = 1  # of the cached files
@@ -44,7 +44,7 @@ class EfuseMap:
 @functools.cache
 def efuse_map(chip: str, revision: int) -> EfuseMap:
     """Return the map of *chip* at *revision* (major * 100 + minor): from the cache, else from espefuse."""
-    version = importlib.metadata.version("esptool")
+    version = esptool.__version__
     path = user_cache_path("pytest-esp") / f"efuses-{_FORMAT}-{version}-{chip}-{revision}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return EfuseMap(**json.loads(path.read_bytes()))

@@ -143,6 +143,40 @@ def test_the_esp32_encrypts_with_its_own_cipher(bench):
     assert simulated.flash.read(0x20000, len(DATA)) == encrypted(0x20000, 0xF, aes_xts=False)
 
 
+def test_keys_that_nobody_can_read_outlive_the_process(bench, tmp_path):
+    path = tmp_path / "efuses.bin"
+    simulated = bench.chip("esp32c3", efuse_file=path)
+    burn_key(bench, simulated, "BLOCK_KEY0", "XTS_AES_128_KEY")
+    simulated.close()
+    again = bench.chip("esp32c3", efuse_file=path)
+    assert again.encrypt(0, DATA) == encrypted(0, 0, aes_xts=True)
+
+
+def test_a_512_bit_key_in_two_blocks(bench):
+    simulated = bench.chip("esp32s3")
+    whole = random.Random(6).randbytes(64)
+    commands = espefuse(bench, simulated)
+    key = io.BytesIO(whole)
+    key.name = "key.bin"
+    commands.burn_key(["BLOCK_KEY0"], [key], ["XTS_AES_256_KEY"])
+    assert simulated.efuses.encryption_key() == whole
+
+
+@pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
+def test_a_batch_with_a_key_and_its_protection(chip, bench):
+    simulated = bench.chip(chip)
+    commands = espefuse(bench, simulated)
+    commands.use_batch_mode()
+    key = io.BytesIO(KEY)
+    key.name = "key.bin"
+    if chip == "esp32":
+        commands.burn_key(["flash_encryption"], [key])
+    else:
+        commands.burn_key(["BLOCK_KEY0"], [key], ["XTS_AES_128_KEY"])
+    commands.burn_all()
+    assert simulated.efuses.encryption_key() == KEY
+
+
 def test_burnt_secure_download_holds_from_the_next_reset(bench):
     simulated = bench.chip("esp32c3")
     espefuse(bench, simulated).burn_efuse({"ENABLE_SECURITY_DOWNLOAD": 1})
