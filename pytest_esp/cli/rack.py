@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_esp.errors import EspError
+from pytest_esp.errors import PortError
 from pytest_esp.units import format_size
 
 if TYPE_CHECKING:
@@ -28,14 +29,21 @@ if TYPE_CHECKING:
 def rack_command(path: Path | None, as_json: bool) -> None:
     """Show the boards of a rack, whether they are free, and who holds them since when."""
     from pytest_esp.rack.config import load_rack
+    from pytest_esp.rack.lease import lock_folder
 
     rack = load_rack(path)
     rows = [_row(rack, spec) for spec in rack.boards.values()]
-    if as_json:
-        where = str(rack.path) if rack.path else None
-        click.echo(json.dumps({"success": True, "rack": rack.name, "path": where, "boards": rows}, indent=2))
+    if not as_json:
+        _print_table(rack, rows)
         return
-    _print_table(rack, rows)
+    report = {
+        "success": True,
+        "rack": rack.name,
+        "path": str(rack.path) if rack.path else None,
+        "lock_dir": str(lock_folder(rack)),
+        "boards": rows,
+    }
+    click.echo(json.dumps(report, indent=2))
 
 
 def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
@@ -53,7 +61,7 @@ def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
     }
     try:
         holder = holder_of(spec, rack)
-    except EspError as error:
+    except PortError as error:
         return row | {"state": "missing", "problem": error.message}
     if holder is not None:
         held = {
@@ -61,7 +69,7 @@ def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
             "host": holder.host,
             "user": holder.user,
             "purpose": holder.purpose,
-            "seconds": round(time.time() - holder.since, 1),
+            "seconds": round(max(0.0, time.time() - holder.since), 1),
         }
         row |= {"state": "held", "holder": held}
     return row
@@ -70,18 +78,37 @@ def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
 def _print_table(rack: Rack, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"rack {rack.name} ({rack.path or 'built in'})", title_justify="left")
+    # `Text`, not `str`: the brackets of a test's id are no markup.
+    table = Table(title=Text(f"rack {rack.name} ({rack.path or 'built in'})"), title_justify="left")
     for heading in ("board", "backend", "chip", "flash", "port", "state"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for row in rows:
         size = format_size(row["flash_size"]) if row["flash_size"] else "?"
-        table.add_row(row["name"], row["backend"], row["chip"], size, row["port"] or "", _state(row))
-    Console().print(table)
+        cells = (row["name"], row["backend"], row["chip"], size, row["port"] or "")
+        table.add_row(*(Text(cell) for cell in cells), Text(*_state(row)))
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 250  # nobody looks for half a test id in a log
+    console.print(table)
 
 
-def _state(row: dict[str, Any]) -> str:
+def _state(row: dict[str, Any]) -> tuple[str, str]:
+    """Return a board's state in words, and their style."""
     holder = row["holder"]
+    if "problem" in row:
+        return row["problem"], "red"
     if holder is None:
-        return f"[red]{row['problem']}[/]" if "problem" in row else "[green]free[/]"
-    return f"[yellow]held[/] {holder['seconds']} s by {holder['purpose']} (pid {holder['pid']}, {holder['user']})"
+        return "free", "green"
+    if not holder["pid"]:
+        return f"held by {holder['purpose']}", "yellow"
+    who = f"pid {holder['pid']}, {holder['user']}@{holder['host']}"
+    return f"held {_duration(holder['seconds'])} by {holder['purpose']} ({who})", "yellow"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds) // 60
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

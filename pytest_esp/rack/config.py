@@ -6,19 +6,25 @@ import functools
 import os
 import re
 import tomllib
+from collections.abc import Collection, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
 from pytest_esp.rack.rack import Rack
-from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power
+from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power, misfits
+from pytest_esp.rack.toml_lines import locate_keys
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 FILE_NAME = "boards.toml"
 ENVIRONMENT = "PYTEST_ESP_RACK"
+_BOARD_KEYS = BoardSpec.model_fields.keys() - {"name"}
 
 _DEFAULT: dict[str, Any] = {
     "boards": {
@@ -52,7 +58,7 @@ def load_rack(path: Path | None = None) -> Rack:
     if path is None:
         return _build(None, "", _DEFAULT)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors on Windows mark UTF-8 files
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RackError(
@@ -62,9 +68,9 @@ def load_rack(path: Path | None = None) -> Rack:
     try:
         return _build(path, text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        where = f"{path}:{line[1]}" if line else str(path)
-        raise RackError(f"{where}: this is not TOML: {error}") from error
+        found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+        line = found[1] if found else text.count("\n") + 1
+        raise RackError(f"{path}:{line}: this is not TOML: {error}") from error
 
 
 def _nearest_file(folder: Path) -> Path | None:
@@ -80,8 +86,9 @@ def _build(path: Path | None, text: str, data: dict[str, Any]) -> Rack:
         for spec in _board(problems, path, name, entry):
             if spec.name in specs:
                 problems.add(("boards", name), f"there is another board named {spec.name!r}")
+            _check_own_files(problems, name, spec, specs.values())
             specs[spec.name] = spec
-    if "boards" not in data:
+    if not data.get("boards"):
         problems.add((), "it has no board: a table [boards.NAME] is needed")
     problems.raise_if_any()
     assert isinstance(table, _RackTable)
@@ -107,23 +114,34 @@ def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> lis
         problems.add(key, f"[boards.{name}] must be a table, not {entry!r}")
         return []
     entry = cast(dict[str, Any], entry)
-    problems.check_names(key, entry, BoardSpec.model_fields.keys() - {"name"})
+    problems.check_names(key, entry, _BOARD_KEYS)
     if isinstance(entry.get("power"), dict):
         problems.check_names((*key, "power"), cast(dict[str, Any], entry["power"]), Power.model_fields)
     _check_choice(problems, (*key, "backend"), entry, _backends())
-    _check_choice(problems, (*key, "chip"), entry, _chips())
-    if problems.found_in(key):
-        return []
-    known = {**entry, **_absolute_paths(path, entry), "name": name}
-    spec = _validate(problems, key, BoardSpec, known)
+    if "chip" in entry or entry.get("backend") != "labgrid":
+        _check_choice(problems, (*key, "chip"), entry, _chips())
+    for misfit, message in misfits(entry):
+        problems.add((*key, misfit) if misfit else key, message)
+    if entry.get("count", 1) != 1:
+        for file in ("flash_file", "efuse_file", "mac"):
+            if file in entry:
+                problems.add((*key, file), f"`{file}` cannot be shared by several boards")
+    known = {name: value for name, value in entry.items() if name in _BOARD_KEYS}
+    spec = _validate(problems, key, BoardSpec, {**known, **_absolute_paths(path, entry), "name": name})
     if not isinstance(spec, BoardSpec):
         return []
     if "count" not in entry:
         return [spec]
-    for file in ("flash_file", "efuse_file", "mac"):
-        if spec.count > 1 and file in entry:
-            problems.add((*key, file), f"`{file}` cannot be shared by {spec.count} boards")
     return [spec.model_copy(update={"name": f"{name}-{number}"}) for number in range(1, spec.count + 1)]
+
+
+def _check_own_files(problems: _Problems, name: str, spec: BoardSpec, others: Iterable[BoardSpec]) -> None:
+    """Refuse two virtual boards that would write one file: their leases do not know of it."""
+    for key in ("flash_file", "efuse_file"):
+        file = getattr(spec, key)
+        for other in others:
+            if file is not None and file in (other.flash_file, other.efuse_file):
+                problems.add(("boards", name, key), f"`{key}`: {str(file)!r} belongs to the board {other.name!r}")
 
 
 def _absolute_paths(path: Path | None, entry: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +157,7 @@ def _absolute_paths(path: Path | None, entry: dict[str, Any]) -> dict[str, Any]:
 def _check_choice(problems: _Problems, key: tuple[str, ...], entry: dict[str, Any], choices: list[str]) -> None:
     value = entry.get(key[-1])
     if value is None:
-        problems.add(key[:-1], f"`{key[-1]}` is missing: one of {', '.join(choices)}")
+        problems.add(key, f"`{key[-1]}` is missing: one of {', '.join(choices)}")
     elif value not in choices:
         problems.add(key, f"`{key[-1]}`: {value!r} is not known; nearest: {nearest(str(value), choices)}")
 
@@ -161,13 +179,24 @@ def _validate(problems: _Problems, key: tuple[str, ...], model: type[BaseModel],
     except ValidationError as error:
         for item in error.errors():
             place = (*key, *(part for part in item["loc"] if isinstance(part, str)))
-            if item["type"] == "extra_forbidden":
-                problems.check_names(key, {place[-1]: None}, model.model_fields)
-                continue
-            text = item["msg"].removeprefix("Value error, ")
-            shown = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
-            problems.add(place, f"`{place[-1]}`: {text}{shown}" if len(place) > len(key) else text)
+            if not problems.found_in(place):  # what is known to be wrong is not said twice
+                problems.add(place, _in_words(place[-1] if len(place) > len(key) else "", item, model))
         return None
+
+
+def _in_words(key: str, item: ErrorDetails, model: type[BaseModel]) -> str:
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(key, model.model_fields)
+    text = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "literal_error":
+        expected = re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
+        text += f"; nearest: {nearest(str(item['input']), expected)}"
+    shown = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
+    return f"`{key}`: {text}{shown}" if key else text
+
+
+def _unknown_key(name: str, names: Iterable[str]) -> str:
+    return f"unknown key `{name}`; nearest: {nearest(name, names)}"
 
 
 class _Problems:
@@ -184,10 +213,10 @@ class _Problems:
     def found_in(self, key: tuple[str, ...]) -> bool:
         return any(found[: len(key)] == key for found, _ in self._found)
 
-    def check_names(self, key: tuple[str, ...], data: dict[str, Any], names: Any) -> None:
+    def check_names(self, key: tuple[str, ...], data: dict[str, Any], names: Collection[str]) -> None:
         for name in data:
             if name not in names:
-                self.add((*key, name), f"unknown key `{name}`; nearest: {nearest(name, names)}")
+                self.add((*key, name), _unknown_key(name, names))
 
     def raise_if_any(self) -> None:
         if not self._found:
@@ -201,33 +230,3 @@ class _Problems:
         while key and key not in self._lines:
             key = key[:-1]
         return self._lines.get(key, 1)
-
-
-_KEY = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)"""
-_DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
-_HEADER = re.compile(rf"^\s*\[\[?\s*({_DOTTED})\s*\]\]?")
-_ASSIGNMENT = re.compile(rf"^\s*({_DOTTED})\s*=")
-_INLINE = re.compile(rf"[{{,]\s*({_DOTTED})\s*=")
-
-
-def locate_keys(text: str) -> dict[tuple[str, ...], int]:
-    """Return the line (from 1) of every key of a TOML text; tomllib does not tell.
-
-    Keys within strings that span lines may be listed as well; nobody asks for them.
-    """
-    lines: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            table = _parts(header[1])
-            lines.setdefault(table, number)
-        elif assignment := _ASSIGNMENT.match(line):
-            key = (*table, *_parts(assignment[1]))
-            lines.setdefault(key, number)
-            for inline in _INLINE.finditer(line, assignment.end()):
-                lines.setdefault((*key, *_parts(inline[1])), number)
-    return lines
-
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip("\"'") for part in re.findall(_KEY, dotted))

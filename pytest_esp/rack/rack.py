@@ -61,17 +61,22 @@ class Rack:
 
     def lease(
         self,
-        requirement: Requirement,
+        requirement: Requirement | str,
         *,
         purpose: str,
         timeout: float | None = None,
         on_wait: leases.OnWait | None = None,
     ) -> list[leases.Lease]:
-        """Take the boards that a requirement asks for; see `lease.acquire`.
+        """Take the boards that a requirement asks for, or the board of that name; see `lease.acquire`.
 
         Raises:
-            NoMatchError: if they can never be had; LeaseError: if they do not become free in *timeout* seconds.
+            RackError: if the rack has no board of that name.
+            NoMatchError: if they can never be had.
+            LeaseError: if they do not become free in *timeout* seconds.
+            PortError: if too few of them are plugged in.
         """
+        if isinstance(requirement, str):
+            requirement = Requirement(boards=(self.board(requirement).name,))
         return leases.acquire(
             self.match(requirement),
             rack=self,
@@ -86,9 +91,10 @@ class Rack:
 
         Raises:
             LeaseError: if it cannot be made.
+            PortError: if the board is named by what is plugged in, and is not.
         """
         root = os.environ.get(STATE_ENVIRONMENT)
-        folder = (Path(root) if root else user_state_path("pytest-esp")) / leases.file_stem(spec, self)
+        folder = (Path(root).expanduser() if root else user_state_path("pytest-esp")) / leases.file_stem(spec, self)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

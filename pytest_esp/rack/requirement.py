@@ -53,7 +53,8 @@ class Requirement:
         if self.boards and spec.name not in self.boards:
             return f"it is not {_any(self.boards)}"
         if self.chips and spec.chip not in self.chips:
-            return f"its chip is {spec.chip}, not {_any(self.chips)}"
+            chip = spec.chip if spec.chip != "auto" else "unknown (boards.toml does not tell it)"
+            return f"its chip is {chip}, not {_any(self.chips)}"
         if self.backends and spec.backend not in self.backends:
             return f"its backend is {spec.backend}, not {_any(self.backends)}"
         missing = [feature for feature in self.features if feature not in spec.features]

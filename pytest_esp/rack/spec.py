@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pytest_esp.rack.identity import check_port
 from pytest_esp.units import parse_size
 
 BACKENDS = ("serial", "qemu", "sim", "labgrid")
 VIRTUAL_BACKENDS = ("qemu", "sim")
 
 Effect = Literal["read", "write", "erase", "burn"]
-Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+def _size(value: Any) -> int:
+    size = parse_size(value)
+    if size == 0:
+        raise ValueError("a board has some flash")
+    return size
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in cast(list[Any], value)):
+        raise ValueError('expected a list of names, e.g. ["one", "other"]')
+    return cast(list[str], value)
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+Names = BeforeValidator(_names)
 
 _KEYS_OF = {
     "port": ("serial",),
@@ -43,7 +61,10 @@ class Power(BaseModel):
 
 
 class BoardSpec(BaseModel):
-    """What boards.toml says of one board. Sizes are bytes, paths absolute."""
+    """What boards.toml says of one board. Sizes are bytes, paths absolute.
+
+    The chip of a labgrid board is "auto" where neither the entry nor its tags tell it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,19 +72,19 @@ class BoardSpec(BaseModel):
     backend: str
     chip: str
     port: str | None = None
-    baud: int = Field(default=460800, ge=300, le=20_000_000)
+    baud: int = Field(default=460800, ge=300, le=20_000_000, strict=True)
     flash_size: Size | None = None
-    features: frozenset[str] = frozenset()
-    allow: frozenset[Effect] = frozenset()
-    allow_burn: tuple[str, ...] = ()
+    features: Annotated[frozenset[str], Names] = frozenset()
+    allow: Annotated[frozenset[Effect], Names] = frozenset()
+    allow_burn: Annotated[tuple[str, ...], Names] = ()
     power: Power | None = None
-    count: int = Field(default=1, ge=1, le=1000)
+    count: int = Field(default=1, ge=1, le=1000, strict=True)
     flash_file: Path | None = None
     efuse_file: Path | None = None
     mac: str | None = Field(default=None, pattern=r"^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$")
-    revision: int | None = Field(default=None, ge=0, le=9999)
-    secure_download: bool = False
-    app: str | None = None
+    revision: int | None = Field(default=None, ge=0, le=9999, strict=True)
+    secure_download: bool = Field(default=False, strict=True)
+    app: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     coordinator: str | None = None
     place: str | None = None
     tags: dict[str, str] | None = None
@@ -80,21 +101,35 @@ class BoardSpec(BaseModel):
         everything = ["read", "write", "erase", "burn"]
         if data.get("backend") in VIRTUAL_BACKENDS:
             return {"allow": everything, "baud": 921600, **data}
+        if data.get("backend") == "labgrid":
+            tags = data.get("tags")
+            chip = cast(dict[str, Any], tags).get("chip") if isinstance(tags, dict) else None
+            return {"allow": everything[:3], "chip": chip or "auto", **data}
         return {"allow": everything[:3], **data}
 
     @model_validator(mode="after")
     def _check_backend_keys(self) -> BoardSpec:
-        if self.backend not in BACKENDS:
-            return self
-        for key in self.model_fields_set & _KEYS_OF.keys():
-            if self.backend not in _KEYS_OF[key]:
-                raise ValueError(
-                    f"`{key}` is for {' and '.join(_KEYS_OF[key])} boards, not for backend {self.backend!r}"
-                )
-        if self.backend == "serial" and not self.port:
-            raise ValueError('a serial board needs its `port`, e.g. "/dev/ttyUSB0"')
-        if self.backend == "labgrid" and not (self.coordinator and (self.place or self.tags)):
-            raise ValueError("a labgrid board needs its `coordinator`, and `place` or `tags`")
-        if self.allow_burn and "burn" not in self.allow:
-            raise ValueError('`allow_burn` names eFuses, but `allow` has no "burn"')
+        for _, message in misfits({key: getattr(self, key) for key in self.model_fields_set}):
+            raise ValueError(message)
         return self
+
+
+def misfits(entry: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
+    """Yield what in a board's *entry* does not go together: the key (None where one is missing) and a message."""
+    backend = entry.get("backend")
+    if backend in BACKENDS:
+        for key in entry.keys() & _KEYS_OF.keys():
+            if backend not in _KEYS_OF[key]:
+                yield key, f"`{key}` is for {' and '.join(_KEYS_OF[key])} boards, not for backend {backend!r}"
+    if backend == "serial" and not entry.get("port"):
+        yield ("port" if "port" in entry else None), 'a serial board needs its `port`, e.g. "/dev/ttyUSB0"'
+    if backend == "labgrid" and not (entry.get("coordinator") and (entry.get("place") or entry.get("tags"))):
+        yield None, "a labgrid board needs its `coordinator`, and `place` or `tags`"
+    if isinstance(port := entry.get("port"), str):
+        try:
+            check_port(port)
+        except ValueError as error:
+            yield "port", f"`port`: {port!r} is no port: {error}"
+    allow = entry.get("allow") or ()
+    if entry.get("allow_burn") and isinstance(allow, Collection) and "burn" not in allow:
+        yield "allow_burn", '`allow_burn` names eFuses, but `allow` has no "burn"'

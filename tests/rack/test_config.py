@@ -6,9 +6,9 @@ import pytest
 
 from pytest_esp.errors import NoMatchError, RackError
 from pytest_esp.rack.config import load_rack
-from pytest_esp.rack.toml_lines import locate_keys
 from pytest_esp.rack.requirement import Requirement
 
+SERIAL = '[boards.a]\nbackend = "serial"\nchip = "esp32"\n'
 SIM = '[boards.a]\nbackend = "sim"\nchip = "esp32"\n'
 
 
@@ -84,9 +84,20 @@ def test_a_real_board_may_not_be_burnt_unless_it_says_so(tmp_path):
         ('[boards.a]\nchip = "esp32"\n', 1, ["`backend` is missing"]),
         (SIM + 'flash_size = "four"\n', 4, ["'four' is not a size"]),
         (SIM + "count = 0\n", 4, ["greater than or equal to 1"]),
-        (SIM + 'port = "/dev/ttyUSB0"\n', 1, ["`port` is for serial boards"]),
+        (SIM + 'port = "/dev/ttyUSB0"\n', 4, ["`port` is for serial boards"]),
         ('[boards.a]\nbackend = "serial"\nchip = "esp32"\n', 1, ["needs its `port`"]),
-        (SIM + 'allow = ["reed"]\n', 4, ["'read'", "'reed'"]),
+        (SIM + 'allow = ["reed"]\n', 4, ["'read'", "'reed'", "nearest: read"]),
+        (SIM + 'allow = "read"\n', 4, ["`allow`", "a list of names"]),
+        (SIM + 'count = "4"\n', 4, ["`count`", "integer", "'4'"]),
+        (SIM + "baud = true\n", 4, ["`baud`", "integer"]),
+        (SIM + "flash_size = 0\n", 4, ["some flash"]),
+        (SIM + 'app = "my app"\n', 4, ["`app`", "'my app'"]),
+        (SIM + 'count = 2\nflash_file = "a.bin"\n', 5, ["cannot be shared"]),
+        (SIM + 'flash_file = "x"\n[boards.b]\nbackend="sim"\nchip="esp32"\nflash_file = "./x"\n', 8, ["board 'a'"]),
+        (SIM + "allow_burn = []\n", 4, ["for serial and labgrid boards"]),
+        (SERIAL + 'port = "usb:303a:100"\n', 4, ["usb:VID:PID:serial=SERIAL"]),
+        (SERIAL + 'port = "rfc2217://lab:usb"\n', 4, ["rfc2217://HOST:PORT"]),
+        (SERIAL + 'port = "x"\nallow_burn = ["CUSTOM_MAC"]\n', 5, ['`allow` has no "burn"']),
         (SIM + 'mac = "12:34"\n', 4, ["mac", "'12:34'"]),
         ("[rack]\nnme = 'x'\n" + SIM, 2, ["unknown key `nme`", "name"]),
         ("[boreds.a]\n", 1, ["unknown key `boreds`", "boards"]),
@@ -99,6 +110,7 @@ def test_a_real_board_may_not_be_burnt_unless_it_says_so(tmp_path):
         ),
         ('[boards.a]\nbackend = "labgrid"\nchip = "esp32"\n', 1, ["needs its `coordinator`"]),
         ("[boards.a\n", 1, ["not TOML"]),
+        ("\n[boards.a]\nchip = 'esp32", 3, ["not TOML", "end of document"]),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path, text, line, expected):
@@ -115,6 +127,26 @@ def test_all_errors_are_named_at_once(tmp_path):
         rack_of(tmp_path, '[boards.a]\nbackend = "sim"\nchip = "x"\n[boards.b]\nbackend = "y"\nchip = "esp32"\n')
     assert "boards.toml:3:" in str(caught.value)
     assert "boards.toml:5:" in str(caught.value)
+
+
+def test_all_errors_of_one_board_are_named_at_once_and_once_each(tmp_path):
+    with pytest.raises(RackError) as caught:
+        rack_of(tmp_path, '[boards.a]\nbackend = "sim"\nflahs = 1\nplace = "x"\ncount = 0\nbaud = 1\n')
+    lines = [line.partition("boards.toml:")[2][:1] for line in str(caught.value).splitlines()]
+    assert lines[:-1] == ["1", "3", "4", "5", "6"]  # 1: its chip is missing; the last line is the hint
+
+
+def test_a_labgrid_board_may_leave_its_chip_to_the_lab(tmp_path):
+    """As in the design: the place alone, or tags that may tell the chip."""
+    lab = 'backend = "labgrid"\ncoordinator = "lab.example:20408"\n'
+    rack = rack_of(tmp_path, f'[boards.a]\n{lab}place = "far"\n[boards.b]\n{lab}tags = {{ chip = "esp32c6" }}\n')
+    assert [spec.chip for spec in rack.boards.values()] == ["auto", "esp32c6"]
+    assert [spec.name for spec in rack.match(Requirement(chips=("esp32c6",)))] == ["b"]
+    assert "boards.toml does not tell it" in Requirement(chips=("esp32c6",)).why_not(rack.board("a"))
+
+
+def test_a_file_that_begins_with_a_byte_order_mark(tmp_path):
+    assert list(rack_of(tmp_path, "\ufeff" + SIM).boards) == ["a"]
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -138,18 +170,6 @@ def test_the_repository_has_the_same_default_rack_as_the_package(monkeypatch, tm
     built_in = load_rack()
     assert {name: spec.chip for name, spec in own.boards.items()} == {
         name: spec.chip for name, spec in built_in.boards.items()
-    }
-
-
-def test_lines_of_keys():
-    text = '# c\n[a]\nb = 1 # x = 2\n\n["q.r".s]\n"t u".v = { w = 1, "x" = 2 }\n'
-    assert locate_keys(text) == {
-        ("a",): 2,
-        ("a", "b"): 3,
-        ("q.r", "s"): 5,
-        ("q.r", "s", "t u", "v"): 6,
-        ("q.r", "s", "t u", "v", "w"): 6,
-        ("q.r", "s", "t u", "v", "x"): 6,
     }
 
 
