@@ -114,6 +114,16 @@ class Link:
         except OSError as error:
             raise LinkError(f"RTS cannot be driven: {error}", board=self.board.name, attempted="hard reset") from error
 
+    def begin_log(self) -> None:
+        """Begin the transcript and the console's log anew, for another test on the same open board.
+
+        What the app said before is dropped; the connection to the loader, if there is one, stays as it is.
+        """
+        self.transcript.clear()
+        self._console = None
+        if self._port is not None and not (self._session and self._session.is_connected):
+            self._port.reset_input_buffer()
+
     def power_cycle(self) -> None:
         """Take the board's power away and give it back.
 

@@ -178,7 +178,7 @@ class Bench:
 
     def _begin(self, held: Held, waited: float) -> None:
         link = held.link
-        link.transcript.clear()
+        link.begin_log()
         self._uses[held.name] = _Use(held, time.monotonic(), waited, link.written_bytes, link.skipped_bytes)
 
     def transcripts(self) -> dict[str, str]:

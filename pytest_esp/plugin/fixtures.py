@@ -90,8 +90,10 @@ def esp(_esp_held: list[Held]) -> Esp:
 
 @pytest.fixture
 def console(_esp_held: list[Held]) -> Console:
-    """What the app on `board` prints; empty at the beginning of the test."""
-    return _esp_held[0].link.console
+    """What the app on `board` prints from now on; ``esp.chip.reset("app")`` starts it anew."""
+    link = _esp_held[0].link
+    link.begin_log()
+    return link.console
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Who holds a board, for how long, and that nobody keeps one for ever."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -69,6 +70,38 @@ def test_burnt_efuses_of_a_virtual_board_are_not_seen_by_the_next_test(project):
     project.run("--board=c3-1").assert_outcomes(passed=2)
 
 
+def test_the_console_of_a_test_begins_empty(project):
+    project.file("""
+        @pytest.mark.esp(chip="esp32")
+        @pytest.mark.parametrize("turn", range(2))
+        def test_boot(esp, console, turn):
+            console.poll()
+            assert console.text == ""
+            esp.link.reset(bootloader=False)
+            console.expect("rst:0x1")
+            esp.link.reset(bootloader=False)  # what this prints is not for the next test
+    """)
+    project.run().assert_outcomes(passed=2)
+
+
+def test_a_board_costs_a_test_next_to_nothing(project):
+    project.file("""
+        import statistics, time
+
+        begun = []
+
+        @pytest.mark.esp(chip="esp32")
+        @pytest.mark.parametrize("turn", range(40))
+        def test_nothing(board, turn):
+            begun.append(time.perf_counter())
+
+        def test_cost():
+            costs = [after - before for before, after in zip(begun, begun[1:])]
+            assert statistics.median(costs) < 0.005
+    """)
+    project.run().assert_outcomes(passed=41)
+
+
 # -- waiting
 
 
@@ -80,7 +113,7 @@ def test_a_held_board_past_the_time_out_is_an_error_that_names_its_holder(projec
     with held_elsewhere(project, "one-esp32"):
         result = project.run("--esp-lock-timeout=0.1")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*one-esp32 did not become free in 0.1 s; *by a long session (pid *"])
+    result.stdout.fnmatch_lines(["*one-esp32 did not become free in 0.1 s; *by a long session (*pid *"])
     result.stdout.fnmatch_lines(["*--esp-lock-timeout*"])
     assert "Traceback" not in str(result.stdout)
 
@@ -90,13 +123,26 @@ def test_a_wait_is_shown_with_the_holder(project):
         @pytest.mark.esp(chip="esp32")
         def test_board(board): ...
     """)
+    project.pytester.makeconftest("""
+        import pathlib
+
+        def pytest_runtest_setup():
+            pathlib.Path("about-to-wait").touch()
+    """)
     lease = held_elsewhere(project, "one-esp32")
-    releasing = threading.Timer(0.3, lease.release)
+
+    def release():
+        while not (project.path / "about-to-wait").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        lease.release()
+
+    releasing = threading.Thread(target=release)
     releasing.start()
     result = project.run("-v")
     releasing.join()
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["waiting for a board (0 s): one-esp32: held for *by a long session (pid *"])
+    result.stdout.fnmatch_lines(["waiting for a board (0 s): one-esp32: held for *by a long session (*pid *"])
 
 
 def test_another_matching_board_is_taken_instead_of_a_held_one(project):
