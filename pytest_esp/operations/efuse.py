@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pytest_esp.errors import LinkError, OperationError, RefusedError
 from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.names import nearest
 from pytest_esp.operations.registry import Effect, operation
 
@@ -102,19 +103,19 @@ def read(link: Link, name: str) -> Efuse:
 
 @dataclass(frozen=True)
 class BitChange:
-    """The bits of a field before and after; *before* is None if they cannot be read."""
+    """The bits of a field before and after; None before if they cannot be read, None both if they are a key."""
 
     name: str
     before: str | None
-    after: str
+    after: str | None
 
 
 @dataclass(frozen=True)
 class BurnPlan:
-    """What a burn would do, bit by bit.
+    """What a burn would do, bit by bit. A key block's value and bits are not shown: no log and no result has a key.
 
     Attributes:
-        before, after: the raw bits of the eFuse itself; None before if they cannot be read.
+        before, after: the raw bits of the eFuse itself; None before if they cannot be read, None both if it is a key.
         new_bits: how many bits of it go from 0 to 1; 0 means that nothing is to be done.
         changes: all fields that change: espefuse burns checksums and versions along with some.
     """
@@ -122,7 +123,7 @@ class BurnPlan:
     name: str
     value: str
     before: str | None
-    after: str
+    after: str | None
     new_bits: int
     changes: tuple[BitChange, ...]
 
@@ -142,7 +143,7 @@ def plan(link: Link, name: str, value: EfuseValue) -> BurnPlan:
             would have to become 0.
     """
     with link.session.use(f"planning to burn {name}", stub=False) as esp:
-        return _plan(_commands(link, esp), name, value)[0]
+        return _Intent(_commands(link, esp), name, value).plan
 
 
 @dataclass(frozen=True)
@@ -267,25 +268,40 @@ def _find(commands: Any, name: str) -> Any:
 # -- planning, inside
 
 
-def _plan(commands: Any, name: str, value: EfuseValue) -> tuple[BurnPlan, Any]:
-    """Return the plan, and the value as espefuse's ``burn_efuse`` takes it."""
-    field = _find(commands, name)
-    if not field.is_writeable():
-        raise OperationError(f"the eFuse {field.name} is write-protected", hint="that cannot be undone")
-    before = _bits(field.get_bitstring())
-    raw, wanted = _requested(commands, field, value)
-    after = _joined(before, wanted)
-    if after != wanted and field.name not in _ADDED_TO:
-        raise OperationError(
-            f"the eFuse {field.name} has bits burnt ({before}) that the value {_text(value)} ({wanted}) has not",
-            hint="a bit that is 1 stays 1",
+class _Intent:
+    """A burn that has passed all checks, with what only the burn itself may see.
+
+    Attributes:
+        raw: the value as espefuse's ``burn_efuse`` takes it.
+        after: the field's bits as they will be.
+        secret: whether the field is a key block.
+        shown: the value that the field has now, as espefuse shows it.
+    """
+
+    def __init__(self, commands: Any, name: str, value: EfuseValue) -> None:
+        field = _find(commands, name)
+        if not field.is_writeable():
+            raise OperationError(f"the eFuse {field.name} is write-protected", hint="that cannot be undone")
+        self.secret = _is_key(commands.efuses, field)
+        self.shown = str(field.get())
+        before = _bits(field.get_bitstring())
+        raw, wanted = _requested(commands, field, value, self.secret)
+        self.after = _joined(before, wanted)
+        if self.after != wanted and field.name not in _ADDED_TO:
+            has = f"has bits burnt ({before}) that the value {_text(value)} ({wanted}) has not"
+            raise OperationError(
+                f"the eFuse {field.name} {has if not self.secret else 'is burnt with another key'}",
+                hint="a bit that is 1 stays 1",
+            )
+        self.raw = raw if isinstance(raw, bytes) else int(self.after, 2)
+        self.plan = BurnPlan(
+            name=field.name,
+            value=_text(value) if not self.secret else "(a key)",
+            before=before if field.is_readable() and not self.secret else None,
+            after=self.after if not self.secret else None,
+            new_bits=self.after.count("1") - before.count("1"),
+            changes=_staged(commands, field, self.raw) if self.after != before else (),
         )
-    if not isinstance(raw, bytes):
-        raw = int(after, 2)
-    changes = _staged(commands, field, raw) if after != before else ()
-    new = after.count("1") - before.count("1")
-    shown = before if field.is_readable() else None
-    return BurnPlan(field.name, _text(value), shown, after, new, changes), raw
 
 
 def _joined(before: str, wanted: str) -> str:
@@ -299,7 +315,13 @@ def _text(value: EfuseValue) -> str:
     return str(int(value) if isinstance(value, bool) else value)
 
 
-def _requested(commands: Any, field: Any, value: EfuseValue) -> tuple[int | bytes, str]:
+def _is_key(efuses: Any, field: Any) -> bool:
+    """Tell whether a field is a whole block that can be read-protected: such blocks are made for keys."""
+    block = efuses.blocks[field.block]
+    return field.read_disable_bit is not None and field.name in (block.name, *block.alias)
+
+
+def _requested(commands: Any, field: Any, value: EfuseValue, secret: bool) -> tuple[int | bytes, str]:
     """Return *value* as espefuse understands it, and its bits."""
     import esptool
     from espefuse.efuse.base_fields import CheckArgValue
@@ -311,8 +333,9 @@ def _requested(commands: Any, field: Any, value: EfuseValue) -> tuple[int | byte
         raw = CheckArgValue(commands.efuses, field.name)(text)
         return raw, _bits(field.convert_to_bitstring(raw))
     except (esptool.FatalError, ValueError, TypeError) as error:
+        shown = "given" if secret else repr(text)
         raise OperationError(
-            f"the value {text!r} does not fit the eFuse {field.name}: {error}",
+            f"the value {shown} does not fit the eFuse {field.name}: {error}",
             hint=f"it has {field.bit_len} bits ({field.efuse_type}); {field.description}",
         ) from error
 
@@ -323,20 +346,24 @@ def _staged(commands: Any, field: Any, raw: int | bytes) -> tuple[BitChange, ...
 
     efuses = commands.efuses
     try:
-        field.save(raw)
-        if efuses.is_efuses_incompatible_for_burn():
-            raise OperationError(
-                f"{field.name} must not be burnt on this chip: with what is burnt already it would brick"
-            )
-        changes = tuple(_changes(efuses))
-        for block in efuses.blocks:
-            block.check_wr_data()
-        return changes
+        # What espefuse says about it has the bits of keys in it, and belongs to no transcript.
+        with capture(Transcript()):
+            field.save(raw)
+            incompatible = efuses.is_efuses_incompatible_for_burn()
+            changes = tuple(_changes(efuses))
+            for block in efuses.blocks:
+                block.check_wr_data()
     except esptool.FatalError as error:
         raise OperationError(f"the eFuse {field.name} cannot be burnt: {str(error).strip()}") from error
     finally:
         for block in efuses.blocks:
             block.wr_bitarray.set(0)
+    if incompatible:
+        raise OperationError(
+            f"the eFuse {field.name} does not go together with what is burnt already",
+            hint="this chip's ROM has a defect with that combination; espefuse refuses it, too",
+        )
+    return changes
 
 
 def _changes(efuses: Any) -> list[BitChange]:
@@ -347,7 +374,9 @@ def _changes(efuses: Any) -> list[BitChange]:
         before = _bits(field.get_bitstring())
         after = _joined(before, _bits(field.get_bitstring(from_read=False)))
         if after != before:
-            found.append(BitChange(field.name, before if field.is_readable() else None, after))
+            secret = _is_key(efuses, field)
+            readable = field.is_readable() and not secret
+            found.append(BitChange(field.name, before if readable else None, None if secret else after))
     return found
 
 
@@ -392,52 +421,57 @@ def _uninterrupted(work: Callable[[], R]) -> R:
 def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
     with link.session.use(f"burning {name}", stub=False) as esp:
         commands = _commands(link, esp)
-        planned, raw = _plan(commands, name, value)
-        shown = str(commands.efuses[planned.name].get())
+        intent = _Intent(commands, name, value)
+        planned = intent.plan
+        before = intent.shown if not intent.secret else "(a key)"
         if not planned.new_bits:
-            return BurnResult(planned.name, planned.value, shown, shown, 0, True, ())
+            return BurnResult(planned.name, planned.value, before, before, 0, True, ())
         audit = _Audit(link, planned, bytes(esp.read_mac("BASE_MAC")).hex(":"))
         audit.write("begin")
         try:
-            _burn(link, commands, planned.name, raw)
+            _burn(link, commands, intent)
         except BaseException as error:
             audit.write("failed", error=str(error))
             raise
-    after, bits, verified = _proof(link, planned)
-    audit.write("done", read_back=bits, verified=verified)
+    after, bits, verified = _proof(link, planned.name, intent.after)
+    audit.write("done", read_back=bits if not intent.secret else None, verified=verified)
     if verified is False:
+        found = f"reads back as {bits}, not {intent.after}" if not intent.secret else "reads back as another key"
         raise OperationError(
-            f"the eFuse {planned.name} reads back as {bits or 'unchanged'}, not {planned.after}",
+            f"the eFuse {planned.name} {found}",
             attempted=f"burning {planned.name}",
             hint="the coding scheme or a write protection may be in the way; the bits that were burnt stay burnt",
         )
-    return BurnResult(planned.name, planned.value, shown, after, planned.new_bits, verified, planned.changes)
+    if intent.secret and after is not None:
+        after = "(a key)"
+    return BurnResult(planned.name, planned.value, before, after, planned.new_bits, verified, planned.changes)
 
 
-def _burn(link: Link, commands: Any, name: str, raw: int | bytes) -> None:
+def _burn(link: Link, commands: Any, intent: _Intent) -> None:
     # espefuse finds its own way in closed by some burns: it then connects anew, which must not close our port, and,
     # content with what it finds or does not find, leaves the process.
     def reconnect(_esp: object) -> object:
         return link.session.reconnect()
 
     commands.efuses.reconnect_chip = reconnect
-    try:
-        with contextlib.suppress(SystemExit):
-            commands.burn_efuse({name: raw})
-    finally:
-        link.session.forget_efuses()
+    quiet = capture(Transcript()) if intent.secret else contextlib.nullcontext()
+    with quiet, contextlib.suppress(SystemExit):
+        commands.burn_efuse({intent.plan.name: intent.raw})
+    if link.session.chip == "esp32":
+        link.session.forget_efuses()  # which fields an ESP32 has depends on what is burnt in others
 
 
-def _proof(link: Link, planned: BurnPlan) -> tuple[str | None, str | None, bool | None]:
-    """Return value and bits as they are now, as far as they can be read, and whether they are what was planned."""
-    if planned.name in _CLOSE_THE_LOADER:
-        return None, None, not _loader_answers(link)
-    if planned.name == _CLOSES_THE_REGISTERS:
+def _proof(link: Link, name: str, expected: str) -> tuple[str | None, str | None, bool | None]:
+    """Return value and bits as they are now, as far as they can be read, and whether they are the expected ones."""
+    if name in _CLOSE_THE_LOADER and not _loader_answers(link):
+        return None, None, True
+    if name == _CLOSES_THE_REGISTERS:
         link.session.drop()
         with link.session.use("looking for secure download mode", stub=False) as esp:
             return None, None, bool(esp.secure_download_mode)
-    now = read(link, planned.name)
-    return str(now.value), now.bits, None if now.bits is None else now.bits == planned.after
+    # Some chips keep their loader open: the first revisions of the ESP32 do not know UART_DOWNLOAD_DIS.
+    now = read(link, name)
+    return str(now.value), now.bits, None if now.bits is None else now.bits == expected
 
 
 def _loader_answers(link: Link) -> bool:
