@@ -1,6 +1,7 @@
 """``pytest-esp rack``."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.requirement import Requirement
 
+TEST = "tests/test_thermostat.py::test_it_heats[virtual-esp32]"
 BIN = Path(sys.executable).parent
 
 
@@ -25,21 +27,33 @@ def path(tmp_path):
 
 def run(*arguments):
     return subprocess.run(
-        [BIN / "pytest-esp", "rack", *map(str, arguments)], capture_output=True, text=True, check=False
+        [BIN / "pytest-esp", "rack", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name not in ("COLUMNS", "PYTEST_ESP_LOCK_DIR")},
     )
 
 
 def test_it_shows_who_holds_what(path):
     rack = load_rack(path)
-    with rack.lease(Requirement(boards=("a",)), purpose="test_thermostat")[0]:
+    with rack.lease(Requirement(boards=("a",)), purpose=TEST)[0]:
         boards = json.loads(run("--rack", path, "--json").stdout)["boards"]
-        assert "test_thermostat" in run("--rack", path).stdout
+        assert f"by {TEST} (pid {os.getpid()}, " in run("--rack", path).stdout
     held, gone = boards
     assert (held["name"], held["state"]) == ("a", "held")
-    assert held["holder"]["purpose"] == "test_thermostat"
+    assert held["holder"]["purpose"] == TEST
     assert gone["state"] == "missing"
     assert "plugged in" in gone["problem"]
     assert json.loads(run("--rack", path, "--json").stdout)["boards"][0]["state"] == "free"
+
+
+def test_a_lock_folder_that_cannot_be_made_is_one_message(path):
+    path.with_name("locks").touch()
+    result = run("--rack", path)
+    assert result.returncode == 1
+    assert f"no lock can be made in {path.with_name('locks')}" in result.stderr
+    assert "PYTEST_ESP_LOCK_DIR" in result.stderr
 
 
 def test_a_wrong_file_is_one_message(path):

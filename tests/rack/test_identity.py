@@ -1,0 +1,164 @@
+"""However a port is named, it is one board."""
+
+import os
+
+import pytest
+from serial.tools import list_ports
+from serial.tools.list_ports_common import ListPortInfo
+
+from pytest_esp.errors import LeaseError, NoMatchError, PortError
+from pytest_esp.rack import identity as identities
+from pytest_esp.rack.config import load_rack
+from pytest_esp.rack.identity import canonical_port, identity, resolve_port
+from pytest_esp.rack.lease import acquire
+from pytest_esp.rack.requirement import Requirement
+
+
+def rack_of(tmp_path, **ports):
+    path = tmp_path / "boards.toml"
+    boards = (f'[boards.{name}]\nbackend="serial"\nchip="esp32c3"\nport="{port}"\n' for name, port in ports.items())
+    path.write_text('[rack]\nlock_dir="locks"\n' + "".join(boards))
+    return load_rack(path)
+
+
+@pytest.fixture
+def node():
+    main, device = os.openpty()
+    yield os.ttyname(device)
+    os.close(main)
+    os.close(device)
+
+
+@pytest.fixture
+def plugged_in(monkeypatch):
+    """Lets the machine see USB serial ports; none of them need be there."""
+
+    def plug_in(**serials):
+        ports = []
+        for name, serial in serials.items():
+            port = ListPortInfo(f"/dev/{name}")
+            port.vid, port.pid, port.serial_number = 0x303A, 0x1001, serial
+            ports.append(port)
+        monkeypatch.setattr(list_ports, "comports", lambda: ports)
+
+    return plug_in
+
+
+def test_a_symlink_a_by_id_name_and_the_device_node_are_one_board(tmp_path, node):
+    by_id = tmp_path / "usb-Espressif-if00"
+    by_id.symlink_to(node)
+    link = tmp_path / "link"
+    link.symlink_to(by_id)
+    rack = rack_of(tmp_path, node=node, by_id=by_id, link=link, spied=f"spy://{link}?file=/dev/null")
+    assert len({identity(spec, rack) for spec in rack.boards.values()}) == 1
+    with rack.lease("node", purpose="one")[0], pytest.raises(LeaseError, match="held for"):
+        rack.lease("link", purpose="two", timeout=0)
+    with pytest.raises(NoMatchError, match="link is the same hardware as node"):
+        acquire([rack.board("node"), rack.board("link")], rack=rack, purpose="both", count=2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("rfc2217://LocalHost:4000?ign_set_control", "rfc2217://127.0.0.1:4000"),
+        ("socket://[::1]:4000", "socket://localhost:4000"),
+        ("socket://lab:4000", "rfc2217://LAB:4000"),
+        ("com7", r"\\.\COM7"),
+    ],
+)
+def test_remote_and_windows_ports_have_one_name(one, other):
+    assert canonical_port(one) == canonical_port(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("socket://lab:4000", "socket://lab:4001"),
+        ("socket://mylocalhost:4000", "socket://my127.0.0.1:4000"),
+        ("COM7", "COM70"),
+        ("/dev/ttyUSB0", "/dev/ttyUSB1"),
+        ("spy:///dev/ttyUSB0", "spy:///dev/ttyUSB1"),
+    ],
+)
+def test_different_ports_have_different_names(one, other):
+    assert canonical_port(one) != canonical_port(other)
+
+
+def test_a_usb_board_that_comes_back_as_another_device_node_is_the_same_board(tmp_path, monkeypatch):
+    """A chip with native USB that is reset while its port is held open gets the next free number."""
+    ttys, socket = tmp_path / "class", tmp_path / "devices/usb1/1-1/1-1.4/1-1.4:1.0"
+    adapter = tmp_path / "devices/usb1/1-2/1-2:1.0"
+    monkeypatch.setattr(identities, "_TTYS", ttys)
+
+    def attach(name, device, port_number=None):
+        device.mkdir(parents=True, exist_ok=True)
+        if port_number is not None:
+            (device / "port_number").write_text(f"{port_number}\n")
+        (ttys / name).mkdir(parents=True)
+        (ttys / name / "device").symlink_to(device)
+
+    attach("ttyACM0", socket)
+    attach("ttyACM1", socket)
+    attach("ttyUSB0", adapter / "ttyUSB0", 0)
+    attach("ttyUSB1", adapter / "ttyUSB1", 1)
+    (tmp_path / "board").symlink_to("/dev/ttyACM1")
+    assert canonical_port("/dev/ttyACM0") == canonical_port(str(tmp_path / "board")) == "usb-socket:1-1.4:1.0"
+    assert canonical_port("/dev/ttyUSB0") == "usb-socket:1-2:1.0#0"  # an adapter with two ports is two boards
+    assert canonical_port("/dev/ttyUSB1") == "usb-socket:1-2:1.0#1"
+    assert canonical_port("/dev/ttyS0") == "device:/dev/ttyS0"
+
+
+def test_usb_ids_and_serial_number_find_the_device_node(tmp_path, plugged_in):
+    plugged_in(ttyACM0="7C:DF:A1:00:11:22", ttyACM1="7C:DF:A1:00:11:23", ttyACM2="34:85:18:00:00:01")
+    rack = rack_of(
+        tmp_path,
+        whole="usb:303a:1001:serial=7c:df:a1:00:11:23",
+        beginning="usb:303A:1001:serial=34:85",
+        vague="usb:303a:1001:serial=7C:DF:A1",
+        any="usb:303a:1001",
+        other="usb:10c4:ea60",
+        node="/dev/ttyACM1",
+    )
+    assert resolve_port(rack.board("whole")) == "/dev/ttyACM1"
+    assert identity(rack.board("whole"), rack) == identity(rack.board("node"), rack)
+    assert resolve_port(rack.board("beginning")) == "/dev/ttyACM2"
+    with pytest.raises(PortError, match="ambiguous: /dev/ttyACM0, /dev/ttyACM1"):
+        resolve_port(rack.board("vague"))
+    with pytest.raises(PortError, match="add :serial=SERIAL"):
+        resolve_port(rack.board("any"))
+    with pytest.raises(PortError, match="no USB device usb:10c4:ea60 is plugged in") as caught:
+        resolve_port(rack.board("other"))
+    assert "usb:303a:1001:serial=7C:DF:A1:00:11:22 (/dev/ttyACM0)" in str(caught.value)
+
+
+def test_a_board_that_is_not_plugged_in_is_passed_over(tmp_path, plugged_in):
+    plugged_in()
+    rack = rack_of(tmp_path, gone="usb:303a:1001", here="/dev/ttyUSB0")
+    with rack.lease(Requirement(), purpose="one")[0] as lease:
+        assert lease.spec.name == "here"
+        with pytest.raises(LeaseError, match="here: held for"):
+            rack.lease(Requirement(), purpose="two", timeout=0)
+    with pytest.raises(PortError, match="gone: no USB device"):
+        rack.lease("gone", purpose="one", timeout=0)
+    with pytest.raises(PortError, match="gone: no USB device"):
+        rack.lease(Requirement(count=2), purpose="both", timeout=0)
+
+
+def test_a_waiter_notices_that_a_board_has_been_plugged_in(tmp_path, plugged_in, monkeypatch):
+    monkeypatch.setattr("pytest_esp.rack.lease._RESOLVE_EVERY", 0.01)
+    plugged_in()
+    rack = rack_of(tmp_path, later="usb:303a:1001", held="/dev/ttyUSB0")
+    with rack.lease("held", purpose="one")[0]:
+        waiting = rack.lease(Requirement(), purpose="two", timeout=5, on_wait=lambda *_: plugged_in(ttyACM0="1"))
+        assert waiting[0].spec.name == "later"
+        waiting[0].release()
+
+
+def test_labgrid_places_are_known_by_coordinator_and_place(tmp_path):
+    path = tmp_path / "boards.toml"
+    path.write_text(
+        '[boards.a]\nbackend="labgrid"\ncoordinator="lab.example:20408"\nplace="far"\n'
+        '[boards.b]\nbackend="labgrid"\ncoordinator="Lab.Example"\nplace="far"\n'
+    )
+    rack = load_rack(path)
+    assert identity(rack.board("a"), rack) == identity(rack.board("b"), rack) == "labgrid:lab.example:20408/far"
