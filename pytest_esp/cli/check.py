@@ -9,7 +9,8 @@ import click
 
 @click.command(
     "check",
-    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+    # No short options here: click would look for them inside pytest's (-pno:hypothesis has an h).
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]},
     epilog="Exit codes are pytest's: 0 all passed, 1 some failed, 2 interrupted, 4 wrong boards.toml or usage.",
 )
 @click.option("--rack", metavar="FILE", help="The rack file (default: boards.toml, here or above).")
