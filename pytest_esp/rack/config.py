@@ -95,7 +95,8 @@ def _build(path: Path | None, text: str, data: dict[str, Any]) -> Rack:
     lock_dir = table.lock_dir
     if lock_dir is not None and path is not None:
         lock_dir = path.resolve().parent / lock_dir.expanduser()
-    return Rack(table.name, path, specs, lock_dir)
+    # Absolute: boards are known by their file, and a test may change the working folder.
+    return Rack(table.name, path and path.absolute(), specs, lock_dir)
 
 
 def _table(problems: _Problems, data: dict[str, Any], key: str) -> dict[str, Any]:

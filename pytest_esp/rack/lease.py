@@ -370,11 +370,14 @@ def lock_folder(rack: Rack) -> Path:
     two folders would both get the board.
 
     Raises:
-        LeaseError: if it cannot be made or written.
+        LeaseError: if it cannot be made or written, or is not absolute.
     """
     named = os.environ.get(ENVIRONMENT) or rack.lock_dir
     if named:
-        return _usable(Path(named).expanduser())
+        folder = Path(named).expanduser()
+        if not folder.is_absolute():
+            raise _no_lock(folder, ValueError("the folder must not depend on where a process runs: write it absolute"))
+        return _usable(folder)
     if _SHARED.is_dir() or (_SHARED.parent.is_dir() and os.access(_SHARED.parent, os.W_OK | os.X_OK)):
         return _usable(_SHARED)
     return _usable(_TEMPORARY)

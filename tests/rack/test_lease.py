@@ -168,6 +168,17 @@ def test_a_lock_folder_that_cannot_be_made_is_named_with_the_setting(rack, tmp_p
     assert "PYTEST_ESP_LOCK_DIR" in str(caught.value)
 
 
+def test_a_board_stays_the_same_when_the_working_folder_changes(rack, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = load_rack(Path("boards.toml"))
+    monkeypatch.chdir("/")
+    with rack.lease("a", purpose="me")[0]:
+        assert holder_of(relative.board("a"), relative) is not None
+    monkeypatch.setenv("PYTEST_ESP_LOCK_DIR", "locks")
+    with pytest.raises(LeaseError, match="write it absolute"):
+        rack.lease("a", purpose="me")
+
+
 def test_the_lock_folder_is_made_for_all_users(rack):
     with rack.lease(ANY, purpose="me")[0]:
         folder = rack.lock_dir
