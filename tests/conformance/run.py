@@ -30,6 +30,7 @@ ENVIRONMENT = HERE.parent.parent / ".conformance"
 CHIPS = "esp8266 esp32 esp32s2 esp32s3 esp32c2 esp32c3 esp32c5 esp32c6 esp32c61 esp32h2 esp32p4"
 EFUSE_CHIPS = ("esp32", "esp32c3")
 SUITES = {"esptool": "test_esptool.py", "sdm": "test_esptool_sdm.py", "espefuse": "test_espefuse.py"}
+LARGE_FLASH_CHIPS = ("esp32s3", "esp32c5", "esp32p4")  # address more than 16 MB: served with 32 MB
 _LONGEST_RUN = 3600  # seconds
 
 
@@ -158,6 +159,7 @@ def _plugin_settings(run: Run, work: Path) -> dict[str, str]:
         "CONFORMANCE_DESELECT": json.dumps(dropped),
         "CONFORMANCE_ONLY": json.dumps(only),
         "CONFORMANCE_RESULT": str(work / "result.json"),
+        "ESPTOOL_TEST_FLASH_SIZE": "32" if run.chip in LARGE_FLASH_CHIPS else "4",
     }
 
 
@@ -178,6 +180,7 @@ def _server(run: Run, work: Path) -> Iterator[dict[str, Any]]:
         address = f"pty:{work / 'port'}" if run.transport == "pty" else f"{run.transport}://127.0.0.1:0"
         command = [str(Path(sys.executable).with_name("pytest-esp")), "sim", run.chip, "--json"]
         command += ["--listen", address, "--app", "apps:RamHelloWorld"]
+        command += ["--flash-size", "32MB" if run.chip in LARGE_FLASH_CHIPS else "4MB"]
         if run.suite == "sdm":
             command.append("--secure-download")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
