@@ -16,6 +16,7 @@ from pytest_esp.operations.registry import Effect, operation, size_argument
 from pytest_esp.units import parse_size
 
 _BOOT_TIMEOUT = 3.0
+_HIGHEST_BAUDRATE = 20_000_000  # beyond any UART of these chips; boards.toml has the same limit
 # What a chip says first: the ROM's banner, of any generation.
 _ROM_BANNER = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ 0-9]\d \d{4}|rst:0x|rst cause")
 
@@ -146,9 +147,10 @@ def reset(link: Link, to: Literal["app", "bootloader"] = "app", wait: float = _B
         return ResetResult("bootloader", time.monotonic() - begun, "")
     if to != "app":
         raise OperationError(f"there is no reset to {to!r}", hint="use 'app' or 'bootloader'")
-    link.reset(bootloader=False)
     console = link.console
+    console.skip()  # the banner of an earlier boot proves nothing
     start = len(console.text)
+    link.reset(bootloader=False)
     try:
         console.expect(_ROM_BANNER, timeout=wait)
     except ConsoleError as error:
@@ -176,7 +178,7 @@ def change_baudrate(link: Link, baudrate: int) -> LinkSpeed:
         LinkError: if it does not.
         OperationError: on a ROM that cannot change it (ESP8266 without stub), or if it is no baud rate.
     """
-    if baudrate <= 0:
+    if not 0 < baudrate <= _HIGHEST_BAUDRATE:
         raise OperationError(f"{baudrate} is no baud rate", hint="usual ones: 115200, 460800, 921600")
     link.session.change_baudrate(baudrate)
     return LinkSpeed(baudrate)

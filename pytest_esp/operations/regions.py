@@ -74,7 +74,8 @@ def load(firmware: Firmware, address: int | str | None = None) -> Load:
 
 
 def _pairs(firmware: Firmware, address: int | str | None) -> tuple[Iterable[tuple[int | str, Source]], str | None]:
-    if address is None and isinstance(firmware, (str, os.PathLike)) and not Path(firmware).is_file():
+    # os.path.isfile, unlike Path.is_file, answers for names that no file can have, too.
+    if address is None and isinstance(firmware, (str, os.PathLike)) and not os.path.isfile(firmware):
         return _build_folder(Path(firmware))
     if isinstance(firmware, (bytes, str, os.PathLike)):
         if address is None:

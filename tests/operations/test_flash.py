@@ -272,8 +272,9 @@ def test_a_build_folder(esp_of, tmp_path):
     (tmp_path / "flasher_args.json").write_text("{")
     with pytest.raises(FirmwareError, match="is damaged"):
         esp.flash.write(tmp_path)
-    with pytest.raises(FirmwareError, match="no ESP-IDF build folder"):
-        esp.flash.write(tmp_path / "elsewhere")
+    for nowhere in (tmp_path / "elsewhere", "x" * 5000):
+        with pytest.raises(FirmwareError, match="no ESP-IDF build folder"):
+            esp.flash.write(nowhere)
 
 
 def test_what_boards_toml_does_not_allow_is_refused_before_the_port_is_opened(esp_of):
