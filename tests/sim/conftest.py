@@ -1,7 +1,6 @@
 """A simulated chip and the port of a host at it, for the tests of this room."""
 
 import contextlib
-import io
 
 import pytest
 from esptool.targets import CHIP_DEFS
@@ -55,10 +54,3 @@ class RawHost:
 def bench():
     with contextlib.ExitStack() as stack:
         yield Bench(stack)
-
-
-@pytest.fixture
-def quiet():
-    """Keep what esptool prints out of the way where a test's own output matters."""
-    with contextlib.redirect_stdout(io.StringIO()) as text:
-        yield text
