@@ -177,7 +177,10 @@ class Session:
     def _run_stub(self, esp: FastLoader) -> FastLoader:
         if esp.secure_download_mode or esp.stub_is_disabled or not _has_stub(esp):
             return esp
-        stub = cast(FastLoader, esp.run_stub())
+        stub = cast(FastLoader, cmds.run_stub(esp))
+        if not stub.IS_STUB:  # esptool knows chips that refuse one: an ESP32-C3 with secure boot
+            esp.stub_is_disabled = True
+            return esp
         if self._baudrate != _ROM_BAUDRATE:
             self._change_baudrate(stub, self._baudrate)
         self._esp = stub

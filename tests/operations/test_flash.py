@@ -306,6 +306,22 @@ def test_a_chip_in_secure_download_mode_is_written_without_proof(esp_of):
     assert "secure download mode" in caught.value.hint
 
 
+def test_an_esp32c3_with_secure_boot_is_written_by_its_rom(esp_of):
+    """Its ROM lets no stub run."""
+    esp = esp_of("esp32c3")
+    esp.efuse.burn("SECURE_BOOT_EN", 1)
+    esp.chip.reset("bootloader")
+    data = os.urandom(5001)
+    assert esp.flash.write(data, 0x10000).verified
+    assert esp.flash.verify(data, 0x10000).matches
+    assert not esp.chip.identify().stub
+    assert esp.transcript.count("Stub flasher is not supported") == 1
+    with pytest.raises(OperationError, match="Active security features"):
+        esp.flash.erase(0x10000, 0x2000)
+    esp.flash.erase(0x10000, 0x2000, force=True)
+    assert esp.flash.read(0x10000, 16).data == b"\xff" * 16
+
+
 @pytest.mark.parametrize("chip", ["esp8266", "esp32s2", "esp32h2", "esp32p4"])
 def test_other_chips(esp_of, chip):
     esp = esp_of(chip)
