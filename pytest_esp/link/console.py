@@ -98,6 +98,11 @@ class Console:
         self.feed(data)
         return data
 
+    def skip(self) -> None:
+        """Take what has arrived, and let `expect` look at what comes after it only."""
+        self.poll()
+        self._position = len(self._plain)
+
     def expect(self, pattern: Pattern, timeout: float = 10.0) -> re.Match[bytes]:
         """Wait for *pattern* in what comes after the last match, and return the match.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from hashlib import md5
 
 import pytest
 
 from pytest_esp.boards.board import Board
 from pytest_esp.operations.esp import Esp
+from pytest_esp.operations.flash import SECTOR
 
 _SIZE = 0x20000
 
@@ -21,8 +23,14 @@ class Scratch:
     size: int
 
 
+@pytest.fixture(scope="session")
+def known_contents() -> dict[str, bytes]:
+    """What was in the scratch region of each real board when it was last read."""
+    return {}
+
+
 @pytest.fixture
-def scratch(board: Board, esp: Esp) -> Generator[Scratch]:
+def scratch(board: Board, esp: Esp, known_contents: dict[str, bytes]) -> Generator[Scratch]:
     """The last 128 KB of the flash, put back after the test on a real board."""
     size = board.spec.flash_size or esp.flash.info().size
     if size is None:
@@ -31,6 +39,10 @@ def scratch(board: Board, esp: Esp) -> Generator[Scratch]:
     if board.virtual:
         yield region
         return
-    before = esp.flash.read(region.address, region.size).data
+    # Reading 128 KB takes seconds on a real port; an MD5 tells whether that was done already.
+    before = known_contents.get(board.name)
+    if before is None or esp.flash.md5(region.address, region.size).md5 != md5(before).hexdigest():
+        before = known_contents[board.name] = esp.flash.read(region.address, region.size).data
     yield region
-    esp.flash.write([(region.address, before)])
+    sectors = range(0, region.size, SECTOR)
+    esp.flash.write([(region.address + start, before[start : start + SECTOR]) for start in sectors])

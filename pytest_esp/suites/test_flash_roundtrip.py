@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_esp.operations.esp import Esp
+from pytest_esp.operations.flash import SECTOR
 
 if TYPE_CHECKING:
     from pytest_esp.suites.conftest import Scratch
 
 pytestmark = [pytest.mark.esp(each="board"), pytest.mark.erases]
-
-SECTOR = 0x1000
 
 
 @pytest.mark.parametrize("size", [1, 3, 255, 4095, 4097, 16385, 65537])

@@ -6,6 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_esp.sim.chip import SimChip
+from pytest_esp.sim.flash import NorFlash
+from pytest_esp.wire.endpoints import serve
+
 # Plugins that other packages bring, and that every run would have to import.
 PLAIN = ("-pno:hypothesispytest", "-pno:anyio", "-pno:platformdirs")
 
@@ -56,6 +60,23 @@ def test_all_suites_pass_on_simulated_boards(check, tmp_path):
     skipped = {case.get("name") for case in cases if case.find("skipped") is not None}
     assert skipped
     assert all("[old" in name for name in skipped)  # an ESP8266 has no eFuses
+
+
+def test_a_board_behind_a_real_port_passes_and_keeps_its_flash(check):
+    flash = NorFlash(4 * 1024 * 1024)
+    kept = b"what the user has in the scratch region"
+    flash.program(flash.size - 0x20000, kept)
+    chip = SimChip("esp32c3", flash=flash, rise_time=0.02)
+    endpoint = serve(chip.wire, "rfc2217://127.0.0.1:0", name="devkit")
+    try:
+        rack = f'[boards.real]\nbackend = "serial"\nchip = "esp32c3"\nport = "{endpoint.url}"\n'
+        code, output = check(rack, "-k", "not 65537 and not 16385 and not 0x8000 and not 0x1")
+    finally:
+        endpoint.close()
+        chip.close()
+    assert code == 0, output
+    assert "no partition table is flashed" in output
+    assert flash.read(flash.size - 0x20000, 0x20000) == kept.ljust(0x20000, b"\xff")
 
 
 def test_one_board_and_no_flash_writes(check):
