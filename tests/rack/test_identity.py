@@ -1,6 +1,8 @@
 """However a port is named, it is one board."""
 
+import getpass
 import os
+import sys
 
 import pytest
 from serial.tools import list_ports
@@ -152,6 +154,20 @@ def test_a_waiter_notices_that_a_board_has_been_plugged_in(tmp_path, plugged_in,
         waiting = rack.lease(Requirement(), purpose="two", timeout=5, on_wait=lambda *_: plugged_in(ttyACM0="1"))
         assert waiting[0].spec.name == "later"
         waiting[0].release()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there every user has a name")
+def test_the_built_in_rack_works_for_a_user_without_a_name(tmp_path, monkeypatch):
+    """As in a container that runs under any number."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTEST_ESP_LOCK_DIR", str(tmp_path / "locks"))
+    for variable in ("PYTEST_ESP_RACK", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    with load_rack().lease("virtual-c3", purpose="me", timeout=0)[0] as lease:
+        assert lease.held
 
 
 def test_labgrid_places_are_known_by_coordinator_and_place(tmp_path):

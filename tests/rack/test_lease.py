@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -231,12 +232,15 @@ needs_root = pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, re
 
 
 @pytest.fixture
-def open_rack(rack, tmp_path):
-    """A rack whose lock folder, made by root, all users reach."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    rack.lease(ANY, purpose="the folder's first user")[0].release()
-    return rack
+def open_rack():
+    """A rack whose lock folder, made by root, all users reach. (Every start of pytest closes `tmp_path` to them.)"""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "boards.toml").write_text('[rack]\nlock_dir = "locks"\n[boards.a]\nbackend="sim"\nchip="esp32"\n')
+        rack = load_rack(folder / "boards.toml")
+        rack.lease(ANY, purpose="the folder's first user")[0].release()
+        yield rack
 
 
 @needs_root
