@@ -29,7 +29,7 @@ _BOARD_KEYS = BoardSpec.model_fields.keys() - {"name"}
 _DEFAULT: dict[str, Any] = {
     "boards": {
         "virtual-esp32": {"backend": "sim", "chip": "esp32", "flash_size": "4MB"},
-        "virtual-s3": {"backend": "sim", "chip": "esp32s3", "flash_size": "8MB"},
+        "virtual-s3": {"backend": "sim", "chip": "esp32s3", "flash_size": "8MB", "features": ["psram"]},
         "virtual-c3": {"backend": "sim", "chip": "esp32c3", "flash_size": "4MB"},
         "virtual-c6": {"backend": "sim", "chip": "esp32c6", "flash_size": "4MB"},
     }

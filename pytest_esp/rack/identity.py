@@ -36,8 +36,15 @@ def identity(spec: BoardSpec, rack: Rack) -> str:
         return f"labgrid:{coordinator if ':' in coordinator else f'{coordinator}:{_COORDINATOR_PORT}'}/{place}"
     if spec.port:
         return canonical_port(resolve_port(spec))
-    where = os.path.realpath(rack.path) if rack.path else f"built-in of {getpass.getuser()}"
+    where = os.path.realpath(rack.path) if rack.path else f"built-in of {user_id()}"
     return f"{spec.backend}:{where}:{spec.name}"
+
+
+def user_id() -> str:
+    """Return what tells users apart: a number where there are numbers, as a container's user may have no name."""
+    if sys.platform == "win32":
+        return re.sub(r"[^A-Za-z0-9]+", "-", getpass.getuser())
+    return str(os.geteuid())
 
 
 def canonical_port(port: str) -> str:

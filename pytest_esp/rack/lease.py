@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from pytest_esp.errors import LeaseError, NoMatchError, PortError
-from pytest_esp.rack.identity import identity
+from pytest_esp.rack.identity import identity, user_id
 
 if sys.platform != "win32":
     import fcntl
@@ -193,7 +193,7 @@ class _Slot:
         self.folder = folder
         self.path = folder / f"{stem}.lock"
         # One record per user: in a sticky folder nobody may replace another's, which a killed holder leaves behind.
-        self.record = folder / f"{stem}.{_user_id()}.json"
+        self.record = folder / f"{stem}.{user_id()}.json"
         # `thread_local=False`: the lease belongs to the process, and may be released by another of its threads.
         # Without the kernel's locks a killed holder would keep its boards: better no lock than another kind.
         self.lock = FileLock(self.path, mode=0o666, thread_local=False, fallback_to_soft=False)
@@ -220,7 +220,7 @@ class _Slot:
         """
         lease = Lease(self.spec, self.lock, self.record, waited)
         record = HolderRecord(
-            self.spec.name, os.getpid(), _HOST, _user(_user_id()), purpose, lease.since, _own_start(os.getpid())
+            self.spec.name, os.getpid(), _HOST, _user_name(user_id()), purpose, lease.since, _own_start(os.getpid())
         )
         # Written beside and renamed, so that nobody reads half a record.
         part = f"{self.record}.{os.getpid()}.{threading.get_ident()}.part"
@@ -269,6 +269,7 @@ class _Slot:
             raise _no_lock(self.folder, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing would not do for what another thread forks meanwhile
         except BlockingIOError:
             return True
         finally:
@@ -407,17 +408,11 @@ def file_stem(spec: BoardSpec, rack: Rack) -> str:
 
 
 @functools.cache
-def _user(user_id: str) -> str:
+def _user_name(number: str) -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
-        return user_id
-
-
-def _user_id() -> str:
-    if sys.platform == "win32":
-        return re.sub(r"[^A-Za-z0-9]+", "-", getpass.getuser())
-    return str(os.geteuid())
+        return number
 
 
 def _no_lock(folder: Path, error: Exception) -> LeaseError:
