@@ -20,6 +20,7 @@ from serial import rfc2217
 
 from pytest_esp.errors import PortError
 from pytest_esp.wire.loop import loop, on_loop, run
+from pytest_esp.wire.pty_watch import PtyWatch
 from pytest_esp.wire.wire import HostSide, Wire
 
 _BACKLOG = 8 * 1024 * 1024  # bytes kept for a client that does not read; what comes then is lost
@@ -266,7 +267,12 @@ class _HostPort:
 
 
 class _PtyEndpoint:
-    """A pseudo terminal in raw mode. Without a client its master end only ever says "hung up", so it is looked at."""
+    """A pseudo terminal in raw mode.
+
+    Without a client its master end only ever says "hung up". Clients that come and go are told by a `PtyWatch`; where
+    the system has none, the master is looked at again and again, and a client that follows another at once looks like
+    the same one.
+    """
 
     def __init__(self, wire: Wire, path: str) -> None:
         if os.name != "posix":
@@ -292,7 +298,9 @@ class _PtyEndpoint:
             os.close(slave)
         os.set_blocking(self._master, False)
         self.url = f"pty:{self._link or self._device}"
-        on_loop(self._look_for_client)
+        self._openers = 0
+        self._watch = _watch(self._device)
+        on_loop(self._start)
 
     @property
     def client_count(self) -> int:
@@ -307,6 +315,9 @@ class _PtyEndpoint:
             self._leave()
             if self._look is not None:
                 self._look.cancel()
+            if self._watch is not None:
+                loop().remove_reader(self._watch.descriptor)
+                self._watch.close()
             os.close(self._master)
 
         run(stop())
@@ -315,14 +326,51 @@ class _PtyEndpoint:
                 if os.readlink(self._link) == self._device:
                     self._link.unlink()
 
+    def _start(self) -> None:
+        if self._closed:
+            return
+        if self._watch is not None:
+            loop().add_reader(self._watch.descriptor, self._clients_changed)
+        else:
+            self._look_for_client()
+
+    def _clients_changed(self) -> None:
+        assert self._watch is not None
+        changes = self._watch.changes()
+        while changes:
+            if changes.pop(0):
+                self._openers += 1
+                if self._host is None:
+                    self._arrive()
+                continue
+            self._openers = max(self._openers - 1, 0)
+            if self._openers or (not changes and not self._is_hung_up()):
+                self._openers = max(self._openers, 1)  # the kernel merges two opens that nobody has heard of yet
+                continue
+            if not changes:
+                self._hear_last_words()
+            self._leave()
+
+    def _hear_last_words(self) -> None:
+        """Take what a client wrote before it closed; nobody else has written since."""
+        with contextlib.suppress(OSError):  # EIO at its end
+            while self._host is not None:
+                self._host.send(os.read(self._master, 1 << 16))
+
+    def _is_hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self._master, select.POLLIN)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+
     def _look_for_client(self) -> None:
         if self._closed:
             return
-        poll = select.poll()
-        poll.register(self._master, select.POLLIN)
-        if any(event & select.POLLHUP and not event & select.POLLIN for _, event in poll.poll(0)):
+        if self._is_hung_up():
             self._look = loop().call_later(_PTY_LOOK, self._look_for_client)
             return
+        self._arrive()
+
+    def _arrive(self) -> None:
         self._host = self._wire.connect(lambda data: on_loop(self._send, data), control_lines=False)
         loop().add_reader(self._master, self._readable)
 
@@ -332,6 +380,9 @@ class _PtyEndpoint:
         except BlockingIOError:
             return
         except OSError:  # EIO: the last client closed
+            if self._watch is not None:
+                loop().remove_reader(self._master)  # the watch says the rest
+                return
             self._leave()
             self._look_for_client()
             return
@@ -365,6 +416,13 @@ class _PtyEndpoint:
         except OSError:
             self._backlog.clear()
         loop().remove_writer(self._master)
+
+
+def _watch(device: str) -> PtyWatch | None:
+    try:
+        return PtyWatch(device)
+    except OSError:
+        return None
 
 
 def _link(link: Path, device: str) -> None:
