@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
             "host": holder.host,
             "user": holder.user,
             "purpose": holder.purpose,
+            "since": datetime.fromtimestamp(holder.since, UTC).isoformat(timespec="milliseconds"),
             "seconds": round(max(0.0, time.time() - holder.since), 1),
         }
         row |= {"state": "held", "holder": held}

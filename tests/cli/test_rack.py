@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,14 @@ def run(*arguments):
 
 def test_it_shows_who_holds_what(path):
     rack = load_rack(path)
-    with rack.lease(Requirement(boards=("a",)), purpose=TEST)[0]:
+    with rack.lease(Requirement(boards=("a",)), purpose=TEST)[0] as lease:
         boards = json.loads(run("--rack", path, "--json").stdout)["boards"]
         assert f"by {TEST} (pid {os.getpid()}, " in run("--rack", path).stdout
     held, gone = boards
     assert (held["name"], held["state"]) == ("a", "held")
     assert held["holder"]["purpose"] == TEST
+    assert held["holder"]["pid"] == os.getpid()
+    assert datetime.fromisoformat(held["holder"]["since"]).timestamp() == pytest.approx(lease.since, abs=0.002)
     assert gone["state"] == "missing"
     assert "plugged in" in gone["problem"]
     assert json.loads(run("--rack", path, "--json").stdout)["boards"][0]["state"] == "free"
