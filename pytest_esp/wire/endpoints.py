@@ -166,7 +166,9 @@ class _TcpClient(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Send *data* as it is (on the loop's thread)."""
-        if self._host is not None and self._transport.get_write_buffer_size() < _BACKLOG:
+        if self._host is None or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() < _BACKLOG:
             self._transport.write(data)
 
 
