@@ -26,6 +26,7 @@ Firmware = Source | Pairs
 _IMAGE_MAGIC = 0xE9
 _HEADER_SIZE = 24
 _MOST_SEGMENTS = 16
+_HIGHEST_SPI_MODE = 5
 _NO_LIMIT = 0xFFFF
 # Where a merged image, which begins at 0, has images of its own: the bootloaders of all chips, and the usual app.
 _MERGED_OFFSETS = (*sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}), 0x10000)
@@ -172,21 +173,29 @@ def check_image(region: Region, chip: str, revision: int | None) -> None:
         return
     for offset in _MERGED_OFFSETS if region.address == 0 else (0,):
         header = region.data[offset : offset + _HEADER_SIZE]
-        if len(header) == _HEADER_SIZE and header[0] == _IMAGE_MAGIC and 0 < header[1] <= _MOST_SEGMENTS:
-            _check_chip(header, chip, region.source)
-            _check_revision(header, revision, region.source)
-
-
-def _check_chip(header: bytes, chip: str, source: str) -> None:
-    found = int.from_bytes(header[12:14], "little")
-    if found == CHIP_DEFS[chip].IMAGE_CHIP_ID:
-        return
-    for name, rom in CHIP_DEFS.items():
-        if found == rom.IMAGE_CHIP_ID:
+        made_for = _chip_of(header)
+        if made_for is None:
+            continue
+        if made_for != chip:
             raise FirmwareError(
-                f"{source} is an image for the {rom.CHIP_NAME} ({name}), not for the {CHIP_DEFS[chip].CHIP_NAME}",
+                f"{region.source} is an image for the {CHIP_DEFS[made_for].CHIP_NAME} ({made_for}), "
+                f"not for the {CHIP_DEFS[chip].CHIP_NAME}",
                 hint=f"build it with `idf.py set-target {chip}`; nothing was written",
             )
+        _check_revision(header, revision, region.source)
+
+
+def _chip_of(header: bytes) -> str | None:
+    """Return the chip that an image's header names; None if it is no header.
+
+    Every byte that can only have few values is looked at: arbitrary data must not pass for an image.
+    """
+    if len(header) < _HEADER_SIZE or header[0] != _IMAGE_MAGIC or not 0 < header[1] <= _MOST_SEGMENTS:
+        return None
+    if header[2] > _HIGHEST_SPI_MODE or header[23] > 1:  # SPI mode, and whether a hash is appended
+        return None
+    number = int.from_bytes(header[12:14], "little")
+    return next((name for name, rom in CHIP_DEFS.items() if number == rom.IMAGE_CHIP_ID), None)
 
 
 def _check_revision(header: bytes, revision: int | None, source: str) -> None:

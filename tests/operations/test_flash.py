@@ -208,6 +208,15 @@ def test_an_image_for_other_revisions_is_refused(esp_of, least, most, words):
     assert untouched(esp)
 
 
+@pytest.mark.parametrize(("place", "value"), [(0, 0xE8), (1, 0), (1, 17), (2, 6), (12, 0xA5), (13, 0x7F), (23, 2)])
+def test_data_that_looks_like_an_image_is_written_as_data(esp_of, place, value):
+    """Random bytes begin with the magic number of an image now and then: their "chip" and "revision" mean nothing."""
+    esp = esp_of("esp32c3")
+    data = bytearray(image("esp32s3", least=9900, most=0xFFFF))
+    data[place] = value
+    assert esp.flash.write(bytes(data), 0x10000).verified
+
+
 def test_force_writes_what_is_not_for_this_chip(esp_of):
     esp = esp_of("esp32c3")
     assert esp.flash.write(image("esp32s3"), 0, force=True).bytes_written == 4096
