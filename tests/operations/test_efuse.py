@@ -185,23 +185,30 @@ def test_a_burn_that_closes_the_loader(esp_of, chip, name):
     assert esp.chip.reset("app").mode == "app"
 
 
-def test_ctrl_c_does_not_cut_a_burn(esp_of):
-    """The interruption comes in the middle, and takes effect when all is burnt."""
+def test_ctrl_c_does_not_cut_a_burn(esp_of, monkeypatch):
+    """The interruption comes with the first write to the eFuse controller, and takes effect when all is burnt."""
     esp = esp_of("esp32c3")
     esp.efuse.read("MAC")
+    efuses = esp.link.board.simulated.efuses
+    write, writes = efuses.write, []
+
+    def interrupting_write(*arguments):
+        if not writes:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        writes.append(arguments)
+        write(*arguments)
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(efuses, "write", interrupting_write)
     before = signal.signal(signal.SIGUSR1, interrupt)
-    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1))
-    timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             esp.efuse.burn("CUSTOM_MAC", MAC)
     finally:
-        timer.join()
         signal.signal(signal.SIGUSR1, before)
+    assert len(writes) > 10
     assert esp.efuse.read("CUSTOM_MAC").value.startswith(MAC)
 
 
