@@ -208,7 +208,7 @@ def test_ctrl_c_does_not_cut_a_burn(esp_of, monkeypatch):
             esp.efuse.burn("CUSTOM_MAC", MAC)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert len(writes) > 10
+    assert len(writes) > 1
     assert esp.efuse.read("CUSTOM_MAC").value.startswith(MAC)
 
 
