@@ -56,9 +56,20 @@ class Qemu:
     machines: frozenset[str]
     drivers: frozenset[str]
 
-    def efuse_driver(self, machine: Machine) -> str | None:
-        """Return the name of the machine's eFuse device in this build; None if it has none of the known ones."""
-        return next((driver for driver in machine.efuse_drivers if driver in self.drivers), None)
+    def efuse_driver(self, machine: Machine) -> str:
+        """Return the name of the machine's eFuse device in this build.
+
+        Raises:
+            BackendError: if it has none of the known ones.
+        """
+        found = next((driver for driver in machine.efuse_drivers if driver in self.drivers), None)
+        if found is None:
+            raise BackendError(
+                f"{self.path} (QEMU {self.version}) has no eFuse device for {machine.name}: "
+                f"none of {', '.join(machine.efuse_drivers)}",
+                hint=INSTALL_HINT,
+            )
+        return found
 
 
 @dataclass(frozen=True)
