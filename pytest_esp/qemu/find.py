@@ -223,7 +223,7 @@ def _qemu(path: Path, architecture: Architecture) -> Qemu:
     qemu = _remembered(path, status.st_size, status.st_mtime_ns)
     known = {machine.name for machine in MACHINES.values() if machine.architecture == architecture}
     if not qemu.machines:
-        raise _UnusableError(f"is QEMU {qemu.version} without Espressif's machines", INSTALL_HINT)
+        raise _UnusableError(f"is QEMU {qemu.version} without Espressif's machines")
     if not qemu.machines & known:
         raise _UnusableError(f"is QEMU for other chips: {', '.join(sorted(qemu.machines))}")
     return qemu
