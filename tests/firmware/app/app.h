@@ -38,6 +38,9 @@ void abort(void) __attribute__((noreturn));
 /* What abort() has to say; the panic handler prints it in place of the CPU's reason. */
 extern uint32_t abort_pc;
 
+/* The begin of every panic: one in a panic only restarts. */
+void panic_begin(void);
+
 /* The end of every panic: the ELF file's hash, then a restart. */
 void panic_end(void) __attribute__((noreturn));
 

@@ -16,7 +16,8 @@ uint32_t abort_pc;
 
 static FRAME void store_through(volatile uint32_t *pointer)
 {
-    *pointer = 0xdead;
+    volatile uint32_t *volatile kept = pointer; /* gives it a frame on the stack, which the ESP32's backtrace needs */
+    *kept = 0xdead;
 }
 
 static FRAME void pass_null(uint32_t *pointer)
@@ -39,6 +40,14 @@ FRAME void abort(void)
     print("\nabort() was called at PC 0x%08x on core 0\n", (unsigned)abort_pc);
     PANIC_INSTRUCTION;
     __builtin_unreachable();
+}
+
+void panic_begin(void)
+{
+    static int has_begun;
+    if (has_begun)
+        chip_restart();
+    has_begun = 1;
 }
 
 void panic_end(void)

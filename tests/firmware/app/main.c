@@ -8,7 +8,7 @@ void use_vectors(void);
 
 #define FOREVER 0xffffffff
 
-static void flood(uint32_t bytes)
+__attribute__((noinline)) static void flood(uint32_t bytes)
 {
     /* Lines of 64 bytes, "00000000 ----...": what is written last is cut so that bytes were sent in all. */
     for (uint32_t line = 0; bytes; line++) {
@@ -45,7 +45,7 @@ static void hang(void)
         ;
 }
 
-static void run(char *line)
+__attribute__((noinline)) static void run(char *line)
 {
     if (starts_with(line, "echo ")) {
         print("%s\n", line + 5);

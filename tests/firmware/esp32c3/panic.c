@@ -42,6 +42,7 @@ static void print_stack(uint32_t sp)
 
 void panic(const struct frame *frame)
 {
+    panic_begin();
     if (!abort_pc) {
         const char *reason = frame->mcause < 8 ? reasons[frame->mcause] : "Unknown reason";
         print("Guru Meditation Error: Core  0 panic'ed (%s). Exception was unhandled.\n\n", reason);

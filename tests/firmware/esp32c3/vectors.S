@@ -28,15 +28,9 @@ exception:
     sw t0, 140(sp)
     csrr t0, mhartid
     sw t0, 144(sp)
-    la t1, again           /* a panic in a panic only restarts */
-    csrw mtvec, t1
     mv a0, sp
     la sp, panic_stack_top
     call panic
-
-    .balign 256
-again:
-    j chip_restart
 
     .bss
     .balign 16
