@@ -185,7 +185,7 @@ def _places(architecture: Architecture) -> Iterator[tuple[Path, str]]:
     variable, name = VARIABLES[architecture], _binary(architecture)
     if named := os.environ.get(variable):
         path = _absolute(named)
-        yield (path / name if path.is_dir() else path), variable
+        yield (path / name if os.path.isdir(path) else path), variable
     for folder in os.get_exec_path():
         if folder and (found := shutil.which(name, path=folder)):
             yield Path(found).absolute(), "PATH"
@@ -193,7 +193,8 @@ def _places(architecture: Architecture) -> Iterator[tuple[Path, str]]:
         # A name that begins with a dot is an installation under way.
         versions = [path for path in tools.glob(f"tools/qemu-{architecture}/*") if not path.name.startswith(".")]
         for version in sorted(versions, key=lambda path: _version_key(path.name), reverse=True):
-            if (path := binary_in(version, architecture)).exists():
+            # os.path: unlike those of pathlib, its answers are no errors where this user may not look.
+            if os.path.exists(path := binary_in(version, architecture)):
                 yield path, "ESP-IDF tools"
 
 

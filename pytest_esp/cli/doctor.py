@@ -1,0 +1,368 @@
+"""``pytest-esp doctor``: what is here of what a run needs, and what to do about the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from pytest_esp import __version__
+from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError
+
+if TYPE_CHECKING:
+    from serial.tools.list_ports_common import ListPortInfo
+
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.spec import BoardSpec
+
+_DISTRIBUTION = "pytest-esp"
+_NEEDED = ("esptool", "pyserial", "pytest")
+_OPTIONAL = {
+    "pytest-xdist": ("xdist", "tests use one board after the other"),
+    "fastmcp": ("mcp", "there is no MCP bridge"),
+    "allure-pytest": ("allure", "there are no Allure reports"),
+}
+_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. What is *wrong* stops a run; a *note* is for those whom it concerns."""
+
+    level: Literal["ok", "note", "wrong"]
+    text: str
+    hint: str | None = None
+
+
+@dataclass
+class Section:
+    """One part of the report.
+
+    Attributes:
+        data: the same as the findings, for programs.
+    """
+
+    title: str
+    data: Any = None
+    findings: list[Finding] = field(default_factory=list[Finding])
+
+    def ok(self, text: str) -> None:
+        """Add what is as it should be."""
+        self.findings.append(Finding("ok", text))
+
+    def note(self, text: str, hint: str | None = None) -> None:
+        """Add what some runs lack."""
+        self.findings.append(Finding("note", text, hint))
+
+    def wrong(self, text: str, hint: str | None = None) -> None:
+        """Add what stops a run."""
+        self.findings.append(Finding("wrong", text, hint))
+
+
+@click.command("doctor")
+@click.option(
+    "--rack",
+    "path",
+    type=click.Path(path_type=Path),
+    help="The rack file; else PYTEST_ESP_RACK, boards.toml.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor_command(path: Path | None, as_json: bool) -> None:
+    """Say what is here of what a run needs: packages, rack, locks, QEMU, serial ports.
+
+    Exit code 1 if something would stop a run. No port is opened.
+    """
+    sections = examine(path)
+    problems = [finding for section in sections.values() for finding in section.findings if finding.level == "wrong"]
+    if as_json:
+        click.echo(json.dumps(_report(sections), indent=2))
+    else:
+        _print(sections)
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        click.echo(f"\n{count}: see above." if problems else "\nA run would find what it needs.")
+    if problems:
+        sys.exit(1)
+
+
+def examine(path: Path | None) -> dict[str, Section]:
+    """Return what was found, by the section's name in the JSON object; *path* names the rack file."""
+    boards, rack = _rack(path)
+    return {"packages": _packages(), "rack": boards, "folders": _folders(rack), "qemu": _qemu(), "ports": _ports()}
+
+
+# -- packages
+
+
+def _packages() -> Section:
+    versions = {name: _version(name) for name in (*_NEEDED, *_OPTIONAL)}
+    section = Section("Packages", {"python": platform.python_version(), _DISTRIBUTION: __version__, **versions})
+    here = [f"{name} {version}" for name, version in versions.items() if version]
+    section.ok(", ".join([f"Python {platform.python_version()}", f"{_DISTRIBUTION} {__version__}", *here]))
+    for text in _misfits():
+        section.wrong(text, f"pip install --upgrade {_DISTRIBUTION}, in the environment {sys.prefix}")
+    for name, (extra, without) in _OPTIONAL.items():
+        if versions[name] is None:
+            section.note(f"without {name} {without}", f"pip install '{_DISTRIBUTION}[{extra}]'")
+    if _version("pyserial-labgrid"):
+        section.wrong(
+            "pyserial-labgrid and pyserial write the same files",
+            "labgrid needs an environment of its own; then pip install --force-reinstall pyserial",
+        )
+    if os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
+        section.note("PYTEST_DISABLE_PLUGIN_AUTOLOAD is set: pytest loads no plugin", "pytest -p pytest_esp.plugin")
+    return section
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _misfits() -> Iterator[str]:
+    """Yield what is missing or too old of what the distribution requires."""
+    from packaging.requirements import Requirement
+
+    try:
+        requirements = [Requirement(text) for text in metadata.requires(_DISTRIBUTION) or ()]
+    except metadata.PackageNotFoundError:
+        yield f"{_DISTRIBUTION} runs without being installed: pytest does not know its plugin"
+        return
+    for requirement in requirements:
+        extra_only = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+        version = _version(requirement.name)
+        if version is None and not extra_only:
+            yield f"{requirement.name} is missing"
+        elif version is not None and not requirement.specifier.contains(version, prereleases=True):
+            yield f"{requirement.name} is {version}, and {requirement.specifier} is needed"
+
+
+# -- the rack
+
+
+def _rack(path: Path | None) -> tuple[Section, Rack | None]:
+    from pytest_esp.rack.config import load_rack
+
+    section = Section("Rack")
+    try:
+        rack = load_rack(path)
+    except RackError as error:
+        section.wrong(error.message, error.hint)
+        return section, None
+    rows = [_board(spec, rack) for spec in rack.boards.values()]
+    section.data = {"name": rack.name, "path": str(rack.path) if rack.path else None, "boards": rows}
+    section.ok(f"{rack.name} ({rack.path or 'built in: no boards.toml here or above'}): {_at_a_glance(rack)}")
+    troubled: dict[tuple[str, str | None], list[str]] = {}
+    for row in rows:
+        if row["problem"]:
+            troubled.setdefault((row["problem"], row["hint"]), []).append(row["name"])
+        elif row["holder"]:
+            section.note(row["holder"])
+    for (problem, hint), names in troubled.items():
+        section.wrong(f"{', '.join(names)}: {problem}", hint)
+    return section, rack
+
+
+def _at_a_glance(rack: Rack) -> str:
+    """Return e.g. ``5 boards: 4 sim (esp32, esp32c3), 1 serial (esp32s3)``."""
+    chips: dict[str, list[str]] = {}
+    for spec in rack.boards.values():
+        chips.setdefault(spec.backend, []).append(spec.chip)
+    kinds = [f"{len(names)} {backend} ({', '.join(dict.fromkeys(names))})" for backend, names in chips.items()]
+    return f"{len(rack.boards)} board{'s' if len(rack.boards) > 1 else ''}: {', '.join(kinds)}"
+
+
+def _board(spec: BoardSpec, rack: Rack) -> dict[str, Any]:
+    from pytest_esp.rack.lease import holder_of
+
+    row: dict[str, Any] = {"name": spec.name, "backend": spec.backend, "chip": spec.chip, "port": spec.port}
+    row |= {"holder": None, "problem": None, "hint": None}
+    try:
+        _check_board(spec)
+        if holder := holder_of(spec, rack):
+            row["holder"] = holder.describe()
+    except LeaseError:
+        pass  # of the folder, not of the board: said once, in its own section
+    except EspError as error:
+        row |= {"problem": error.message, "hint": error.hint}
+    return row
+
+
+def _check_board(spec: BoardSpec) -> None:
+    """Raise an `EspError` if the board cannot be opened; its port is not touched."""
+    from pytest_esp.boards.registry import board_class
+    from pytest_esp.qemu.find import find
+    from pytest_esp.qemu.machines import machine_for
+    from pytest_esp.rack.identity import resolve_port
+
+    board_class(spec.backend)
+    if spec.backend == "qemu":
+        machine = machine_for(spec.chip)
+        find(machine.architecture, machine.name)
+    if spec.port is None:
+        return
+    port = resolve_port(spec)
+    if "://" in port:  # a server of one client at a time: to try it is to disturb it
+        return
+    if sys.platform == "win32":
+        if port.upper().removeprefix("\\\\.\\") not in [item.device.upper() for item in _comports()]:
+            raise PortError(f"the port {port} does not exist", hint="is the board plugged in?")
+    elif not os.path.exists(port):
+        raise PortError(f"the port {port} does not exist", hint="is the board plugged in?")
+    elif not _may_open(port):
+        raise PortError(f"this user may not open {port}", hint=_group_hint(port))
+
+
+# -- folders
+
+
+def _folders(rack: Rack | None) -> Section:
+    from platformdirs import user_state_path
+
+    from pytest_esp.rack.lease import lock_folder
+    from pytest_esp.rack.rack import STATE_ENVIRONMENT, Rack
+
+    state = Path(os.environ.get(STATE_ENVIRONMENT) or user_state_path("pytest-esp")).expanduser().absolute()
+    section = Section("Folders", {"locks": None, "state": str(state)})
+    try:
+        locks = lock_folder(rack or Rack("none", None, {}))
+    except LeaseError as error:
+        section.wrong(error.message, error.hint)
+    else:
+        section.data["locks"] = str(locks)
+        section.ok(f"locks: {locks}")
+    if _can_be_written(state):
+        section.ok(f"state of virtual boards: {state}")
+    else:
+        section.wrong(f"the state of virtual boards cannot be kept in {state}", f"name another: {STATE_ENVIRONMENT}")
+    return section
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Tell whether a folder can be written, or made."""
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    return os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
+
+
+# -- QEMU
+
+
+def _qemu() -> Section:
+    from pytest_esp.qemu.find import find, find_all, why_missing
+    from pytest_esp.qemu.machines import ARCHITECTURES, MACHINES
+
+    everything = find_all()
+    section = Section("QEMU", [])
+    for architecture in ARCHITECTURES:
+        used = None
+        try:
+            used = find(architecture)
+        except BackendError as error:
+            section.note(error.message, error.hint)
+        for found in everything:
+            if found.architecture != architecture:
+                continue
+            qemu = found.qemu
+            row = {"architecture": architecture, "path": str(found.path), "origin": found.origin}
+            row |= {"version": qemu and qemu.version, "machines": sorted(qemu.machines) if qemu else []}
+            section.data.append({**row, "used": qemu is not None and qemu == used, "problem": found.problem})
+            if qemu is None and used is not None:  # else the error has said so
+                section.note(f"{found.path} ({found.origin}) is not used: it {found.problem}", found.hint)
+            elif qemu is not None:
+                text = f"{architecture}: {qemu.version}, machines {', '.join(sorted(qemu.machines))}"
+                section.ok(f"{text}; {found.path} ({found.origin})" + ("" if qemu == used else ", not used"))
+        for machine in MACHINES.values():
+            if machine.architecture == architecture and used and (reason := why_missing(machine.chip)):
+                section.note(reason)
+    return section
+
+
+# -- serial ports
+
+
+def _ports() -> Section:
+    section = Section("Serial ports", [])
+    others: list[str] = []
+    for item in _comports():
+        usb = f"usb:{item.vid:04x}:{item.pid:04x}" if item.vid is not None and item.pid is not None else None
+        if usb and item.serial_number:
+            usb += f":serial={item.serial_number}"
+        openable = _may_open(item.device)
+        row = {"device": item.device, "usb": usb, "description": item.description, "openable": openable}
+        section.data.append(row)
+        if usb is None:
+            others.append(item.device)
+        elif openable is False:
+            section.note(
+                f"{item.device}: {item.description} ({usb}): this user may not open it", _group_hint(item.device)
+            )
+        else:
+            section.ok(f"{item.device}: {item.description} ({usb})")
+    if others:
+        section.ok(f"not USB: {', '.join(others)}")
+    if not section.data:
+        section.ok("this machine shows none")
+    return section
+
+
+def _comports() -> list[ListPortInfo]:
+    from serial.tools import list_ports
+
+    return sorted(list_ports.comports())
+
+
+def _may_open(device: str) -> bool | None:
+    """Tell whether this user may open a device; None where only trying would tell."""
+    return None if sys.platform == "win32" else os.access(device, os.R_OK | os.W_OK)
+
+
+def _group_hint(device: str) -> str:
+    try:
+        group = Path(device).group()
+    except (OSError, KeyError, NotImplementedError):  # a group without a name
+        group = "dialout"
+    return f"sudo usermod -aG {group} $USER, and log in again; see docs/boards.md"
+
+
+# -- the report
+
+
+def _report(sections: dict[str, Section]) -> dict[str, Any]:
+    findings = [{"section": name, **asdict(item)} for name, section in sections.items() for item in section.findings]
+    problems = [item for item in findings if item["level"] == "wrong"]
+    notes = [item for item in findings if item["level"] == "note"]
+    return {
+        "success": not problems,
+        "problems": problems,
+        "notes": notes,
+        **{name: section.data for name, section in sections.items()},
+    }
+
+
+def _print(sections: dict[str, Section]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 250
+    for section in sections.values():
+        console.print(Text(section.title, style="bold"))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for finding in section.findings:
+            table.add_row(Text(f"  {finding.level}", style=_STYLES[finding.level]), Text(finding.text))
+            if finding.hint:
+                table.add_row("", Text(f"hint: {finding.hint}", style="dim"))
+        console.print(table)
