@@ -1,0 +1,154 @@
+"""The test firmware on two kinds of board, behind the same port: the program itself on QEMU, its stand-in on a chip that
+is simulated. Both have the same MAC address and start from equal flashes.
+"""
+
+import contextlib
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_esp.errors import BackendError
+from pytest_esp.qemu.find import find
+from pytest_esp.qemu.machine import QemuMachine
+from pytest_esp.qemu.machines import machine_for
+from pytest_esp.sim.app import load_app
+from pytest_esp.sim.chip import SimChip
+from pytest_esp.sim.flash import NorFlash
+from pytest_esp.wire.port import VirtualPort
+
+FOLDER = Path(__file__).parent
+FLASH_SIZE = 2 * 1024 * 1024
+MAC = bytes.fromhex("7cdfa1c0ffee")
+TIMEOUT = 30.0
+
+_BOOT_OF_ROM = re.compile(r"(?:ESP-ROM:|ets J).*?(?=I \(\d+\) boot: Partition Table:)", re.DOTALL)
+_SEGMENT_OR_LOADER = re.compile(r"^I \(\d+\) (?:esp_image: segment|main_task: Started).*\n", re.MULTILINE)
+_NO_ADDRESS = re.compile(r"\b0x00[0-9a-f]{6}\b")
+
+
+class Dialogue:
+    """Says something to a board, and reads the answer."""
+
+    def __init__(self, port):
+        self._port = port
+        self._received = ""
+
+    def until(self, end):
+        """Return what comes up to and with *end*."""
+        deadline = time.monotonic() + TIMEOUT
+        while end not in self._received:
+            assert time.monotonic() < deadline, f"no {end!r} in {self._received!r}"
+            self._received += self._port.read(self._port.in_waiting or 1).decode("latin-1")
+        answer, _, self._received = self._received.partition(end)
+        return answer + end
+
+    def say(self, text, end):
+        """Send *text*, and return what comes up to and with *end*."""
+        self._port.write(text.encode("latin-1"))
+        return self.until(end)
+
+    def say_and_listen(self, text, seconds):
+        """Send *text*, and return what comes within some seconds."""
+        self._port.write(text.encode("latin-1"))
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._received += self._port.read(self._port.in_waiting or 1).decode("latin-1")
+        answer, self._received = self._received, ""
+        return answer
+
+
+def _essence(text):
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n")
+    text = _NO_ADDRESS.sub("0x00......", text)  # times lie about on the stack and in registers
+    text = _SEGMENT_OR_LOADER.sub("", _BOOT_OF_ROM.sub("", text))
+    return re.sub(
+        r"Test ran in \d+ms", "Test ran in 0ms", re.sub(r"^([IWE]) \(\d+\)", r"\1 (0)", text, flags=re.MULTILINE)
+    )
+
+
+class Boards:
+    """Makes boards; all are closed in the end."""
+
+    def __init__(self, stack, tmp_path):
+        self._stack = stack
+        self._tmp_path = tmp_path
+
+    def real(self, chip, flash):
+        """The program on QEMU, from a copy of *flash*; its flash file is the attribute ``flash_file``."""
+        machine = machine_for(chip)
+        try:
+            qemu = find(machine.architecture, machine.name)
+        except BackendError as error:
+            pytest.skip(f"no QEMU for {chip}: {error}")
+        flash_file, efuse_file = self._tmp_path / f"{chip}-flash.bin", self._tmp_path / f"{chip}-efuse.bin"
+        flash_file.write_bytes(flash)
+        efuse_file.write_bytes(_efuses(chip, machine.efuse_size))
+        board = QemuMachine(qemu, machine, flash=flash_file, efuse=efuse_file, log=self._tmp_path / f"{chip}-qemu.log")
+        self._stack.callback(board.stop)
+        return self._started(board, chip)
+
+    def simulated(self, chip, flash):
+        """The stand-in on a simulated chip, from a copy of *flash*."""
+        memory = NorFlash(FLASH_SIZE)
+        memory.program(0, flash)
+        board = SimChip(chip, flash=memory, mac=MAC.hex(":"), app=load_app("app:TestFirmware"))
+        self._stack.callback(board.close)
+        return self._started(board, chip)
+
+    def _started(self, board, chip):
+        port = VirtualPort(board.wire, chip)
+        port.open()
+        self._stack.callback(port.close)
+        port.timeout = 0.05
+        board.reset(bootloader=False)
+        dialogue = Dialogue(port)
+        dialogue.board = board
+        return dialogue
+
+
+def _flash_with_firmware(chip):
+    folder = FOLDER / "build" / chip
+    flash = bytearray(b"\xff" * FLASH_SIZE)
+    listing = json.loads((folder / "flasher_args.json").read_text(encoding="utf-8"))
+    assert listing["extra_esptool_args"]["chip"] == chip
+    for offset, name in listing["flash_files"].items():
+        data = (folder / name).read_bytes()
+        flash[int(offset, 0) : int(offset, 0) + len(data)] = data
+    return flash
+
+
+def _efuses(chip, size):
+    """Return an eFuse file of QEMU with the MAC address, and revision 0.3 of an ESP32-C3."""
+    data = bytearray(size)
+    address = 4 if chip == "esp32" else 24
+    data[address : address + 6] = MAC[::-1]
+    if chip == "esp32c3":
+        data[38] = 3 << 2
+    return bytes(data)
+
+
+@pytest.fixture(params=["esp32c3", "esp32"])
+def chip(request):
+    return request.param
+
+
+@pytest.fixture
+def firmware_flash(chip):
+    """What the flash holds after the build folder was written to it; a bytearray."""
+    return _flash_with_firmware(chip)
+
+
+@pytest.fixture
+def essence():
+    """A function that takes out of a text what must differ: times, and what ROM and loader say about themselves."""
+    return _essence
+
+
+@pytest.fixture
+def boards(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    with contextlib.ExitStack() as stack:
+        yield Boards(stack, tmp_path)
