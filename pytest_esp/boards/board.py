@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import subprocess
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pytest_esp.errors import BackendError
 
@@ -19,6 +20,28 @@ if TYPE_CHECKING:
 _POWER_TIMEOUT = 30.0
 
 
+class DirectFlash(Protocol):
+    """A flash without a chip in between: `sim.flash.NorFlash`, over the file of a stopped QEMU machine."""
+
+    size: int
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return *size* bytes from *address*."""
+        ...
+
+    def erase(self, address: int, size: int) -> None:
+        """Set all bits of the sectors (4 KB) that *size* bytes from *address* touch."""
+        ...
+
+    def program(self, address: int, data: bytes) -> None:
+        """Clear the bits that are 0 in *data*."""
+        ...
+
+    def md5(self, address: int, size: int) -> bytes:
+        """Return the MD5 digest (16 bytes) of a region."""
+        ...
+
+
 class Board(ABC):
     """A board of a rack. Whoever opens it holds its lease.
 
@@ -30,6 +53,9 @@ class Board(ABC):
     backend: ClassVar[str]
     virtual: ClassVar[bool]
     """True where nothing can be broken: eFuses may be burnt without asking."""
+
+    boot_seconds: ClassVar[float] = 0.0
+    """How long its ROM's loader may take to answer after `reset`."""
 
     def __init__(self, spec: BoardSpec, rack: Rack) -> None:
         self.spec = spec
@@ -91,6 +117,14 @@ class Board(ABC):
             raise BackendError(
                 f"the command {command!r} failed: {said}", board=self.name, attempted="power cycle"
             ) from error
+
+    def direct_flash(self) -> AbstractContextManager[DirectFlash] | None:
+        """Return the board's flash itself, for as long as the context lasts; None where only the wire leads to it.
+
+        The chip is stopped first and stays stopped until it is reset. What was changed takes effect at the end of
+        the context, all or nothing.
+        """
+        return None
 
     def serve(self, url: str) -> Endpoint:
         """Serve an open virtual board at *url* as well (see `wire.endpoints.serve`).

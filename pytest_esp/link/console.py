@@ -1,9 +1,18 @@
-"""What the app prints: a log with times, and `expect` over it."""
+"""What the app prints: read as it comes, kept with times, searched once.
+
+The process's loop thread feeds every console (`source`); whoever waits in `expect` sleeps until a match, a crash or
+the end of the port is there. Each byte is looked at once, however much lies in the log.
+"""
 
 from __future__ import annotations
 
+import codecs
 import re
+import threading
 import time
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +20,16 @@ import serial
 
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import LinkError, PortError
+from pytest_esp.link.journal import Journal
+from pytest_esp.link.match import Match, Pattern, Search
+from pytest_esp.link.source import source_of
 
-_ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _TAIL_LINES = 20
-_OVERLAP = 4096  # bytes before the new ones that a pattern may begin in
-
-Pattern = str | bytes | re.Pattern[bytes]
+_QUIET = 0.1  # seconds without a byte
+_KEPT = 64 * 1024 * 1024  # bytes of text that stay in memory; all of it is in the journal
+_RESOLUTION = 0.001  # seconds
+_ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_LONGEST_ANSI = 32
 
 
 class ConsoleError(LinkError):
@@ -31,137 +44,335 @@ class Line:
     text: str
 
 
-class Console:
-    """Reads a board's console while somebody waits for something on it.
+@dataclass(frozen=True)
+class _Found:
+    """A match of one of several searches; where it ends, in bytes since the begin."""
 
-    Nothing is read, and nothing lost, while nobody waits: the bytes lie in the port until then. All bytes are kept in
-    `log`; matching looks at them without their ANSI sequences, each byte once.
+    index: int
+    match: re.Match[bytes]
+    start: int
+    end: int
+
+
+@dataclass
+class _Wait:
+    """What somebody waits for: *wanted*, unless one of *unwanted* comes first."""
+
+    wanted: list[Search]
+    unwanted: list[Search]
+    found: _Found | None = None
+    refused: _Found | None = None
+    is_behind: bool = False
+
+    def look(self, buffer: bytearray, dropped: int, *, thorough: bool = False) -> bool:
+        """Search what is new in a buffer that has lost its first *dropped* bytes; return whether that ends the wait."""
+        self.found = self.found or _first(self.wanted, buffer, dropped, thorough)
+        self.refused = self.refused or _first(self.unwanted, buffer, dropped, thorough)
+        self.is_behind = any(search.is_behind for search in (*self.wanted, *self.unwanted))
+        return self.found is not None or self.refused is not None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether something wanted came, and before anything unwanted."""
+        return self.found is not None and (self.refused is None or self.found.start <= self.refused.start)
+
+
+def _first(searches: list[Search], buffer: bytearray, dropped: int, thorough: bool) -> _Found | None:
+    """Return the match that begins first."""
+    first = None
+    for index, search in enumerate(searches):
+        match = search.look(buffer, thorough=thorough)
+        if match is not None and (first is None or match.start() + dropped < first.start):
+            first = _Found(index, match, match.start() + dropped, match.end() + dropped)
+    return first
+
+
+class Console:
+    """The console of one board. It reads its port from `attach` to `detach`.
 
     Args:
         port: the open port.
         board: the board's name, for messages.
+        journal: the file that takes everything, see `Journal`; a temporary one if None.
+        echo: called with text as it comes.
     """
 
-    def __init__(self, port: Port, *, board: str) -> None:
+    def __init__(
+        self,
+        port: Port,
+        *,
+        board: str,
+        journal: Path | None = None,
+        echo: Callable[[str], None] | None = None,
+    ) -> None:
         self._port = port
         self._board = board
+        self._echo = echo
         self._begun = time.monotonic()
-        self._raw = bytearray()
+        self._changed = threading.Condition()
+        self._journal = Journal(journal)
+        self._text_of = codecs.getincrementaldecoder("utf-8")("replace")
         self._plain = bytearray()
+        self._dropped = 0  # bytes that are in the journal only
+        self._last = 0.0  # when the last byte came
         self._held = b""  # the beginning of an ANSI sequence that is not whole
-        self._line_times: list[float] = []
-        self._position = 0
+        # From which byte on it came at which time; arrays, for there may be millions.
+        self._mark_offsets = array("Q")
+        self._mark_times = array("d")
+        self._position = 0  # in bytes since the begin: what lies before it was matched, or is passed over
+        self._waits: list[_Wait] = []
+        self._loss: str | None = None
+        self._source = source_of(port, self._feed, self._lose)
+        self._attached = False
 
-    @property
-    def log(self) -> bytes:
-        """Everything that was read, as it came."""
-        return bytes(self._raw)
+    # -- reading
 
-    @property
-    def text(self) -> str:
-        """Everything that was read, without ANSI sequences; what is not UTF-8 is replaced."""
-        return self._plain.decode("utf-8", "replace")
+    def attach(self) -> None:
+        """Begin to read the port, unless that has been done."""
+        if not self._attached:
+            self._attached = True
+            self._source.start()
 
-    def lines(self) -> list[Line]:
-        """Return the lines so far; the last one may be unfinished."""
-        texts = self.text.split("\n")
-        times = [*self._line_times, self._now()]
-        return [Line(at, text.rstrip("\r")) for at, text in zip(times, texts, strict=False) if text]
+    def detach(self) -> None:
+        """Leave the port to somebody else; what had arrived by now is in the log."""
+        if self._attached:
+            self._attached = False
+            self._source.stop()
 
-    def save(self, path: Path) -> None:
-        """Write the log to a file, as it came."""
-        path.write_bytes(self._raw)
+    def close(self) -> None:
+        """Stop reading and close the journal. Closing twice is harmless."""
+        self.detach()
+        self._journal.close()
 
-    def write(self, data: str | bytes) -> None:
-        """Send *data* to the app (text as UTF-8)."""
-        self._port.write(data.encode() if isinstance(data, str) else data)
+    def _feed(self, data: bytes) -> None:
+        """Take what has arrived; on the loop's thread, or where a virtual board answers at once."""
+        with self._changed:
+            now = time.monotonic() - self._begun
+            self._journal.write(data, now)
+            plain = self._strip(data)
+            if not self._mark_times or now - self._mark_times[-1] >= _RESOLUTION:
+                self._mark_offsets.append(self._end)
+                self._mark_times.append(now)
+            self._last = now
+            self._plain += plain
+            for wait in self._waits:
+                behind = wait.is_behind
+                if wait.look(self._plain, self._dropped) or wait.is_behind > behind:
+                    self._changed.notify_all()
+            if len(self._plain) > 2 * _KEPT:
+                self._forget()
+        if self._echo is not None and (text := self._text_of.decode(plain)):
+            self._echo(text)
 
-    def feed(self, data: bytes) -> None:
-        """Add bytes that somebody else read from the port."""
-        if not data:
-            return
-        self._raw += data
-        now = self._now()
+    def _strip(self, data: bytes) -> bytes:
+        """Return *data* without ANSI sequences; the beginning of one waits for its end."""
+        if not self._held and b"\x1b" not in data:
+            return data
         data = self._held + data
         cut = data.rfind(b"\x1b")
-        if cut >= 0 and not _ANSI.match(data, cut) and len(data) - cut < 32:
+        if not _ANSI.match(data, cut) and len(data) - cut < _LONGEST_ANSI:
             data, self._held = data[:cut], data[cut:]
         else:
             self._held = b""
-        plain = _ANSI.sub(b"", data)
-        self._line_times += [now] * plain.count(b"\n")
-        self._plain += plain
+        return _ANSI.sub(b"", data)
 
-    def poll(self) -> bytes:
-        """Take what has arrived, without waiting, and return it."""
-        data = self._read(0)
-        self.feed(data)
-        return data
+    def _forget(self) -> None:
+        """Keep the last bytes only, in a new buffer: matches hold on to the old one."""
+        cut = len(self._plain) - _KEPT
+        self._plain = self._plain[cut:]
+        self._dropped += cut
+        self._position = max(self._position, self._dropped)
+        for wait in self._waits:
+            for search in (*wait.wanted, *wait.unwanted):
+                search.shift(cut)
+        old = max(bisect_right(self._mark_offsets, self._dropped) - 1, 0)
+        del self._mark_offsets[:old], self._mark_times[:old]
 
-    def skip(self) -> None:
-        """Take what has arrived, and let `expect` look at what comes after it only."""
-        self.poll()
-        self._position = len(self._plain)
+    def _lose(self, reason: str) -> None:
+        with self._changed:
+            self._loss = reason
+            self._changed.notify_all()
 
-    def expect(self, pattern: Pattern, timeout: float = 10.0) -> re.Match[bytes]:
-        """Wait for *pattern* in what comes after the last match, and return the match.
+    @property
+    def _end(self) -> int:
+        return self._dropped + len(self._plain)
 
-        Text and bytes are searched as they are; a compiled pattern (of bytes) is searched as a regular expression.
+    # -- what was read
+
+    @property
+    def log(self) -> bytes:
+        """Everything that came, with its ANSI sequences; each line behind its time."""
+        with self._changed:
+            return self._journal.read()
+
+    @property
+    def log_path(self) -> Path | None:
+        """The file that keeps `log`; None if it is temporary."""
+        return self._journal.path
+
+    @property
+    def text(self) -> str:
+        """What came, without ANSI sequences (its last 64 MB); what is not UTF-8 is replaced."""
+        with self._changed:
+            return self._plain.decode("utf-8", "replace")
+
+    def lines(self) -> list[Line]:
+        """Return the lines of `text` that are not empty; the last one may be unfinished."""
+        with self._changed:
+            found: list[Line] = []
+            offset = self._dropped
+            for raw in self._plain.split(b"\n"):
+                text = raw.decode("utf-8", "replace").rstrip("\r")
+                if text:
+                    found.append(Line(self._time_of(offset), text))
+                offset += len(raw) + 1
+            return found
+
+    def _time_of(self, offset: int) -> float:
+        mark = bisect_right(self._mark_offsets, offset) - 1
+        return self._mark_times[mark] if mark >= 0 else 0.0
+
+    # -- talking
+
+    def write(self, data: str | bytes) -> None:
+        """Send *data* to the app (text as UTF-8).
 
         Raises:
-            ConsoleError: if it did not come within *timeout* seconds; says what came instead.
             PortError: if the port is gone.
         """
-        wanted = _compile(pattern)
+        try:
+            self._port.write(data.encode() if isinstance(data, str) else data)
+        except (serial.SerialException, OSError) as error:
+            raise PortError(f"its port failed: {error}", board=self._board, attempted="writing") from error
+
+    def skip(self) -> None:
+        """Let `expect` look at what comes from now on only."""
+        with self._changed:
+            self._position = self._end
+
+    def expect(
+        self,
+        pattern: Pattern | Sequence[Pattern],
+        timeout: float = 10.0,
+        *,
+        not_before: float = 0.0,
+        unless: Pattern | Sequence[Pattern] = (),
+    ) -> Match:
+        """Wait for *pattern* in what comes after the last match, and return the match.
+
+        Args:
+            pattern: text or bytes, which must come as they are; a compiled regular expression; or a list, of which the
+                one that comes first is taken (`Match.index`). ANSI sequences are never seen.
+            timeout: seconds.
+            not_before: seconds from now; a match that comes earlier is an error.
+            unless: patterns that end the wait with an error if they come first.
+
+        Raises:
+            ConsoleError: if it did not come in time, came too early, or an *unless* came first; says what came instead.
+            PortError: if the port is gone; says why (an emulator's last words).
+        """
+        with self._changed:
+            begun = time.monotonic()
+            wait = self._wait_for(_list(pattern), _list(unless), timeout)
+            found = wait.found
+            if found is None or not wait.succeeded:
+                raise self._missed(wait, timeout)
+            self._position = found.end
+            is_text = wait.wanted[found.index].is_text
+            match = Match(found.match, is_text=is_text, index=found.index, time=self._time_of(found.end - 1))
+            waited = match.time + self._begun - begun
+            if not_before and waited < not_before:
+                raise self._error(
+                    f"{wait.wanted[match.index].description} came after {max(waited, 0):.3f} s, "
+                    f"not before {not_before:g} s"
+                )
+            return match
+
+    def expect_all(self, patterns: Sequence[Pattern], timeout: float = 10.0) -> list[Match]:
+        """Wait for all *patterns*, in any order, and return their matches in the order of *patterns*.
+
+        Raises:
+            ConsoleError, PortError: as `expect` does; names what is missing.
+        """
         deadline = time.monotonic() + timeout
-        searched = self._position
-        while True:
-            begin = max(self._position, searched - _OVERLAP)
-            match = wanted.search(bytes(self._plain[begin:]))
-            if match is not None:
-                self._position = begin + match.end()
-                return match
-            searched = len(self._plain)
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise self._missed(wanted, timeout)
-            self.feed(self._read(remaining))
+        with self._changed:
+            begin = self._position
+        matches: dict[int, Match] = {}
+        end = begin
+        for index, pattern in enumerate(patterns):
+            with self._changed:
+                self._position = max(begin, self._dropped)
+            matches[index] = self.expect(pattern, max(deadline - time.monotonic(), 0.0))
+            end = max(end, self._position)
+        with self._changed:
+            self._position = end
+        return [matches[index] for index in range(len(patterns))]
+
+    def read_until(self, pattern: Pattern, timeout: float = 10.0) -> str:
+        """Return what comes up to and including *pattern*.
+
+        Raises:
+            ConsoleError, PortError: as `expect` does.
+        """
+        with self._changed:
+            begin = self._position
+            self.expect(pattern, timeout)
+            return self._plain[max(begin - self._dropped, 0) : self._position - self._dropped].decode("utf-8", "replace")
 
     def expect_silence(self, duration: float) -> None:
-        """Wait until nothing has come for *duration* seconds (10 of that at the most)."""
+        """Wait until nothing has come for *duration* seconds (ten times that at the most)."""
         deadline = time.monotonic() + 10 * duration
-        while time.monotonic() < deadline:
-            data = self._read(duration)
-            if not data:
-                return
-            self.feed(data)
+        with self._changed:
+            while time.monotonic() < deadline:
+                left = self._last + self._begun + duration - time.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(left)
 
-    def _read(self, timeout: float) -> bytes:
-        port = self._port
+    # -- waiting
+
+    def _wait_for(self, wanted: list[Pattern], unwanted: list[Pattern], timeout: float) -> _Wait:
+        """Return the wait, ended by a match or by time."""
+        deadline = time.monotonic() + timeout
+        start = self._position - self._dropped
+        wait = _Wait([Search(one, start) for one in wanted], [Search(one, start) for one in unwanted])
+        if not wait.wanted:
+            raise ValueError("nothing is expected")
+        self._waits.append(wait)
         try:
-            waiting = port.in_waiting
-            if waiting:
-                return port.read(waiting)
-            if timeout <= 0:
-                return b""
-            port.timeout = timeout
-            return port.read(1) + (port.read(port.in_waiting) if port.in_waiting else b"")
-        except serial.SerialException as error:
-            raise PortError(f"its port failed: {error}", board=self._board, attempted="reading the console") from error
+            done = wait.look(self._plain, self._dropped)
+            while not done:
+                if self._loss is not None:
+                    raise PortError(f"its port is gone: {self._loss}", board=self._board, attempted="expect")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    wait.look(self._plain, self._dropped, thorough=True)
+                    break
+                seen = self._end
+                self._changed.wait(min(left, _QUIET) if wait.is_behind else left)
+                done = wait.look(self._plain, self._dropped, thorough=seen == self._end)
+        finally:
+            self._waits.remove(wait)
+        return wait
 
-    def _missed(self, wanted: re.Pattern[bytes], timeout: float) -> ConsoleError:
-        tail = "\n".join(f"    {line.text}" for line in self.lines()[-_TAIL_LINES:]) or "    (nothing)"
-        return ConsoleError(
-            f"{wanted.pattern.decode('utf-8', 'replace')!r} did not come in {timeout:g} s; the console said:\n{tail}",
-            board=self._board,
-            attempted="expect",
-        )
+    def _missed(self, wait: _Wait, timeout: float) -> ConsoleError:
+        wanted = " or ".join(search.description for search in wait.wanted)
+        if wait.refused is not None:
+            return self._error(f"{wait.unwanted[wait.refused.index].description} came before {wanted}")
+        return self._error(f"{wanted} did not come in {timeout:g} s")
 
-    def _now(self) -> float:
-        return time.monotonic() - self._begun
+    def _error(self, message: str) -> ConsoleError:
+        now = time.monotonic() - self._begun
+        lines = self.lines()[-_TAIL_LINES:]
+        tail = "\n".join(f"    [{line.time:9.3f}] {line.text}" for line in lines) or "    (nothing)"
+        if self._mark_times:
+            tail += f"\n    (nothing more for {now - self._last:.1f} s)"
+        if self._journal.path is not None:
+            tail += f"\n  log: {self._journal.path}"
+        return ConsoleError(f"{message}; the console said:\n{tail}", board=self._board, attempted="expect")
 
 
-def _compile(pattern: Pattern) -> re.Pattern[bytes]:
-    if isinstance(pattern, re.Pattern):
-        return pattern
-    return re.compile(re.escape(pattern.encode() if isinstance(pattern, str) else pattern))
+def _list(patterns: Pattern | Sequence[Pattern]) -> list[Pattern]:
+    if isinstance(patterns, (str, bytes, re.Pattern)):
+        return [patterns]
+    return list(patterns)

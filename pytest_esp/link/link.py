@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,8 @@ class Link:
         self._port: Port | None = None
         self._session: Session | None = None
         self._console: Console | None = None
+        self._journal: Path | None = None
+        self._echo: Callable[[str], None] | None = None
         self._lock = threading.RLock()
 
     @property
@@ -71,20 +75,33 @@ class Link:
                 reset=lambda: self.board.reset(bootloader=True),
                 baudrate=self.board.spec.baud if real else _ROM_BAUDRATE,
                 usb=real,
-                before_connect=self.console.poll,
+                boot_seconds=self.board.boot_seconds,
+                before_connect=self._begin_bootloader_mode,
+                after_drop=self._begin_console_mode,
                 transcript=self.transcript,
             )
         return self._session
 
     @property
     def console(self) -> Console:
-        """What the app prints."""
+        """What the app prints, in console mode; in bootloader mode nothing is added to it."""
         from pytest_esp.link.console import Console
 
         port = self.port
         if self._console is None:
-            self._console = Console(port, board=self.board.name)
+            self._console = Console(port, board=self.board.name, journal=self._journal, echo=self._echo)
+        if self._session is None or not self._session.is_connected:
+            if not port.is_open:  # esptool has closed it after a connection that failed
+                port.open()
+            self._console.attach()
         return self._console
+
+    def _begin_bootloader_mode(self) -> None:
+        self.console.detach()
+
+    def _begin_console_mode(self) -> None:
+        if self._console is not None and self._port is not None and self._port.is_open:
+            self._console.attach()
 
     def reset(self, bootloader: bool) -> None:
         """Reset the chip into its loader, or let it start what its flash holds.
@@ -95,12 +112,12 @@ class Link:
             LinkError: if the chip does not take part.
         """
         port = self.port
-        session = self.session
         if bootloader:
-            session.drop()
-            with session.use("reset into the loader", stub=False):
+            self.session.drop()
+            with self.session.use("reset into the loader", stub=False):
                 return
-        session.drop()
+        if self._session is not None:
+            self._session.drop()
         port.baudrate = _ROM_BAUDRATE
         if not self.board.reset(bootloader=False):
             self._hard_reset(port)
@@ -114,15 +131,24 @@ class Link:
         except OSError as error:
             raise LinkError(f"RTS cannot be driven: {error}", board=self.board.name, attempted="hard reset") from error
 
-    def begin_log(self) -> None:
+    def begin_log(self, journal: Path | None = None, echo: Callable[[str], None] | None = None) -> None:
         """Begin the transcript and the console's log anew, for another test on the same open board.
 
         What the app said before is dropped; the connection to the loader, if there is one, stays as it is.
+
+        Args:
+            journal, echo: of the new console (see `Console`).
         """
         self.transcript.clear()
-        self._console = None
+        self._journal, self._echo = journal, echo
+        self._close_console()
         if self._port is not None and not (self._session and self._session.is_connected):
             self._port.reset_input_buffer()
+
+    def _close_console(self) -> None:
+        console, self._console = self._console, None
+        if console is not None:
+            console.close()
 
     def power_cycle(self) -> None:
         """Take the board's power away and give it back.
@@ -137,7 +163,8 @@ class Link:
     def close(self) -> None:
         """Close the port and stop a virtual board. Closing twice is harmless."""
         with self._lock:
-            self._session = self._console = None
+            self._session = None
+            self._close_console()
             if self._port is not None:
                 self._port = None
                 self.board.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator
 from typing import Any, cast
 
@@ -30,7 +31,9 @@ class Session:
         reset: resets the chip into its loader and returns True, or returns False if RTS and DTR have to do it.
         baudrate: for operations on real ports; the connection itself is made at 115200.
         usb: whether the port may be a USB device, whose ids choose esptool's way to reset it.
-        before_connect: called before the input of the port is dropped, to save what the app has said.
+        boot_seconds: how long the loader may take until it answers, after a *reset* that returned True.
+        before_connect: called before the port is taken from whoever reads the app's output.
+        after_drop: called when nobody talks to the loader any more.
         transcript: takes what esptool says.
     """
 
@@ -43,7 +46,9 @@ class Session:
         reset: Callable[[], bool],
         baudrate: int = _ROM_BAUDRATE,
         usb: bool = True,
+        boot_seconds: float = 0.0,
         before_connect: Callable[[], object] = lambda: None,
+        after_drop: Callable[[], object] = lambda: None,
         transcript: Transcript | None = None,
     ) -> None:
         self.port = port
@@ -54,8 +59,10 @@ class Session:
         self.connect_attempts = 7 if usb else 2
         self._reset = reset
         self._before_connect = before_connect
+        self._after_drop = after_drop
         self._baudrate = baudrate
         self._usb = usb
+        self._boot_seconds = boot_seconds
         self._esp: FastLoader | None = None
         self._attached = False
         self._espefuse: Any = None
@@ -75,6 +82,7 @@ class Session:
         self._esp = None
         self._attached = False
         self._espefuse = None
+        self._after_drop()
 
     def reconnect(self) -> FastLoader:
         """Connect anew over the same port, inside a `use`: for code that would close and open the port for that.
@@ -167,11 +175,22 @@ class Session:
             if not self._reset():
                 esp.connect("default-reset", attempts=self.connect_attempts, detecting=True, warnings=False)
                 return
+            try:
+                return self._sync_within(esp, self._boot_seconds)
+            except FatalError:
+                if attempt + 1 == self.connect_attempts:
+                    raise
+
+    @staticmethod
+    def _sync_within(esp: FastLoader, seconds: float) -> None:
+        """Say hello until the loader answers; once at least."""
+        deadline = time.monotonic() + seconds
+        while True:
             esp.flush_input()
             try:
                 return esp.sync()
             except FatalError:
-                if attempt + 1 == self.connect_attempts:
+                if time.monotonic() >= deadline:
                     raise
 
     def _run_stub(self, esp: FastLoader) -> FastLoader:

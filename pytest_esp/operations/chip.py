@@ -159,7 +159,6 @@ def reset(link: Link, to: Literal["app", "bootloader"] = "app", wait: float = _B
             attempted="reset to the app",
             hint="a chip whose console is not on this port (USB) says nothing here; else check EN and its supply",
         ) from error
-    console.poll()
     return ResetResult("app", time.monotonic() - begun, console.text[start:])
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_esp.errors import BackendError
 from pytest_esp.qemu.process import QemuProcess, command_line
@@ -31,7 +31,7 @@ class QemuMachine:
         qemu: the program; machine: what it shall be.
         flash, efuse: the images that it runs on, its own. They may be changed while it is stopped.
         log: takes what QEMU itself says.
-        psram: size of the PSRAM (``-m``), or None for a module without.
+        psram: whether the module has one, where the chip can.
         rise_time: see `AutoResetCircuit`.
         on_close: what a host without reset lines leaves behind when it leaves the ROM's loader.
         on_death: called with QEMU's last words if it ends by itself, from any thread.
@@ -45,7 +45,7 @@ class QemuMachine:
         flash: Path,
         efuse: Path,
         log: Path,
-        psram: str | None = None,
+        psram: bool = False,
         rise_time: float = 0.0,
         on_close: OnClose = "bootloader",
         on_death: Callable[[str], None] = lambda words: None,
@@ -179,7 +179,7 @@ class QemuMachine:
 
     def _command(self, strap: int) -> list[str]:
         flash, efuse = self._files
-        return command_line(self._qemu, self.machine, flash, efuse, strap, self._psram)
+        return command_line(self._qemu, self.machine, flash, efuse, strap=strap, psram=self._psram)
 
     def _transmit(self, data: bytes) -> None:
         self.wire.transmit(data)
@@ -193,10 +193,3 @@ class QemuMachine:
     def _die(self, words: str) -> None:
         self._death = words
         self._on_death(words)
-
-    def close(self) -> None:
-        """Stop it for good."""
-        self.stop()
-
-
-Run = Coroutine[Any, Any, None]

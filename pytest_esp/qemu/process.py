@@ -27,32 +27,30 @@ _START_TIMEOUT = 10.0
 _STOP_TIMEOUT = 2.0  # QEMU writes its images back and ends in 4 to 25 ms
 _BACKLOG = 1024 * 1024  # bytes kept for a guest that does not read; what comes then is lost, as on a real UART
 _LAST_WORDS = 2000
+_GATHER = 0.0005  # seconds
 _NOISE = ("Adding SPI flash device", "terminating on signal")
 _PR_SET_PDEATHSIG = 1
 
 
-def command_line(qemu: Qemu, machine: Machine, flash: Path, efuse: Path, strap: int, psram: str | None) -> list[str]:
-    """Return how to start *machine*, without its serial port and monitor.
+def command_line(qemu: Qemu, machine: Machine, flash: Path, efuse: Path, *, strap: int, psram: bool) -> list[str]:
+    """Return how to start *machine*, without its serial port and monitor (see `machines` for the sources).
 
-    Source: the documentation of Espressif's fork (esp-toolchain-docs, qemu). The watchdogs of the timer groups are off
-    because the emulated clock is not the host's: on a loaded machine they would bite a healthy app.
+    The watchdogs of the timer groups are off because the emulated clock is not the host's: on a loaded machine they
+    would bite a healthy app.
     """
-    command = [str(qemu.path), "-nographic", "-machine", machine.name]
-    if psram:
-        command += ["-m", psram]
     return [
-        *command,
+        *(str(qemu.path), "-nographic", "-no-user-config", "-machine", machine.name),
+        *(("-m", machine.memory) if psram and machine.memory else ()),
         "-drive",
         f"file={_escaped(flash)},if=mtd,format=raw",
         "-drive",
         f"file={_escaped(efuse)},if=none,format=raw,id=efuse",
         "-global",
-        f"driver={machine.efuse_driver(qemu)},property=drive,value=efuse",
+        f"driver={qemu.efuse_driver(machine)},property=drive,value=efuse",
         "-global",
-        f"driver=timer.{machine.name}.timg,property=wdt_disable,value=true",
+        f"driver={machine.watchdog_driver},property=wdt_disable,value=true",
         "-global",
-        f"driver={machine.name}.gpio,property=strap_mode,value={strap:#04x}",
-        "-no-user-config",
+        f"driver={machine.strap_driver},property=strap_mode,value={strap:#04x}",
     ]
 
 
@@ -64,7 +62,7 @@ def _escaped(path: Path) -> str:
 class QemuProcess:
     """A running QEMU and its UART. Its methods are for the loop's thread, but for `send`.
 
-    UART and monitor are socket pairs that nobody else can reach; what QEMU itself says goes into *log*. It dies with
+    UART and monitor are pairs of sockets that nobody else can reach; what QEMU itself says goes into *log*. It dies with
     this process, however that dies: on Linux the kernel kills it, elsewhere a shell that watches a pipe does.
 
     Args:
@@ -83,10 +81,11 @@ class QemuProcess:
         self._log = log
         self._on_output = on_output
         self._on_end = on_end
+        self.is_up = False
         self._stopping = False
         self._backlog = bytearray()
         self._sending = threading.Lock()
-        self._uart, uart = socket.socketpair()
+        self._uart, uart = _loopback_pair()
         self._monitor, monitor = socket.socketpair()
         self._ended = asyncio.Event()
         try:
@@ -112,27 +111,31 @@ class QemuProcess:
         greeting = asyncio.ensure_future(loop().sock_recv(self._monitor, 4096))
         ended = asyncio.ensure_future(self._ended.wait())
         await asyncio.wait((greeting, ended), timeout=_START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-        up = greeting.done() and not greeting.cancelled() and greeting.exception() is None and bool(greeting.result())
+        greeted = greeting.done() and greeting.exception() is None and bool(greeting.result())
+        self.is_up = greeted and not self._ended.is_set()
         for task in (greeting, ended):
             task.cancel()
-        return up
+        return self.is_up
 
     def send(self, data: bytes) -> None:
         """Send *data* to the UART; from any thread."""
         with self._sending:
-            if not self._backlog:
-                with contextlib.suppress(BlockingIOError):
-                    try:
-                        data = data[self._uart.send(data) :]
-                    except BlockingIOError:
-                        raise
-                    except OSError:
-                        return  # it has ended, and says so on the other path
+            idle = not self._backlog
+            if idle:
+                data = data[self._send_now(data) :]
             if data and len(self._backlog) < _BACKLOG:
-                first = not self._backlog
                 self._backlog += data
-                if first:
+                if idle:
                     on_loop(self._send_later)
+
+    def _send_now(self, data: bytes | bytearray) -> int:
+        """Return how many bytes were taken; all, if it has ended: that is said on the other path."""
+        try:
+            return self._uart.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)
 
     def _send_later(self) -> None:
         if self._uart.fileno() >= 0:
@@ -140,12 +143,7 @@ class QemuProcess:
 
     def _flush(self) -> None:
         with self._sending:
-            try:
-                del self._backlog[: self._uart.send(self._backlog)]
-            except BlockingIOError:
-                return
-            except OSError:
-                self._backlog.clear()
+            del self._backlog[: self._send_now(self._backlog)]
             if not self._backlog:
                 loop().remove_writer(self._uart)
 
@@ -156,11 +154,13 @@ class QemuProcess:
             return
         except OSError:
             data = b""
+        loop().remove_reader(self._uart)
         if data:
+            # QEMU sends byte by byte: the first is passed on at once, the next ones together.
+            loop().call_later(_GATHER, self._listen)
             self._on_output(data)
             return
-        loop().remove_reader(self._uart)  # only its end closes the other side
-        self._ended.set()
+        self._ended.set()  # only its end closes the other side
         if not self._stopping:
             self._on_end(self.last_words())
 
@@ -175,6 +175,10 @@ class QemuProcess:
             said = [line for line in lines if line.strip() and not any(noise in line for noise in _NOISE)]
             return f"QEMU {how}" + (": " + "; ".join(said) if said else " without a word")
         return f"QEMU {how}"
+
+    def _listen(self) -> None:
+        if self._uart.fileno() >= 0:
+            loop().add_reader(self._uart, self._readable)
 
     async def stop(self) -> None:
         """End it, by force if it must be. Stopping twice is harmless."""
@@ -201,6 +205,24 @@ class QemuProcess:
                 loop().remove_writer(self._uart)
             self._uart.close()
             self._monitor.close()
+
+
+def _loopback_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected TCP sockets that nobody else has a hand on.
+
+    QEMU's UART writes single bytes and drops what does not fit. The buffer of a Unix socket is full after some hundred
+    of them, for each is a packet of its own; TCP's grows to megabytes and puts them together.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        while True:
+            theirs, address = server.accept()
+            if address == ours.getsockname():
+                break
+            theirs.close()  # a stranger who guessed the port
+    for end in (ours, theirs):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return ours, theirs
 
 
 def _signal(number: int) -> str:

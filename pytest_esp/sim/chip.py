@@ -77,7 +77,7 @@ class SimChip:
     ) -> None:
         self.chip = chip
         self.model = ChipModel(chip)
-        self.mac_bytes = _parse_mac(mac) if mac else _made_up_mac(name or chip)
+        self.mac_bytes = parse_mac(mac) if mac else made_up_mac(name or chip)
         self.revision = self.model.default_revision if revision is None else revision
         self.efuses = Efuses(self.model, self.mac_bytes, self.revision, efuse_file) if self.model.has_efuses else None
         if self.efuses is not None and self.efuses.was_stored:
@@ -404,7 +404,12 @@ def _no_field(_name: str) -> int:
     return 0
 
 
-def _parse_mac(text: str) -> bytes:
+def parse_mac(text: str) -> bytes:
+    """Return the six bytes of a MAC address in hex, with or without colons.
+
+    Raises:
+        BackendError: if it is none that a chip can have.
+    """
     match = _MAC.fullmatch(text.strip())
     if match is None:
         raise BackendError(f"{text!r} is no MAC address", hint="expected six bytes in hex, e.g. 7C:DF:A1:00:00:01")
@@ -414,6 +419,6 @@ def _parse_mac(text: str) -> bytes:
     return mac
 
 
-def _made_up_mac(name: str) -> bytes:
+def made_up_mac(name: str) -> bytes:
     """Return an address of one of Espressif's blocks whose lower half is made from *name*: the same every time."""
     return bytes.fromhex("7cdfa1") + hashlib.sha256(name.encode()).digest()[:3]

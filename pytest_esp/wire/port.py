@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import serial
 
 from pytest_esp.wire.wire import HostSide, Wire
+
+_MOST_KEPT = 8 * 1024 * 1024  # bytes that nobody reads; what comes then is lost
 
 
 class VirtualPort(serial.SerialBase):
@@ -31,6 +34,8 @@ class VirtualPort(serial.SerialBase):
         self._received = bytearray()
         self._arrived = threading.Condition(threading.Lock())
         self._lost: str | None = None
+        self._sink: Callable[[bytes], None] | None = None
+        self._on_loss: Callable[[str], None] | None = None
         super().__init__(port=None, baudrate=baudrate)
         self.port = name
         self.name = name
@@ -42,6 +47,7 @@ class VirtualPort(serial.SerialBase):
         if self.is_open:
             raise serial.SerialException(f"{self.name} is already open")
         self._lost = None
+        self._sink = self._on_loss = None
         self._host = self._wire.connect(self._receive, control_lines=True)
         self.is_open = True
         self._host.set_baudrate(self._baudrate)
@@ -62,6 +68,8 @@ class VirtualPort(serial.SerialBase):
         with self._arrived:
             self._lost = reason
             self._arrived.notify_all()
+            if self._on_loss is not None:
+                self._on_loss(reason)
 
     # -- bytes
 
@@ -117,9 +125,26 @@ class VirtualPort(serial.SerialBase):
     def reset_output_buffer(self) -> None:
         """Do nothing: nothing is ever buffered on the way out."""
 
+    def divert(self, sink: Callable[[bytes], None] | None, on_loss: Callable[[str], None] | None) -> None:
+        """Hand what has arrived, and what will, to *sink* instead of keeping it for `read`; None ends that.
+
+        *on_loss* is told if the port vanishes. Both are called with the port's lock held: they must not read it.
+        """
+        with self._arrived:
+            self._sink, self._on_loss = sink, on_loss
+            if sink is not None and self._received:
+                sink(bytes(self._received))
+                self._received.clear()
+            if on_loss is not None and self._lost:
+                on_loss(self._lost)
+
     def _receive(self, data: bytes) -> None:
         with self._arrived:
-            self._received += data
+            if self._sink is not None:
+                self._sink(data)
+                return
+            if len(self._received) < _MOST_KEPT:
+                self._received += data
             self._arrived.notify_all()
 
     def _check_open(self) -> None:

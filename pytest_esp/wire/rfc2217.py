@@ -22,6 +22,7 @@ from typing import Any
 import serial
 from serial import rfc2217
 
+_LOST = "the connection to the remote port is lost"
 _HANDLERS = "pytest_esp.wire.handlers"
 
 
@@ -44,6 +45,8 @@ class Serial(rfc2217.Serial):
         self._changed = threading.Condition()
         self._settings: tuple[Any, ...] | None = None
         self._lost = False
+        self._sink: Callable[[bytes], None] | None = None
+        self._on_loss: Callable[[str], None] | None = None
         super().open()
 
     def close(self) -> None:
@@ -124,7 +127,7 @@ class Serial(rfc2217.Serial):
                 if not self.is_open:
                     raise serial.PortNotOpenError()
                 if self._lost:
-                    raise serial.SerialException("the connection to the remote port is lost")
+                    raise serial.SerialException(_LOST)
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     break
@@ -138,6 +141,16 @@ class Serial(rfc2217.Serial):
         self.rfc2217_send_purge(rfc2217.PURGE_RECEIVE_BUFFER)
         with self._changed:
             self._received.clear()
+
+    def divert(self, sink: Callable[[bytes], None] | None, on_loss: Callable[[str], None] | None) -> None:
+        """Hand what has arrived, and what will, to *sink* (see `wire.port.VirtualPort.divert`)."""
+        with self._changed:
+            self._sink, self._on_loss = sink, on_loss
+            if sink is not None and self._received:
+                sink(bytes(self._received))
+                self._received.clear()
+            if on_loss is not None and self._lost:
+                on_loss(_LOST)
 
     def _telnet_read_loop(self) -> None:
         """Receive until the connection ends (the thread that the base class starts)."""
@@ -158,6 +171,8 @@ class Serial(rfc2217.Serial):
             with self._changed:
                 self._lost = True
                 self._changed.notify_all()
+                if self._on_loss is not None and self.is_open:
+                    self._on_loss(_LOST)
 
     def _take(self, data: bytes) -> bytes:
         """Sort *data* into plain bytes and Telnet commands; return the beginning of a command that is not whole."""
@@ -174,8 +189,11 @@ class Serial(rfc2217.Serial):
             data = rest
         if plain:
             with self._changed:
-                self._received += plain
-                self._changed.notify_all()
+                if self._sink is not None:
+                    self._sink(bytes(plain))
+                else:
+                    self._received += plain
+                    self._changed.notify_all()
         return data if data.startswith(b"\xff") else b""
 
     def _command(self, data: bytes, plain: bytearray) -> bytes | None:  # noqa: PLR0911 - one per kind of command

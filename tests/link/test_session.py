@@ -26,7 +26,7 @@ def rack(tmp_path, monkeypatch):
         '[boards.esp32]\nbackend="sim"\nchip="esp32"\nflash_size="4MB"\n'
         '[boards.locked]\nbackend="sim"\nchip="esp32s3"\nsecure_download=true\n'
         '[boards.old]\nbackend="sim"\nchip="esp8266"\n'
-        '[boards.machine]\nbackend="qemu"\nchip="esp32"\n'
+        '[boards.machine]\nbackend="labgrid"\nchip="esp32"\ncoordinator="far:20408"\nplace="p"\n'
     )
     return load_rack(path)
 
@@ -197,7 +197,7 @@ def test_changing_the_mode_never_closes_the_port(link):
 
 
 def test_a_backend_that_this_version_has_not(rack):
-    with pytest.raises(BackendError, match="'qemu' is not part of this version"):
+    with pytest.raises(BackendError, match="'labgrid' is not part of this version"):
         make_board(rack.board("machine"), rack)
 
 
@@ -274,5 +274,5 @@ def test_what_the_app_said_before_the_loader_took_over_is_kept(link):
     esp.chip.identify()  # nobody has read the console yet
     assert "invalid header: 0xffffffff" in link.console.text
     link.reset(bootloader=False)
-    link.console.poll()
+    link.console.expect_silence(0.05)
     assert link.console.text.count("ESP-ROM") >= 2

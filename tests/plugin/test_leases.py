@@ -75,7 +75,7 @@ def test_the_console_of_a_test_begins_empty(project):
         @pytest.mark.esp(chip="esp32")
         @pytest.mark.parametrize("turn", range(2))
         def test_boot(esp, console, turn):
-            console.poll()
+            console.expect_silence(0.05)
             assert console.text == ""
             esp.link.reset(bootloader=False)
             console.expect("rst:0x1")

@@ -1,0 +1,229 @@
+"""A QEMU machine as a board: real firmware on an emulated chip."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pytest_esp.boards.board import Board
+from pytest_esp.boards.port import Port
+from pytest_esp.errors import BackendError
+from pytest_esp.qemu.find import find
+from pytest_esp.qemu.machine import OnClose, QemuMachine
+from pytest_esp.qemu.machines import Machine, machine_for
+from pytest_esp.rack.identity import identity
+from pytest_esp.sim.chip import made_up_mac, parse_mac
+from pytest_esp.sim.efuse import Efuses
+from pytest_esp.sim.flash import NorFlash
+from pytest_esp.sim.model import ChipModel
+from pytest_esp.units import format_size
+from pytest_esp.wire.port import VirtualPort
+from pytest_esp.wire.wire import Wire
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.spec import BoardSpec
+
+_MEGABYTE = 1024 * 1024
+FLASH_SIZES = tuple(size * _MEGABYTE for size in (2, 4, 8, 16))
+"""What the machines accept, bytes; with any other size QEMU ends at its start."""
+
+_EFUSE_WINDOWS = {"esp32": ((0x00, 28), (0x38, 96))}
+_LATER_EFUSE_WINDOW = ((0x2C, 336),)
+"""Which registers an eFuse file begins with, as (offset in the controller, bytes): the read registers of all blocks."""
+
+
+class QemuBoard(Board):
+    """A QEMU machine, restarted behind one port whenever it is reset.
+
+    Like a real board it keeps its flash from one lease to the next: in ``flash_file``, or in the rack's state folder.
+    Its eFuses are virgin at every lease unless ``efuse_file`` keeps them, and hold a MAC address that belongs to its
+    name. It has PSRAM if "psram" is among its features.
+    """
+
+    backend: ClassVar[str] = "qemu"
+    virtual: ClassVar[bool] = True
+    boot_seconds: ClassVar[float] = 10.0  # the ROM needs some 0.1 s of an idle processor, and many times that of a busy one
+
+    def __init__(self, spec: BoardSpec, rack: Rack) -> None:
+        super().__init__(spec, rack)
+        self.rise_time = 0.0
+        self.on_close: OnClose = "bootloader"
+        self._qemu: QemuMachine | None = None
+        self._port: VirtualPort | None = None
+
+    @property
+    def wire(self) -> Wire | None:
+        """The machine's UART, while the board is open."""
+        return self._qemu.wire if self._qemu else None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of its QEMU; None while it is stopped."""
+        return self._qemu.pid if self._qemu else None
+
+    @property
+    def mac(self) -> str:
+        """The base MAC address in its eFuses, ``7c:df:a1:00:00:01``."""
+        return self._mac.hex(":")
+
+    @property
+    def flash_file(self) -> Path:
+        """Where its flash is kept."""
+        size = format_size(self._flash_size).replace(" ", "")
+        return self.spec.flash_file or self.rack.state_dir(self.spec) / f"flash-{size}.bin"
+
+    @property
+    def _flash_size(self) -> int:
+        return self.spec.flash_size or 4 * _MEGABYTE
+
+    @property
+    def _mac(self) -> bytes:
+        return parse_mac(self.spec.mac) if self.spec.mac else made_up_mac(identity(self.spec, self.rack))
+
+    # -- running
+
+    def open(self) -> Port:
+        """Start the machine with what its flash holds, and return its in-process port."""
+        port = self.open_stopped()
+        try:
+            self.reset(bootloader=False)
+        except BaseException:
+            self.close()
+            raise
+        return port
+
+    def open_stopped(self) -> Port:
+        """Make the machine ready, and return its in-process port; `reset` starts it.
+
+        Raises:
+            BackendError: if there is no QEMU with such a machine, or a file cannot be used.
+        """
+        try:
+            machine = machine_for(self.chip)
+            self._qemu = self._make(machine)
+        except BackendError as error:
+            error.board = error.board or self.name
+            raise
+        self._port = VirtualPort(self._qemu.wire, f"qemu:{self.name}")
+        self._port.open()
+        return self._port
+
+    def _make(self, machine: Machine) -> QemuMachine:
+        program = find(machine.architecture, machine.name)
+        self._check_flash_size()
+        folder = self.rack.state_dir(self.spec)
+        NorFlash(self._flash_size, self.flash_file).close()  # makes it, blank, if it is missing
+        return QemuMachine(
+            program,
+            machine,
+            flash=self.flash_file,
+            efuse=self._prepare_efuses(machine, folder),
+            log=folder / "qemu.log",
+            psram="psram" in self.spec.features,
+            rise_time=self.rise_time,
+            on_close=self.on_close,
+            on_death=self._died,
+        )
+
+    def _check_flash_size(self) -> None:
+        if self._flash_size not in FLASH_SIZES:
+            raise BackendError(
+                f"QEMU has no flash of {format_size(self._flash_size)}",
+                hint=f"write one of {', '.join(map(format_size, FLASH_SIZES))} as flash_size into boards.toml",
+            )
+
+    def _prepare_efuses(self, machine: Machine, folder: Path) -> Path:
+        kept = self.spec.efuse_file
+        if kept is not None and kept.exists():
+            if kept.stat().st_size != machine.efuse_size:
+                raise BackendError(
+                    f"the eFuse file {kept} has {kept.stat().st_size} bytes, not the {machine.efuse_size} of QEMU's "
+                    f"{machine.name}",
+                    hint="it belongs to another chip, or to a simulated one; give another file",
+                )
+            return kept
+        path = kept or folder / "efuse.bin"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(efuse_image(machine, self._mac, self.spec.revision))
+        except OSError as error:
+            raise BackendError(f"the eFuse file {path} cannot be written: {error.strerror}") from error
+        return path
+
+    def _died(self, words: str) -> None:
+        port = self._port
+        if port is not None:
+            port.lose(words)
+
+    def close(self) -> None:
+        """Stop the machine; its flash is in its file."""
+        port, self._port = self._port, None
+        qemu, self._qemu = self._qemu, None
+        if port is not None:
+            port.close()
+        if qemu is not None:
+            qemu.stop()
+
+    def reset(self, bootloader: bool) -> bool:
+        """Restart the machine with the strap for its loader or its app."""
+        try:
+            self._running().reset(bootloader)
+        except BackendError as error:
+            error.board = error.board or self.name
+            raise
+        return True
+
+    def power_cycle(self) -> None:
+        """Restart the machine."""
+        self.reset(bootloader=False)
+
+    def _running(self) -> QemuMachine:
+        if self._qemu is None:
+            raise BackendError("it is not open", board=self.name)
+        return self._qemu
+
+    # -- its flash
+
+    @contextlib.contextmanager
+    def direct_flash(self) -> Generator[NorFlash]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Yield the flash in a copy of its file, which takes its place at the end; the machine is stopped.
+
+        Raises:
+            BackendError: if the file cannot be used.
+        """
+        if self._qemu is not None:
+            self._qemu.stop()
+        file = self.flash_file
+        NorFlash(self._flash_size, file).close()
+        with tempfile.TemporaryDirectory(prefix=".flash-", dir=file.parent) as folder:
+            copy = Path(folder) / file.name
+            shutil.copyfile(file, copy)
+            flash = NorFlash(self._flash_size, copy)
+            try:
+                yield flash
+            finally:
+                flash.close()
+            if flash.bytes_programmed or flash.sectors_erased:
+                os.replace(copy, file)
+
+
+def efuse_image(machine: Machine, mac: bytes, revision: int | None = None) -> bytes:
+    """Return an eFuse file for *machine*: a virgin chip with a MAC address and a revision (major * 100 + minor).
+
+    The registers are those that espefuse would read on such a chip (`sim.efuse`).
+    """
+    model = ChipModel(machine.chip)
+    efuses = Efuses(model, mac, model.default_revision if revision is None else revision)
+    words = b"".join(
+        struct.pack("<I", efuses.read(efuses.base + offset))
+        for first, size in _EFUSE_WINDOWS.get(machine.chip, _LATER_EFUSE_WINDOW)
+        for offset in range(first, first + size, 4)
+    )
+    return words.ljust(machine.efuse_size, b"\0")

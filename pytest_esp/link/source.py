@@ -1,0 +1,147 @@
+"""Where a console's bytes come from: every port is read by the process's one loop, as soon as something arrives."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import serial
+
+from pytest_esp.boards.port import Port
+from pytest_esp.wire.loop import loop, run
+
+Sink = Callable[[bytes], None]
+OnLoss = Callable[[str], None]
+
+_AT_ONCE = 256 * 1024  # bytes taken before anybody looks at them
+_THREAD_TIMEOUT = 0.2  # seconds until a thread that reads a Windows port sees that it shall end
+
+
+class Source(Protocol):
+    """Reads a port while it is open (`start` to `stop`); nobody else does meanwhile."""
+
+    def start(self) -> None:
+        """Begin to hand what arrives to the sink."""
+        ...
+
+    def stop(self) -> None:
+        """Hand over what has arrived, and leave the port to somebody else; the sink is not called any more."""
+        ...
+
+
+def source_of(port: Port, sink: Sink, on_loss: OnLoss) -> Source:
+    """Return how *port* is read: by its own events, its descriptor, or a thread where it has neither (Windows).
+
+    Args:
+        port: the open port.
+        sink: takes the bytes, on whatever thread they arrive.
+        on_loss: told once why no more will come.
+    """
+    if hasattr(port, "divert"):
+        return _DivertedSource(port, sink, on_loss)
+    if sys.platform != "win32" and hasattr(port, "fileno"):
+        return _DescriptorSource(port, sink, on_loss)
+    return _ThreadSource(port, sink, on_loss)
+
+
+class _DivertedSource:
+    """A port that tells of its bytes itself: `wire.port.VirtualPort`, `wire.rfc2217.Serial`."""
+
+    def __init__(self, port: Any, sink: Sink, on_loss: OnLoss) -> None:
+        self._port = port
+        self._sink = sink
+        self._on_loss = on_loss
+
+    def start(self) -> None:
+        self._port.divert(self._sink, self._on_loss)
+
+    def stop(self) -> None:
+        self._port.divert(None, None)
+
+
+class _DescriptorSource:
+    """A port with a descriptor: a device node, a socket."""
+
+    def __init__(self, port: Any, sink: Sink, on_loss: OnLoss) -> None:
+        self._port = port
+        self._descriptor = -1
+        self._sink = sink
+        self._on_loss = on_loss
+
+    def start(self) -> None:
+        self._descriptor = self._port.fileno()
+        os.set_blocking(self._descriptor, False)
+        loop().call_soon_threadsafe(loop().add_reader, self._descriptor, self._readable)
+
+    def stop(self) -> None:
+        async def leave() -> None:
+            if loop().remove_reader(self._descriptor):
+                self._readable()
+
+        run(leave())
+
+    def _readable(self) -> None:
+        chunks: list[bytes] = []
+        size = 0
+        loss = ""
+        while size < _AT_ONCE:
+            try:
+                data = os.read(self._descriptor, 1 << 16)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                loss = error.strerror or str(error)
+                break
+            if not data:
+                loss = "" if chunks else "it is gone, or another program has opened it too"
+                break
+            chunks.append(data)
+            size += len(data)
+        if chunks:
+            self._sink(b"".join(chunks))
+        if loss:
+            loop().remove_reader(self._descriptor)
+            self._on_loss(loss)
+
+
+class _ThreadSource:
+    """A port that can only be waited for by reading it."""
+
+    def __init__(self, port: Port, sink: Sink, on_loss: OnLoss) -> None:
+        self._port = port
+        self._sink = sink
+        self._on_loss = on_loss
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._read, name="pytest-esp-console", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        cancel = getattr(self._port, "cancel_read", None)
+        if cancel is not None:
+            cancel()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    def _read(self) -> None:
+        port = self._port
+        port.timeout = _THREAD_TIMEOUT
+        try:
+            while not self._stopping:
+                data = port.read(1)
+                if data:
+                    self._sink(data + port.read(port.in_waiting))
+            if waiting := port.in_waiting:
+                self._sink(port.read(waiting))
+        except (serial.SerialException, OSError) as error:
+            if not self._stopping:
+                self._on_loss(str(error))
+
