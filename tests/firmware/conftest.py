@@ -1,5 +1,7 @@
-"""The test firmware on two kinds of board, behind the same port: the program itself on QEMU, its stand-in on a chip that
-is simulated. Both have the same MAC address and start from equal flashes.
+"""The test firmware on two kinds of board, behind the same port.
+
+One is the program itself on QEMU, the other its stand-in on a simulated chip. Both have the same MAC address and start
+from equal flashes.
 """
 
 import contextlib
@@ -30,9 +32,16 @@ _NO_ADDRESS = re.compile(r"\b0x00[0-9a-f]{6}\b")
 
 
 class Dialogue:
-    """Says something to a board, and reads the answer."""
+    """Says something to a board, and reads the answer.
 
-    def __init__(self, port):
+    Attributes:
+        board: has ``reset(bootloader)``.
+        flash_now: stops the board, and returns what its flash holds.
+    """
+
+    def __init__(self, port, board):
+        self.board = board
+        self.flash_now = None
         self._port = port
         self._received = ""
 
@@ -77,7 +86,7 @@ class Boards:
         self._tmp_path = tmp_path
 
     def real(self, chip, flash):
-        """The program on QEMU, from a copy of *flash*; its flash file is the attribute ``flash_file``."""
+        """The program on QEMU, from a copy of *flash*."""
         machine = machine_for(chip)
         try:
             qemu = find(machine.architecture, machine.name)
@@ -88,7 +97,14 @@ class Boards:
         efuse_file.write_bytes(_efuses(chip, machine.efuse_size))
         board = QemuMachine(qemu, machine, flash=flash_file, efuse=efuse_file, log=self._tmp_path / f"{chip}-qemu.log")
         self._stack.callback(board.stop)
-        return self._started(board, chip)
+        dialogue = self._started(board, chip)
+
+        def flash_now():
+            board.stop()
+            return flash_file.read_bytes()
+
+        dialogue.flash_now = flash_now
+        return dialogue
 
     def simulated(self, chip, flash):
         """The stand-in on a simulated chip, from a copy of *flash*."""
@@ -96,7 +112,9 @@ class Boards:
         memory.program(0, flash)
         board = SimChip(chip, flash=memory, mac=MAC.hex(":"), app=load_app("app:TestFirmware"))
         self._stack.callback(board.close)
-        return self._started(board, chip)
+        dialogue = self._started(board, chip)
+        dialogue.flash_now = lambda: memory.read(0, FLASH_SIZE)
+        return dialogue
 
     def _started(self, board, chip):
         port = VirtualPort(board.wire, chip)
@@ -104,9 +122,7 @@ class Boards:
         self._stack.callback(port.close)
         port.timeout = 0.05
         board.reset(bootloader=False)
-        dialogue = Dialogue(port)
-        dialogue.board = board
-        return dialogue
+        return Dialogue(port, board)
 
 
 def _flash_with_firmware(chip):

@@ -1,11 +1,9 @@
 """The real program on QEMU and its stand-in on a simulated chip say the same to the same commands."""
 
 import os
-import re
 from pathlib import Path
 
 import pytest
-from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 
 FOLDER = Path(__file__).parent
 RECORD = "PYTEST_ESP_RECORD_PANICS"

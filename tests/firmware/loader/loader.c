@@ -1,14 +1,14 @@
 /* The second-stage bootloader: reads the partition table and otadata, picks a slot, copies the app into RAM, starts it.
  *
- * It decides and reports as ESP-IDF's does with app rollback enabled, except that it checks an image's XOR checksum but
- * not its SHA-256, and does not check the MD5 of the partition table. */
+ * It decides and reports as ESP-IDF's does with app rollback enabled. */
 #include "chip.h"
+#include "digest.h"
 #include "retained.h"
 #include "spi_flash.h"
 #include "text.h"
 
 #define TABLE_OFFSET 0x8000
-#define TABLE_ENTRIES 95
+#define TABLE_ENTRIES 96 /* with the one that holds the MD5 */
 #define ENTRY_MAGIC 0x50aa
 #define MD5_MAGIC 0xebeb
 
@@ -75,14 +75,40 @@ static const char *usage(const struct partition *part)
     return part->subtype >> 4 == 1 ? "OTA app" : "Unknown app";
 }
 
-static int read_table(void)
+static int equal(const uint8_t *a, const uint8_t *b, unsigned size)
 {
-    flash_read(TABLE_OFFSET, table, sizeof table);
-    while (table_size < TABLE_ENTRIES && table[table_size].magic == ENTRY_MAGIC)
+    while (size && *a++ == *b++)
+        size--;
+    return !size;
+}
+
+static int check_table(void)
+{
+    while (table_size < TABLE_ENTRIES - 1 && table[table_size].magic == ENTRY_MAGIC)
         table_size++;
     uint16_t magic = table[table_size].magic;
     if (table_size == 0 || (magic != MD5_MAGIC && magic != 0xffff)) {
-        LOGE("flash_parts", "partition %d invalid magic number 0x%x", table_size, magic);
+        LOGE("flash_parts", "partition %u invalid magic number 0x%x", table_size, magic);
+        return 0;
+    }
+    if (magic == MD5_MAGIC) {
+        struct digest digest;
+        uint8_t md5[16];
+        md5_begin(&digest);
+        md5_add(&digest, table, table_size * sizeof *table);
+        md5_end(&digest, md5);
+        if (!equal(md5, (const uint8_t *)&table[table_size] + 16, sizeof md5)) {
+            LOGE("flash_parts", "Incorrect MD5 checksum");
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static int read_table(void)
+{
+    flash_read(TABLE_OFFSET, table, sizeof table);
+    if (!check_table()) {
         LOGE("boot", "Failed to verify partition table");
         LOGE("boot", "load partition table error!");
         return 0;
@@ -168,16 +194,53 @@ static int lies_in(const struct segment *segment, const char *start, const char 
 
 static int check_chip(const struct image_header *header)
 {
-    unsigned revision = chip_revision();
     if (header->chip_id != CHIP_ID) {
-        LOGE("boot_comm", "mismatch chip ID, expected %d, found %d", CHIP_ID, header->chip_id);
+        LOGE("boot_comm", "mismatch chip ID, expected %u, found %u", CHIP_ID, header->chip_id);
         return 0;
     }
-    if (header->min_revision > revision) {
-        LOGE("boot_comm", "chip revision check failed. Required >= %d, found %d", header->min_revision, revision);
+    uint32_t required_minor, found_minor;
+    unsigned required = divide(header->min_revision, 100, &required_minor);
+    unsigned found = divide(chip_revision(), 100, &found_minor);
+    if (header->min_revision > chip_revision()) {
+        LOGE("boot_comm", "chip revision check failed. Required >= v%u.%u, found v%u.%u.", required,
+             (unsigned)required_minor, found, (unsigned)found_minor);
         return 0;
     }
     return 1;
+}
+
+static int check_hash(uint32_t begin, uint32_t end)
+{
+    struct digest digest;
+    uint8_t line[16], calculated[32], stored[32];
+    sha256_begin(&digest);
+    for (uint32_t at = begin; at < end; at += sizeof line) { /* images end at a multiple of 16 */
+        flash_read(at, line, sizeof line);
+        sha256_add(&digest, line, sizeof line);
+    }
+    sha256_end(&digest, calculated);
+    flash_read(end, stored, sizeof stored);
+    if (!equal(calculated, stored, sizeof stored)) {
+        LOGE("esp_image", "Image hash failed - image is corrupt");
+        return 0;
+    }
+    return 1;
+}
+
+/* Copies a segment from flash into RAM; its bytes, XORed. */
+static uint8_t copy(uint32_t offset, const struct segment *segment)
+{
+    uint8_t checksum = 0;
+    for (uint32_t at = 0; at < segment->size; at += 64) {
+        uint32_t chunk[16];
+        uint32_t size = segment->size - at < 64 ? segment->size - at : 64;
+        flash_read(offset + at, chunk, size);
+        for (uint32_t byte = 0; byte < size; byte++)
+            checksum ^= ((uint8_t *)chunk)[byte];
+        for (uint32_t word = 0; word < size / 4; word++) /* code RAM takes words only */
+            ((volatile uint32_t *)(segment->address + at))[word] = chunk[word];
+    }
+    return checksum;
 }
 
 /* Copies the image into RAM; its entry point, or 0 if it cannot be started. */
@@ -190,8 +253,6 @@ static uint32_t load(const struct partition *slot)
         LOGE("esp_image", "image at 0x%x has invalid magic byte (nothing flashed here?)", (unsigned)offset);
         return 0;
     }
-    if (!check_chip(&header))
-        return 0;
     offset += sizeof header;
     uint8_t checksum = 0xef;
     for (int number = 0; number < header.segments; number++) {
@@ -205,24 +266,19 @@ static uint32_t load(const struct partition *slot)
                  (unsigned)(segment.address + segment.size));
             return 0;
         }
-        for (uint32_t at = 0; at < segment.size; at += 64) {
-            uint32_t chunk[16];
-            uint32_t size = segment.size - at < 64 ? segment.size - at : 64;
-            flash_read(offset + at, chunk, size);
-            for (uint32_t byte = 0; byte < size; byte++)
-                checksum ^= ((uint8_t *)chunk)[byte];
-            for (uint32_t word = 0; word < size / 4; word++) /* code RAM takes words only */
-                ((volatile uint32_t *)(segment.address + at))[word] = chunk[word];
-        }
+        checksum ^= copy(offset, &segment);
         offset += segment.size;
     }
+    offset |= 15; /* where the last line of 16 bytes ends */
     uint8_t stored;
-    flash_read(offset | 15, &stored, 1);
+    flash_read(offset, &stored, 1);
     if (stored != checksum) {
         LOGE("esp_image", "Checksum failed. Calculated 0x%x read 0x%x", checksum, stored);
         return 0;
     }
-    return header.entry;
+    if (header.has_hash && !check_hash(slot->offset, offset + 1))
+        return 0;
+    return check_chip(&header) ? header.entry : 0;
 }
 
 static void start(const struct partition *slot)
