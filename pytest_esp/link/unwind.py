@@ -104,7 +104,9 @@ def unwind(frames: CallFrames, registers: Mapping[str, int], memory: Mapping[int
             caller = state
         if caller is None or not caller.get(RA) or caller.get(SP, 0) < state.get(SP, 0):
             break
-        pc, state = caller[RA], caller
+        pc = caller[RA]
+        # What was called has overwritten RA: from here on it is known only where a function saved it.
+        state = {register: value for register, value in caller.items() if register != RA}
     return tuple(found)
 
 

@@ -1,0 +1,315 @@
+"""What a crash is: its kinds, what each says on the console, and the report that is made of one.
+
+Sources of the wording, ESP-IDF v4.4 to v6: components/esp_system (panic.c, port/arch/*/panic_arch.c, task_wdt,
+stack_check.c, ubsan.c), freertos/*/port.c, heap/multi_heap*, esp_libc (abort.c, assert.c), esp_hw_support/power_supply
+(brownout.c), bootloader_support/src; reset names: esp_rom/*/rom/rtc.h. What ROMs print is in no source: it is taken
+from logs in Espressif's issue trackers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path, PureWindowsPath
+
+
+class Kind(StrEnum):
+    """What ended the app, or kept it from starting."""
+
+    PANIC = "panic"
+    ABORT = "abort"
+    ASSERT = "assert"
+    STACK_OVERFLOW = "stack overflow"
+    STACK_SMASHING = "stack smashing"
+    HEAP_CORRUPTION = "heap corruption"
+    UNDEFINED_BEHAVIOR = "undefined behavior"
+    TASK_WATCHDOG = "task watchdog"
+    INTERRUPT_WATCHDOG = "interrupt watchdog"
+    BROWNOUT = "brownout"
+    WATCHDOG_RESET = "watchdog reset"
+    LOCKUP = "CPU lockup"
+    BOOT_LOOP = "boot loop"
+    NOT_BOOTABLE = "not bootable"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One function that had not returned.
+
+    Attributes:
+        pc: where the CPU was in it. For a caller, its return address (RISC-V) or the call itself (Xtensa), as printed.
+        sp: its stack pointer, where known.
+        function: its name; None if the ELF does not know it (code in ROM), or without an ELF.
+        file: its source file as the compiler was given it.
+        line: of the file.
+        inlined: the function was inlined: the next frame is the one that it is part of, at the same PC.
+    """
+
+    pc: int
+    sp: int | None = None
+    function: str | None = None
+    file: str | None = None
+    line: int | None = None
+    inlined: bool = False
+
+    def __str__(self) -> str:
+        text = f"0x{self.pc:08x}"
+        if self.function is not None:
+            text += f" in {self.function}"
+        if self.file is not None:
+            name = PureWindowsPath(self.file).name  # which knows both kinds of slashes
+            text += f" ({name}:{self.line})" if self.line else f" ({name})"
+        return text + (" (inlined)" if self.inlined else "")
+
+
+@dataclass(frozen=True)
+class CoreState:
+    """What a dump shows of one core.
+
+    Attributes:
+        core: its number; None where the dump does not say it.
+        registers: by the names of the dump (MEPC, RA, ``S0/FP``; PC, A0, EXCCAUSE).
+        backtrace: innermost frame first.
+        is_cut: the chip found its stack damaged, or deeper than it prints: outer frames are missing.
+    """
+
+    core: int | None
+    registers: Mapping[str, int] = field(default_factory=dict[str, int])
+    backtrace: tuple[Frame, ...] = ()
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A crash, decoded as far as the dump and the ELF allow.
+
+    Attributes:
+        kind: what happened.
+        reason: the same in one line, with its particulars.
+        core: the core that crashed, if the dump says it.
+        registers: that core's registers by the names of the dump.
+        backtrace: that core's frames, innermost first.
+        task: the task that ran, if the dump says it.
+        elf_matches: whether the ELF is the crashed firmware's; None without an ELF, or if the dump does not tell.
+        elf: the ELF file that was asked for names.
+        elf_sha256: the beginning of the SHA-256 of the crashed firmware's ELF, in hex, as the chip printed it.
+        is_cut: outer frames are missing from the backtrace.
+        others: the other cores, of a dump that has them.
+        note: why there are no names although an ELF was given; or None.
+    """
+
+    kind: Kind
+    reason: str
+    core: int | None = None
+    registers: Mapping[str, int] = field(default_factory=dict[str, int])
+    backtrace: tuple[Frame, ...] = ()
+    task: str | None = None
+    elf_matches: bool | None = None
+    elf: Path | None = None
+    elf_sha256: str | None = None
+    is_cut: bool = False
+    others: tuple[CoreState, ...] = ()
+    note: str | None = None
+
+    def describe(self) -> str:
+        """Return the text for an error message: what happened, then where, one frame a line."""
+        where = f", on core {self.core}" if self.core is not None else ""
+        if self.task is not None and self.task not in self.reason:
+            where += f", in task {self.task}"
+        lines = [f"{self.kind}: {self.reason}{where}", *_describe_frames(self.backtrace, is_cut=self.is_cut)]
+        for other in self.others:
+            lines.append("also:" if other.core is None else f"also on core {other.core}:")
+            lines += _describe_frames(other.backtrace, is_cut=other.is_cut)
+        if self.note:
+            lines.append(self.note)
+        elif self.elf is not None and self.elf_matches is None and self.backtrace:
+            lines.append(f"(names are those of {self.elf}; the dump does not tell whether that ELF is the firmware's)")
+        elif self.elf is None and self.backtrace:
+            build = f" (its SHA-256 begins with {self.elf_sha256})" if self.elf_sha256 else ""
+            lines.append(f"hint: with the ELF file of this build{build}, these addresses become functions and lines")
+        return "\n".join(lines)
+
+
+def _describe_frames(frames: tuple[Frame, ...], *, is_cut: bool) -> list[str]:
+    lines = [f"#{number} {frame}" for number, frame in enumerate(frames)]
+    return [*lines, "(outer frames are missing: the stack is damaged, or too deep)"] if is_cut else lines
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the words of a crash say, before its dump is decoded."""
+
+    kind: Kind
+    reason: str
+    core: int | None = None
+    task: str | None = None
+
+
+Say = Callable[[re.Match[str], str], Verdict]
+
+
+def classify(text: str) -> Verdict | None:
+    """Return what the text of a crash is about, of several causes the one behind the others; None if it is no crash."""
+    for pattern, say in _RULES:
+        match = pattern.search(text)
+        if match is not None:
+            return say(match, text)
+    return None
+
+
+RESET = re.compile(r"rst:0x(?P<code>[0-9a-f]+) \((?P<name>[^)\r\n]*)\)|rst cause:(?P<cause>\d+)")
+
+_RESET_CODES = {
+    **dict.fromkeys((0x4, 0x7, 0x8, 0x9, 0xB, 0xD, 0x10, 0x11, 0x12), Kind.WATCHDOG_RESET),
+    0xF: Kind.BROWNOUT,
+    0x1A: Kind.LOCKUP,
+}
+
+
+def reset_kind(reset: re.Match[str]) -> Kind | None:
+    """Return which crash a ROM reports as the cause of a reset (a match of `RESET`); None if it is no crash."""
+    if reset["cause"] is not None:  # ESP8266
+        return Kind.WATCHDOG_RESET if reset["cause"] == "4" else None
+    # ROMs have many names for one thing (TG0WDT_SYS_RST, TG0WDT_SYS_RESET, HP_SYS_HP_WDT_RESET); codes hardly differ.
+    name = reset["name"]
+    if "BROWN" in name or "BOD" in name:  # before WDT: RTCWDT_BROWN_OUT_RESET
+        return Kind.BROWNOUT
+    if "WDT" in name:
+        return Kind.WATCHDOG_RESET
+    return _RESET_CODES.get(int(reset["code"], 16))
+
+
+def _plain(kind: Kind, reason: str) -> Say:
+    """Make a verdict whose reason has the match's groups in it; those named core and task are the verdict's, too."""
+
+    def say(match: re.Match[str], _text: str) -> Verdict:
+        groups = match.groupdict()
+        core = groups.get("core")
+        return Verdict(kind, reason.format(**groups), int(core) if core is not None else None, groups.get("task"))
+
+    return say
+
+
+def _abort(match: re.Match[str], _text: str) -> Verdict:
+    core = match["core"]
+    return Verdict(Kind.ABORT, f"abort() was called at PC {match['pc']}", int(core) if core is not None else None)
+
+
+def _panic(match: re.Match[str], _text: str) -> Verdict:
+    details = "; ".join(
+        line.strip() for line in match["details"].splitlines() if line.strip() and not line.startswith("Memory dump")
+    )
+    return Verdict(Kind.PANIC, f"{match['cause']}: {details}" if details else match["cause"], int(match["core"]))
+
+
+def _error_check(match: re.Match[str], text: str) -> Verdict:
+    """ESP_ERROR_CHECK prints where it stands in lines of its own, then calls abort()."""
+    place = re.search(r'file: "(?P<file>[^"\r\n]*)" line (?P<line>\d+)', text)
+    function = re.search(r"(?m)^func: (?P<function>[^\r\n]*)", text)
+    expression = re.search(r"(?m)^expression: (?P<expression>[^\r\n]*)", text)
+    reason = f"ESP_ERROR_CHECK failed: {match['error'].strip()}"
+    if expression is not None:
+        reason += f" from {expression['expression']}"
+    if function is not None and place is not None:
+        reason += f", {function['function']} {place['file']}:{place['line']}"
+    return Verdict(Kind.ABORT, reason)
+
+
+def _task_watchdog(_match: re.Match[str], text: str) -> Verdict:
+    late: list[str] = re.findall(r"task_wdt: +- ([^\r\n]*\S)", text)
+    running: list[tuple[str, str]] = re.findall(r"task_wdt: CPU (\d+): ([^\r\n]*\S)", text)
+    cores: list[str] = re.findall(r"\(CPU (\d+)\)", " ".join(late))
+    task = dict(running).get(cores[0]) if cores else None
+    reason = f"{', '.join(late) or 'a task'} did not reset the watchdog in time"
+    if running:
+        reason += "; running: " + ", ".join(f"{name} (CPU {core})" for core, name in running)
+    return Verdict(Kind.TASK_WATCHDOG, reason, int(cores[0]) if cores else None, task)
+
+
+def _not_bootable(match: re.Match[str], text: str) -> Verdict:
+    said = match[0].strip()
+    first = re.search(
+        r"E \(\d+\) (?:esp_image|flash_parts|secure_boot\w*|boot_comm|bootloader_\w+): ([^\r\n]*\S)", text
+    )
+    if said.startswith("invalid header"):
+        what = "the flash is blank" if set(match["header"]) == {"f"} else "no bootloader where the ROM looks for it"
+    elif said.startswith("flash read err"):
+        what = "the ROM cannot read the flash"
+    elif said.startswith(("csum err", "Invalid image block")):
+        what = "the bootloader in flash is damaged"
+    elif first is not None:
+        what = first[1]
+    else:
+        return Verdict(Kind.NOT_BOOTABLE, said)
+    return Verdict(Kind.NOT_BOOTABLE, f"{what} ({said})")
+
+
+def _reset(match: re.Match[str], text: str) -> Verdict:
+    resets = list(RESET.finditer(text))
+    names = [f"rst:0x{reset['code']} ({reset['name']})" if reset["code"] else reset[0] for reset in resets]
+    if len(resets) > 1:
+        return Verdict(Kind.BOOT_LOOP, f"{len(resets)} boots in a row: {', '.join(names)}")
+    kind = reset_kind(match)
+    return Verdict(kind or Kind.BOOT_LOOP, f"the chip was reset by {names[0]}")
+
+
+def _rules(*rules: tuple[str, Say]) -> tuple[tuple[re.Pattern[str], Say], ...]:
+    return tuple((re.compile(pattern, re.MULTILINE), say) for pattern, say in rules)
+
+
+_GURU = r"Guru Meditation Error: Core +(?P<core>\d+) panic'ed "
+
+# In the order of what explains most: a damaged heap or stack before the exception that it leads to.
+_RULES = _rules(
+    (
+        r"\*\*\*ERROR\*\*\* A stack overflow in task (?P<task>[^\r\n]*?) has been detected",
+        _plain(Kind.STACK_OVERFLOW, "stack overflow in task {task}"),
+    ),
+    (
+        r"Stack canary watchpoint triggered \((?P<task>[^)\r\n]*)\)",
+        _plain(Kind.STACK_OVERFLOW, "task {task} wrote to the end of its stack"),
+    ),
+    (
+        _GURU
+        + r"\(Stack protection fault\)[^\n]*\n(?:(?!Core )[^\n]*\n){0,4}?Detected in task \"(?P<task>[^\"\r\n]*)\"",
+        _plain(Kind.STACK_OVERFLOW, "Stack protection fault: the stack pointer of task {task} is outside its stack"),
+    ),
+    (
+        _GURU + r"\(Stack protection fault\)",
+        _plain(Kind.STACK_OVERFLOW, "Stack protection fault: the stack pointer is outside the task's stack"),
+    ),
+    (
+        r"Stack smashing protect failure",
+        _plain(Kind.STACK_SMASHING, "a function wrote past its local variables (Stack smashing protect failure!)"),
+    ),
+    (r"CORRUPT HEAP: (?P<what>[^\r\n]*)", _plain(Kind.HEAP_CORRUPTION, "{what}")),
+    (r"Undefined behavior of type (?P<what>\w+)", _plain(Kind.UNDEFINED_BEHAVIOR, "{what}")),
+    (_GURU + r"\((?P<what>Interrupt wdt timeout on CPU\d)", _plain(Kind.INTERRUPT_WATCHDOG, "{what}")),
+    (r"task_wdt: Aborting", _task_watchdog),
+    (r"^assert failed: (?P<what>[^\r\n]*)", _plain(Kind.ASSERT, "{what}")),
+    (
+        r"^assertion \"(?P<what>[^\r\n]*)\" failed: file \"(?P<file>[^\"\r\n]*)\", line (?P<line>\d+)"
+        r"(?:, function: (?P<function>[^\r\n]*))?",
+        _plain(Kind.ASSERT, "{function} {file}:{line} ({what})"),
+    ),
+    (r"ESP_ERROR_CHECK failed: esp_err_t (?P<error>[^\r\n]*?)(?: at 0x[0-9a-f]+)?\s*$", _error_check),
+    (_GURU + r"\((?P<cause>[^\r\n]*?)\)[^\n]*\n?(?P<details>(?:(?!Core )[^\r\n]+\r?\n)*)", _panic),
+    (r"abort\(\) was called at PC (?P<pc>0x[0-9a-fA-F]+)(?: on core (?P<core>\d+))?", _abort),
+    (
+        r"Brownout detector was triggered",
+        _plain(Kind.BROWNOUT, "the supply voltage fell (Brownout detector was triggered)"),
+    ),
+    (r"invalid header: 0x(?P<header>[0-9a-f]+)", _not_bootable),
+    (
+        r"flash read err, \d+|csum err:0x\S*|Invalid image block, can't boot|secure boot verification failed"
+        r"|No bootable [^\r\n]*|load partition table error!",
+        _not_bootable,
+    ),
+    (RESET.pattern, _reset),
+    (
+        r"Guru Meditation Error|register dump:|Backtrace:|Stack memory:",
+        _plain(Kind.PANIC, "the console lost what it said of the cause"),
+    ),
+)

@@ -1,0 +1,309 @@
+"""Crashes noticed in what a console says, as it says it."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from pytest_esp.link.crash import RESET, Kind, classify, reset_kind
+
+_ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_LONGEST_ANSI = 32
+
+# What some line of every crash has in it. Long literals, because bytes.find is the faster the longer they are.
+_SIGNS = (
+    b"Guru Meditation Error: Core ",
+    b"abort() was called at PC 0x",
+    b"assert failed: ",
+    b'assertion "',
+    b"***ERROR*** A stack overflow in task ",
+    b"Stack smashing protect failure",
+    b"CORRUPT HEAP: ",
+    b"ESP_ERROR_CHECK failed: esp_err_t ",
+    b"Undefined behavior of type ",
+    b"task_wdt: Aborting.",
+    b"Brownout detector was triggered",
+    b"),boot:0x",
+    b",rst cause:",
+    b"invalid header: 0x",
+    b"flash read err, ",
+    b"csum err:0x",
+    b"Invalid image block, can't boot",
+    b"secure boot verification failed",
+    b"No bootable ",
+    b"load partition table error!",
+)
+_OVERLAP = max(map(len, _SIGNS)) - 1
+_SIGN = re.compile(b"|".join(re.escape(sign) for sign in _SIGNS))
+
+_LINE_START = re.compile(
+    rb'assert failed: |assertion "'
+)  # of these, only what begins a line: anybody may log the words
+_NOT_BOOTABLE = re.compile(
+    rb"invalid header: 0x|flash read err, |csum err:0x|Invalid image block|secure boot verification failed"
+    rb"|No bootable |load partition table error!"
+)
+_BOOT_MODE = re.compile(rb"\),boot:0x|,rst cause:")
+_ONE_LINE = re.compile(rb"Brownout detector|" + _NOT_BOOTABLE.pattern)
+_LEAD = re.compile(  # lines before the one that makes it a crash, which say why
+    rb"task_wdt: |terminate called after throwing|what\(\): "
+    rb"|E \(\d+\) (?:esp_image|boot|boot_comm|flash_parts|secure_boot)"
+)
+_BOOT = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ \d]\d \d{4}|rst:0x[0-9a-f]+ \(")
+_END = re.compile(rb"Rebooting\.\.\.|CPU halted\.|Abort panic handling|Entering gdb stub now")
+_PART = re.compile(  # of a dump, as opposed to whatever an app that goes on may print
+    _SIGN.pattern + rb"|register dump:|Backtrace:|Stack memory:|ELF file SHA256:|CORE DUMP|: 0x[0-9a-fA-F]{8}"
+)
+_COMPLETE_BUT_FOR_THE_END = re.compile(rb"ELF file SHA256:|CORE DUMP END|Saved PC:")
+
+_LONGEST_LINE = 1024  # bytes; more without an end is noise
+_LEAD_LINES = 16
+_KEPT = 4096  # bytes kept before the new ones: the longest line and what may lead to it
+_MOST_BETWEEN = 16 * 1024  # bytes in a crash that are no part of a dump, after which it has ended
+_MOST_CORE_DUMP = 1024 * 1024
+_MOST_CRASHES = 16
+
+
+@dataclass(eq=False)
+class CrashText:
+    """A crash as the console tells it.
+
+    Attributes:
+        begin: offset of its first byte in all that the detector was fed, without ANSI sequences.
+        raw: its bytes so far.
+        complete: nothing more will be added.
+    """
+
+    begin: int
+    raw: bytearray = field(default_factory=bytearray)
+    complete: bool = False
+
+    @property
+    def text(self) -> str:
+        """Its text so far; what is not UTF-8 is replaced."""
+        return self.raw.decode("utf-8", "replace")
+
+    @property
+    def kind(self) -> Kind:
+        """What it is, as far as its text tells: a panic may turn out to be a stack overflow."""
+        verdict = classify(self.text)
+        return verdict.kind if verdict is not None else Kind.PANIC
+
+
+class CrashDetector:
+    """Finds crashes in what a console says, whatever the pieces in which it comes.
+
+    The crash that is told is `crash`; when the caller has done with it, `take` makes room for the next one. The reset
+    that follows a crash belongs to it. Nothing is read from a clock: the caller says when the console fell silent
+    (`quiet`).
+
+    Args:
+        boot_limit: that many boots without a crash or `wait_anew` between them are a boot loop; None for no limit.
+        ignored: kinds of crashes that are none for the caller.
+    """
+
+    def __init__(self, *, boot_limit: int | None = 3, ignored: Collection[Kind] = ()) -> None:
+        self._boot_limit = boot_limit
+        self._ignored = frozenset(ignored)
+        self._buffer = bytearray()
+        self._base = 0  # offset of the buffer's first byte
+        self._position = 0  # offset up to which everything was looked at
+        self._held = b""  # the beginning of an ANSI sequence that is not whole
+        self._crashes: deque[CrashText] = deque()
+        self._open: CrashText | None = None
+        self._floor = 0  # end of the last crash
+        self._part = 0  # end of the last line that was part of the open crash's dump
+        self._is_reset = False  # the open crash is a ROM's report of a reset
+        self._in_core_dump = False
+        self._boots: list[bytes] = []
+        self._is_reset_explained = False
+        self._is_reset_expected = False
+        self._has_boot_failed = False
+
+    @property
+    def crash(self) -> CrashText | None:
+        """The oldest crash that was not taken; it may still be growing (`CrashText.complete`)."""
+        if not self._crashes or (self._ignored and self._crashes[0].kind in self._ignored):
+            return None
+        return self._crashes[0]
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence after which the open crash may be taken for complete (`quiet`)."""
+        if self._open is not None and not _COMPLETE_BUT_FOR_THE_END.search(self._open.raw):
+            return 1.0  # a busy emulator may pause in the middle of a dump
+        return 0.1
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Look at what the console said next."""
+        self._buffer += self._plain(data) if self._held or b"\x1b" in data else data
+        self._advance(is_final=False)
+
+    def quiet(self) -> None:
+        """Take the open crash for complete, and an unfinished line for finished: the console says nothing more."""
+        self._buffer += self._held
+        self._held = b""
+        self._advance(is_final=True)
+        if self._open is not None:
+            self._close()
+
+    def take(self) -> CrashText | None:
+        """Remove `crash` and return it."""
+        crash = self.crash
+        if crash is not None:
+            self._crashes.popleft()
+            if crash is self._open:
+                self._close()
+        return crash
+
+    def expect_reset(self) -> None:
+        """Say that the caller resets the chip: its next boot is no crash, whichever way it was reset."""
+        self._is_reset_expected = True
+
+    def wait_anew(self) -> None:
+        """Say that the caller begins to wait for something: boots are counted from here."""
+        self._boots.clear()
+
+    def _plain(self, data: bytes | bytearray) -> bytes:
+        """Return *data* without ANSI sequences."""
+        whole = self._held + data
+        cut = whole.rfind(b"\x1b")
+        if cut >= 0 and len(whole) - cut < _LONGEST_ANSI and not _ANSI.match(whole, cut):
+            whole, self._held = whole[:cut], whole[cut:]
+        else:
+            self._held = b""
+        return _ANSI.sub(b"", whole)
+
+    def _advance(self, *, is_final: bool) -> None:
+        while self._follow(is_final=is_final) if self._open is not None else self._seek(is_final=is_final):
+            pass
+        if len(self._buffer) > 16 * _KEPT:
+            spent = max(0, self._position - self._base - _KEPT)
+            del self._buffer[:spent]
+            self._base += spent
+
+    def _seek(self, *, is_final: bool) -> bool:
+        """Look for the next line that belongs to a crash; return whether there was one."""
+        buffer, start = self._buffer, self._position - self._base
+        # Finding every sign in turn is three times as fast as the expression that has them all.
+        if all(buffer.find(sign, start) < 0 for sign in _SIGNS) or not (hit := _SIGN.search(buffer, start)):
+            self._position = max(self._position, self._base + len(buffer) - _OVERLAP)
+            return False
+        end = self._line_end(hit.start(), is_final=is_final)
+        if end is None:
+            self._position = self._base + hit.start()
+            return False
+        self._position = self._base + end
+        begin = self._line_begin(hit.start())
+        line = bytes(buffer[begin:end])
+        reset = RESET.search(line.decode("utf-8", "replace"))
+        if reset is not None:
+            self._boot(reset, begin, line)
+        elif self._is_crash(line, hit.start() - begin):
+            self._begin(begin, line)
+        return True
+
+    def _line_begin(self, hit: int) -> int:
+        """Return where the line of *hit* begins in the buffer; at *hit* itself if that is too far away."""
+        newline = self._buffer.rfind(b"\n", max(0, hit - _LONGEST_LINE), hit)
+        if newline < 0 and self._base + hit >= _LONGEST_LINE:
+            return hit
+        return max(newline + 1, self._floor - self._base)
+
+    def _line_end(self, start: int, *, is_final: bool) -> int | None:
+        """Return where the line of *start* ends in the buffer; None if that is still to come."""
+        end = self._buffer.find(b"\n", start, start + _LONGEST_LINE)
+        if end >= 0:
+            return end + 1
+        if len(self._buffer) - start >= _LONGEST_LINE:
+            return start + _LONGEST_LINE
+        return len(self._buffer) if is_final and len(self._buffer) > start else None
+
+    def _is_crash(self, line: bytes, hit: int) -> bool:
+        if _NOT_BOOTABLE.match(line, hit):
+            had_failed, self._has_boot_failed = self._has_boot_failed, True
+            return not had_failed  # the ROM says it again and again
+        return not _BOOT_MODE.match(line, hit) and (hit == 0 or not _LINE_START.match(line, hit))
+
+    def _boot(self, reset: re.Match[str], begin: int, line: bytes) -> None:
+        """Take note of what a ROM says at its start."""
+        is_explained, self._is_reset_explained = self._is_reset_explained, False
+        self._has_boot_failed = False
+        if self._is_reset_expected:
+            self._is_reset_expected = False
+            self._boots.clear()
+        elif is_explained:
+            pass
+        elif reset_kind(reset) is not None:
+            self._begin(begin, line, is_reset=True)
+        else:
+            self._boots.append(line)
+            if self._boot_limit is not None and len(self._boots) >= self._boot_limit:
+                self._add(CrashText(self._base + begin, bytearray(b"".join(self._boots)), complete=True))
+                self._boots.clear()
+
+    def _begin(self, begin: int, line: bytes, *, is_reset: bool = False) -> None:
+        """Open a crash with the *line* at *begin* in the buffer, and those before that lead to it."""
+        first = begin if is_reset else self._lead(begin)
+        self._open = CrashText(self._base + first, self._buffer[first:begin] + line)
+        self._is_reset, self._in_core_dump = is_reset, False
+        self._part = self._position
+        self._add(self._open)
+        if _ONE_LINE.search(line):
+            self._close()
+
+    def _lead(self, begin: int) -> int:
+        """Return where the lines begin that lead to the one at *begin*."""
+        floor = max(0, self._floor - self._base, begin - (_KEPT - _LONGEST_LINE))
+        first = end = begin
+        for _ in range(_LEAD_LINES):
+            if end <= floor:
+                break
+            before = self._buffer.rfind(b"\n", floor, end - 1) + 1 or floor
+            line = self._buffer[before:end]
+            if line.strip():
+                if not _LEAD.search(line):
+                    break
+                first = before
+            end = before
+        return first
+
+    def _follow(self, *, is_final: bool) -> bool:
+        """Add the next line to the open crash, or end it; return whether there was one."""
+        crash, start = self._open, self._position - self._base
+        end = self._line_end(start, is_final=is_final)
+        if crash is None or end is None:
+            return False
+        line = bytes(self._buffer[start:end])
+        if _BOOT.search(line) or (self._is_reset and not line.startswith(b"Saved PC:")):
+            self._close()
+            return True
+        crash.raw += line
+        self._position = self._base + end
+        if self._is_reset or _END.search(line) or self._is_over(line):
+            self._close()
+        return True
+
+    def _is_over(self, line: bytes) -> bool:
+        """Say whether the open crash has ended without saying so: the app goes on after a damaged heap, say."""
+        self._in_core_dump = (self._in_core_dump or b"CORE DUMP START" in line) and b"CORE DUMP END" not in line
+        if _PART.search(line):
+            self._part = self._position
+        return self._position - self._part > (_MOST_CORE_DUMP if self._in_core_dump else _MOST_BETWEEN)
+
+    def _add(self, crash: CrashText) -> None:
+        if len(self._crashes) < _MOST_CRASHES:
+            self._crashes.append(crash)
+
+    def _close(self) -> None:
+        crash, self._open = self._open, None
+        if crash is None:
+            return
+        crash.complete = True
+        self._floor = self._position
+        self._is_reset_explained = not self._is_reset
+        self._boots.clear()
+        if crash.kind in self._ignored and crash in self._crashes:
+            self._crashes.remove(crash)
