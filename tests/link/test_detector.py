@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_esp.link.crash import Kind
@@ -63,6 +63,7 @@ def test_each_kind_is_found_byte_by_byte(name):
     assert found([bytes([byte]) for byte in stream]) == found([stream])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 8905), max_size=30).map(sorted), st.sampled_from(sorted(DATA.glob("*.log"))))
 def test_real_consoles_in_any_pieces(cuts, path):
     stream = path.read_bytes()
@@ -277,6 +278,7 @@ def test_crashes_that_nobody_takes_do_not_pile_up():
     assert len(found([(PANIC + boot(0xC, b"SW_CPU_RESET")) * 100])) == 16
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(st.binary(max_size=300), st.sampled_from([ABORT, PANIC, LOG, boot(7, b"TG0WDT_SYS_RST"), b"\x1b["]))

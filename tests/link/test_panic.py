@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_esp.link.crash import Frame, Kind
@@ -224,6 +224,7 @@ def test_every_beginning_of_a_dump_can_be_decoded(c3_elf):
         assert crash.backtrace == whole[: len(crash.backtrace)]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_dump_with_damage_anywhere_can_be_decoded(data):
     text = bytearray(data.draw(st.sampled_from([C3_CRASH, ESP32_CRASH[:1500]])).encode())
@@ -235,6 +236,7 @@ def test_a_dump_with_damage_anywhere_can_be_decoded(data):
     assert decode(bytes(text), elf, elf_sha256=None).describe()
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.binary()))
 def test_anything_at_all_can_be_decoded(text):
     assert decode(text).describe()
