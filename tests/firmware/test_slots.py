@@ -10,7 +10,7 @@ FACTORY, OTA_0, OTA_1 = 0x10000, 0x50000, 0x90000
 IMAGE_SIZE = 0x10000  # more than an image has
 
 NEW, PENDING, VALID = OtaImageState.NEW, OtaImageState.PENDING_VERIFY, OtaImageState.VALID
-INVALID, ABORTED = OtaImageState.INVALID, OtaImageState.ABORTED
+INVALID, ABORTED, UNDEFINED = OtaImageState.INVALID, OtaImageState.ABORTED, OtaImageState.UNDEFINED
 
 
 def write_otadata(flash, *entries):
@@ -51,29 +51,40 @@ def boot_both(chip, boards, essence):
     return boot
 
 
-@pytest.mark.parametrize(
-    ("entries", "slot", "after"),
-    [
-        ([], "factory", ()),
-        ([(1, VALID)], "ota_0", (VALID,)),
-        ([(2, VALID)], "ota_1", (VALID,)),
-        ([(1, VALID), (2, VALID)], "ota_1", (VALID, VALID)),
-        ([(3, VALID), (2, VALID)], "ota_0", (VALID, VALID)),
-        ([(1, VALID), (2, NEW)], "ota_1", (VALID, PENDING)),
-        ([(1, VALID), (2, PENDING)], "ota_0", (VALID, ABORTED)),
-        ([(1, VALID), (2, INVALID)], "ota_0", (VALID, INVALID)),
-        ([(1, PENDING)], "factory", (ABORTED,)),
-        ([(1, OtaImageState.UNDEFINED)], "ota_0", (OtaImageState.UNDEFINED,)),
-    ],
-    ids=lambda value: (
-        " ".join(f"{seq}-{state.name}" for seq, state in value) or "blank" if isinstance(value, list) else ""
-    ),
-)
+CHOICES = [
+    ([], "factory", ()),
+    ([(1, VALID)], "ota_0", (VALID,)),
+    ([(2, VALID)], "ota_1", (VALID,)),
+    ([(1, VALID), (2, VALID)], "ota_1", (VALID, VALID)),
+    ([(3, VALID), (2, VALID)], "ota_0", (VALID, VALID)),
+    ([(1, VALID), (2, NEW)], "ota_1", (VALID, PENDING)),
+    ([(1, VALID), (2, PENDING)], "ota_0", (VALID, ABORTED)),
+    ([(1, VALID), (2, INVALID)], "ota_0", (VALID, INVALID)),
+    ([(1, PENDING)], "factory", (ABORTED,)),
+    ([(1, UNDEFINED)], "ota_0", (UNDEFINED,)),
+]
+
+
+def name(value):
+    if not isinstance(value, list):
+        return ""
+    return " ".join(f"{sequence}-{state.name}" for sequence, state in value) or "blank"
+
+
+@pytest.mark.parametrize("chip", ["esp32c3"])  # the code is the same on both
+@pytest.mark.parametrize(("entries", "slot", "after"), CHOICES, ids=name)
 def test_otadata_chooses(flash, boot_both, entries, slot, after):
     write_otadata(flash, *entries)
     started, states_after = boot_both(flash)
     assert started == slot
     assert states_after[: len(after)] == after
+
+
+def test_an_image_on_trial_is_given_one_chance(flash, boot_both):
+    write_otadata(flash, (1, VALID), (2, NEW))
+    assert boot_both(flash) == ("ota_1", (VALID, PENDING))
+    write_otadata(flash, (1, VALID), (2, PENDING))
+    assert boot_both(flash) == ("ota_0", (VALID, ABORTED))
 
 
 def test_an_entry_with_a_wrong_checksum_does_not_count(flash, boot_both):

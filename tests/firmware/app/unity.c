@@ -167,7 +167,7 @@ void unity_select(char *line)
     }
     unity.tests = unity.failures = unity.ignored = 0;
     run_selected(line);
-    print("\n-----------------------\n%u Tests %u Failures %u Ignored \n%s\n", unity.tests, unity.failures, unity.ignored,
-          unity.failures ? "FAIL" : "OK");
+    print("\n-----------------------\n%u Tests %u Failures %u Ignored \n%s\n", unity.tests, unity.failures,
+          unity.ignored, unity.failures ? "FAIL" : "OK");
     print("Enter next test, or 'enter' to see menu\n");
 }

@@ -49,8 +49,8 @@ static uint8_t code_at(uint32_t address)
     return *(volatile uint32_t *)(address & ~3u) >> (address & 3) * 8;
 }
 
-/* Where the function around pc begins: at its "addi a1, a1, -size", which makes its frame; 0 if there is none. A function
- * without a frame would be taken for the one before it; none that crashes is without. */
+/* Where the function around pc begins: at its "addi a1, a1, -size", which makes its frame; 0 if there is none. A
+ * function without a frame would be taken for the one before it; none that crashes is without. */
 static uint32_t begin_of_function(uint32_t pc)
 {
     for (uint32_t at = pc & ~3u; at >= (uint32_t)vectors + 0x400; at -= 4)

@@ -23,7 +23,9 @@ static void print_registers(const struct frame *frame)
     };
     print("Core  0 register dump:\n");
     for (unsigned number = 0; number < sizeof names / sizeof *names; number++) {
-        uint32_t value = number == 0 ? frame->mepc : number <= 31 ? frame->x[number - 1] : (&frame->mstatus)[number - 32];
+        uint32_t value = number == 0    ? frame->mepc
+                         : number <= 31 ? frame->x[number - 1]
+                                        : (&frame->mstatus)[number - 32];
         print("%-8s: 0x%08x  %s", names[number], (unsigned)value, number % 4 == 3 ? "\n" : "");
     }
 }

@@ -262,8 +262,8 @@ static uint32_t load(const struct partition *slot)
         LOGI("esp_image", "segment %d: paddr=%08x vaddr=%08x size=%05xh (%6d) load", number, (unsigned)offset,
              (unsigned)segment.address, (unsigned)segment.size, (int)segment.size);
         if (!lies_in(&segment, app_iram_start, app_iram_end) && !lies_in(&segment, app_dram_start, app_dram_end)) {
-            LOGE("esp_image", "Segment %d 0x%08x-0x%08x invalid: not in the app's RAM", number, (unsigned)segment.address,
-                 (unsigned)(segment.address + segment.size));
+            LOGE("esp_image", "Segment %d 0x%08x-0x%08x invalid: not in the app's RAM", number,
+                 (unsigned)segment.address, (unsigned)(segment.address + segment.size));
             return 0;
         }
         checksum ^= copy(offset, &segment);
