@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,6 +34,8 @@ _MEGABYTE = 1024 * 1024
 FLASH_SIZES = tuple(size * _MEGABYTE for size in (2, 4, 8, 16))
 """What the machines accept, bytes; with any other size QEMU ends at its start."""
 
+_IMAGE_MAGIC = 0xE9  # of an ESP-IDF image
+
 _EFUSE_WINDOWS = {"esp32": ((0x00, 28), (0x38, 96))}
 _LATER_EFUSE_WINDOW = ((0x2C, 336),)
 """Which registers an eFuse file begins with, as (offset in the controller, bytes): the read registers of all blocks."""
@@ -45,16 +47,23 @@ class QemuBoard(Board):
     Like a real board it keeps its flash from one lease to the next: in ``flash_file``, or in the rack's state folder.
     Its eFuses are virgin at every lease unless ``efuse_file`` keeps them, and hold a MAC address that belongs to its
     name. It has PSRAM if "psram" is among its features.
+
+    Attributes:
+        rise_time, on_close: see `QemuMachine`; they take effect when it is opened.
+        on_death: told QEMU's last words if it ends by itself; the port tells them to whoever uses it anyway.
+        folder: where its files are made that have no name of their own; None: in the rack's state folder.
     """
 
     backend: ClassVar[str] = "qemu"
     virtual: ClassVar[bool] = True
-    boot_seconds: ClassVar[float] = 10.0  # the ROM needs some 0.1 s of an idle processor, and many times that of a busy one
+    boot_seconds: ClassVar[float] = 10.0  # the ROM needs 0.1 s of an idle processor, and many times that of a busy one
 
     def __init__(self, spec: BoardSpec, rack: Rack) -> None:
         super().__init__(spec, rack)
         self.rise_time = 0.0
         self.on_close: OnClose = "bootloader"
+        self.on_death: Callable[[str], None] = lambda words: None
+        self.folder: Path | None = None
         self._qemu: QemuMachine | None = None
         self._port: VirtualPort | None = None
 
@@ -76,12 +85,24 @@ class QemuBoard(Board):
     @property
     def flash_file(self) -> Path:
         """Where its flash is kept."""
-        size = format_size(self._flash_size).replace(" ", "")
-        return self.spec.flash_file or self.rack.state_dir(self.spec) / f"flash-{size}.bin"
+        size = format_size(self.flash_size).replace(" ", "")
+        return self.spec.flash_file or self._folder / f"flash-{size}.bin"
 
     @property
-    def _flash_size(self) -> int:
+    def flash_size(self) -> int:
+        """Bytes."""
         return self.spec.flash_size or 4 * _MEGABYTE
+
+    @property
+    def has_image(self) -> bool:
+        """Whether its flash holds something to boot: an image where the ROM looks for the bootloader."""
+        with self.flash_file.open("rb") as file:
+            file.seek(ChipModel(self.chip).rom.BOOTLOADER_FLASH_OFFSET)
+            return file.read(1) == bytes([_IMAGE_MAGIC])
+
+    @property
+    def _folder(self) -> Path:
+        return self.folder or self.rack.state_dir(self.spec)
 
     @property
     def _mac(self) -> bytes:
@@ -118,8 +139,8 @@ class QemuBoard(Board):
     def _make(self, machine: Machine) -> QemuMachine:
         program = find(machine.architecture, machine.name)
         self._check_flash_size()
-        folder = self.rack.state_dir(self.spec)
-        NorFlash(self._flash_size, self.flash_file).close()  # makes it, blank, if it is missing
+        folder = self._folder
+        NorFlash(self.flash_size, self.flash_file).close()  # makes it, blank, if it is missing
         return QemuMachine(
             program,
             machine,
@@ -133,9 +154,9 @@ class QemuBoard(Board):
         )
 
     def _check_flash_size(self) -> None:
-        if self._flash_size not in FLASH_SIZES:
+        if self.flash_size not in FLASH_SIZES:
             raise BackendError(
-                f"QEMU has no flash of {format_size(self._flash_size)}",
+                f"QEMU has no flash of {format_size(self.flash_size)}",
                 hint=f"write one of {', '.join(map(format_size, FLASH_SIZES))} as flash_size into boards.toml",
             )
 
@@ -161,6 +182,7 @@ class QemuBoard(Board):
         port = self._port
         if port is not None:
             port.lose(words)
+        self.on_death(words)
 
     def close(self) -> None:
         """Stop the machine; its flash is in its file."""
@@ -201,11 +223,11 @@ class QemuBoard(Board):
         if self._qemu is not None:
             self._qemu.stop()
         file = self.flash_file
-        NorFlash(self._flash_size, file).close()
+        NorFlash(self.flash_size, file).close()
         with tempfile.TemporaryDirectory(prefix=".flash-", dir=file.parent) as folder:
             copy = Path(folder) / file.name
             shutil.copyfile(file, copy)
-            flash = NorFlash(self._flash_size, copy)
+            flash = NorFlash(self.flash_size, copy)
             try:
                 yield flash
             finally:

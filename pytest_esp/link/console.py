@@ -15,25 +15,42 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import serial
 
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import LinkError, PortError
+from pytest_esp.link.crash import Crash
+from pytest_esp.link.detector import CrashDetector, CrashText
 from pytest_esp.link.journal import Journal
 from pytest_esp.link.match import Match, Pattern, Search
+from pytest_esp.link.panic import decode, find_elf_sha256
 from pytest_esp.link.source import source_of
 
 _TAIL_LINES = 20
 _QUIET = 0.1  # seconds without a byte
 _KEPT = 64 * 1024 * 1024  # bytes of text that stay in memory; all of it is in the journal
 _RESOLUTION = 0.001  # seconds
+_BOOT_LOG = 256 * 1024  # bytes before a crash in which the boot log may tell the app's hash
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LONGEST_ANSI = 32
 
 
 class ConsoleError(LinkError):
     """What was expected did not come."""
+
+
+class CrashError(ConsoleError):
+    """The app crashed while something else was expected.
+
+    Attributes:
+        crash: what it left behind, decoded.
+    """
+
+    def __init__(self, message: str, crash: Crash, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.crash = crash
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,7 @@ class _Wait:
     found: _Found | None = None
     refused: _Found | None = None
     is_behind: bool = False
+    crash: CrashText | None = None
 
     def look(self, buffer: bytearray, dropped: int, *, thorough: bool = False) -> bool:
         """Search what is new in a buffer that has lost its first *dropped* bytes; return whether that ends the wait."""
@@ -95,6 +113,7 @@ class Console:
         board: the board's name, for messages.
         journal: the file that takes everything, see `Journal`; a temporary one if None.
         echo: called with text as it comes.
+        elf: the app's ELF file, by which a crash is decoded; may be set later.
     """
 
     def __init__(
@@ -104,7 +123,9 @@ class Console:
         board: str,
         journal: Path | None = None,
         echo: Callable[[str], None] | None = None,
+        elf: Path | None = None,
     ) -> None:
+        self.elf = elf
         self._port = port
         self._board = board
         self._echo = echo
@@ -121,6 +142,8 @@ class Console:
         self._mark_times = array("d")
         self._position = 0  # in bytes since the begin: what lies before it was matched, or is passed over
         self._waits: list[_Wait] = []
+        self._crashes = CrashDetector()
+        self._known_crash: CrashText | None = None  # one that somebody waited for
         self._loss: str | None = None
         self._source = source_of(port, self._feed, self._lose)
         self._attached = False
@@ -155,6 +178,9 @@ class Console:
                 self._mark_times.append(now)
             self._last = now
             self._plain += plain
+            self._crashes.feed(plain)
+            if self._waits and self._crashes.crash is not None:
+                self._changed.notify_all()
             for wait in self._waits:
                 behind = wait.is_behind
                 if wait.look(self._plain, self._dropped) or wait.is_behind > behind:
@@ -246,9 +272,16 @@ class Console:
             raise PortError(f"its port failed: {error}", board=self._board, attempted="writing") from error
 
     def skip(self) -> None:
-        """Let `expect` look at what comes from now on only."""
+        """Let `expect` look at what comes from now on only; crashes so far are forgotten."""
         with self._changed:
             self._position = self._end
+            while self._crashes.take() is not None:
+                pass
+
+    def expect_reset(self) -> None:
+        """Say that the chip is about to be reset from outside: its next boot is no crash, whatever its ROM reports."""
+        with self._changed:
+            self._crashes.expect_reset()
 
     def expect(
         self,
@@ -257,8 +290,12 @@ class Console:
         *,
         not_before: float = 0.0,
         unless: Pattern | Sequence[Pattern] = (),
+        ignore_crashes: bool = False,
     ) -> Match:
         """Wait for *pattern* in what comes after the last match, and return the match.
+
+        A panic, a watchdog's or brown-out's reset, a boot loop, flash that holds nothing to boot, and the end of the
+        port (an emulator that died) end the wait at once. Text of a crash can be waited for like any other.
 
         Args:
             pattern: text or bytes, which must come as they are; a compiled regular expression; or a list, of which the
@@ -266,15 +303,19 @@ class Console:
             timeout: seconds.
             not_before: seconds from now; a match that comes earlier is an error.
             unless: patterns that end the wait with an error if they come first.
+            ignore_crashes: go on waiting whatever happens to the app.
 
         Raises:
+            CrashError: if the app crashed first; with the decoded backtrace.
             ConsoleError: if it did not come in time, came too early, or an *unless* came first; says what came instead.
             PortError: if the port is gone; says why (an emulator's last words).
         """
         with self._changed:
             begun = time.monotonic()
-            wait = self._wait_for(_list(pattern), _list(unless), timeout)
+            wait = self._wait_for(_list(pattern), _list(unless), timeout, ignore_crashes)
             found = wait.found
+            if wait.crash is not None:
+                raise self._crashed(wait, wait.crash)
             if found is None or not wait.succeeded:
                 raise self._missed(wait, timeout)
             self._position = found.end
@@ -317,7 +358,8 @@ class Console:
         with self._changed:
             begin = self._position
             self.expect(pattern, timeout)
-            return self._plain[max(begin - self._dropped, 0) : self._position - self._dropped].decode("utf-8", "replace")
+            whole = slice(max(begin - self._dropped, 0), self._position - self._dropped)
+            return self._plain[whole].decode("utf-8", "replace")
 
     def expect_silence(self, duration: float) -> None:
         """Wait until nothing has come for *duration* seconds (ten times that at the most)."""
@@ -331,29 +373,69 @@ class Console:
 
     # -- waiting
 
-    def _wait_for(self, wanted: list[Pattern], unwanted: list[Pattern], timeout: float) -> _Wait:
-        """Return the wait, ended by a match or by time."""
+    def _wait_for(self, wanted: list[Pattern], unwanted: list[Pattern], timeout: float, ignore_crashes: bool) -> _Wait:
+        """Return the wait, ended by a match, a crash or time."""
         deadline = time.monotonic() + timeout
         start = self._position - self._dropped
         wait = _Wait([Search(one, start) for one in wanted], [Search(one, start) for one in unwanted])
         if not wait.wanted:
             raise ValueError("nothing is expected")
+        self._crashes.wait_anew()
         self._waits.append(wait)
+        thorough = False
         try:
-            done = wait.look(self._plain, self._dropped)
-            while not done:
+            while True:
+                done = wait.look(self._plain, self._dropped, thorough=thorough)
+                left = deadline - time.monotonic()
+                pause = self._pause(wait, ignore_crashes, is_last=left <= 0)
+                if done or wait.crash is not None or (left <= 0 and thorough):
+                    return wait
                 if self._loss is not None:
                     raise PortError(f"its port is gone: {self._loss}", board=self._board, attempted="expect")
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    wait.look(self._plain, self._dropped, thorough=True)
-                    break
                 seen = self._end
-                self._changed.wait(min(left, _QUIET) if wait.is_behind else left)
-                done = wait.look(self._plain, self._dropped, thorough=seen == self._end)
+                if left > 0:
+                    self._changed.wait(min(left, pause))
+                thorough = seen == self._end
         finally:
             self._waits.remove(wait)
-        return wait
+
+    def _pause(self, wait: _Wait, ignore_crashes: bool, *, is_last: bool) -> float:
+        """Judge the crash that there is, and return how long nothing has to be looked at if nothing comes."""
+        pause = _QUIET if wait.is_behind else threading.TIMEOUT_MAX
+        crash = None if ignore_crashes else self._new_crash()
+        if crash is None:
+            return pause
+        if wait.found is not None and (not crash.complete or wait.found.start < crash.begin + len(crash.raw)):
+            if wait.found.end > crash.begin:
+                self._known_crash = crash
+            return pause
+        silent = time.monotonic() - self._begun - self._last
+        if not crash.complete and (is_last or silent >= self._crashes.patience):
+            self._crashes.quiet()
+        if crash.complete:
+            wait.crash = self._crashes.take()
+        return min(pause, max(self._crashes.patience - silent, 0.001))
+
+    def _new_crash(self) -> CrashText | None:
+        """Return the crash that nobody has heard of."""
+        while (crash := self._crashes.crash) is not None and crash is self._known_crash:
+            if not crash.complete:
+                return None
+            self._crashes.take()
+        return crash
+
+    def _crashed(self, wait: _Wait, found: CrashText) -> CrashError:
+        self._position = max(self._position, min(found.begin + len(found.raw), self._end))
+        known = find_elf_sha256(self._plain[-_BOOT_LOG:].decode("utf-8", "replace"))
+        crash = decode(found.text, self.elf, elf_sha256=known)
+        wanted = " or ".join(search.description for search in wait.wanted)
+        log = f"\n  log: {self._journal.path}" if self._journal.path else ""
+        return CrashError(
+            f"the app crashed while {wanted} was expected\n{crash.describe()}{log}",
+            crash,
+            board=self._board,
+            attempted="expect",
+        )
 
     def _missed(self, wait: _Wait, timeout: float) -> ConsoleError:
         wanted = " or ".join(search.description for search in wait.wanted)

@@ -118,6 +118,8 @@ class Link:
                 return
         if self._session is not None:
             self._session.drop()
+        if self._console is not None:
+            self._console.expect_reset()
         port.baudrate = _ROM_BAUDRATE
         if not self.board.reset(bootloader=False):
             self._hard_reset(port)

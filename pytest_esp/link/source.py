@@ -79,11 +79,18 @@ class _DescriptorSource:
     def stop(self) -> None:
         async def leave() -> None:
             if loop().remove_reader(self._descriptor):
-                self._readable()
+                self._take_what_is_there()
 
         run(leave())
 
     def _readable(self) -> None:
+        loss = self._take_what_is_there()
+        if loss:
+            loop().remove_reader(self._descriptor)
+            self._on_loss(loss)
+
+    def _take_what_is_there(self) -> str:
+        """Hand over what can be read; return why nothing can be read any more, for a descriptor said to be readable."""
         chunks: list[bytes] = []
         size = 0
         loss = ""
@@ -95,16 +102,14 @@ class _DescriptorSource:
             except OSError as error:
                 loss = error.strerror or str(error)
                 break
-            if not data:
+            if not data:  # a terminal without bytes says this, too
                 loss = "" if chunks else "it is gone, or another program has opened it too"
                 break
             chunks.append(data)
             size += len(data)
         if chunks:
             self._sink(b"".join(chunks))
-        if loss:
-            loop().remove_reader(self._descriptor)
-            self._on_loss(loss)
+        return loss
 
 
 class _ThreadSource:
@@ -144,4 +149,3 @@ class _ThreadSource:
         except (serial.SerialException, OSError) as error:
             if not self._stopping:
                 self._on_loss(str(error))
-

@@ -62,8 +62,8 @@ def _escaped(path: Path) -> str:
 class QemuProcess:
     """A running QEMU and its UART. Its methods are for the loop's thread, but for `send`.
 
-    UART and monitor are pairs of sockets that nobody else can reach; what QEMU itself says goes into *log*. It dies with
-    this process, however that dies: on Linux the kernel kills it, elsewhere a shell that watches a pipe does.
+    UART and monitor are pairs of sockets that nobody else can reach; what QEMU itself says goes into *log*. It dies
+    with this process, however that dies: on Linux the kernel kills it, elsewhere a shell that watches a pipe does.
 
     Args:
         command: see `command_line`.
@@ -247,7 +247,7 @@ def _spawn(command: list[str], ends: tuple[socket.socket, socket.socket], log: P
                 stdout=said,
                 stderr=said,
                 pass_fds=(uart, monitor),
-                preexec_fn=_DieWithOwner(),
+                preexec_fn=_DieWithOwner(),  # noqa: PLW1509 - it takes no lock that another thread may hold
                 start_new_session=True,  # Ctrl-C is for its owner
             )
         return spawn_guarded(command, (uart, monitor), said.fileno())
