@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import mmap
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ class NorFlash:
         size: bytes, a power of two from 256 KB to 128 MB.
         path: a file that holds the contents; it is made, blank (0xFF), if it is missing. Without one the
             contents live in memory, and only the pages that were written take any.
+        private: keep what is written in memory and leave the file as it is, until `save`.
 
     Attributes:
         stuck: cells that do not erase any more, for tests: address -> mask of bits that stay 0.
@@ -42,7 +45,7 @@ class NorFlash:
         BackendError: for an impossible size, or a file that cannot be used or has another size.
     """
 
-    def __init__(self, size: int, path: Path | None = None) -> None:
+    def __init__(self, size: int, path: Path | None = None, *, private: bool = False) -> None:
         if not _SMALLEST <= size <= _LARGEST or size & (size - 1):
             raise BackendError(
                 f"a flash of {size} bytes does not exist",
@@ -55,7 +58,8 @@ class NorFlash:
         self.bytes_programmed = 0
         self.sectors_erased = 0
         self._write_enabled = False
-        self._bytes: bytearray | mmap.mmap = _map(path, size) if path else _blank_memory(size)
+        self._private = private
+        self._bytes: bytearray | mmap.mmap = _map(path, size, private) if path else _blank_memory(size)
 
     @classmethod
     def open(cls, path: Path, size: int | None = None) -> NorFlash:
@@ -109,10 +113,33 @@ class NorFlash:
         """Turn the bits of *mask* at *address*, past the rules of NOR: a worn cell, for tests."""
         self._bytes[address] ^= mask
 
+    def save(self) -> None:
+        """Let what a private flash holds take the place of its file, in one step, and close it.
+
+        Raises:
+            BackendError: if the file cannot be written; it is what it was then.
+        """
+        assert self.path is not None
+        file = self.path.resolve()  # not a link that leads to it
+        part = _part_of(file)
+        try:
+            with part.open("wb") as copy:
+                copy.write(self._bytes)
+            shutil.copymode(file, part)
+            self.close()  # Windows replaces no file that is mapped
+            part.replace(file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise BackendError(
+                f"the flash image {file} cannot be written: {error.strerror}", hint="is there room on its disk?"
+            ) from error
+
     def close(self) -> None:
-        """Write everything to the file, if there is one, and let go of it."""
+        """Write everything to the file, if there is one and this flash is not private, and let go of it."""
         if self.path is not None and isinstance(self._bytes, mmap.mmap) and not self._bytes.closed:
-            self._bytes.flush()
+            if not self._private:
+                self._bytes.flush()
             self._bytes.close()
 
     def _apply_stuck_bits(self, address: int, size: int) -> None:
@@ -219,7 +246,7 @@ def _shared_blank(size: int) -> int | None:
     return descriptor
 
 
-def _map(path: Path, size: int) -> mmap.mmap:
+def _map(path: Path, size: int, private: bool) -> mmap.mmap:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.stat().st_size == 0:
@@ -231,7 +258,7 @@ def _map(path: Path, size: int) -> mmap.mmap:
                     f"the flash image {path} has {found} bytes, not {size} ({format_size(size)})",
                     hint="give the flash size that it was made with, or another file",
                 )
-            return mmap.mmap(file.fileno(), size)
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY if private else mmap.ACCESS_WRITE)
     except OSError as error:
         raise BackendError(
             f"the flash image {path} cannot be used: {error.strerror}",
@@ -241,8 +268,12 @@ def _map(path: Path, size: int) -> mmap.mmap:
 
 def _create_blank(path: Path, size: int) -> None:
     """Make the file beside its place and rename it: a kill leaves no half image with the right name."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = _part_of(path)
     with part.open("wb") as file:
         for _ in range(0, size, 1 << 18):
             file.write(b"\xff" * min(size, 1 << 18))
     part.replace(path)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.part")

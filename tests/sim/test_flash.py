@@ -1,6 +1,7 @@
 """The flash chip: NOR rules, the file behind it, its SPI commands."""
 
 import hashlib
+import os
 import random
 
 import pytest
@@ -138,3 +139,46 @@ def test_page_program_and_erases_over_spi(flash):
     flash.command(0x06, 0, b"", 0)
     flash.command(0xD8, 0x8123, b"", 0)
     assert flash.command(0x0B, 0x8000, b"", 4) == b"\xff" * 4
+
+
+@pytest.fixture
+def private(tmp_path):
+    path = tmp_path / "flash.bin"
+    path.write_bytes(b"\xaa" * MB)
+    flash = NorFlash(MB, path, private=True)
+    yield flash
+    flash.close()
+
+
+def test_a_private_flash_leaves_its_file_alone_until_it_is_saved(private):
+    private.erase(0, 1)
+    private.program(0, b"new")
+    private.close()
+    assert private.path.read_bytes() == b"\xaa" * MB
+    changed = NorFlash(MB, private.path, private=True)
+    changed.erase(0x1000, 1)
+    changed.program(0x1000, b"new")
+    changed.save()
+    assert private.path.read_bytes() == b"\xaa" * 0x1000 + b"new".ljust(0x1000, b"\xff") + b"\xaa" * (MB - 0x2000)
+    assert list(private.path.parent.iterdir()) == [private.path]
+
+
+def test_a_saved_file_keeps_its_mode_and_the_link_to_it(private, tmp_path):
+    link = tmp_path / "link.bin"
+    link.symlink_to(private.path)
+    private.path.chmod(0o640)
+    flash = NorFlash(MB, link, private=True)
+    flash.erase(0, MB)
+    flash.save()
+    assert link.is_symlink()
+    assert private.path.read_bytes() == b"\xff" * MB
+    assert private.path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_cannot_be_replaced_stays_what_it_was(private, tmp_path):
+    private.erase(0, MB)
+    obstacle = tmp_path / f"flash.bin.{os.getpid()}.part"
+    obstacle.mkdir()
+    with pytest.raises(BackendError, match="cannot be written"):
+        private.save()
+    assert private.path.read_bytes() == b"\xaa" * MB
