@@ -54,6 +54,9 @@ class Board(ABC):
     virtual: ClassVar[bool]
     """True where nothing can be broken: eFuses may be burnt without asking."""
 
+    uploads_slowly: ClassVar[bool] = False
+    """Whether sending it the stub flasher takes longer than a few questions to its ROM."""
+
     boot_seconds: ClassVar[float] = 0.0
     """How long its ROM's loader may take to answer after `reset`."""
 
@@ -70,6 +73,11 @@ class Board(ABC):
     def chip(self) -> str:
         """The chip that boards.toml promises, as esptool names it."""
         return self.spec.chip
+
+    @property
+    def revision(self) -> int | None:
+        """The chip's revision (major * 100 + minor) where it is known without the chip's help; else None."""
+        return None
 
     @property
     def wire(self) -> Wire | None:
@@ -121,8 +129,8 @@ class Board(ABC):
     def direct_flash(self) -> AbstractContextManager[DirectFlash] | None:
         """Return the board's flash itself, for as long as the context lasts; None where only the wire leads to it.
 
-        The chip is stopped first and stays stopped until it is reset. What was changed takes effect at the end of
-        the context, all or nothing.
+        The board need not be open. The chip is stopped when the context begins, and stays stopped until it is reset.
+        What was changed takes effect at the end of the context, all or nothing; nothing if it ends by an error.
         """
         return None
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import struct
-import tempfile
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pytest_esp.boards.board import Board
+from pytest_esp.boards.efuse_file import EfuseFile, new_efuses
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import BackendError
 from pytest_esp.qemu.find import find
@@ -19,7 +17,6 @@ from pytest_esp.qemu.machine import OnClose, QemuMachine
 from pytest_esp.qemu.machines import Machine, machine_for
 from pytest_esp.rack.identity import identity
 from pytest_esp.sim.chip import made_up_mac, parse_mac
-from pytest_esp.sim.efuse import Efuses
 from pytest_esp.sim.flash import NorFlash
 from pytest_esp.sim.model import ChipModel
 from pytest_esp.units import format_size
@@ -35,10 +32,6 @@ FLASH_SIZES = tuple(size * _MEGABYTE for size in (2, 4, 8, 16))
 """What the machines accept, bytes; with any other size QEMU ends at its start."""
 
 _IMAGE_MAGIC = 0xE9  # of an ESP-IDF image
-
-_EFUSE_WINDOWS = {"esp32": ((0x00, 28), (0x38, 96))}
-_LATER_EFUSE_WINDOW = ((0x2C, 336),)
-"""Which registers an eFuse file begins with, as (offset in the controller, bytes): the read registers of all blocks."""
 
 
 class QemuBoard(Board):
@@ -56,6 +49,7 @@ class QemuBoard(Board):
 
     backend: ClassVar[str] = "qemu"
     virtual: ClassVar[bool] = True
+    uploads_slowly: ClassVar[bool] = True  # some 10 KB/s through the emulated UART
     boot_seconds: ClassVar[float] = 10.0  # the ROM needs 0.1 s of an idle processor, and many times that of a busy one
 
     def __init__(self, spec: BoardSpec, rack: Rack) -> None:
@@ -145,7 +139,7 @@ class QemuBoard(Board):
             program,
             machine,
             flash=self.flash_file,
-            efuse=self._prepare_efuses(machine, folder),
+            efuse=self._prepare_efuses(machine),
             log=folder / "qemu.log",
             psram="psram" in self.spec.features,
             rise_time=self.rise_time,
@@ -160,23 +154,30 @@ class QemuBoard(Board):
                 hint=f"write one of {', '.join(map(format_size, FLASH_SIZES))} as flash_size into boards.toml",
             )
 
-    def _prepare_efuses(self, machine: Machine, folder: Path) -> Path:
-        kept = self.spec.efuse_file
-        if kept is not None and kept.exists():
-            if kept.stat().st_size != machine.efuse_size:
-                raise BackendError(
-                    f"the eFuse file {kept} has {kept.stat().st_size} bytes, not the {machine.efuse_size} of QEMU's "
-                    f"{machine.name}",
-                    hint="it belongs to another chip, or to a simulated one; give another file",
-                )
-            return kept
-        path = kept or folder / "efuse.bin"
+    @property
+    def _efuse_path(self) -> Path:
+        return self.spec.efuse_file or self._folder / "efuse.bin"
+
+    def _prepare_efuses(self, machine: Machine) -> Path:
+        path = self._efuse_path
+        if self.spec.efuse_file is not None and path.exists():
+            return self._checked(machine, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(efuse_image(machine, self._mac, self.spec.revision))
+            path.write_bytes(new_efuses(machine, self._mac, self.spec.revision))
         except OSError as error:
             raise BackendError(f"the eFuse file {path} cannot be written: {error.strerror}") from error
         return path
+
+    @staticmethod
+    def _checked(machine: Machine, kept: Path) -> Path:
+        if kept.stat().st_size != machine.efuse_size:
+            raise BackendError(
+                f"the eFuse file {kept} has {kept.stat().st_size} bytes, not the {machine.efuse_size} of QEMU's "
+                f"{machine.name}",
+                hint="it belongs to another chip, or to a simulated one; give another file",
+            )
+        return kept
 
     def _died(self, words: str) -> None:
         port = self._port
@@ -213,39 +214,40 @@ class QemuBoard(Board):
 
     # -- its flash
 
-    @contextlib.contextmanager
-    def direct_flash(self) -> Generator[NorFlash]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Yield the flash in a copy of its file, which takes its place at the end; the machine is stopped.
+    @property
+    def revision(self) -> int:
+        """The chip's revision in its eFuses."""
+        return self._efuses().revision
+
+    def direct_flash(self) -> AbstractContextManager[NorFlash] | None:
+        """Return the flash as its file holds it; None if eFuses guard it, which only the chip itself obeys.
+
+        Entering the context stops the machine.
 
         Raises:
-            BackendError: if the file cannot be used.
+            BackendError: if a file cannot be used.
         """
+        return None if self._efuses().guards_flash else self._stopped_flash()
+
+    @contextlib.contextmanager
+    def _stopped_flash(self) -> Generator[NorFlash]:
         if self._qemu is not None:
             self._qemu.stop()
-        file = self.flash_file
-        NorFlash(self.flash_size, file).close()
-        with tempfile.TemporaryDirectory(prefix=".flash-", dir=file.parent) as folder:
-            copy = Path(folder) / file.name
-            shutil.copyfile(file, copy)
-            flash = NorFlash(self.flash_size, copy)
-            try:
-                yield flash
-            finally:
-                flash.close()
+        self._check_flash_size()
+        flash = NorFlash(self.flash_size, self.flash_file, private=True)
+        try:
+            yield flash
             if flash.bytes_programmed or flash.sectors_erased:
-                os.replace(copy, file)
+                flash.save()
+        finally:
+            flash.close()
 
-
-def efuse_image(machine: Machine, mac: bytes, revision: int | None = None) -> bytes:
-    """Return an eFuse file for *machine*: a virgin chip with a MAC address and a revision (major * 100 + minor).
-
-    The registers are those that espefuse would read on such a chip (`sim.efuse`).
-    """
-    model = ChipModel(machine.chip)
-    efuses = Efuses(model, mac, model.default_revision if revision is None else revision)
-    words = b"".join(
-        struct.pack("<I", efuses.read(efuses.base + offset))
-        for first, size in _EFUSE_WINDOWS.get(machine.chip, _LATER_EFUSE_WINDOW)
-        for offset in range(first, first + size, 4)
-    )
-    return words.ljust(machine.efuse_size, b"\0")
+    def _efuses(self) -> EfuseFile:
+        """Return what its eFuses are, or would be if it were open."""
+        machine = machine_for(self.chip)
+        if self._qemu is not None:
+            return EfuseFile(machine, self._efuse_path.read_bytes())
+        kept = self.spec.efuse_file
+        if kept is not None and kept.exists():
+            return EfuseFile(machine, self._checked(machine, kept).read_bytes())
+        return EfuseFile(machine, new_efuses(machine, self._mac, self.spec.revision))

@@ -1,0 +1,78 @@
+"""The eFuses of a QEMU machine, as the file holds them that it runs on."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from pytest_esp.qemu.machines import Machine
+from pytest_esp.sim.efuse import Efuses
+from pytest_esp.sim.efuse_map import efuse_map
+from pytest_esp.sim.model import ChipModel
+
+_WINDOWS = {"esp32": ((0x00, 28), (0x38, 96))}
+_LATER_WINDOW = ((0x2C, 336),)
+"""Which registers the file begins with, as (offset in the controller, bytes): the read registers of all blocks."""
+
+_APB_DATE = 0x96042000  # QEMU's ESP32: its bit 31 is the third bit of the major version
+_GUARDS = (
+    *("ABS_DONE_0", "ABS_DONE_1", "FLASH_CRYPT_CNT", "UART_DOWNLOAD_DIS"),
+    *("SECURE_BOOT_EN", "SPI_BOOT_CRYPT_CNT", "ENABLE_SECURITY_DOWNLOAD", "DIS_DOWNLOAD_MODE"),
+)
+
+
+def new_efuses(machine: Machine, mac: bytes, revision: int | None = None) -> bytes:
+    """Return an eFuse file for *machine*: a virgin chip with a MAC address and a revision (major * 100 + minor).
+
+    The registers are those that espefuse would read on such a chip (`sim.efuse`).
+    """
+    model = ChipModel(machine.chip)
+    efuses = Efuses(model, mac, model.default_revision if revision is None else revision)
+    words = (struct.pack("<I", efuses.read(efuses.base + offset)) for offset in _offsets(machine.chip))
+    return b"".join(words).ljust(machine.efuse_size, b"\0")
+
+
+def _offsets(chip: str) -> list[int]:
+    windows = _WINDOWS.get(chip, _LATER_WINDOW)
+    return [offset for first, size in windows for offset in range(first, first + size, 4)]
+
+
+class EfuseFile:
+    """What the eFuse file *data* of *machine* says."""
+
+    def __init__(self, machine: Machine, data: bytes) -> None:
+        self._chip = machine.chip
+        model = ChipModel(machine.chip)
+        self._map = efuse_map(machine.chip, model.default_revision)
+        offsets = _offsets(machine.chip)
+        words = struct.unpack_from(f"<{len(offsets)}I", data)
+        self._words = {self._map.base + offset: word for offset, word in zip(offsets, words, strict=True)}
+        if model.is_esp32:
+            self._words[model.rom.APB_CTL_DATE_ADDR] = _APB_DATE
+        self._rom = model.rom
+
+    @property
+    def revision(self) -> int:
+        """Major * 100 + minor, as esptool would find it (``ESPLoader.get_chip_revision``)."""
+        words = self._words
+
+        class Reader(self._rom):
+            """esptool's getters, over these registers."""
+
+            def __init__(self) -> None: ...
+
+            def read_reg(self, addr: int, timeout: float = 0.0) -> int:
+                """Return the register at *addr*."""
+                return words[addr]
+
+        reader: Any = Reader()
+        return int(reader.get_chip_revision())
+
+    @property
+    def guards_flash(self) -> bool:
+        """Whether secure boot, flash encryption, or a download mode that is restricted or off is burnt."""
+        return any(self._field(name) for name in _GUARDS if name in self._map.fields)
+
+    def _field(self, name: str) -> int:
+        address, bit, length = self._map.fields[name]
+        return self._words[address] >> bit & (1 << length) - 1
