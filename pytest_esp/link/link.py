@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pytest_esp.boards.board import Board
+from pytest_esp.boards.board import Board, DirectFlash
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import LinkError
 from pytest_esp.link.logs import Transcript
@@ -27,6 +28,10 @@ class Link:
         board: the board; whoever makes a link holds its lease.
         burns_enabled: the run's consent to burn eFuses of real boards (``--esp-allow-burn``).
         holder: who drives the board, for the audit log.
+
+    Attributes:
+        elf: of the app that the board runs, where it is known: consoles decode crashes by it.
+        written_bytes, skipped_bytes: what went into the flash, and what was there already.
     """
 
     def __init__(self, board: Board, *, burns_enabled: bool = False, holder: str = "") -> None:
@@ -34,6 +39,7 @@ class Link:
         self.burns_enabled = burns_enabled
         self.holder = holder
         self.transcript = Transcript()
+        self.elf: Path | None = None
         self.skipped_bytes = 0
         self.written_bytes = 0
         self._port: Port | None = None
@@ -41,6 +47,7 @@ class Link:
         self._console: Console | None = None
         self._journal: Path | None = None
         self._echo: Callable[[str], None] | None = None
+        self._runs_app = False
         self._lock = threading.RLock()
 
     @property
@@ -58,7 +65,13 @@ class Link:
         with self._lock:
             if self._port is None:
                 self._port = self.board.open()
+                self._runs_app = self.board.virtual
             return self._port
+
+    @property
+    def runs_app(self) -> bool:
+        """Whether it was here that the app was started last, and the chip left alone since."""
+        return self._runs_app
 
     @property
     def session(self) -> Session:
@@ -89,7 +102,7 @@ class Link:
 
         port = self.port
         if self._console is None:
-            self._console = Console(port, board=self.board.name, journal=self._journal, echo=self._echo)
+            self._console = Console(port, board=self.board.name, journal=self._journal, echo=self._echo, elf=self.elf)
         if self._session is None or not self._session.is_connected:
             if not port.is_open:  # esptool has closed it after a connection that failed
                 port.open()
@@ -97,6 +110,7 @@ class Link:
         return self._console
 
     def _begin_bootloader_mode(self) -> None:
+        self._runs_app = False
         self.console.detach()
 
     def _begin_console_mode(self) -> None:
@@ -123,6 +137,7 @@ class Link:
         port.baudrate = _ROM_BAUDRATE
         if not self.board.reset(bootloader=False):
             self._hard_reset(port)
+        self._runs_app = True
 
     def _hard_reset(self, port: Port) -> None:
         """Pulse EN by RTS, with the strap (DTR) left alone."""
@@ -132,6 +147,21 @@ class Link:
             HardReset(port)()  # type: ignore[arg-type]
         except OSError as error:
             raise LinkError(f"RTS cannot be driven: {error}", board=self.board.name, attempted="hard reset") from error
+
+    def direct_flash(self) -> AbstractContextManager[DirectFlash] | None:
+        """Return the board's flash past its wire, where it can be reached so: see `Board.direct_flash`.
+
+        Of a link in bootloader mode nothing is left: the next use of `session` starts the chip anew.
+
+        Raises:
+            BackendError: if a file of the board's cannot be used.
+        """
+        flash = self.board.direct_flash()
+        if flash is not None:
+            self._runs_app = False
+            if self._session is not None:
+                self._session.drop()
+        return flash
 
     def begin_log(self, journal: Path | None = None, echo: Callable[[str], None] | None = None) -> None:
         """Begin the transcript and the console's log anew, for another test on the same open board.
@@ -147,6 +177,11 @@ class Link:
         if self._port is not None and not (self._session and self._session.is_connected):
             self._port.reset_input_buffer()
 
+    @property
+    def console_log(self) -> Path | None:
+        """The file that keeps what the console said since `begin_log`; None if nobody has asked for it."""
+        return self._console.log_path if self._console is not None else None
+
     def _close_console(self) -> None:
         console, self._console = self._console, None
         if console is not None:
@@ -161,11 +196,13 @@ class Link:
         self.board.power_cycle()
         if self._session is not None:
             self._session.drop()
+        self._runs_app = True
 
     def close(self) -> None:
         """Close the port and stop a virtual board. Closing twice is harmless."""
         with self._lock:
             self._session = None
+            self._runs_app = False
             self._close_console()
             if self._port is not None:
                 self._port = None
