@@ -21,6 +21,7 @@ from pytest_esp.plugin.fixtures import (
     console,
     esp,
     esp_held,
+    esp_log_dir,
     esp_session_held,
     faults,
     rack,
@@ -28,7 +29,7 @@ from pytest_esp.plugin.fixtures import (
     session_esp,
 )
 from pytest_esp.plugin.options import options_of, pytest_addoption, register_markers
-from pytest_esp.plugin.reports import RackSummary, add_transcripts, add_usage
+from pytest_esp.plugin.reports import RackSummary, add_consoles, add_transcripts, add_usage
 from pytest_esp.plugin.selection import (
     group_by_board,
     plan_items,
@@ -51,6 +52,7 @@ __all__ = [
     "console",
     "esp",
     "esp_held",
+    "esp_log_dir",
     "esp_session_held",
     "faults",
     "pytest_addoption",
@@ -117,7 +119,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Count the test among those of the session's board."""
     if uses_session_board(getattr(item, "fixturenames", ())):
-        item.config.stash[BENCH].use_session_board()
+        item.config.stash[BENCH].use_session_board(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -130,6 +132,7 @@ def pytest_runtest_makereport(
     if report.failed:
         item.stash[_FAILED] = True
         add_transcripts(report, bench.transcripts())
+        add_consoles(report, bench.console_logs())
     if report.when == "teardown":
         add_usage(report, bench.finished)
     return report
@@ -154,7 +157,7 @@ def _finish(item: pytest.Item, nextitem: pytest.Item | None, failed: bool) -> No
     if bench.finished and item.config.pluginmanager.hasplugin("allure_listener"):
         from pytest_esp.plugin import allure
 
-        allure.attach(bench.finished, bench.transcripts())
+        allure.attach(bench.finished, bench.transcripts(), bench.console_logs())
     try:
         bench.settle(item, nextitem, failed)
     except EspError as error:

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
 
 
-def attach(usages: Iterable[Usage], transcripts: dict[str, str]) -> None:
-    """Attach to the running test which boards it used, and what esptool said."""
+def attach(usages: Iterable[Usage], transcripts: dict[str, str], console_logs: dict[str, Path]) -> None:
+    """Attach to the running test which boards it used, and what esptool and the apps said."""
     for usage in usages:
         allure.dynamic.label("board", usage.board)
         allure.dynamic.tag(usage.chip)
         allure.attach(json.dumps(asdict(usage), indent=2), f"board {usage.board}", AttachmentType.JSON)
     for name, text in transcripts.items():
         allure.attach(text, f"esptool on {name}", AttachmentType.TEXT)
+    for name, path in console_logs.items():
+        allure.attach.file(str(path), f"console of {name}", AttachmentType.TEXT)
 
 
 def write_environment(folder: Path, rack: Rack) -> None:

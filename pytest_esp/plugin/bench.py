@@ -6,11 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_esp.errors import EspError
+from pytest_esp.plugin.logs import live_echo, log_path
 from pytest_esp.plugin.options import options_of
 from pytest_esp.plugin.selection import Plan, plan_of, rack_of
 
@@ -89,6 +91,8 @@ class Bench:
         self._held: dict[str, Held] = {}
         self._uses: dict[str, _Use] = {}
         self._session: list[Held] = []
+        self.log_dir: Path | None = None
+        """Where the consoles of tests are logged; None: nowhere that stays."""
         self.finished: list[Usage] = []
         """What the last test did with its boards."""
         self.advice: dict[str, list[str]] = {}
@@ -108,7 +112,7 @@ class Bench:
             self.release_where(lambda held: held.unit is None)  # nobody waits while holding what others may wait for
             chosen = self._lease(plan, item.nodeid, self.advice.pop(item.nodeid, []), unit)
         for held, waited in chosen:
-            self._begin(held, waited)
+            self._begin(held, waited, item.nodeid, is_one_of_several=len(chosen) > 1)
         return [held for held, _ in chosen]
 
     def take_for_session(self, item: pytest.Item, plan: Plan) -> Held:
@@ -117,11 +121,11 @@ class Bench:
             self._session = self.take(item, plan)
         return self._session[0]
 
-    def use_session_board(self) -> None:
+    def use_session_board(self, item: pytest.Item) -> None:
         """Count the running test among those of the session's board, too."""
         for held in self._session:
             if held.name not in self._uses and held.name in self._held:
-                self._begin(held, 0.0)
+                self._begin(held, 0.0, item.nodeid, is_one_of_several=False)
 
     def _in_hand(self, plan: Plan, unit: tuple[str, ...] | None) -> list[tuple[Held, float]]:
         fitting = [held for held in self._held.values() if held.name in plan.boards]
@@ -176,14 +180,21 @@ class Bench:
 
     # -- counting
 
-    def _begin(self, held: Held, waited: float) -> None:
+    def _begin(self, held: Held, waited: float, nodeid: str, *, is_one_of_several: bool) -> None:
         link = held.link
-        link.begin_log()
+        link.begin_log(
+            log_path(self.log_dir, nodeid, held.name) if self.log_dir else None,
+            live_echo(self._config, held.name if is_one_of_several else None),
+        )
         self._uses[held.name] = _Use(held, time.monotonic(), waited, link.written_bytes, link.skipped_bytes)
 
     def transcripts(self) -> dict[str, str]:
         """Return what esptool said to each board during the running test."""
         return {name: text for name, use in self._uses.items() if (text := use.held.link.transcript.text.strip())}
+
+    def console_logs(self) -> dict[str, Path]:
+        """Return the log of each board whose console the running test has used."""
+        return {name: path for name, use in self._uses.items() if (path := use.held.link.console_log) is not None}
 
     def usages(self) -> list[Usage]:
         """Return what the running test did so far."""

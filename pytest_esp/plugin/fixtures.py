@@ -9,6 +9,7 @@ import pytest
 
 from pytest_esp.errors import EspError
 from pytest_esp.plugin.bench import Bench, Held
+from pytest_esp.plugin.options import options_of
 from pytest_esp.plugin.reports import record_properties
 from pytest_esp.plugin.selection import Plan, make_plan, plan_of, rack_of
 
@@ -29,8 +30,15 @@ def rack(pytestconfig: pytest.Config) -> Rack:
     return rack_of(pytestconfig)
 
 
+@pytest.fixture(scope="session", name="_esp_log_dir")
+def esp_log_dir(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decides where consoles are logged: ``--esp-log-dir``, else pytest's temporary folder of this run."""
+    folder = options_of(pytestconfig).log_dir or tmp_path_factory.getbasetemp() / "consoles"
+    pytestconfig.stash[BENCH].log_dir = folder
+
+
 @pytest.fixture(name="_esp_held")
-def esp_held(request: pytest.FixtureRequest) -> list[Held]:
+def esp_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> list[Held]:
     """The test's boards, leased; what the other fixtures are made of."""
     return _take(request.node, request.fixturenames)
 
@@ -90,10 +98,11 @@ def esp(_esp_held: list[Held]) -> Esp:
 
 @pytest.fixture
 def console(_esp_held: list[Held]) -> Console:
-    """What the app on `board` prints from now on; ``esp.chip.reset("app")`` starts it anew."""
-    link = _esp_held[0].link
-    link.begin_log()
-    return link.console
+    """What the app on `board` prints during the test; ``esp.chip.reset("app")`` starts it anew.
+
+    A board that was off shows all of its boot; one that was kept from the test before shows what comes from now on.
+    """
+    return _esp_held[0].link.console
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def faults(_esp_held: list[Held]) -> Generator[Faults]:
 
 
 @pytest.fixture(scope="session", name="_esp_session_held")
-def esp_session_held(request: pytest.FixtureRequest) -> Held:
+def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held:
     """The session's board, leased at the first test that needs it."""
     item = _current_item(request)
     bench = item.config.stash[BENCH]

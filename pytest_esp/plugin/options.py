@@ -50,6 +50,7 @@ class Options:
         strict: a test that no board can satisfy fails instead of being skipped.
         lock_timeout: seconds to wait for a held board.
         allow_burn: the run's consent to burn eFuses of real boards.
+        log_dir: where consoles are logged; None for pytest's temporary folder.
     """
 
     rack: Path | None
@@ -59,6 +60,7 @@ class Options:
     strict: bool
     lock_timeout: float
     allow_burn: bool
+    log_dir: Path | None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,6 +93,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="consent to burn the eFuses of real boards that their entries name in allow_burn",
     )
+    group.addoption(
+        "--esp-log-dir",
+        metavar="DIR",
+        help="keep the consoles' logs here, one file per test and board (default: in pytest's temporary folder)",
+    )
+    parser.addini("esp_log_dir", "like --esp-log-dir, relative to the ini file")
     parser.addini("esp_rack", "the rack file, relative to the ini file")
     parser.addini("esp_strict", "like --esp-strict", type="bool", default=False)
     parser.addini("esp_lock_timeout", "like --esp-lock-timeout", default="300")
@@ -116,21 +124,22 @@ def options_of(config: pytest.Config) -> Options:
         timeout = _ini_seconds(config, "esp_lock_timeout")
     strict = config.getoption("esp_strict")
     return Options(
-        rack=_rack_path(config),
+        rack=_path(config, "rack", "esp_rack"),
         boards=_names(config, "board"),
         chips=tuple(name.lower().replace("-", "") for name in _names(config, "chip")),
         backends=_names(config, "backend"),
         strict=bool(config.getini("esp_strict")) if strict is None else bool(strict),
         lock_timeout=timeout,
         allow_burn=bool(config.getoption("esp_allow_burn")),
+        log_dir=_path(config, "esp_log_dir"),
     )
 
 
-def _rack_path(config: pytest.Config) -> Path | None:
-    given = config.getoption("rack")
+def _path(config: pytest.Config, option: str, name: str | None = None) -> Path | None:
+    given = config.getoption(option)
     if given:
         return config.invocation_params.dir / Path(given).expanduser()
-    ini = str(config.getini("esp_rack") or "")
+    ini = str(config.getini(name or option) or "")
     return (config.inipath or config.rootpath / "-").parent / ini if ini else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_esp.plugin.bench import Held
 
 _USAGE = "esp_usage"
+_TAIL_LINES = 40
 _COLUMNS = ("board", "chip", "backend", "tests", "passed", "failed", "busy", "waited", "written", "unchanged")
 
 
@@ -39,6 +41,14 @@ def add_transcripts(report: pytest.TestReport, transcripts: dict[str, str]) -> N
     """Show what esptool said under a failing test."""
     for name, text in transcripts.items():
         report.sections.append((f"esptool on {name}", text))
+
+
+def add_consoles(report: pytest.TestReport, logs: dict[str, Path]) -> None:
+    """Show what the apps said last under a failing test, and where all of it is."""
+    for name, path in logs.items():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        if lines:
+            report.sections.append((f"console of {name}", "\n".join([*lines, f"log: {path}"])))
 
 
 @dataclass
