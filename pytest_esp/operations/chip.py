@@ -66,7 +66,7 @@ def identify(link: Link) -> ChipIdentity:
     session = link.session
     begun = time.monotonic()
     warm = session.is_connected
-    with session.use("identify", flash=True) as esp:
+    with session.use("identify", stub=not link.board.uploads_slowly, flash=True) as esp:
         connected = 0.0 if warm else time.monotonic() - begun
         if esp.secure_download_mode:
             return _identity_of_a_locked_chip(session.chip, esp, connected)

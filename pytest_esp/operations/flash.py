@@ -5,22 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from esptool import cmds
+from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import EspError, FirmwareError, OperationError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
+from pytest_esp.operations.access import ADDRESS_SPACE, FlashAccess, Over, reach
 from pytest_esp.operations.chip import flash_size_of
 from pytest_esp.operations.regions import SECTOR, Firmware, Load, Region, check_fits, check_image, load
 from pytest_esp.operations.registry import Effect, operation, size_argument
 from pytest_esp.units import format_size, parse_size
-
-_ADDRESS_SPACE = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class FlashInfo:
 @operation(Effect.READ)
 def info(link: Link) -> FlashInfo:
     """Return which flash chip answers (``ESPLoader.flash_id``)."""
-    with link.session.use("reading the flash id", flash=True) as esp:
+    with link.session.use("reading the flash id", stub=not link.board.uploads_slowly, flash=True) as esp:
         number = int(esp.flash_id(cache=False))
     device = (number >> 8 & 0xFF) << 8 | number >> 16
     return FlashInfo(number, number & 0xFF, device, flash_size_of(number))
@@ -60,15 +59,17 @@ def read(
     output_file: str | os.PathLike[str] | None = None,
     *,
     overwrite: bool = False,
+    over: Over = "auto",
     progress: Progress | None = None,
 ) -> FlashRead:
-    """Return *size* bytes of flash from *address*; the stub proves them by an MD5.
+    """Return *size* bytes of flash from *address*; on the wire the stub proves them by an MD5.
 
     Args:
         address: of the first byte.
         size: in bytes.
         output_file: saves them, too: beside their place and renamed, so that no half file has the right name.
         overwrite: whether *output_file* may exist already.
+        over: "wire" makes the chip read it, also where its flash file could be read (QEMU).
         progress: called with bytes done and to do.
 
     Raises:
@@ -79,23 +80,12 @@ def read(
     path = Path(output_file) if output_file is not None else None
     if path is not None and path.exists() and not overwrite:
         raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
-    with link.session.use(f"reading {length:#x} bytes of flash at {start:#x}", flash=True, progress=progress) as esp:
-        _check_inside(link, esp, start, length)
-        data = bytes(esp.read_flash(start, length, _ticker(progress))) if length else b""
+    with reach(link, over, f"reading {length:#x} bytes of flash at {start:#x}", progress) as access:
+        _check_inside(access, start, length)
+        data = access.read(start, length, progress)
     if path is not None:
         _save(path, data)
     return FlashRead(start, length, data, path)
-
-
-def _ticker(progress: Progress | None) -> Callable[[int, int, int], None] | None:
-    """Return *progress* as ``ESPLoader.read_flash`` calls it: with the offset, too."""
-    if progress is None:
-        return None
-
-    def tick(done: int, total: int, _offset: int) -> None:
-        progress(done, total)
-
-    return tick
 
 
 @dataclass(frozen=True)
@@ -108,16 +98,21 @@ class FlashMd5:
 
 
 @operation(Effect.READ)
-def md5(link: Link, address: int | str, size: int | str) -> FlashMd5:
+def md5(link: Link, address: int | str, size: int | str, *, over: Over = "auto") -> FlashMd5:
     """Return the MD5 of a region, computed by the chip (``ESPLoader.flash_md5sum``).
+
+    Args:
+        address: of the first byte.
+        size: in bytes.
+        over: "wire" asks the chip, also where its flash file could be read (QEMU).
 
     Raises:
         OperationError: if the region is not in the flash, or the loader has no such command.
     """
     start, length = _range(address, size)
-    with link.session.use(f"MD5 of {length:#x} bytes at {start:#x}", flash=True) as esp:
-        _check_inside(link, esp, start, length)
-        return FlashMd5(start, length, str(esp.flash_md5sum(start, length)))
+    with reach(link, over, f"MD5 of {length:#x} bytes at {start:#x}") as access:
+        _check_inside(access, start, length)
+        return FlashMd5(start, length, access.md5(start, length))
 
 
 # -- writing
@@ -158,6 +153,7 @@ def write(
     *,
     skip_unchanged: bool = True,
     force: bool = False,
+    over: Over = "auto",
     progress: Progress | None = None,
 ) -> FlashWrite:
     """Write regions to flash and verify each by the chip's MD5.
@@ -166,11 +162,15 @@ def write(
     before anything is erased: files, overlaps, the flash's size, and whether an image is for this chip. Flash is
     erased in sectors of 4 KB: what shares a sector with a region that begins or ends inside it is erased with it.
 
+    The flash of a QEMU machine is its file, and is written there with the machine stopped: as the chip would write it,
+    and some hundred times as fast. The machine stays stopped until it is reset.
+
     Args:
         firmware: bytes or a file for *address*; pairs of address and bytes or file; or an ESP-IDF build folder.
         address: of *firmware*, where it has none of its own.
         skip_unchanged: False writes in any case.
         force: write an image even if it is for another chip, or security features speak against it.
+        over: "wire" makes the chip write it, also where its flash file could be written (QEMU).
         progress: called with bytes done and to do, over all regions.
 
     Raises:
@@ -180,8 +180,8 @@ def write(
     """
     begun = time.monotonic()
     loaded = load(firmware, address)
-    _check_load(link, loaded, force)
-    job = _Write(link, loaded.regions, skip_unchanged, force, progress)
+    _check_load(link, loaded, force, over)
+    job = _Write(link, loaded.regions, skip_unchanged, force, over, progress)
     job.run()
     written, skipped = job.bytes_in("written"), job.bytes_in("unchanged")
     link.written_bytes += written
@@ -189,18 +189,16 @@ def write(
     return FlashWrite(job.regions(), written, skipped, job.verified, time.monotonic() - begun)
 
 
-def _check_load(link: Link, loaded: Load, force: bool) -> None:
+def _check_load(link: Link, loaded: Load, force: bool, over: Over) -> None:
     """Refuse what does not belong on this board, before anything is erased."""
     total = sum(region.size for region in loaded.regions)
-    with link.session.use(f"writing {len(loaded.regions)} region(s), {total} bytes", flash=True) as esp:
-        chip = link.session.chip
+    with reach(link, over, f"writing {len(loaded.regions)} region(s), {total} bytes") as access:
+        chip, size, revision = access.chip, access.size, access.revision
         if loaded.chip not in (None, chip) and not force:
             raise FirmwareError(
-                f"this is a build for {loaded.chip}, not for the {esp.CHIP_NAME}",
+                f"this is a build for {loaded.chip}, not for the {CHIP_DEFS[chip].CHIP_NAME}",
                 hint=f"build it with `idf.py set-target {chip}`; nothing was written",
             )
-        size = _flash_size(link, esp)
-        revision = None if esp.secure_download_mode or chip == "esp8266" else esp.get_chip_revision()
         for region in loaded.regions:
             check_fits(region, size)
             if not force:
@@ -219,12 +217,14 @@ class _Write:
         regions: Sequence[Region],
         skip_unchanged: bool,
         force: bool,
+        over: Over,
         progress: Progress | None,
     ) -> None:
         self._link = link
         self._regions = regions
         self._skip_unchanged = skip_unchanged
         self._force = force
+        self._over: Over = over
         self._progress = progress
         self._states: list[State] = ["untouched"] * len(regions)
         self.verified = True
@@ -256,15 +256,14 @@ class _Write:
     def _write(self, number: int, region: Region) -> None:
         before = sum(earlier.size for earlier in self._regions[:number])
         attempted = f"writing {region.size} bytes at {region.address:#x}"
-        with self._link.session.use(attempted, flash=True, progress=self._meter(before, region.size)) as esp:
-            proves = _has_md5(esp)
-            if self._skip_unchanged and proves and _holds(esp, region):
-                self._states[number] = "unchanged"
-            else:
-                self._states[number] = "partly"
-                cmds.write_flash(esp, [(region.address, region.data)], force=self._force)
-                self._states[number] = "written"
+        with reach(self._link, self._over, attempted, self._meter(before, region.size)) as access:
+            proves = access.has_md5
+            unchanged = self._skip_unchanged and proves and _holds(access, region)
+            if not unchanged:
+                self._states[number] = "untouched" if access.is_atomic else "partly"
+                access.write(region.address, region.data, force=self._force)
                 self.verified &= proves
+        self._states[number] = "unchanged" if unchanged else "written"
         self._tell(before + region.size)
 
     def _meter(self, before: int, size: int) -> Progress | None:
@@ -295,13 +294,16 @@ class ErasedRegion:
 
 
 @operation(Effect.ERASE)
-def erase(link: Link, region: int | str, size: int | str | None = None, *, force: bool = False) -> ErasedRegion:
+def erase(
+    link: Link, region: int | str, size: int | str | None = None, *, force: bool = False, over: Over = "auto"
+) -> ErasedRegion:
     """Erase ``"all"`` of the flash, a partition by its name, or *size* bytes from an address (whole sectors of 4 KB).
 
     Args:
         region: the word ``all``, a partition's name, or an address.
         size: in bytes; for an address.
         force: erase even if security features speak against it.
+        over: "wire" makes the chip erase it, also where its flash file could be written (QEMU).
 
     Raises:
         OperationError: if a start has no size, the range is not made of whole sectors, or it is not in the flash.
@@ -309,33 +311,25 @@ def erase(link: Link, region: int | str, size: int | str | None = None, *, force
     if region == "all":
         if size is not None:
             raise OperationError("'all' has no size", hint="leave the size out, or give an address")
-        return _erase_all(link, force)
+        return _erase_all(link, force, over)
     start, length = _erase_range(link, region, size)
-    with link.session.use(f"erasing {length:#x} bytes at {start:#x}", flash=True) as esp:
-        _check_inside(link, esp, start, length)
+    with reach(link, over, f"erasing {length:#x} bytes at {start:#x}") as access:
+        _check_inside(access, start, length)
         if start % SECTOR or length % SECTOR:
             raise OperationError(
                 f"{start:#x} and {length:#x} are not multiples of a sector ({SECTOR:#x})",
                 hint="flash is erased in sectors of 4 KB",
             )
         if length:
-            cmds.erase_region(esp, start, length, force=force)
+            access.erase(start, length, force=force)
     return ErasedRegion(start, length)
 
 
-def _erase_all(link: Link, force: bool) -> ErasedRegion:
-    with link.session.use("erasing all of the flash", flash=True) as esp:
-        size = _flash_size(link, esp)
-        if esp.IS_STUB:
-            cmds.erase_flash(esp, force=force)
-        elif size < _ADDRESS_SPACE:
-            cmds.erase_region(esp, 0, size, force=force)
-        else:
-            raise OperationError(
-                "the size of the flash is unknown",
-                hint="write flash_size into boards.toml, or erase by address and size",
-            )
-    return ErasedRegion(0, size if size < _ADDRESS_SPACE else None)
+def _erase_all(link: Link, force: bool, over: Over) -> ErasedRegion:
+    with reach(link, over, "erasing all of the flash") as access:
+        size = access.size
+        access.erase_all(force=force)
+    return ErasedRegion(0, size if size < ADDRESS_SPACE else None)
 
 
 def _erase_range(link: Link, region: int | str, size: int | str | None) -> tuple[int, int]:
@@ -383,26 +377,27 @@ class FlashVerify:
 
 
 @operation(Effect.READ)
-def verify(link: Link, firmware: Firmware, address: int | str | None = None) -> FlashVerify:
+def verify(link: Link, firmware: Firmware, address: int | str | None = None, *, over: Over = "auto") -> FlashVerify:
     """Compare flash with regions, given as for `write`: by MD5, and byte by byte where that differs.
 
     Args:
         firmware: bytes or a file for *address*; pairs of address and bytes or file; or an ESP-IDF build folder.
         address: of *firmware*, where it has none of its own.
+        over: "wire" makes the chip read it, also where its flash file could be read (QEMU).
 
     Raises:
         FirmwareError: if a file cannot be read. OperationError: if a region is not in the flash.
     """
-    regions = tuple(_verify_one(link, region) for region in load(firmware, address).regions)
+    regions = tuple(_verify_one(link, region, over) for region in load(firmware, address).regions)
     return FlashVerify(all(region.matches for region in regions), regions)
 
 
-def _verify_one(link: Link, region: Region) -> CheckedRegion:
-    with link.session.use(f"verifying {region.size} bytes at {region.address:#x}", flash=True) as esp:
-        _check_inside(link, esp, region.address, region.size)
-        if _has_md5(esp) and _holds(esp, region):
+def _verify_one(link: Link, region: Region, over: Over) -> CheckedRegion:
+    with reach(link, over, f"verifying {region.size} bytes at {region.address:#x}") as access:
+        _check_inside(access, region.address, region.size)
+        if access.has_md5 and _holds(access, region):
             return CheckedRegion(region.address, region.size, region.source, True, None)
-        found = bytes(esp.read_flash(region.address, region.size, None))
+        found = access.read(region.address, region.size)
     pairs = enumerate(zip(region.data, found, strict=True), start=region.address)
     differing = next((place for place, (wanted, there) in pairs if wanted != there), None)
     return CheckedRegion(region.address, region.size, region.source, differing is None, differing)
@@ -411,27 +406,17 @@ def _verify_one(link: Link, region: Region) -> CheckedRegion:
 # -- inside
 
 
-def _has_md5(esp: Any) -> bool:
-    return esp.IS_STUB or not (esp.secure_download_mode or esp.CHIP_NAME == "ESP8266")
-
-
-def _holds(esp: Any, region: Region) -> bool:
+def _holds(access: FlashAccess, region: Region) -> bool:
     wanted = hashlib.md5(region.data, usedforsecurity=False).hexdigest()
-    return bool(esp.flash_md5sum(region.address, region.size) == wanted)
+    return access.md5(region.address, region.size) == wanted
 
 
 def _range(address: int | str, size: int | str) -> tuple[int, int]:
     return size_argument(address, "address"), size_argument(size, "size")
 
 
-def _flash_size(link: Link, esp: Any) -> int:
-    """Return the flash's size by its id, else what boards.toml says, else all that can be addressed."""
-    known = None if esp.secure_download_mode else flash_size_of(int(esp.flash_id()))
-    return known or link.board.spec.flash_size or _ADDRESS_SPACE
-
-
-def _check_inside(link: Link, esp: Any, address: int, size: int) -> None:
-    available = _flash_size(link, esp)
+def _check_inside(access: FlashAccess, address: int, size: int) -> None:
+    available = access.size
     if address + size > available:
         raise OperationError(
             f"{address:#x} to {address + size:#x} is beyond the flash of {format_size(available)}",

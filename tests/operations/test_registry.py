@@ -40,7 +40,8 @@ def test_parameters_can_be_listed():
     size, address, *rest = sorted(OPERATIONS["flash-read"].parameters, key=lambda parameter: parameter.name != "size")
     assert (size.name, size.annotation, size.required) == ("size", int | str, True)
     assert address.description == "of the first byte."
-    assert [(parameter.name, parameter.default) for parameter in rest] == [("output_file", None), ("overwrite", False)]
+    defaults = {parameter.name: parameter.default for parameter in rest}
+    assert defaults == {"output_file": None, "overwrite": False, "over": "auto"}
     assert OPERATIONS["flash-read"].takes_progress
     assert not OPERATIONS["efuse-burn"].takes_progress
 
