@@ -105,9 +105,11 @@ def find(architecture: Architecture, machine: str | None = None) -> Qemu:
     """Return the first usable build of *architecture*; the first that has *machine*, if one is named.
 
     Raises:
-        BackendError: if there is none (it names what was found, and why that will not do), or if the environment
-            variable names something that cannot be used.
+        BackendError: if there is none (it names what was found, and why that will not do), if the environment
+            variable names something that cannot be used, or on Windows, whose sockets QEMU cannot be handed.
     """
+    if sys.platform == "win32":
+        raise BackendError("QEMU machines run on Linux and macOS only", hint="use WSL 2, or a simulated chip")
     problems: list[str] = []
     for found in _look(architecture):
         problem = found.problem

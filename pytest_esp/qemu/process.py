@@ -31,6 +31,9 @@ _GATHER = 0.0005  # seconds
 _NOISE = ("Adding SPI flash device", "terminating on signal")
 _PR_SET_PDEATHSIG = 1
 
+KERNEL_ENDS_CHILDREN = sys.platform == "linux"
+"""Whether the kernel can be asked to end a process with its parent; else a shell looks after it."""
+
 
 def command_line(qemu: Qemu, machine: Machine, flash: Path, efuse: Path, *, strap: int, psram: bool) -> list[str]:
     """Return how to start *machine*, without its serial port and monitor (see `machines` for the sources).
@@ -55,8 +58,8 @@ def command_line(qemu: Qemu, machine: Machine, flash: Path, efuse: Path, *, stra
 
 
 def _escaped(path: Path) -> str:
-    """A comma ends a value on QEMU's command line, two are one."""
-    return str(path).replace(",", ",,")
+    """A comma ends a value on QEMU's command line, two are one; without a leading slash a name may be a protocol's."""
+    return str(path.absolute()).replace(",", ",,")
 
 
 class QemuProcess:
@@ -107,15 +110,29 @@ class QemuProcess:
         return self._process.pid
 
     async def wait_until_up(self) -> bool:
-        """Wait until the machine is made, and return whether it is: its monitor (QMP) greets then, or it has ended."""
-        greeting = asyncio.ensure_future(loop().sock_recv(self._monitor, 4096))
+        """Wait until the machine is made and runs, and return whether it does; else it has ended, or hangs."""
+        answer = asyncio.ensure_future(self._answers())
         ended = asyncio.ensure_future(self._ended.wait())
-        await asyncio.wait((greeting, ended), timeout=_START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-        greeted = greeting.done() and greeting.exception() is None and bool(greeting.result())
-        self.is_up = greeted and not self._ended.is_set()
-        for task in (greeting, ended):
+        await asyncio.wait((answer, ended), timeout=_START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        self.is_up = answer.done() and answer.result() and not self._ended.is_set()
+        for task in (answer, ended):
             task.cancel()
         return self.is_up
+
+    async def _answers(self) -> bool:
+        """Ask the monitor (QMP) for something, and return whether an answer comes.
+
+        The monitor greets before there is a machine; it answers from QEMU's main loop, which begins when the machine is
+        made. What is asked is refused, for nothing was negotiated; and so there are no events that fill its socket.
+        """
+        with contextlib.suppress(OSError):
+            await loop().sock_sendall(self._monitor, b'{"execute": "query-status"}\n')
+            said = b""
+            while data := await loop().sock_recv(self._monitor, 4096):
+                said += data
+                if b'"error"' in said:
+                    return True
+        return False
 
     def send(self, data: bytes) -> None:
         """Send *data* to the UART; from any thread."""
@@ -168,8 +185,7 @@ class QemuProcess:
         """Return how it ended and what it said itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.1)  # its sockets close an instant before it is gone
-        code = self._process.poll()
-        how = "still runs" if code is None else f"was killed by {_signal(-code)}" if code < 0 else f"ended ({code})"
+        how = _describe(self._process.poll())
         with contextlib.suppress(OSError):
             lines = self._log.read_text(errors="replace")[-_LAST_WORDS:].splitlines()
             said = [line for line in lines if line.strip() and not any(noise in line for noise in _NOISE)]
@@ -182,20 +198,28 @@ class QemuProcess:
 
     async def stop(self) -> None:
         """End it, by force if it must be. Stopping twice is harmless."""
+        if self._uart.fileno() < 0:
+            return
         self._stopping = True
-        self._terminate()
-        deadline = time.monotonic() + _STOP_TIMEOUT
-        while self._process.poll() is None:
-            if time.monotonic() > deadline:
-                self._process.kill()
-            await asyncio.sleep(0.001)
+        self._signal(signal.SIGTERM)
+        if not await self._is_gone():
+            self._signal(signal.SIGKILL)
+            await self._is_gone()
         self._let_go()
 
-    def _terminate(self) -> None:
-        if self._process.stdin is not None:  # the guarding shell: its pipe's end is its sign
-            self._process.stdin.close()
-        elif self._process.poll() is None:
-            self._process.terminate()
+    async def _is_gone(self) -> bool:
+        """Wait a little until it has ended, and whatever else held its UART: the child of a script, the guard."""
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        while self._process.poll() is None or not self._ended.is_set():
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.001)
+        return True
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to all of its session: it may have been started by a script."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the latter of one that has ended
+            os.killpg(self._process.pid, number)
 
     def _let_go(self) -> None:
         with self._sending:
@@ -205,6 +229,8 @@ class QemuProcess:
                 loop().remove_writer(self._uart)
             self._uart.close()
             self._monitor.close()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
 
 
 def _loopback_pair() -> tuple[socket.socket, socket.socket]:
@@ -225,10 +251,14 @@ def _loopback_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _signal(number: int) -> str:
+def _describe(code: int | None) -> str:
+    """Return what became of a process; a shell counts the signals from 128 on."""
+    if code is None:
+        return "still runs"
+    number = -code if code < 0 else code - 128
     with contextlib.suppress(ValueError):
-        return signal.Signals(number).name
-    return f"signal {number}"
+        return f"was killed by {signal.Signals(number).name}"
+    return f"was killed by signal {number}" if number > 0 else f"ended ({code})"
 
 
 def _spawn(command: list[str], ends: tuple[socket.socket, socket.socket], log: Path) -> subprocess.Popen[bytes]:
@@ -240,7 +270,7 @@ def _spawn(command: list[str], ends: tuple[socket.socket, socket.socket], log: P
     ]
     # A pipe that nobody drains would stop the guest; a file takes everything.
     with log.open("wb") as said:
-        if sys.platform == "linux":
+        if KERNEL_ENDS_CHILDREN:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -268,12 +298,15 @@ class _DieWithOwner:
 
 _GUARD = """
 exec 3<&0
+trap : TERM
 "$@" </dev/null 3<&- & child=$!
-{ read -r _ <&3; kill -TERM $child; sleep 2; kill -KILL $child; } 2>/dev/null & guard=$!
-wait $child; status=$?
-kill $guard 2>/dev/null
+{ trap : TERM; read -r _ <&3; kill -TERM -$$; sleep 2; kill -KILL -$$; } 2>/dev/null & guard=$!
+while wait $child; status=$?; kill -0 $child 2>/dev/null; do :; done
+kill -KILL $guard
+kill -TERM -$$
 exit $status
 """
+# Signals go to the shell's process group. A trapped SIGTERM ends the shell's `wait`, not the child that it waits for.
 
 
 def spawn_guarded(command: list[str], descriptors: tuple[int, ...], output: int) -> subprocess.Popen[bytes]:
