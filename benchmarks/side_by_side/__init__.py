@@ -1,0 +1,1 @@
+"""What the benchmarks against another tool share: its environment, a device for both, how runs are measured."""

@@ -1,0 +1,94 @@
+"""A device behind a pty, as a process of its own: it does what it is told, as fast as its pty takes it.
+
+Its first line of output is the name of its port. It ends with its standard input. A line sent to it is an order:
+``boot`` prints a boot log, ``flood BYTES`` that many bytes of log lines and `FLOOD_END`, anything else is echoed.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import tty
+from collections.abc import Generator
+from contextlib import contextmanager
+
+BOOT_LOG = b"".join(
+    line + b"\r\n"
+    for line in (
+        b"ESP-ROM:esp32c3-api1-20210207",
+        b"Build:Feb  7 2021",
+        b"rst:0x1 (POWERON),boot:0xc (SPI_FAST_FLASH_BOOT)",
+        b"SPIWP:0xee",
+        b"mode:DIO, clock div:1",
+        b"load:0x3fcd5820,len:0x1574",
+        b"load:0x403cc710,len:0xc30",
+        b"load:0x403ce710,len:0x2f64",
+        b"entry 0x403cc71a",
+        *(b"I (%d) boot: part %d of what a bootloader has to say about partitions" % (20 + n, n) for n in range(20)),
+        *(b"I (%d) cpu_start: part %d of what an app says before it starts" % (60 + n, n) for n in range(15)),
+        b"I (99) main_task: Calling app_main()",
+        b"Hello world!",
+    )
+)
+BOOT_END = "Hello world!"
+FLOOD_LINE = b"I (123456) sensor: sample 4711: temperature 23.45, pressure 1013.25 hPa, state running\r\n"
+FLOOD_END = b"flood finished with code 42\r\n"
+
+
+@contextmanager
+def device() -> Generator[str]:
+    """Run a device, and yield the name of its port."""
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+def main() -> None:
+    """Be the device."""
+    master, slave = os.openpty()  # the device's own end stays open: a port that is closed is no cable that is pulled
+    tty.setraw(slave)
+    print(os.ttyname(slave), flush=True)
+    received = b""
+    while True:
+        readable, _, _ = select.select([master, sys.stdin], [], [])
+        if sys.stdin in readable:
+            return
+        received += os.read(master, 1 << 16)
+        *orders, received = received.split(b"\n")
+        for order in orders:
+            obey(master, order)
+
+
+def obey(master: int, order: bytes) -> None:
+    """Do what a line says."""
+    word, _, argument = order.partition(b" ")
+    if word == b"boot":
+        send(master, BOOT_LOG)
+    elif word == b"flood":
+        block = FLOOD_LINE * 700
+        left = int(argument) - len(FLOOD_END)
+        while left > 0:
+            send(master, block[: max(left, len(FLOOD_LINE))])
+            left -= len(block)
+        send(master, FLOOD_END)
+    else:
+        send(master, order + b"\r\n")
+
+
+def send(master: int, data: bytes) -> None:
+    """Write all of *data*."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(master, view) :]
+
+
+if __name__ == "__main__":
+    main()
