@@ -61,9 +61,9 @@ class SimBoard(Board):
         except BackendError as error:
             error.board = error.board or self.name
             raise
-        self.simulated.reset(bootloader=False)
         self._port = VirtualPort(self.simulated.wire, f"sim:{self.name}")
         self._port.open()
+        self.simulated.reset(bootloader=False)  # with somebody there to hear its first words
         return self._port
 
     def close(self) -> None:

@@ -84,7 +84,7 @@ class BoardSpec(BaseModel):
     mac: str | None = Field(default=None, pattern=r"^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$")
     revision: int | None = Field(default=None, ge=0, le=9999, strict=True)
     secure_download: bool = Field(default=False, strict=True)
-    app: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    app: str | None = Field(default=None, pattern=r"^(\w+|[\w.]+:\w+)$")
     coordinator: str | None = None
     place: str | None = None
     tags: dict[str, str] | None = None
