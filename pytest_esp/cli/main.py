@@ -13,6 +13,7 @@ from pytest_esp.errors import EspError
 _COMMANDS = {
     "check": ("pytest_esp.cli.check", "check_command", "Run the suites on the boards of a rack."),
     "doctor": ("pytest_esp.cli.doctor", "doctor_command", "Say what is here of what a run needs."),
+    "op": ("pytest_esp.cli.op", "op_command", "Run one operation on a board, or list them."),
     "qemu": ("pytest_esp.cli.qemu", "qemu_command", "Serve a QEMU machine until interrupted, or install QEMU."),
     "rack": ("pytest_esp.cli.rack", "rack_command", "Show the boards, their state and who holds them."),
     "sim": ("pytest_esp.cli.sim", "sim_command", "Serve a simulated chip until interrupted."),

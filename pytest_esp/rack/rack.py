@@ -46,6 +46,21 @@ class Rack:
             raise RackError(f"the rack has no board {name!r}; nearest: {nearest(name, self.boards)}")
         return self.boards[name]
 
+    def only_board(self, name: str | None = None) -> str:
+        """Return *name*, or the name of the only board if it is None.
+
+        Raises:
+            RackError: if the rack has no board of that name, or several to choose from.
+        """
+        if name is not None:
+            return self.board(name).name
+        if len(self.boards) != 1:
+            raise RackError(
+                f"the rack {self.name!r} has {len(self.boards)} boards, and none was named",
+                hint=f"name one of {', '.join(self.boards)}",
+            )
+        return next(iter(self.boards))
+
     def match(self, requirement: Requirement) -> list[BoardSpec]:
         """Return the boards that fit, in the order of the file.
 
