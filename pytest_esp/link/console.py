@@ -242,6 +242,16 @@ class Console:
         with self._changed:
             return self._plain.decode("utf-8", "replace")
 
+    def mark(self) -> int:
+        """Return where the text ends now, for `text_since`."""
+        with self._changed:
+            return self._end
+
+    def text_since(self, mark: int) -> str:
+        """Return what came after a `mark` was made, as `text` is."""
+        with self._changed:
+            return self._plain[max(mark - self._dropped, 0) :].decode("utf-8", "replace")
+
     def lines(self) -> list[Line]:
         """Return the lines of `text` that are not empty; the last one may be unfinished."""
         with self._changed:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from pytest_esp.link.link import Link
-from pytest_esp.operations import chip, efuse, flash, partitions, security
+from pytest_esp.operations import chip, efuse, flash, partitions, security, unity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,6 +87,14 @@ class PartitionsFace(Face):
     otadata = bound(partitions.otadata)
 
 
+class UnityFace(Face):
+    """`pytest_esp.operations.unity`."""
+
+    menu = bound(unity.menu)
+    run = bound(unity.run)
+    run_all = bound(unity.run_all)
+
+
 class Esp:
     """Everything that can be done to one board.
 
@@ -101,6 +109,7 @@ class Esp:
         self.efuse = EfuseFace(link)
         self.security = SecurityFace(link)
         self.partitions = PartitionsFace(link)
+        self.unity = UnityFace(link)
 
     @property
     def transcript(self) -> str:

@@ -19,7 +19,7 @@ from pytest_esp.units import parse_size
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MODULES = ("chip", "flash", "efuse", "security", "partitions")
+_MODULES = ("chip", "flash", "efuse", "security", "partitions", "unity")
 
 
 class Effect(enum.Enum):

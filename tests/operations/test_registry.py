@@ -33,7 +33,13 @@ def test_every_operation_has_a_method_of_its_own(esp_of):
 
 def test_effects_are_what_the_operations_do():
     changing = {name: operation.effect for name, operation in OPERATIONS.items() if operation.effect != Effect.READ}
-    assert changing == {"flash-write": Effect.WRITE, "flash-erase": Effect.ERASE, "efuse-burn": Effect.BURN}
+    assert changing == {
+        "flash-write": Effect.WRITE,
+        "flash-erase": Effect.ERASE,
+        "efuse-burn": Effect.BURN,
+        "unity-run": Effect.WRITE,
+        "unity-run-all": Effect.WRITE,
+    }
 
 
 def test_parameters_can_be_listed():

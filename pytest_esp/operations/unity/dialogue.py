@@ -1,0 +1,242 @@
+"""Talking to an app's test menu: it takes input only while it waits for it, and says when that is."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+from pytest_esp.errors import OperationError
+from pytest_esp.link.console import Console, ConsoleError, CrashError
+from pytest_esp.link.link import Link
+from pytest_esp.link.match import Match, Pattern
+from pytest_esp.operations.unity.menu import END, HEADER, Case, Draft, Menu, Part
+from pytest_esp.operations.unity.result import SUMMARY
+
+READY = "Press ENTER to see the list of tests"
+DONE = re.compile(r"Enter next test, or 'enter' to see menu[^\n]*\n")
+ENDS: tuple[Pattern, ...] = (SUMMARY, DONE, READY)
+"""What an app says at the end of a case, and when it has restarted instead."""
+
+_OTHER_RUNS = re.compile(r"Running [^\r\n]+\.\.\.\r?\n")
+_TRIES = 3
+# Seconds without a byte after which an app that waits for input has not got it, or does not wait for it.
+_ANSWER_TIME = 3.0
+_ECHO_TIME = 1.5
+_RESTART_TIME = 10.0
+_LONGEST_PRINT = 120.0  # seconds; a thousand cases take ten at 115200 baud
+
+
+class Dialogue:
+    """A conversation with the menu of the app on a board.
+
+    ESP-IDF's ``unity_gets`` throws away what came before it began to wait, so that a line can get lost: what is not
+    answered is said again.
+
+    Args:
+        link: to the board; its app is started if the loader runs.
+        boot_timeout: seconds from a reset to the app's offer to print its menu.
+
+    Attributes:
+        is_ready: the app waits for a choice; else the board is reset before the next one.
+    """
+
+    def __init__(self, link: Link, boot_timeout: float) -> None:
+        self.link = link
+        self.boot_timeout = boot_timeout
+        self.is_ready = False
+        self._echoes = False
+        if link.is_open and link.session.is_connected:
+            self.restart()
+
+    @property
+    def console(self) -> Console:
+        """The board's console."""
+        return self.link.console
+
+    @property
+    def board(self) -> str:
+        """The board's name."""
+        return self.link.board.name
+
+    # -- the menu
+
+    def menu(self) -> Menu:
+        """Have the menu printed, twice if something of it was lost, and return it.
+
+        Raises:
+            OperationError: if there is none, or parts of it are missing both times.
+        """
+        draft = Draft()
+        for _ in range(2):
+            draft.read(self._print_menu())
+            if draft.is_usable and draft.is_clean:
+                break
+        if not draft.is_usable:
+            raise OperationError(
+                f"the app's menu could not be read: {_lack(draft)}",
+                hint="other tasks of the app print into it; lower their log level, or let them wait",
+            )
+        self.is_ready = True
+        return Menu(tuple(draft.cases[number] for number in sorted(draft.cases)))
+
+    def _print_menu(self) -> str:
+        mark = self._ask()
+        self._await([END], _ANSWER_TIME, _LONGEST_PRINT)
+        return self.console.text_since(mark)
+
+    def _ask(self) -> int:
+        """Press ENTER until the menu begins, and return a mark from before that; reset an app that does not answer."""
+        try:
+            mark = self._ask_app()
+        except CrashError:
+            mark = None
+        if mark is None:
+            self.restart()
+            mark = self._ask_app()
+        if mark is None:
+            raise OperationError(
+                "the app has no test menu: it does not answer ENTER",
+                hint="does it call unity_run_menu(), and is it the app that is in flash?",
+            )
+        return mark
+
+    def _ask_app(self) -> int | None:
+        self.console.skip()
+        mark = self.console.mark()
+        for _ in range(_TRIES):
+            self.console.write("\n")
+            begun = self._await([HEADER, READY], _ANSWER_TIME, self.boot_timeout)
+            if begun is not None and begun.index == 1:  # it was still starting, and may have lost the ENTER
+                begun = self._await([HEADER], _ECHO_TIME / 3, _ECHO_TIME)
+            if begun is not None:
+                return mark
+        return None
+
+    def restart(self) -> None:
+        """Reset the board, and wait until its app offers the menu.
+
+        Raises:
+            OperationError: if the app does not.
+        """
+        self.is_ready = False
+        self.console.skip()
+        self.link.reset(bootloader=False)
+        try:
+            self.console.expect(READY, self.boot_timeout)
+        except ConsoleError as error:
+            raise OperationError(
+                f"the app does not come back with its test menu after a reset: {error.message}", board=self.board
+            ) from error
+        self.is_ready = True
+
+    # -- choosing
+
+    def make_ready(self) -> None:
+        """Reset the board if its app does not wait for a choice.
+
+        Raises:
+            OperationError: if the app does not come back with its menu.
+        """
+        if not self.is_ready:
+            self.restart()
+
+    def start(self, case: Case) -> bool:
+        """Choose a case, and return whether it has begun.
+
+        Raises:
+            CrashError: if the app crashes instead, each time.
+        """
+        try:
+            return self._start(case)
+        except CrashError:  # of a task that had nothing to do with the case
+            self.restart()
+            return self._start(case)
+
+    def _start(self, case: Case) -> bool:
+        begun = re.compile(rf"Running {re.escape(case.name)}\.\.\.")
+        self.console.skip()
+        for _ in range(_TRIES):
+            mark = self.console.mark()
+            self.console.write(f"{case.index}\n")
+            found = self._await([begun, SUMMARY, READY, _OTHER_RUNS], _ANSWER_TIME, self.boot_timeout)
+            if found is not None and found.index in (
+                0,
+                1,
+            ):  # the summary, if other output has cut the first line in two
+                self._echoes = re.search(rf"(?m)^{case.index}\r?$", self.console.text_since(mark)) is not None
+                self.is_ready = False
+                return True
+            if found is not None and found.index == 3:  # a digit of the number was lost
+                self.restart()
+        self.is_ready = False
+        return False
+
+    def choose(self, case: Case, part: Part) -> None:
+        """Choose a stage or role of a case that has begun."""
+        last = case.parts[-1]
+        self._await([f'({last.index})\t"{last.name}"'], _ANSWER_TIME, self.boot_timeout)
+        for _ in range(_TRIES):
+            mark = self.console.mark()
+            self.console.write(f"{part.index}\n")
+            if self.was_heard(mark, _ECHO_TIME):
+                return
+
+    def was_heard(self, mark: int, timeout: float = 0.0) -> bool:
+        """Whether the app has answered since *mark*, as far as can be told: one that does not echo may be silent."""
+        deadline = time.monotonic() + timeout
+        while self._echoes and self.console.mark() == mark:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def finish(self, timeout: float, *, ignore_crashes: bool = False) -> bool:
+        """Wait until the case has ended: True if it did, False if the chip has restarted instead.
+
+        Raises:
+            CrashError: if the app crashed.
+            ConsoleError: if neither came in time.
+        """
+        end = self.console.expect(ENDS, timeout, ignore_crashes=ignore_crashes)
+        return self.conclude(ENDS[end.index])
+
+    def conclude(self, end: Pattern) -> bool:
+        """Take note that a case has ended, by which of `ENDS`: True if by itself, False if the chip has restarted."""
+        if end is SUMMARY:  # what comes behind it may be lost among other output
+            self._await([DONE], _ECHO_TIME, _ECHO_TIME)
+        self.is_ready = True
+        return end is not READY
+
+    def await_restart(self) -> None:
+        """Wait for the restart that ESP-IDF's runner makes after a case, if it makes it."""
+        try:
+            self.console.expect(READY, _RESTART_TIME, ignore_crashes=True)
+        except ConsoleError:
+            self.is_ready = False
+
+    def _await(self, patterns: Sequence[Pattern], silence: float, timeout: float) -> Match | None:
+        """Wait for one of *patterns* as long as the app goes on talking; return None if it did not come.
+
+        Raises:
+            CrashError: if the app crashed.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            seen = self.console.mark()
+            left = deadline - time.monotonic()
+            try:
+                return self.console.expect(patterns, max(min(silence, left), 0.0))
+            except CrashError:
+                raise
+            except ConsoleError:
+                if left <= silence or self.console.mark() == seen:
+                    return None
+
+
+def _lack(draft: Draft) -> str:
+    if not draft.cases:
+        return "no case of it is whole"
+    if draft.missing:
+        return f"there is nothing of the cases {', '.join(map(str, draft.missing))}"
+    return "it has no end"
