@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pytest_esp.boards.board import Board
+from pytest_esp.boards.claim import claim
 from pytest_esp.boards.efuse_file import EfuseFile, new_efuses
 from pytest_esp.boards.port import Port
-from pytest_esp.errors import BackendError
+from pytest_esp.errors import BackendError, EspError
 from pytest_esp.qemu.find import find
 from pytest_esp.qemu.machine import OnClose, QemuMachine
 from pytest_esp.qemu.machines import Machine, machine_for
@@ -24,6 +25,8 @@ from pytest_esp.wire.port import VirtualPort
 from pytest_esp.wire.wire import Wire
 
 if TYPE_CHECKING:
+    from filelock import FileLock
+
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
@@ -60,6 +63,7 @@ class QemuBoard(Board):
         self.folder: Path | None = None
         self._qemu: QemuMachine | None = None
         self._port: VirtualPort | None = None
+        self._claims: list[FileLock] = []
 
     @property
     def wire(self) -> Wire | None:
@@ -122,8 +126,11 @@ class QemuBoard(Board):
         """
         try:
             machine = machine_for(self.chip)
+            for file in filter(None, (self.spec.flash_file, self.spec.efuse_file)):
+                self._claims.append(claim(file, self.rack))
             self._qemu = self._make(machine)
-        except BackendError as error:
+        except EspError as error:
+            self.close()
             error.board = error.board or self.name
             raise
         self._port = VirtualPort(self._qemu.wire, f"qemu:{self.name}")
@@ -193,6 +200,9 @@ class QemuBoard(Board):
             port.close()
         if qemu is not None:
             qemu.stop()
+        claims, self._claims = self._claims, []
+        for lock in claims:
+            lock.release()
 
     def reset(self, bootloader: bool) -> bool:
         """Restart the machine with the strap for its loader or its app."""
