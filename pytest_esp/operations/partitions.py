@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
-from esp_idf_defs.partitions import (
-    MD5_PARTITION_BEGIN,
-    SUBTYPES,
-    TYPES,
-    PartitionDefinition,
-    PartitionTable,
-)
 
 from pytest_esp.errors import OperationError
 from pytest_esp.link.link import Link
@@ -21,27 +12,12 @@ from pytest_esp.names import nearest
 from pytest_esp.operations import flash
 from pytest_esp.operations.regions import SECTOR
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.table import MAGIC, TABLE_SIZE, Partition, default_app, has_md5, ota_slots, otadata_of, parse
 
-TABLE_SIZE = 0xC00
 _DEFAULT_OFFSET = 0x8000
 _SEARCH_START, _SEARCH_END = 0x1000, 0x20000
-_ENTRY_SIZE = 32
-_MAGIC = PartitionDefinition.MAGIC_BYTES
 # The bootloader passes over these (bootloader_common_ota_select_invalid in ESP-IDF).
 _GIVEN_UP = (OtaImageState.INVALID, OtaImageState.ABORTED)
-
-
-@dataclass(frozen=True)
-class Partition:
-    """One partition; offset and size in bytes. Types and subtypes are names where ESP-IDF has one, else ``0x40``."""
-
-    name: str
-    type: str
-    subtype: str
-    offset: int
-    size: int
-    encrypted: bool
-    readonly: bool
 
 
 @dataclass(frozen=True)
@@ -64,11 +40,11 @@ def read(link: Link) -> Partitions:
     """
     # The tables of nearly all boards: one short read, and the search only where it finds none.
     head = flash.read(link, _DEFAULT_OFFSET, TABLE_SIZE).data
-    if head.startswith(_MAGIC):
+    if head.startswith(MAGIC):
         return _table(_DEFAULT_OFFSET, head)
     area = flash.read(link, _SEARCH_START, _SEARCH_END - _SEARCH_START).data
     for offset in range(0, len(area), SECTOR):
-        if area.startswith(_MAGIC, offset):
+        if area.startswith(MAGIC, offset):
             return _table(_SEARCH_START + offset, area[offset : offset + TABLE_SIZE])
     raise OperationError(
         "there is no partition table in flash",
@@ -79,8 +55,7 @@ def read(link: Link) -> Partitions:
 
 
 def _table(offset: int, data: bytes) -> Partitions:
-    checked = any(data.startswith(MD5_PARTITION_BEGIN[:2], entry) for entry in range(0, len(data), _ENTRY_SIZE))
-    return Partitions(offset, checked, parse(data))
+    return Partitions(offset, has_md5(data), parse(data))
 
 
 @operation(Effect.READ)
@@ -150,8 +125,8 @@ def otadata(link: Link) -> OtaData:
         OperationError: if the table has no otadata or no OTA partition, or there is no table.
     """
     partitions = read(link).partitions
-    place = next((part for part in partitions if (part.type, part.subtype) == ("data", "ota")), None)
-    slots = tuple(part.name for part in _ota_slots(partitions))
+    place = otadata_of(partitions)
+    slots = tuple(part.name for part in ota_slots(partitions))
     if place is None or not slots:
         raise OperationError(
             "there is no otadata" if place is None else "there is otadata, but no OTA partition",
@@ -163,7 +138,8 @@ def otadata(link: Link) -> OtaData:
     first, second = (_ota_entry(at, entry, slots) for at, entry in zip(addresses, raw, strict=True))
     usable = [entry if entry and entry.ota_state not in _GIVEN_UP else None for entry in raw]
     chosen, _ = OtaDataSelectEntry.select(*usable)
-    active = slots[chosen.ota_slot(len(slots))] if chosen else _default_app(partitions)
+    default = default_app(partitions)
+    active = slots[chosen.ota_slot(len(slots))] if chosen else default and default.name
     return OtaData(place, (first, second), active, slots)
 
 
@@ -173,65 +149,8 @@ def _decoded(data: bytes) -> OtaDataSelectEntry | None:
     return entry if entry is not None and entry.to_bytes()[-4:] == data[-4:] else None
 
 
-def _ota_slots(partitions: Iterable[Partition]) -> list[Partition]:
-    slots = [part for part in partitions if part.type == "app" and part.subtype.startswith("ota_")]
-    return sorted(slots, key=lambda part: int(part.subtype.removeprefix("ota_")))
-
-
 def _ota_entry(address: int, entry: OtaDataSelectEntry | None, slots: tuple[str, ...]) -> OtaEntry:
     if entry is None:
         return OtaEntry(address, False, None, None, None)
     slot = slots[entry.ota_slot(len(slots))]
     return OtaEntry(address, True, entry.seq, slot, OtaImageState(entry.ota_state).name)
-
-
-def _default_app(partitions: Iterable[Partition]) -> str | None:
-    """Return what the bootloader starts where otadata names nothing: the factory app, else the first slot."""
-    apps = [part for part in partitions if (part.type, part.subtype) == ("app", "factory")]
-    return next((part.name for part in (*apps, *_ota_slots(partitions))), None)
-
-
-# -- the binary table
-
-
-def parse(data: bytes) -> tuple[Partition, ...]:
-    """Return the partitions of a binary table.
-
-    Raises:
-        OperationError: if it is damaged.
-    """
-    try:
-        table = PartitionTable.from_binary(data)
-    except Exception as error:  # esp-idf-defs raises several kinds, some of them bare
-        raise OperationError(f"the partition table is damaged: {error}", hint="flash it again") from error
-    return tuple(_partition(entry) for entry in table)
-
-
-def from_csv(text: str) -> bytes:
-    """Return the binary table, with its MD5, of a CSV as ESP-IDF writes it.
-
-    Raises:
-        OperationError: if the CSV is wrong; with esp-idf-defs's own words and line.
-    """
-    try:
-        table = PartitionTable.from_csv(text)
-        table.verify()
-        return table.to_binary()
-    except Exception as error:
-        raise OperationError(f"the partition CSV is wrong: {error}") from error
-
-
-def _partition(entry: Any) -> Partition:
-    return Partition(
-        name=entry.name,
-        type=_name(entry.type, TYPES),
-        subtype=_name(entry.subtype, SUBTYPES.get(entry.type, {})),
-        offset=entry.offset,
-        size=entry.size,
-        encrypted=bool(entry.encrypted),
-        readonly=bool(entry.readonly),
-    )
-
-
-def _name(number: int, names: dict[str, Any]) -> str:
-    return next((name for name, value in names.items() if value == number), f"{number:#04x}")

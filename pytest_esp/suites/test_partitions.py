@@ -9,7 +9,8 @@ import pytest
 from pytest_esp.boards.board import Board
 from pytest_esp.errors import OperationError
 from pytest_esp.operations.esp import Esp
-from pytest_esp.operations.partitions import Partitions, from_csv
+from pytest_esp.operations.partitions import Partitions
+from pytest_esp.operations.table import from_csv
 
 pytestmark = pytest.mark.esp(each="board")
 

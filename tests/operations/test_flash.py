@@ -6,7 +6,7 @@ import os
 import pytest
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
-from pytest_esp.operations import partitions
+from pytest_esp.operations.table import from_csv
 from pytest_esp.sim.model import ChipModel
 
 CSV = "nvs, data, nvs, 0x9000, 0x6000\nfactory, app, factory, 0x10000, 1M\n"
@@ -90,7 +90,7 @@ def test_all_is_erased_only_by_that_word(esp_of):
 
 def test_a_partition_is_erased_by_its_name(esp_of):
     esp = esp_of("esp32c3")
-    esp.flash.write([(0x8000, partitions.from_csv(CSV)), (0x9000, b"secret" * 100), (0x10000, b"app" * 100)])
+    esp.flash.write([(0x8000, from_csv(CSV)), (0x9000, b"secret" * 100), (0x10000, b"app" * 100)])
     esp.flash.erase("nvs")
     assert esp.flash.read(0x9000, 600).data == b"\xff" * 600
     assert esp.flash.read(0x10000, 3).data == b"app"

@@ -6,8 +6,7 @@ import pytest
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 
 from pytest_esp.errors import OperationError
-from pytest_esp.operations import partitions
-from pytest_esp.operations.partitions import from_csv
+from pytest_esp.operations.table import from_csv, parse
 
 CSV = """
 nvs,      data, nvs,     0x9000,  0x6000,
@@ -176,4 +175,4 @@ def test_a_table_without_ota(esp_of):
 
 
 def test_a_table_of_bytes_is_parsed_without_a_board():
-    assert [part.name for part in partitions.parse(from_csv(OTA_CSV))][:2] == ["nvs", "otadata"]
+    assert [part.name for part in parse(from_csv(OTA_CSV))][:2] == ["nvs", "otadata"]

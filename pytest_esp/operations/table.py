@@ -1,0 +1,94 @@
+"""A partition table as bytes and as text: ESP-IDF's format, as esp-idf-defs reads and writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from esp_idf_defs.partitions import MD5_PARTITION_BEGIN, SUBTYPES, TYPES, PartitionDefinition, PartitionTable
+
+from pytest_esp.errors import OperationError
+
+TABLE_SIZE = 0xC00
+MAGIC: bytes = PartitionDefinition.MAGIC_BYTES
+_ENTRY_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition; offset and size in bytes. Types and subtypes are names where ESP-IDF has one, else ``0x40``."""
+
+    name: str
+    type: str
+    subtype: str
+    offset: int
+    size: int
+    encrypted: bool
+    readonly: bool
+
+
+def parse(data: bytes) -> tuple[Partition, ...]:
+    """Return the partitions of a binary table.
+
+    Raises:
+        OperationError: if it is damaged.
+    """
+    try:
+        table = PartitionTable.from_binary(data)
+    except Exception as error:  # esp-idf-defs raises several kinds, some of them bare
+        raise OperationError(f"the partition table is damaged: {error}", hint="flash it again") from error
+    return tuple(_partition(entry) for entry in table)
+
+
+def from_csv(text: str) -> bytes:
+    """Return the binary table, with its MD5, of a CSV as ESP-IDF writes it.
+
+    Raises:
+        OperationError: if the CSV is wrong; with esp-idf-defs's own words and line.
+    """
+    try:
+        table = PartitionTable.from_csv(text)
+        table.verify()
+        return table.to_binary()
+    except Exception as error:
+        raise OperationError(f"the partition CSV is wrong: {error}") from error
+
+
+def has_md5(data: bytes) -> bool:
+    """Return whether a binary table has an MD5 of itself."""
+    return any(data.startswith(MD5_PARTITION_BEGIN[:2], entry) for entry in range(0, len(data), _ENTRY_SIZE))
+
+
+def otadata_of(partitions: Iterable[Partition]) -> Partition | None:
+    """Return the partition that says which slot to start, if there is one."""
+    return next((part for part in partitions if (part.type, part.subtype) == ("data", "ota")), None)
+
+
+def ota_slots(partitions: Iterable[Partition]) -> list[Partition]:
+    """Return the slots for updates over the air, in order."""
+    slots = [part for part in partitions if part.type == "app" and part.subtype.startswith("ota_")]
+    return sorted(slots, key=lambda part: int(part.subtype.removeprefix("ota_")))
+
+
+def default_app(partitions: Iterable[Partition]) -> Partition | None:
+    """Return what the bootloader starts where otadata names nothing: the factory app, else the first slot."""
+    table = list(partitions)
+    factory = [part for part in table if (part.type, part.subtype) == ("app", "factory")]
+    return next(iter((*factory, *ota_slots(table))), None)
+
+
+def _partition(entry: Any) -> Partition:
+    return Partition(
+        name=entry.name,
+        type=_name(entry.type, TYPES),
+        subtype=_name(entry.subtype, SUBTYPES.get(entry.type, {})),
+        offset=entry.offset,
+        size=entry.size,
+        encrypted=bool(entry.encrypted),
+        readonly=bool(entry.readonly),
+    )
+
+
+def _name(number: int, names: dict[str, Any]) -> str:
+    return next((name for name, value in names.items() if value == number), f"{number:#04x}")
