@@ -85,6 +85,7 @@ class PartitionsFace(Face):
     read = bound(partitions.read)
     find = bound(partitions.find)
     otadata = bound(partitions.otadata)
+    app = bound(partitions.app)
 
 
 class UnityFace(Face):

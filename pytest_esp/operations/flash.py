@@ -17,7 +17,9 @@ from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.access import ADDRESS_SPACE, FlashAccess, Over, reach
 from pytest_esp.operations.chip import flash_size_of
-from pytest_esp.operations.regions import SECTOR, Firmware, Load, Region, check_fits, check_image, load
+from pytest_esp.operations.firmware import Contents, Firmware, load
+from pytest_esp.operations.images import check_image
+from pytest_esp.operations.regions import SECTOR, Region, check_fits
 from pytest_esp.operations.registry import Effect, operation, size_argument
 from pytest_esp.units import format_size, parse_size
 
@@ -148,7 +150,7 @@ class FlashWrite:
 @operation(Effect.WRITE)
 def write(
     link: Link,
-    firmware: Firmware,
+    firmware: Contents,
     address: int | str | None = None,
     *,
     skip_unchanged: bool = True,
@@ -166,7 +168,8 @@ def write(
     and some hundred times as fast. The machine stays stopped until it is reset.
 
     Args:
-        firmware: bytes or a file for *address*; pairs of address and bytes or file; or an ESP-IDF build folder.
+        firmware: bytes or a file for *address*; pairs of address and bytes or file; or the path of a build, or an
+            opened one (see `Firmware.open`). An app alone goes where the partition table in flash says.
         address: of *firmware*, where it has none of its own.
         skip_unchanged: False writes in any case.
         force: write an image even if it is for another chip, or security features speak against it.
@@ -179,7 +182,7 @@ def write(
             ``details["regions"]`` has the same as `WrittenRegion` records.
     """
     begun = time.monotonic()
-    loaded = load(firmware, address)
+    loaded = _placed(link, load(firmware, address))
     _check_load(link, loaded, force, over)
     job = _Write(link, loaded.regions, skip_unchanged, force, over, progress)
     job.run()
@@ -189,7 +192,20 @@ def write(
     return FlashWrite(job.regions(), written, skipped, job.verified, time.monotonic() - begun)
 
 
-def _check_load(link: Link, loaded: Load, force: bool, over: Over) -> None:
+def _placed(link: Link, firmware: Firmware) -> Firmware:
+    """Put an app alone where the bootloader looks for one; without a partition table it stays at the usual place."""
+    from pytest_esp.operations import partitions
+
+    if not firmware.needs_slot:
+        return firmware
+    try:
+        slot = partitions.app_slot(link)
+    except OperationError:
+        return firmware
+    return firmware.in_slot(slot)
+
+
+def _check_load(link: Link, loaded: Firmware, force: bool, over: Over) -> None:
     """Refuse what does not belong on this board, before anything is erased."""
     total = sum(region.size for region in loaded.regions)
     with reach(link, over, f"writing {len(loaded.regions)} region(s), {total} bytes") as access:
@@ -377,18 +393,19 @@ class FlashVerify:
 
 
 @operation(Effect.READ)
-def verify(link: Link, firmware: Firmware, address: int | str | None = None, *, over: Over = "auto") -> FlashVerify:
+def verify(link: Link, firmware: Contents, address: int | str | None = None, *, over: Over = "auto") -> FlashVerify:
     """Compare flash with regions, given as for `write`: by MD5, and byte by byte where that differs.
 
     Args:
-        firmware: bytes or a file for *address*; pairs of address and bytes or file; or an ESP-IDF build folder.
+        firmware: bytes or a file for *address*; pairs of address and bytes or file; or the path of a build, or an
+            opened one (see `Firmware.open`). An app alone goes where the partition table in flash says.
         address: of *firmware*, where it has none of its own.
         over: "wire" makes the chip read it, also where its flash file could be read (QEMU).
 
     Raises:
         FirmwareError: if a file cannot be read. OperationError: if a region is not in the flash.
     """
-    regions = tuple(_verify_one(link, region, over) for region in load(firmware, address).regions)
+    regions = tuple(_verify_one(link, region, over) for region in _placed(link, load(firmware, address)).regions)
     return FlashVerify(all(region.matches for region in regions), regions)
 
 

@@ -10,6 +10,7 @@ from pytest_esp.errors import OperationError
 from pytest_esp.link.link import Link
 from pytest_esp.names import nearest
 from pytest_esp.operations import flash
+from pytest_esp.operations.images import APP_HEAD_SIZE, App, app_of
 from pytest_esp.operations.regions import SECTOR
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.table import MAGIC, TABLE_SIZE, Partition, default_app, has_md5, ota_slots, otadata_of, parse
@@ -154,3 +155,40 @@ def _ota_entry(address: int, entry: OtaDataSelectEntry | None, slots: tuple[str,
         return OtaEntry(address, False, None, None, None)
     slot = slots[entry.ota_slot(len(slots))]
     return OtaEntry(address, True, entry.seq, slot, OtaImageState(entry.ota_state).name)
+
+
+# -- the app
+
+
+@dataclass(frozen=True)
+class InstalledApp:
+    """The app that the bootloader tries first: its partition, and what it says of itself (None if there is none)."""
+
+    slot: Partition
+    app: App | None
+
+
+@operation(Effect.READ)
+def app(link: Link) -> InstalledApp:
+    """Return the app that the bootloader tries first, by what is in flash now.
+
+    Raises:
+        OperationError: if there is no partition table, or none of its partitions is for an app.
+    """
+    slot = app_slot(link)
+    return InstalledApp(slot, app_of(flash.read(link, slot.offset, APP_HEAD_SIZE).data))
+
+
+def app_slot(link: Link) -> Partition:
+    """Return the partition that the bootloader tries first.
+
+    Raises:
+        OperationError: see `app`.
+    """
+    partitions = read(link).partitions
+    by_name = {part.name: part for part in partitions}
+    active = otadata(link).active if otadata_of(partitions) and ota_slots(partitions) else None
+    slot = by_name[active] if active else default_app(partitions)
+    if slot is None:
+        raise OperationError("the partition table has no partition for an app", hint="flash another table")
+    return slot

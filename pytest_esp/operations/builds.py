@@ -1,0 +1,256 @@
+"""Builds as build systems leave them: ESP-IDF, Arduino, PlatformIO, and single images.
+
+They are found by names, listings and headers alone; `firmware` loads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from esp_idf_defs.app_description import AppDescription
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.operations.images import APP_HEAD_SIZE, app_of, chip_of
+from pytest_esp.operations.regions import Source
+from pytest_esp.operations.table import MAGIC as TABLE_MAGIC
+from pytest_esp.operations.table import Partition, default_app, otadata_of, parse
+
+USUAL_APP_OFFSET = 0x10000
+"""Where the app lies in the partition tables that ESP-IDF, Arduino and PlatformIO come with."""
+
+_TABLE_OFFSET = 0x8000
+_TABLE_SEARCH = range(0x1000, 0x20000, 0x1000)
+_BOOTLOADER_OFFSETS = tuple(sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}))
+_BOOTLOADER_DESCRIPTOR_MAGIC = 0x50  # esp_bootloader_desc_t of ESP-IDF
+_IMAGE_MAGIC = b"\xe9"
+_ELF_MAGIC = b"\x7fELF"
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build that was found, not loaded yet.
+
+    Attributes:
+        chip: None if only its images tell, or nothing does.
+        files: by address.
+        app_offset: where the app lies, if that is known.
+        lone_app: see `Firmware.needs_slot`.
+    """
+
+    path: Path
+    chip: str | None
+    files: tuple[tuple[int | str, Source], ...]
+    elf: Path | None = None
+    app_offset: int | None = None
+    lone_app: bool = False
+
+
+def builds_in(path: Path, chip: str | None = None) -> list[Build]:
+    """Return the builds at *path* (see `Firmware.open`), by headers and listings alone.
+
+    *chip* is what an image that does not tell is for: one for the ESP8266.
+
+    Raises:
+        FirmwareError: if there is none.
+    """
+    # os.path.isfile and isdir, unlike Path.is_file, answer for names that no file can have, too.
+    if os.path.isfile(path):
+        return [_image_file(path, chip)]
+    if not os.path.isdir(path):
+        raise FirmwareError(f"the firmware {path} does not exist", hint="give a build folder or an image; is it built?")
+    if (build := _build_folder(path, chip)) is not None:
+        return [build]
+    folders = sorted(
+        folder for parent in (path, path / "build", path / ".pio" / "build") for folder in _folders_in(parent)
+    )
+    found = [build for folder in folders if (build := _build_folder(folder, chip)) is not None]
+    if not found:
+        raise _no_build(path)
+    return found
+
+
+def _folders_in(parent: Path) -> list[Path]:
+    return [entry for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+
+
+def _no_build(path: Path) -> FirmwareError:
+    elf = next(iter(sorted(path.glob("*.elf"))), None)
+    if elf is not None:
+        return _only_an_elf(elf)
+    return FirmwareError(
+        f"{path} is no build folder, and has none in it: there is no flasher_args.json, no Arduino or PlatformIO build",
+        hint="give the folder `build`, or an address and a file",
+    )
+
+
+def _only_an_elf(elf: Path) -> FirmwareError:
+    return FirmwareError(
+        f"{elf} is an ELF file, which cannot be flashed, and there are no images beside it",
+        hint="give the build folder, or make an image: esptool --chip CHIP elf2image FILE",
+    )
+
+
+def _build_folder(folder: Path, chip: str | None) -> Build | None:
+    return _platformio(folder) or _esp_idf(folder) or _arduino(folder, chip) or _merged_alone(folder)
+
+
+def _esp_idf(folder: Path) -> Build | None:
+    """Return the build that ESP-IDF's ``flasher_args.json`` lists."""
+    listing = folder / "flasher_args.json"
+    if not listing.is_file():
+        return None
+    content = _json(listing)
+    try:
+        files = cast(dict[int | str, str], content["flash_files"])
+        pairs = tuple((address, folder / name) for address, name in files.items())
+        chip = content.get("extra_esptool_args", {}).get("chip")
+        app_offset = content.get("app", {}).get("offset")
+        offset = None if app_offset is None else int(app_offset, 0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FirmwareError(f"{listing} is damaged: {error!r}", hint="build the project again") from error
+    return Build(folder, chip, pairs, elf=_idf_elf(folder), app_offset=offset)
+
+
+def _idf_elf(folder: Path) -> Path | None:
+    description = folder / "project_description.json"
+    name = _json(description).get("app_elf") if description.is_file() else None
+    if isinstance(name, str) and (folder / name).is_file():
+        return folder / name
+    return _only(folder.glob("*.elf"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise FirmwareError(f"{path} is damaged: {error}", hint="build the project again") from error
+    if not isinstance(content, dict):
+        raise FirmwareError(f"{path} is damaged: it holds no object", hint="build the project again")
+    return cast(dict[str, Any], content)
+
+
+def _only(paths: Iterator[Path]) -> Path | None:
+    found = sorted(paths)
+    return found[0] if len(found) == 1 else None
+
+
+def _platformio(folder: Path) -> Build | None:
+    """Return a build of PlatformIO: the program, as ELF and image, beside its bootloader and partition table.
+
+    Its builds for ESP-IDF have a ``flasher_args.json`` as well, which names images that are not there.
+    """
+    bootloader, table, elf = folder / "bootloader.bin", folder / "partitions.bin", _only(folder.glob("*.elf"))
+    if elf is None or not (bootloader.is_file() and table.is_file() and elf.with_suffix(".bin").is_file()):
+        return None
+    return _assemble(folder, bootloader, table, elf.with_suffix(".bin"), elf)
+
+
+def _arduino(folder: Path, chip: str | None) -> Build | None:
+    """Return a build of Arduino: ``NAME.ino.bin`` and, but for the ESP8266, its bootloader and partition table."""
+    app = _only(folder.glob("*.ino.bin"))
+    if app is None:
+        return None
+    bootloader, table = app.with_suffix(".bootloader.bin"), app.with_suffix(".partitions.bin")
+    elf = app.with_suffix(".elf")
+    if bootloader.is_file() and table.is_file():
+        return _assemble(folder, bootloader, table, app, elf if elf.is_file() else None)
+    return replace(_image_file(app, chip), path=folder)
+
+
+def _merged_alone(folder: Path) -> Build | None:
+    merged = _only(folder.glob("*.merged.bin"))
+    return None if merged is None else replace(_image_file(merged, None), path=folder)
+
+
+def _assemble(folder: Path, bootloader: Path, table: Path, app: Path, elf: Path | None) -> Build:
+    """Return a build whose offsets no file lists: they follow from the chip and the partition table."""
+    chip = chip_of(_head(bootloader)) or chip_of(_head(app))
+    if chip is None:
+        raise FirmwareError(f"{app} does not tell its chip", hint="is it an image? Build the project again")
+    partitions = _partitions(table)
+    slot = default_app(partitions)
+    if slot is None:
+        raise FirmwareError(f"{table} has no partition for an app")
+    files: list[tuple[int | str, Source]] = [
+        (CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET, bootloader),
+        (_TABLE_OFFSET, table),
+        (slot.offset, app),
+    ]
+    otadata = otadata_of(partitions)
+    if otadata is not None:
+        # Blank otadata makes the bootloader start the first slot, whatever an earlier update has written there.
+        selection = folder / "boot_app0.bin"
+        files.append((otadata.offset, selection if selection.is_file() else b"\xff" * otadata.size))
+    return Build(folder, chip, tuple(files), elf=elf, app_offset=slot.offset)
+
+
+def _partitions(table: Path) -> tuple[Partition, ...]:
+    try:
+        return parse(table.read_bytes())
+    except OSError as error:
+        raise FirmwareError(f"{table} cannot be read: {error.strerror}") from error
+    except OperationError as error:
+        raise FirmwareError(f"{table}: {error.message}", hint="build the project again") from error
+
+
+# -- single images
+
+
+def _image_file(path: Path, chip: str | None) -> Build:
+    """Return what a file is: a whole flash from address 0, or an app alone."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_TABLE_SEARCH.stop)
+    except OSError as error:
+        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
+    if data.startswith(_ELF_MAGIC):
+        raise _only_an_elf(path)
+    elf = path.with_suffix(".elf")
+    elf_or_none = elf if elf.is_file() else None
+    if app_of(data) is not None:
+        return Build(path, chip_of(data), ((USUAL_APP_OFFSET, path),), elf_or_none, lone_app=True)
+    if chip == "esp8266" and data.startswith(_IMAGE_MAGIC):
+        return Build(path, chip, ((0, path),), elf_or_none)
+    if (merged_for := _chip_of_merged(data)) is not None:
+        return Build(path, merged_for, ((0, path),), _elf_of_merged(path))
+    if (made_for := chip_of(data)) is None:
+        raise FirmwareError(
+            f"{path} needs an address: it is neither an app's image nor a whole flash",
+            hint="say where in flash it belongs, e.g. 0x10000; of an ESP8266's image say the chip",
+        )
+    if data[AppDescription.FIRMWARE_BINARY_OFFSET] == _BOOTLOADER_DESCRIPTOR_MAGIC:
+        raise FirmwareError(
+            f"{path} is a bootloader", hint=f"write it to {CHIP_DEFS[made_for].BOOTLOADER_FLASH_OFFSET:#x}, or an app"
+        )
+    return Build(path, made_for, ((USUAL_APP_OFFSET, path),), elf_or_none, lone_app=True)
+
+
+def _chip_of_merged(data: bytes) -> str | None:
+    """Return the chip of an image of a whole flash: a bootloader where the chip has it, and a partition table."""
+    for offset in _BOOTLOADER_OFFSETS:
+        chip = chip_of(data[offset : offset + APP_HEAD_SIZE])
+        if chip is not None and offset == CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET:
+            has_table = any(data.startswith(TABLE_MAGIC, sector) for sector in _TABLE_SEARCH)
+            return chip if has_table else None
+    return None
+
+
+def _elf_of_merged(path: Path) -> Path | None:
+    elf = path.with_name(path.name.removesuffix(".bin").removesuffix(".merged") + ".elf")
+    return elf if elf.is_file() else None
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(APP_HEAD_SIZE)
+    except OSError as error:
+        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
