@@ -1,1 +1,1 @@
-"""FastMCP server that exposes the operations of pytest-esp as esp_* tools."""
+"""An MCP server that offers the operations of pytest-esp to AI agents as ``esp_*`` tools."""

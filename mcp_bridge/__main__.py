@@ -1,0 +1,5 @@
+"""``python -m mcp_bridge``."""
+
+from mcp_bridge.cli import main
+
+main()

@@ -1,0 +1,209 @@
+"""The boards that a server drives: leased at the first call, warm between calls, given back when idle."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_esp.boards.registry import make_board
+from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError
+from pytest_esp.link.link import Link
+from pytest_esp.operations.esp import Esp
+from pytest_esp.rack.identity import canonical_port, identity
+from pytest_esp.rack.lease import Lease, acquire
+from pytest_esp.rack.spec import BoardSpec
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+
+_LONGEST_QUEUE = 600.0  # seconds that a call waits for another call on the same board
+
+
+@dataclass
+class _Slot:
+    """One board: whoever holds `turn` uses it."""
+
+    spec: BoardSpec
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    lease: Lease | None = None
+    link: Link | None = None
+    free_at: float = 0.0
+    """When it is given back, on the monotonic clock, unless it is used again."""
+    kept_until: float = 0.0
+    """Until when somebody has asked to keep it."""
+
+
+class BoardPool:
+    """Boards for tool calls, in whatever threads they run. Calls on one board queue; others do not wait.
+
+    Args:
+        rack: the rack; ports that it does not name can be used, too.
+        idle: seconds after the last call until a board is given back.
+        burns_enabled: see `Link`.
+        purpose: what others read who want a board that is held here.
+    """
+
+    def __init__(self, rack: Rack, *, idle: float = 60.0, burns_enabled: bool = False, purpose: str = "MCP") -> None:
+        self.rack = rack
+        self._idle = idle
+        self._burns_enabled = burns_enabled
+        self._purpose = purpose
+        self._slots: dict[str, _Slot] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._janitor: threading.Thread | None = None
+
+    # -- which board
+
+    def resolve(self, port: str | None) -> BoardSpec:
+        """Return the board that *port* means: a name in the rack, a device path or a URL; None: the only one.
+
+        A path or URL that leads to a board of the rack is that board, with what its entry allows.
+
+        Raises:
+            RackError: if there is none of that name, or several to choose from.
+            PortError: if it is a path or URL, and malformed.
+        """
+        if port is None or port in self.rack.boards:
+            return self.rack.boards[self.rack.only_board(port)]
+        if not _looks_like_a_port(port):
+            self.rack.board(port)  # raises: it names the nearest
+        for spec in self.rack.boards.values():
+            with contextlib.suppress(PortError):
+                if spec.backend == "serial" and identity(spec, self.rack) == canonical_port(port):
+                    return spec
+        try:
+            return BoardSpec.model_validate({"name": port, "backend": "serial", "chip": "auto", "port": port})
+        except ValueError as error:
+            raise PortError(f"{port!r} is no port", hint=str(error).splitlines()[-1].strip()) from error
+
+    # -- using
+
+    @contextlib.contextmanager
+    def use(self, port: str | None = None, *, wait: float = 0.0) -> Generator[Esp]:
+        """Yield the operations on a board, leased by this process; its link stays warm afterwards.
+
+        Args:
+            port: see `resolve`.
+            wait: seconds to wait for a board that another process holds.
+
+        Raises:
+            RackError, PortError: see `resolve`. LeaseError: if somebody else holds it; says who.
+        """
+        slot = self._slot(self.resolve(port))
+        if not slot.turn.acquire(timeout=_LONGEST_QUEUE):
+            raise LeaseError(
+                "another call uses it and does not end", board=slot.spec.name, hint="esp_release gives it back"
+            )
+        try:
+            yield Esp(self._link(slot, wait))
+        except (PortError, BackendError):
+            self._close_link(slot)  # the next call opens it anew
+            raise
+        finally:
+            slot.free_at = max(time.monotonic() + self._idle, slot.kept_until)
+            slot.turn.release()
+            self._wake_janitor()
+
+    def _slot(self, spec: BoardSpec) -> _Slot:
+        with self._changed:
+            if self._closed:
+                raise RackError("the server is ending")
+            return self._slots.setdefault(spec.name, _Slot(spec))
+
+    def _link(self, slot: _Slot, wait: float) -> Link:
+        if slot.lease is None:
+            (slot.lease,) = acquire([slot.spec], rack=self.rack, purpose=self._purpose, timeout=wait)
+        if slot.link is None:
+            board = make_board(slot.spec, self.rack)
+            slot.link = Link(board, burns_enabled=self._burns_enabled, holder=self._purpose)
+        return slot.link
+
+    @staticmethod
+    def _close_link(slot: _Slot) -> None:
+        link, slot.link = slot.link, None
+        if link is not None:
+            with contextlib.suppress(EspError, OSError):
+                link.close()
+
+    # -- holding and giving back
+
+    def keep(self, port: str | None, seconds: float, *, wait: float = 0.0) -> BoardSpec:
+        """Lease a board and keep it for *seconds*, used or not."""
+        with self.use(port, wait=wait) as esp:
+            spec = esp.link.board.spec
+            self._slot(spec).kept_until = time.monotonic() + seconds
+        return spec
+
+    def release(self, port: str | None) -> bool:
+        """Give a board back, once the call that uses it has ended; return whether it was held."""
+        slot = self._slot(self.resolve(port))
+        with slot.turn:
+            held = slot.lease is not None
+            slot.kept_until = 0.0
+            self._give_back(slot)
+        return held
+
+    def _give_back(self, slot: _Slot) -> None:
+        self._close_link(slot)
+        lease, slot.lease = slot.lease, None
+        if lease is not None:
+            lease.release()
+
+    def held(self) -> dict[str, float]:
+        """Return the boards that are held here, and for how many seconds they will be if nobody uses them."""
+        now = time.monotonic()
+        with self._changed:
+            return {slot.spec.name: max(slot.free_at - now, 0.0) for slot in self._slots.values() if slot.lease}
+
+    def close(self) -> None:
+        """Give back all boards; calls that still run end first."""
+        with self._changed:
+            self._closed = True
+            slots = list(self._slots.values())
+            self._changed.notify_all()
+        for slot in slots:
+            with slot.turn:
+                self._give_back(slot)
+        if self._janitor is not None:
+            self._janitor.join()
+
+    # -- the janitor: one thread that gives back what is idle
+
+    def _wake_janitor(self) -> None:
+        with self._changed:
+            if self._janitor is None and not self._closed:
+                self._janitor = threading.Thread(target=self._sweep, name="mcp-bridge-janitor", daemon=True)
+                self._janitor.start()
+            self._changed.notify_all()
+
+    def _sweep(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                due = min((slot.free_at for slot in self._slots.values() if slot.lease), default=None)
+                left = None if due is None else due - time.monotonic()
+                if left is None or left > 0:
+                    self._changed.wait(left)
+                    continue
+                slots = [slot for slot in self._slots.values() if slot.lease and slot.free_at <= time.monotonic()]
+            for slot in slots:
+                self._give_back_if_idle(slot)
+
+    def _give_back_if_idle(self, slot: _Slot) -> None:
+        if not slot.turn.acquire(timeout=0.05):
+            return  # it is used: that call sets a new time
+        try:
+            if slot.free_at <= time.monotonic():
+                self._give_back(slot)
+        finally:
+            slot.turn.release()
+
+
+def _looks_like_a_port(text: str) -> bool:
+    return "://" in text or text.startswith(("/", "usb:", "\\\\.\\")) or text.upper().startswith("COM")

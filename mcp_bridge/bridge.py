@@ -1,0 +1,81 @@
+"""One server: its rack, its rules, its components."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio
+from fastmcp import FastMCP
+
+from mcp_bridge.boards import BoardPool
+from mcp_bridge.components import COMPONENT_REGISTRY, component_class
+from mcp_bridge.components.base import Component
+from mcp_bridge.policy import Policy
+from mcp_bridge.settings import Settings
+from mcp_bridge.tool import register
+from pytest_esp import __version__
+from pytest_esp.rack.config import load_rack
+
+_MOST_CALLS = 32  # at once; each board takes one at a time
+
+INSTRUCTIONS = """Drives Espressif boards (ESP32, ESP32-C3, ...): real ones, QEMU machines and simulated chips.
+Boards have names (esp_rack_status lists them); `port` takes a name, a device path or a URL, and may be left out where
+there is only one. Every answer has `success`; if it is false, `error` says what was wrong and `hint` what to do.
+What erases or burns asks for a confirmation first, or answers with a `confirm` token for a second call."""
+
+
+class Bridge:
+    """What the components share.
+
+    Attributes:
+        boards: the boards, leased as they are used.
+        policy: what may be done.
+        components: those that are loaded, by name.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.rack = load_rack(settings.rack)
+        self.boards = BoardPool(
+            self.rack, idle=settings.idle, burns_enabled=settings.burns_enabled, purpose="the MCP bridge"
+        )
+        self.policy = Policy(settings)
+        names = settings.components or tuple(COMPONENT_REGISTRY)
+        self.components: dict[str, Component] = {name: component_class(name)(self) for name in names}
+
+    def close(self) -> None:
+        """Give back all boards, and stop what components have started."""
+        try:
+            for component in self.components.values():
+                component.close()
+        finally:
+            self.boards.close()
+
+
+def build(settings: Settings) -> FastMCP[Any]:
+    """Return the server, not yet running; when it ends, however it is asked to, it holds no board any more.
+
+    Raises:
+        RackError: if the rack file is wrong, or a component is not known.
+    """
+    bridge = Bridge(settings)
+    threads = ThreadPoolExecutor(_MOST_CALLS, "mcp-bridge")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastMCP[Any]) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(bridge.close)
+                threads.shutdown(wait=True)
+
+    app: FastMCP[Any] = FastMCP(
+        "pytest-esp", instructions=INSTRUCTIONS, version=__version__, lifespan=lifespan, on_duplicate="error"
+    )
+    for component in bridge.components.values():
+        register(app, component, threads)
+    return app

@@ -1,0 +1,39 @@
+"""The components: groups of tools, loaded by name."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from pytest_esp.errors import RackError
+from pytest_esp.names import nearest
+
+if TYPE_CHECKING:
+    from mcp_bridge.components.base import Component
+
+ENTRY_POINTS = "pytest_esp.mcp_components"
+COMPONENT_REGISTRY: dict[str, str] = {
+    "chip_control": "mcp_bridge.components.chip_control:ChipControl",
+    "flash_manager": "mcp_bridge.components.flash_manager:FlashManager",
+    "security_manager": "mcp_bridge.components.security_manager:SecurityManager",
+    "partition_manager": "mcp_bridge.components.partition_manager:PartitionManager",
+    "server": "mcp_bridge.components.server:Server",
+}
+"""Where the class of each component is; packages add more by entry points."""
+
+
+def component_class(name: str) -> type[Component]:
+    """Return the class of the component *name*.
+
+    Raises:
+        RackError: if there is none of that name.
+    """
+    if name in COMPONENT_REGISTRY:
+        module, _, attribute = COMPONENT_REGISTRY[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    found = entry_points(group=ENTRY_POINTS, name=name)
+    if not found:
+        known = [*COMPONENT_REGISTRY, *entry_points(group=ENTRY_POINTS).names]
+        raise RackError(f"there is no component {name!r}", hint=f"nearest: {nearest(name, known)}")
+    return next(iter(found)).load()

@@ -1,0 +1,166 @@
+"""Flash: write, read, erase, verify."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mcp_bridge.components.base import Component
+from mcp_bridge.tool import progress, tool
+from pytest_esp.errors import OperationError
+from pytest_esp.operations.registry import Effect
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A file, and where in flash it belongs."""
+
+    address: int | str
+    path: str
+
+
+@dataclass(frozen=True)
+class FlashReport:
+    """What a write did; regions are (address, size, written or unchanged)."""
+
+    bytes_written: int
+    bytes_skipped: int
+    verified: bool
+    elapsed_seconds: float
+    regions: list[tuple[str, int, str]]
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What was read: in *output_file*, or as hex."""
+
+    address: str
+    size: int
+    output_file: str | None
+    data: str | None
+
+
+@dataclass(frozen=True)
+class EraseReport:
+    """What was erased."""
+
+    address: str
+    size: int | None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Whether flash holds the files; regions name the first address that differs."""
+
+    matches: bool
+    regions: list[dict[str, Any]]
+
+
+_MOST_HEX = 4096  # bytes that are returned in the answer itself
+
+
+class FlashManager(Component):
+    """Tools for flash."""
+
+    NAME: ClassVar[str] = "flash_manager"
+    SUMMARY: ClassVar[str] = "write, read, erase and verify flash"
+
+    @tool(Effect.WRITE, timeout=600.0)
+    def esp_flash_firmware(
+        self,
+        firmware_path: str | None = None,
+        port: str | None = None,
+        address: int | str | None = None,
+        files: list[Placed] | None = None,
+        verify: bool = True,
+    ) -> FlashReport:
+        """Write firmware to flash: one image at an address, an ESP-IDF build folder, or a list of files.
+
+        Regions that are there already are skipped; an image for another chip is refused. Every written region is
+        verified by the chip's MD5; verify=true compares all of them once more.
+        """
+        firmware = self._firmware(firmware_path, files)
+        begun = time.monotonic()
+        with self.bridge.boards.use(port) as esp:
+            result = esp.flash.write(firmware, address, progress=progress)
+            verified = result.verified and (not verify or esp.flash.verify(firmware, address).matches)
+        return FlashReport(
+            bytes_written=sum(region.size for region in result.regions if region.state == "written"),
+            bytes_skipped=sum(region.size for region in result.regions if region.state == "unchanged"),
+            verified=verified,
+            elapsed_seconds=round(time.monotonic() - begun, 3),
+            regions=[(f"{region.address:#x}", region.size, region.state) for region in result.regions],
+        )
+
+    @tool(Effect.WRITE, timeout=600.0)
+    def esp_flash_multi(self, files: list[Placed], port: str | None = None, verify: bool = True) -> FlashReport:
+        """Write several files to flash, each at its address; like esp_flash_firmware with files."""
+        return self.esp_flash_firmware(port=port, files=files, verify=verify)
+
+    @tool(Effect.READ, timeout=600.0)
+    def esp_flash_read(
+        self,
+        address: int | str,
+        size: int | str,
+        port: str | None = None,
+        output_file: str | None = None,
+        overwrite: bool = False,
+    ) -> ReadReport:
+        """Read flash into a file, or up to 4 KB of it as hex in the answer.
+
+        Addresses and sizes may be written as 4096, "0x1000" or "4KB".
+        """
+        path = self.bridge.policy.path(output_file) if output_file else None
+        with self.bridge.boards.use(port) as esp:
+            result = esp.flash.read(address, size, output_file=path, overwrite=overwrite, progress=progress)
+        if path is None and result.size > _MOST_HEX:
+            raise OperationError(f"{result.size} bytes are too many for an answer", hint="name an output_file")
+        data = result.data.hex() if path is None else None
+        return ReadReport(f"{result.address:#x}", result.size, str(path) if path else None, data)
+
+    @tool(Effect.ERASE, timeout=300.0)
+    def esp_flash_erase(
+        self,
+        region: str | None = None,
+        start_address: int | str | None = None,
+        size: int | str | None = None,
+        port: str | None = None,
+    ) -> EraseReport:
+        """Erase a partition by its name, size bytes from start_address, or everything with region="all"."""
+        if (region is None) == (start_address is None):
+            raise OperationError("say what to erase", hint='"all", the name of a partition, or start_address and size')
+        with self.bridge.boards.use(port) as esp:
+            result = esp.flash.erase(region if region is not None else str(start_address), size)
+        return EraseReport(f"{result.address:#x}", result.size)
+
+    @tool(Effect.READ, timeout=600.0)
+    def esp_flash_verify(
+        self,
+        firmware_path: str | None = None,
+        port: str | None = None,
+        address: int | str | None = None,
+        files: list[Placed] | None = None,
+    ) -> VerifyReport:
+        """Compare flash with an image, a build folder or a list of files; names the first address that differs."""
+        with self.bridge.boards.use(port) as esp:
+            result = esp.flash.verify(self._firmware(firmware_path, files), address)
+        regions = [
+            {
+                "address": f"{region.address:#x}",
+                "size": region.size,
+                "file": region.source,
+                "matches": region.matches,
+                "first_difference": None if region.first_difference is None else f"{region.first_difference:#x}",
+            }
+            for region in result
+        ]
+        return VerifyReport(result.matches, regions)
+
+    def _firmware(self, path: str | None, files: list[Placed] | None) -> Any:
+        """Return what an operation takes as firmware, with every name inside the roots."""
+        if (path is None) == (not files):
+            raise OperationError("say what to write", hint="firmware_path, or files with address and path")
+        if path is not None:
+            return self.bridge.policy.path(path)
+        return [(placed.address, self.bridge.policy.path(placed.path)) for placed in files or ()]

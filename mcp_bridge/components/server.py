@@ -1,0 +1,146 @@
+"""The server itself: its health, its tools, its rack, and the leases it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mcp_bridge.components.base import Component
+from mcp_bridge.tool import tool, tools_of
+from pytest_esp import __version__
+from pytest_esp.errors import EspError, PortError
+from pytest_esp.rack.lease import holder_of
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether all is well: ``healthy``, or ``degraded`` with what is wrong by component."""
+
+    status: str
+    components: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ToolList:
+    """Tools by component: name and first sentence."""
+
+    components: dict[str, dict[str, str]]
+    count: int
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What runs here, and what it may do."""
+
+    version: str
+    esptool: str
+    rack: str
+    rack_file: str | None
+    boards: list[str]
+    allow: list[str]
+    roots: list[str]
+    idle_seconds: float
+
+
+@dataclass(frozen=True)
+class RackStatus:
+    """The boards: who holds them, and for how long this server will if nobody uses them."""
+
+    rack: str
+    boards: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class LeaseReport:
+    """A board that is held by this server, or was given back."""
+
+    board: str
+    held: bool
+    seconds: float
+
+
+class Server(Component):
+    """Tools about the server itself."""
+
+    NAME: ClassVar[str] = "server"
+    SUMMARY: ClassVar[str] = "health, tools, rack, leases"
+
+    @tool()
+    def esp_health_check(self, detailed: bool = False) -> Health:
+        """Check the server: each component looks at what it depends on. detailed shows the healthy ones, too."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, component in self.bridge.components.items():
+            try:
+                found[name] = component.health_check()
+            except (EspError, OSError) as error:
+                found[name] = {"status": "failed", "problem": str(error)}
+        bad = {name: report for name, report in found.items() if report.get("status") != "healthy"}
+        return Health("degraded" if bad else "healthy", found if detailed else bad)
+
+    @tool()
+    def esp_list_tools(self, component: str | None = None) -> ToolList:
+        """List the tools of this server by component, with one line each."""
+        chosen = {
+            name: {
+                tool_name: (method.__doc__ or "").strip().partition("\n")[0]
+                for tool_name, (method, _) in tools_of(loaded).items()
+            }
+            for name, loaded in self.bridge.components.items()
+            if component in (None, name)
+        }
+        return ToolList(chosen, sum(map(len, chosen.values())))
+
+    @tool()
+    def esp_server_info(self) -> ServerInfo:
+        """Return the server's version, its rack, what it allows, and which folders it may use."""
+        import esptool
+
+        settings = self.bridge.settings
+        return ServerInfo(
+            version=__version__,
+            esptool=esptool.__version__,
+            rack=self.bridge.rack.name,
+            rack_file=str(self.bridge.rack.path) if self.bridge.rack.path else None,
+            boards=list(self.bridge.rack.boards),
+            allow=sorted(effect.value for effect in settings.allow),
+            roots=[str(root) for root in settings.roots],
+            idle_seconds=settings.idle,
+        )
+
+    @tool()
+    def esp_rack_status(self) -> RackStatus:
+        """List the boards of the rack: chip, backend, state (free, held, missing) and who holds them."""
+        here = self.bridge.boards.held()
+        rows: list[dict[str, Any]] = []
+        for spec in self.bridge.rack.boards.values():
+            row: dict[str, Any] = {"name": spec.name, "chip": spec.chip, "backend": spec.backend, "state": "free"}
+            try:
+                holder = holder_of(spec, self.bridge.rack)
+            except PortError as error:
+                row |= {"state": "missing", "problem": error.message}
+            else:
+                if holder is not None:
+                    row |= {"state": "held", "holder": holder.describe()}
+            if spec.name in here:
+                row["held_here_for_seconds"] = round(here[spec.name], 1)
+            rows.append(row)
+        return RackStatus(self.bridge.rack.name, rows)
+
+    @tool(idempotent=True)
+    def esp_lease(self, board: str, minutes: float = 10.0, wait_s: float = 0.0) -> LeaseReport:
+        """Keep a board for this server for some minutes (480 at most), so that nobody else takes it between calls."""
+        seconds = min(max(minutes, 0.0), 480.0) * 60
+        spec = self.bridge.boards.keep(board, seconds, wait=wait_s)
+        return LeaseReport(spec.name, True, seconds)
+
+    @tool(idempotent=True)
+    def esp_release(self, board: str) -> LeaseReport:
+        """Give a board back at once, for pytest runs and others that wait for it."""
+        self.bridge.boards.release(board)
+        return LeaseReport(self.bridge.boards.resolve(board).name, False, 0.0)
+
+    def health_check(self) -> dict[str, Any]:
+        """Look at the lock folder."""
+        from pytest_esp.rack.lease import lock_folder
+
+        return {"status": "healthy", "lock_folder": str(lock_folder(self.bridge.rack))}

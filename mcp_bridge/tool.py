@@ -1,0 +1,254 @@
+"""How a method of a component becomes a tool: its schema, its consent, its thread, and what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+from fastmcp import Context, FastMCP
+from fastmcp.server.elicitation import AcceptedElicitation
+from fastmcp.tools.base import ToolResult
+from mcp.types import ToolAnnotations
+from pydantic import TypeAdapter
+
+from pytest_esp.errors import EspError, RefusedError
+from pytest_esp.operations.registry import Effect
+
+if TYPE_CHECKING:
+    from mcp_bridge.components.base import Component
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PROGRESS_PERIOD = 0.1  # seconds
+_MARK = "__esp_tool__"
+
+_ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "success": {"const": False},
+        "error": {"type": "string", "description": "what went wrong"},
+        "port": {"type": ["string", "null"], "description": "the board"},
+        "hint": {"type": ["string", "null"], "description": "what to do about it"},
+    },
+    "required": ["success", "error"],
+}
+
+
+@dataclass(frozen=True)
+class ToolInfo:
+    """What a tool does at most, and how long it may take (seconds)."""
+
+    effect: Effect | None
+    timeout: float
+    idempotent: bool
+
+
+def tool(effect: Effect | None = None, *, timeout: float = 60.0, idempotent: bool | None = None) -> Callable[[F], F]:
+    """Make a method of a component a tool of the same name.
+
+    Its parameters and docstring are what a model sees; ``port`` is the board that *effect* is checked against. It
+    runs in a thread and returns a dataclass, a pydantic model or a table.
+
+    Args:
+        effect: what it does to a board at most; None if it touches none.
+        timeout: seconds; then it is asked to stop, which it does at a safe point.
+        idempotent: whether doing it twice is as good as once; by default what only reads is.
+    """
+    reads = effect in (None, Effect.READ)
+
+    def mark(method: F) -> F:
+        setattr(method, _MARK, ToolInfo(effect, timeout, reads if idempotent is None else idempotent))
+        return method
+
+    return mark
+
+
+class CallStoppedError(EspError):
+    """The client has cancelled the call, or its time is over."""
+
+
+class Call:
+    """One running tool call, for the thread that does the work."""
+
+    def __init__(self, context: Context | None, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+        self._next = 0.0
+        self.stop = threading.Event()
+
+    def progress(self, done: int, total: int) -> None:
+        """Report progress; the point at which a call that was cancelled ends.
+
+        Raises:
+            CallStoppedError: if it was.
+        """
+        if self.stop.is_set():
+            raise CallStoppedError("the call was stopped before it had ended", hint=f"{done} of {total} were done")
+        now = time.monotonic()
+        if self._context is not None and (now >= self._next or done >= total):
+            self._next = now + _PROGRESS_PERIOD
+            asyncio.run_coroutine_threadsafe(self._context.report_progress(done, total), self._loop)
+
+
+_running: ContextVar[Call] = ContextVar("mcp_bridge_call")
+
+
+def progress(done: int, total: int) -> None:
+    """Report the progress of the running call, see `Call.progress`."""
+    call = _running.get(None)
+    if call is not None:
+        call.progress(done, total)
+
+
+def tools_of(component: Component) -> dict[str, tuple[Callable[..., Any], ToolInfo]]:
+    """Return the tools of a component by name."""
+    found: dict[str, tuple[Callable[..., Any], ToolInfo]] = {}
+    for name, member in inspect.getmembers(type(component), inspect.isfunction):
+        info = getattr(member, _MARK, None)
+        if info is not None:
+            found[name] = (getattr(component, name), info)
+    return found
+
+
+def register(app: FastMCP[Any], component: Component, threads: ThreadPoolExecutor) -> None:
+    """Add the tools of *component* to *app*."""
+    for name, (method, info) in tools_of(component).items():
+        app.tool(
+            _wrapper(component, name, method, info, threads),
+            name=name,
+            description=inspect.getdoc(method),
+            tags={component.NAME},
+            output_schema=_output_schema(method),
+            annotations=ToolAnnotations(
+                read_only_hint=info.effect in (None, Effect.READ),
+                destructive_hint=info.effect in (Effect.ERASE, Effect.BURN),
+                idempotent_hint=info.idempotent,
+                open_world_hint=False,
+            ),
+        )
+
+
+def _output_schema(method: Callable[..., Any]) -> dict[str, Any]:
+    schema = TypeAdapter(get_type_hints(method)["return"]).json_schema(mode="serialization")
+    definitions = schema.pop("$defs", None)
+    properties = {"success": {"const": True}, "port": {"type": ["string", "null"]}, **schema.get("properties", {})}
+    success = {**schema, "type": "object", "properties": properties}
+    whole: dict[str, Any] = {"type": "object", "anyOf": [success, _ERROR_SCHEMA]}
+    return {**whole, "$defs": definitions} if definitions else whole
+
+
+def _wrapper(
+    component: Component, name: str, method: Callable[..., Any], info: ToolInfo, threads: ThreadPoolExecutor
+) -> Callable[..., Any]:
+    signature = inspect.signature(method)
+    hints = get_type_hints(method)
+    asks = info.effect in (Effect.ERASE, Effect.BURN)
+
+    async def call(ctx: Context, **arguments: Any) -> ToolResult:
+        port = arguments.get("port")
+        try:
+            confirm = arguments.pop("confirm", None) if asks else None
+            spec = component.bridge.boards.resolve(port) if info.effect is not None and "port" in hints else None
+            if info.effect is not None:
+                component.bridge.policy.check(info.effect, spec, name)
+            if asks:
+                await _consent(component, ctx, name, arguments, confirm, signature.bind(**arguments))
+            return _answer(await _in_thread(ctx, method, arguments, info, threads), spec.name if spec else port)
+        except EspError as error:
+            return _error(error, port)
+        except (OSError, ValueError) as error:  # a file that cannot be read, a value that no operation has looked at
+            return _error(EspError(f"{type(error).__name__}: {error}"), port)
+
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=Context)]
+    parameters += [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+        for parameter in signature.parameters.values()
+    ]
+    if asks:
+        parameters.append(
+            inspect.Parameter("confirm", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
+        )
+    call.__signature__ = inspect.Signature(parameters, return_annotation=ToolResult)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__name__ = name
+    return call
+
+
+async def _in_thread(
+    context: Context, method: Callable[..., Any], arguments: dict[str, Any], info: ToolInfo, threads: ThreadPoolExecutor
+) -> Any:
+    """Run the work in a thread. A call that is cancelled, or takes too long, is stopped at its next safe point."""
+    loop = asyncio.get_running_loop()
+    running = Call(context, loop)
+    variables = copy_context()
+    variables.run(_running.set, running)
+    work = loop.run_in_executor(threads, variables.run, functools.partial(method, **arguments))
+    try:
+        return await asyncio.wait_for(asyncio.shield(work), info.timeout)
+    except TimeoutError:
+        running.stop.set()
+        await asyncio.wait({work})
+        if work.exception() is None:
+            return work.result()
+        raise CallStoppedError(
+            f"it took longer than {info.timeout:g} s",
+            hint="the board may be in any state; esp_reset_chip starts it anew",
+        ) from work.exception()
+    except asyncio.CancelledError:
+        running.stop.set()
+        await asyncio.wait({work})
+        work.exception()  # looked at, so that nobody complains
+        raise
+
+
+async def _consent(
+    component: Component,
+    context: Context,
+    name: str,
+    arguments: dict[str, Any],
+    confirm: str | None,
+    bound: inspect.BoundArguments,
+) -> None:
+    """Return if a person, or a client that was told what will happen, has agreed.
+
+    Raises:
+        RefusedError: if not; for clients that cannot ask, with the token that a second call has to bring.
+    """
+    policy = component.bridge.policy
+    bound.apply_defaults()
+    if confirm is not None:
+        if policy.accepts(confirm, name, bound.arguments):
+            return
+        raise RefusedError("the confirm token belongs to another call", attempted=name, hint="call without it first")
+    plan = component.plan(name, arguments)
+    try:
+        answer = await context.elicit(f"{plan}\nGo on?", ["yes", "no"])
+    except Exception:  # the client cannot ask anybody: whatever it raises, the token is the other way
+        raise RefusedError(
+            f"this needs a confirmation: {plan}",
+            attempted=name,
+            hint="if this is meant, call again with the same arguments and this confirm token",
+            details={"confirm": policy.token(name, bound.arguments), "plan": plan},
+        ) from None
+    if not (isinstance(answer, AcceptedElicitation) and answer.data == "yes"):
+        raise RefusedError("it was not confirmed; nothing was done", attempted=name)
+
+
+def _answer(result: Any, port: str | None) -> ToolResult:
+    plain = TypeAdapter(type(result)).dump_python(result, mode="json")
+    return ToolResult(structured_content={"success": True, "port": port, **plain})
+
+
+def _error(error: EspError, port: str | None) -> ToolResult:
+    record = {"success": False, "error": error.message, "port": error.board or port, "hint": error.hint}
+    if error.attempted:
+        record["attempted"] = error.attempted
+    return ToolResult(structured_content={**record, **error.details}, is_error=True)
