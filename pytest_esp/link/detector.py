@@ -6,13 +6,16 @@ import re
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from pytest_esp.link.crash import RESET, Kind, classify, reset_kind
 
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LONGEST_ANSI = 32
 
-# What some line of every crash has in it. Long literals, because bytes.find is the faster the longer they are.
+# What some line of every crash has in it.
 _SIGNS = (
     b"Guru Meditation Error: Core ",
     b"abort() was called at PC 0x",
@@ -37,6 +40,9 @@ _SIGNS = (
 )
 _OVERLAP = max(map(len, _SIGNS)) - 1
 _SIGN = re.compile(b"|".join(re.escape(sign) for sign in _SIGNS))
+# Every byte of every console is searched for all signs. `re` needs 12 ns a byte for that, a find for each sign 5 to 10,
+# and the regular expressions of Rust, which pydantic validates text with, 0.3 to 1: they say whether there is any.
+_HAS_SIGN = TypeAdapter(Annotated[str, Field(pattern=_SIGN.pattern.decode())]).validator.isinstance_python
 
 _LINE_START = re.compile(
     rb'assert failed: |assertion "'
@@ -187,8 +193,7 @@ class CrashDetector:
     def _seek(self, *, is_final: bool) -> bool:
         """Look for the next line that belongs to a crash; return whether there was one."""
         buffer, start = self._buffer, self._position - self._base
-        # Finding every sign in turn is three times as fast as the expression that has them all.
-        if all(buffer.find(sign, start) < 0 for sign in _SIGNS) or not (hit := _SIGN.search(buffer, start)):
+        if not _HAS_SIGN(str(buffer[start:], "latin-1")) or not (hit := _SIGN.search(buffer, start)):
             self._position = max(self._position, self._base + len(buffer) - _OVERLAP)
             return False
         end = self._line_end(hit.start(), is_final=is_final)
