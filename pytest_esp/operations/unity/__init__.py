@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pytest_esp.errors import EspError
 from pytest_esp.link.link import Link
@@ -82,7 +82,7 @@ def run_all(
     invert: bool = False,
     include_ignored: bool = False,
     retries: int = 0,
-    retry_on: Collection[Status] = RETRY_ON,
+    retry_on: Sequence[Status] = RETRY_ON,
     timeout: float = 60.0,
     elf: str | os.PathLike[str] | None = None,
     boot_timeout: float = BOOT_TIMEOUT,

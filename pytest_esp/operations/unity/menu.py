@@ -31,7 +31,7 @@ _KIND_TAGS = ("multi_stage", "multi_device")
 _CASE = re.compile(r'\((?P<index>\d+)\)\t"(?P<name>.*)" (?P<tags>(?:\[[^\[\]]*\]\s*)*)(?P<rest>.*)')
 _CASE_WITH_TAGS = re.compile(r'\((?P<index>\d+)\)\t"(?P<name>.*?)" (?P<tags>(?:\[[^\[\]]*\]\s*)+)(?P<rest>.*)')
 _PART = re.compile(r'\t\((?P<index>\d+)\)\t"(?P<name>[^"]*)"')
-_TRACE = re.compile(r'^\t?\(\d+|\)\t"|^\[')  # what a line of the menu has that another output has cut in two
+_TRACE = re.compile(r'^\t?\(\d+(?!\d|\) )|\)\t"|^\[')  # what a line of the menu has that another output has cut in two
 _TAG = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -107,14 +107,15 @@ class Menu:
         return len(self.cases)
 
     def case(self, which: int | str) -> Case:
-        """Return a case by its number or its name; the first one, if several have that name.
+        """Return a case by its name or its number, which may be text; the first one, if several have that name.
 
         Raises:
             OperationError: if there is none.
         """
-        for case in self.cases:
-            if which in (case.index, case.name):
-                return case
+        for key in ("name", "index"):
+            for case in self.cases:
+                if str(getattr(case, key)) == str(which):
+                    return case
         raise OperationError(
             f"the app's menu has no test case {which!r}",
             hint=f"nearest: {nearest(str(which), (case.name for case in self.cases))}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +38,7 @@ class Conditions:
     timeout: float = 60.0
     include_ignored: bool = False
     retries: int = 0
-    retry_on: Collection[Status] = RETRY_ON
+    retry_on: Sequence[Status] = RETRY_ON
 
 
 class Suite:
