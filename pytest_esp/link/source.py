@@ -16,7 +16,8 @@ from pytest_esp.wire.loop import loop, run
 Sink = Callable[[bytes], None]
 OnLoss = Callable[[str], None]
 
-_AT_ONCE = 256 * 1024  # bytes taken before anybody looks at them
+# Bytes taken before anybody looks at them. More than 128 KB would be memory that is mapped anew for every piece.
+_AT_ONCE = 64 * 1024
 _THREAD_TIMEOUT = 0.2  # seconds until a thread that reads a Windows port sees that it shall end
 
 
