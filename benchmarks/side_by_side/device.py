@@ -33,7 +33,21 @@ BOOT_LOG = b"".join(
     )
 )
 BOOT_END = "Hello world!"
-FLOOD_LINE = b"I (123456) sensor: sample 4711: temperature 23.45, pressure 1013.25 hPa, state running\r\n"
+FLOOD = b"".join(
+    line + b"\r\n"
+    for line in (
+        b"I (123456) wifi:state: run -> init (0x0)",
+        b"D (123460) httpd_txrx: httpd_recv_with_opt: requested length = 128",
+        b"W (123471) BT_HCI: hcif conn complete: hdl 0x81, st 0x0",
+        b"I (123480) sensor: sample 4711: temperature 23.45, pressure 1013.25 hPa, state running",
+        b"I (123492) heap: free 187432, largest block 110592, minimum ever 152008",
+        b"D (123499) i2c.master: 3f 80 00 00 41 42 43 44 55 AA 7E 12 00 FF 10 20",
+        b"I (123503) MQTT_CLIENT: Sending MQTT PUBLISH, id: 812, topic: lab/bench/4, len=64",
+        b"V (123511) event: posting to default loop, base WIFI_EVENT, id 21, queue 3 of 32",
+        b"I (123520) esp_netif_handlers: sta ip: 192.168.4.2, mask: 255.255.255.0, gw: 192.168.4.1",
+        b"cycle 98765 done in 12345 us",
+    )
+)
 FLOOD_END = b"flood finished with code 42\r\n"
 
 
@@ -73,10 +87,10 @@ def obey(master: int, order: bytes) -> None:
     if word == b"boot":
         send(master, BOOT_LOG)
     elif word == b"flood":
-        block = FLOOD_LINE * 700
+        block = FLOOD * 90
         left = int(argument) - len(FLOOD_END)
         while left > 0:
-            send(master, block[: max(left, len(FLOOD_LINE))])
+            send(master, block[:left])
             left -= len(block)
         send(master, FLOOD_END)
     else:
