@@ -16,7 +16,7 @@ from esp_idf_defs.app_description import AppDescription
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.operations.images import APP_HEAD_SIZE, app_of, chip_of
+from pytest_esp.operations.images import APP_HEAD_SIZE, app_of, chip_of, is_of_8266
 from pytest_esp.operations.regions import Source
 from pytest_esp.operations.table import MAGIC as TABLE_MAGIC
 from pytest_esp.operations.table import Partition, default_app, otadata_of, parse
@@ -28,7 +28,6 @@ _TABLE_OFFSET = 0x8000
 _TABLE_SEARCH = range(0x1000, 0x20000, 0x1000)
 _BOOTLOADER_OFFSETS = tuple(sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}))
 _BOOTLOADER_DESCRIPTOR_MAGIC = 0x50  # esp_bootloader_desc_t of ESP-IDF
-_IMAGE_MAGIC = b"\xe9"
 _ELF_MAGIC = b"\x7fELF"
 
 
@@ -37,7 +36,7 @@ class Build:
     """A build that was found, not loaded yet.
 
     Attributes:
-        chip: None if only its images tell, or nothing does.
+        chip: None if neither a listing nor an image tells.
         files: by address.
         app_offset: where the app lies, if that is known.
         lone_app: see `Firmware.needs_slot`.
@@ -51,25 +50,23 @@ class Build:
     lone_app: bool = False
 
 
-def builds_in(path: Path, chip: str | None = None) -> list[Build]:
+def builds_in(path: Path) -> list[Build]:
     """Return the builds at *path* (see `Firmware.open`), by headers and listings alone.
-
-    *chip* is what an image that does not tell is for: one for the ESP8266.
 
     Raises:
         FirmwareError: if there is none.
     """
     # os.path.isfile and isdir, unlike Path.is_file, answer for names that no file can have, too.
     if os.path.isfile(path):
-        return [_image_file(path, chip)]
+        return [_image_file(path)]
     if not os.path.isdir(path):
         raise FirmwareError(f"the firmware {path} does not exist", hint="give a build folder or an image; is it built?")
-    if (build := _build_folder(path, chip)) is not None:
+    if (build := _build_folder(path)) is not None:
         return [build]
     folders = sorted(
         folder for parent in (path, path / "build", path / ".pio" / "build") for folder in _folders_in(parent)
     )
-    found = [build for folder in folders if (build := _build_folder(folder, chip)) is not None]
+    found = [build for folder in folders if (build := _build_folder(folder)) is not None]
     if not found:
         raise _no_build(path)
     return found
@@ -96,8 +93,8 @@ def _only_an_elf(elf: Path) -> FirmwareError:
     )
 
 
-def _build_folder(folder: Path, chip: str | None) -> Build | None:
-    return _platformio(folder) or _esp_idf(folder) or _arduino(folder, chip) or _merged_alone(folder)
+def _build_folder(folder: Path) -> Build | None:
+    return _platformio(folder) or _esp_idf(folder) or _arduino(folder) or _single_image(folder)
 
 
 def _esp_idf(folder: Path) -> Build | None:
@@ -114,6 +111,7 @@ def _esp_idf(folder: Path) -> Build | None:
         offset = None if app_offset is None else int(app_offset, 0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FirmwareError(f"{listing} is damaged: {error!r}", hint="build the project again") from error
+    chip = chip or next((found for _, file in pairs if (found := chip_of(_head(file)))), None)
     return Build(folder, chip, pairs, elf=_idf_elf(folder), app_offset=offset)
 
 
@@ -153,7 +151,7 @@ def _platformio(folder: Path) -> Build | None:
     return _assemble(folder, bootloader, table, elf.with_suffix(".bin"), elf)
 
 
-def _arduino(folder: Path, chip: str | None) -> Build | None:
+def _arduino(folder: Path) -> Build | None:
     """Return a build of Arduino: ``NAME.ino.bin`` and, but for the ESP8266, its bootloader and partition table."""
     app = _only(folder.glob("*.ino.bin"))
     if app is None:
@@ -162,12 +160,15 @@ def _arduino(folder: Path, chip: str | None) -> Build | None:
     elf = app.with_suffix(".elf")
     if bootloader.is_file() and table.is_file():
         return _assemble(folder, bootloader, table, app, elf if elf.is_file() else None)
-    return replace(_image_file(app, chip), path=folder)
+    return replace(_image_file(app), path=folder)
 
 
-def _merged_alone(folder: Path) -> Build | None:
-    merged = _only(folder.glob("*.merged.bin"))
-    return None if merged is None else replace(_image_file(merged, None), path=folder)
+def _single_image(folder: Path) -> Build | None:
+    """Return a build that is one image: Arduino's merged one, or a program of PlatformIO for the ESP8266."""
+    image = _only(folder.glob("*.merged.bin"))
+    if image is None and (elf := _only(folder.glob("*.elf"))) is not None:
+        image = elf.with_suffix(".bin")
+    return replace(_image_file(image), path=folder) if image is not None and image.is_file() else None
 
 
 def _assemble(folder: Path, bootloader: Path, table: Path, app: Path, elf: Path | None) -> Build:
@@ -204,7 +205,7 @@ def _partitions(table: Path) -> tuple[Partition, ...]:
 # -- single images
 
 
-def _image_file(path: Path, chip: str | None) -> Build:
+def _image_file(path: Path) -> Build:
     """Return what a file is: a whole flash from address 0, or an app alone."""
     try:
         with path.open("rb") as file:
@@ -217,14 +218,14 @@ def _image_file(path: Path, chip: str | None) -> Build:
     elf_or_none = elf if elf.is_file() else None
     if app_of(data) is not None:
         return Build(path, chip_of(data), ((USUAL_APP_OFFSET, path),), elf_or_none, lone_app=True)
-    if chip == "esp8266" and data.startswith(_IMAGE_MAGIC):
-        return Build(path, chip, ((0, path),), elf_or_none)
+    if is_of_8266(data):
+        return Build(path, "esp8266", ((0, path),), elf_or_none)
     if (merged_for := _chip_of_merged(data)) is not None:
         return Build(path, merged_for, ((0, path),), _elf_of_merged(path))
     if (made_for := chip_of(data)) is None:
         raise FirmwareError(
             f"{path} needs an address: it is neither an app's image nor a whole flash",
-            hint="say where in flash it belongs, e.g. 0x10000; of an ESP8266's image say the chip",
+            hint="say where in flash it belongs, e.g. 0x10000",
         )
     if data[AppDescription.FIRMWARE_BINARY_OFFSET] == _BOOTLOADER_DESCRIPTOR_MAGIC:
         raise FirmwareError(

@@ -55,7 +55,7 @@ class Firmware:
             FirmwareError: if there is no such build, several would do, or a file of it is missing or damaged.
         """
         place = Path(path)
-        found = builds_in(place, chip)
+        found = builds_in(place)
         fitting = [build for build in found if chip is None or build.chip in (None, chip)]
         if not fitting:
             chips = ", ".join(sorted({build.chip or "?" for build in found}))
@@ -65,7 +65,7 @@ class Firmware:
             raise FirmwareError(
                 f"{place} has {len(fitting)} builds that would do: {names}", hint="name one of these folders"
             )
-        return _load_build(fitting[0], chip)
+        return _load_build(fitting[0])
 
     @property
     def identity(self) -> str:
@@ -120,14 +120,14 @@ def load(contents: Contents, address: int | str | None = None) -> Firmware:
     return contents if isinstance(contents, Firmware) else Firmware(make_regions(contents))
 
 
-def _load_build(build: Build, chip: str | None) -> Firmware:
-    """Read the files of a build; *chip* is what it is for if nothing in it says so."""
+def _load_build(build: Build) -> Firmware:
+    """Read the files of a build."""
     regions = make_regions(build.files)
     app = _app_in(regions, build.app_offset)
     elf_problem = _why_not_its_elf(build.elf, app) if build.elf is not None else None
     return Firmware(
         regions=regions,
-        chip=build.chip or chip,
+        chip=build.chip,
         path=build.path,
         elf=None if elf_problem else build.elf,
         elf_problem=elf_problem,

@@ -15,6 +15,7 @@ _HEADER_SIZE = 24
 _MOST_SEGMENTS = 16
 _HIGHEST_SPI_MODE = 5
 _NO_LIMIT = 0xFFFF
+_MEMORY_OF_8266 = (range(0x3FFE8000, 0x3FFFC000), range(0x40100000, 0x40110000), range(0x40200000, 0x40300000))
 # Where a merged image, which begins at 0, has images of its own: the bootloaders of all chips, and the usual app.
 _MERGED_OFFSETS = (*sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}), 0x10000)
 
@@ -84,6 +85,13 @@ def chip_of(image: bytes) -> str | None:
         return None
     number = int.from_bytes(image[12:14], "little")
     return next((name for name, rom in CHIP_DEFS.items() if number == rom.IMAGE_CHIP_ID), None)
+
+
+def is_of_8266(image: bytes) -> bool:
+    """Return whether this is an image for the ESP8266: its first segment goes to where that chip has memory."""
+    if len(image) < 16 or image[0] != _IMAGE_MAGIC or not 0 < image[1] <= _MOST_SEGMENTS:
+        return False
+    return any(int.from_bytes(image[8:12], "little") in memory for memory in _MEMORY_OF_8266)
 
 
 def _check_revision(header: bytes, revision: int | None, source: str) -> None:

@@ -305,16 +305,29 @@ def test_what_is_no_firmware(idf, tmp_path, build_of):
         Firmware.open(tmp_path)
 
 
-def test_an_image_of_an_esp8266_needs_the_chip_to_be_told(esp_of, tmp_path):
-    path = tmp_path / "firmware.bin"
+def test_a_build_for_the_esp8266(esp_of, tmp_path):
+    """Its images name no chip; they are known by where they go in memory."""
     # The header of its eboot: one segment of 0x568 bytes for 0x4010F000.
-    path.write_bytes(bytes.fromhex("e901024020f41040 00f0104068050000") + bytes(range(256)) * 16)
-    with pytest.raises(FirmwareError, match="needs an address") as caught:
-        Firmware.open(path)
-    assert "ESP8266" in caught.value.hint
-    firmware = Firmware.open(path, "esp8266")
-    assert (addresses(firmware), firmware.chip, firmware.app) == ({0: "firmware.bin"}, "esp8266", None)
-    assert esp_of("esp8266").flash.write(firmware).verified
+    image = bytes.fromhex("e901024020f41040 00f0104068050000") + bytes(range(256)) * 16
+    (tmp_path / "firmware.bin").write_bytes(image)
+    (tmp_path / "firmware.elf").write_bytes(b"\x7fELF")
+    for path in (tmp_path, tmp_path / "firmware.bin"):
+        firmware = Firmware.open(path, "esp8266")
+        assert (addresses(firmware), firmware.chip, firmware.app) == ({0: "firmware.bin"}, "esp8266", None)
+        assert firmware.elf == tmp_path / "firmware.elf"
+    assert esp_of("esp8266").flash.write(tmp_path).verified
+    with pytest.raises(FirmwareError, match="this is a build for esp8266"):
+        esp_of("esp32").flash.write(tmp_path)
+
+
+def test_a_listing_without_a_chip(idf, chip, tmp_path):
+    """The images tell it."""
+    build = Path(shutil.copytree(idf, tmp_path / "build"))
+    listing = build / "flasher_args.json"
+    content = json.loads(listing.read_text())
+    del content["extra_esptool_args"]
+    listing.write_text(json.dumps(content))
+    assert Firmware.open(tmp_path, chip).chip == chip
 
 
 # -- several builds
