@@ -48,6 +48,7 @@ class Link:
         self._journal: Path | None = None
         self._echo: Callable[[str], None] | None = None
         self._runs_app = False
+        self._boots = 0
         self._lock = threading.RLock()
 
     @property
@@ -65,13 +66,23 @@ class Link:
         with self._lock:
             if self._port is None:
                 self._port = self.board.open()
-                self._runs_app = self.board.virtual
+                if self.board.virtual:
+                    self._note_boot()
             return self._port
 
     @property
     def runs_app(self) -> bool:
         """Whether it was here that the app was started last, and the chip left alone since."""
         return self._runs_app
+
+    @property
+    def boots(self) -> int:
+        """How often the app was started here."""
+        return self._boots
+
+    def _note_boot(self) -> None:
+        self._runs_app = True
+        self._boots += 1
 
     @property
     def session(self) -> Session:
@@ -137,7 +148,27 @@ class Link:
         port.baudrate = _ROM_BAUDRATE
         if not self.board.reset(bootloader=False):
             self._hard_reset(port)
-        self._runs_app = True
+        self._note_boot()
+
+    def boot(self) -> Console:
+        """Let the chip start what its flash holds, and return a console that begins with that boot.
+
+        What was said before is dropped, also from the console's log.
+
+        Raises:
+            PortError, BackendError: if the port cannot be opened.
+        """
+        self._close_console()
+        if self._port is None and self.board.virtual:
+            return self.console  # to open it is to start it
+        if self._session is not None:
+            self._session.drop()
+        port = self.port
+        if port.is_open:
+            port.reset_input_buffer()
+        console = self.console
+        self.reset(bootloader=False)
+        return console
 
     def _hard_reset(self, port: Port) -> None:
         """Pulse EN by RTS, with the strap (DTR) left alone."""
@@ -196,7 +227,7 @@ class Link:
         self.board.power_cycle()
         if self._session is not None:
             self._session.drop()
-        self._runs_app = True
+        self._note_boot()
 
     def close(self) -> None:
         """Close the port and stop a virtual board. Closing twice is harmless."""
