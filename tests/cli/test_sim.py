@@ -13,58 +13,11 @@ import pytest
 BIN = Path(sys.executable).parent
 
 
-class Served:
-    """A simulated chip in a process of its own."""
-
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen(
-            [BIN / "pytest-esp", "sim", *map(str, arguments), "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        line = self.process.stdout.readline()
-        if not line:
-            raise AssertionError(self.process.stderr.read())
-        self.ready = json.loads(line)
-
-    def url(self, scheme):
-        return next(url for url in self.ready["endpoints"] if url.startswith(scheme)).removeprefix("pty:")
-
-    def stop(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=10)
-        assert err == ""
-        return self.process.returncode
-
-
-@pytest.fixture
-def serve():
-    running = []
-
-    def start(*arguments):
-        running.append(Served(*arguments))
-        return running[-1]
-
-    yield start
-    for served in running:
-        if served.process.poll() is None:
-            served.process.kill()
-        served.process.communicate()
-
-
-def tool(name, *arguments):
-    result = subprocess.run(
-        [BIN / name, *map(str, arguments)], capture_output=True, text=True, timeout=100, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 @pytest.mark.parametrize("scheme", ["socket", "pty"])
 @pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
-def test_esptool_writes_and_reads(serve, tmp_path, chip, scheme):
+def test_esptool_writes_and_reads(serve, tmp_path, chip, scheme, tool):
     served = serve(
+        "sim",
         chip,
         "--listen",
         "socket://127.0.0.1:0",
@@ -82,35 +35,35 @@ def test_esptool_writes_and_reads(serve, tmp_path, chip, scheme):
     assert (tmp_path / "out.bin").read_bytes() == data
 
 
-def test_stock_pyserial_resets_into_the_loader_over_rfc2217(serve):
+def test_stock_pyserial_resets_into_the_loader_over_rfc2217(serve, tool):
     """Unmodified esptool with pyserial's own RFC 2217 client is slow, but enters the loader at the first try."""
-    served = serve("esp32c3", "--listen", "rfc2217://127.0.0.1:0")
+    served = serve("sim", "esp32c3", "--listen", "rfc2217://127.0.0.1:0")
     out = tool("esptool", "--port", served.url("rfc2217"), "--no-stub", "--connect-attempts", "1", "read-mac")
     assert served.ready["mac"] in out
 
 
-def test_espefuse_reads_and_burns(serve, tmp_path):
-    served = serve("esp32c3", "--listen", "socket://127.0.0.1:0", "--efuse", tmp_path / "efuse.bin")
+def test_espefuse_reads_and_burns(serve, tmp_path, tool):
+    served = serve("sim", "esp32c3", "--listen", "socket://127.0.0.1:0", "--efuse", tmp_path / "efuse.bin")
     port = served.url("socket")
     tool("espefuse", "--port", port, "--do-not-confirm", "burn-efuse", "UART_PRINT_CONTROL", "1")
     served.stop()
-    again = serve("esp32c3", "--listen", "socket://127.0.0.1:0", "--efuse", tmp_path / "efuse.bin")
+    again = serve("sim", "esp32c3", "--listen", "socket://127.0.0.1:0", "--efuse", tmp_path / "efuse.bin")
     summary = tool("espefuse", "--port", again.url("socket"), "summary", "--format", "json")
     values = json.loads(summary[summary.index("{") :])
     assert values["UART_PRINT_CONTROL"]["value"] == "Enable when GPIO8 is low at reset"
     assert values["MAC"]["value"].startswith(again.ready["mac"])
 
 
-def test_secure_download_mode(serve):
-    served = serve("esp32c3", "--listen", "socket://127.0.0.1:0", "--secure-download")
+def test_secure_download_mode(serve, tool):
+    served = serve("sim", "esp32c3", "--listen", "socket://127.0.0.1:0", "--secure-download")
     out = tool("esptool", "--port", served.url("socket"), "--no-stub", "get-security-info")
     assert "Secure Download Mode" in out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_no_byte_is_lost_when_it_is_stopped(serve, tmp_path, number):
+def test_no_byte_is_lost_when_it_is_stopped(serve, tmp_path, number, tool):
     flash = tmp_path / "flash.bin"
-    served = serve("esp32c6", "--listen", "socket://127.0.0.1:0", "--flash", flash, "--flash-size", "2MB")
+    served = serve("sim", "esp32c6", "--listen", "socket://127.0.0.1:0", "--flash", flash, "--flash-size", "2MB")
     (tmp_path / "in.bin").write_bytes(b"kept" * 1000)
     tool("esptool", "--port", served.url("socket"), "write-flash", "0x1000", tmp_path / "in.bin")
     assert served.stop(number) == 0
@@ -154,7 +107,7 @@ def test_a_flash_file_of_another_size_or_in_a_folder_that_is_none(tmp_path):
         assert message in result.stderr
 
 
-def test_help_needs_nothing_heavy():
+def test_help_needs_nothing_heavy(tool):
     assert shutil.which("pytest-esp", path=str(BIN))
     out = tool("pytest-esp", "--help")
     assert "sim" in out
