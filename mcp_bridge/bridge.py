@@ -28,7 +28,10 @@ What erases or burns asks for a confirmation first, or answers with a `confirm` 
 
 
 class Bridge:
-    """What the components share.
+    """One server, and what its components share.
+
+    Raises:
+        RackError: if the rack file is wrong, or a component is not known.
 
     Attributes:
         boards: the boards, leased as they are used.
@@ -54,28 +57,21 @@ class Bridge:
         finally:
             self.boards.close()
 
+    def server(self) -> FastMCP[Any]:
+        """Return the server, not yet running; when it ends it holds no board any more."""
+        threads = ThreadPoolExecutor(_MOST_CALLS, "mcp-bridge")
 
-def build(settings: Settings) -> FastMCP[Any]:
-    """Return the server, not yet running; when it ends, however it is asked to, it holds no board any more.
+        @contextlib.asynccontextmanager
+        async def lifespan(_app: FastMCP[Any]) -> AsyncGenerator[None]:
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self.close)
 
-    Raises:
-        RackError: if the rack file is wrong, or a component is not known.
-    """
-    bridge = Bridge(settings)
-    threads = ThreadPoolExecutor(_MOST_CALLS, "mcp-bridge")
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_app: FastMCP[Any]) -> AsyncGenerator[None]:
-        try:
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(bridge.close)
-                threads.shutdown(wait=True)
-
-    app: FastMCP[Any] = FastMCP(
-        "pytest-esp", instructions=INSTRUCTIONS, version=__version__, lifespan=lifespan, on_duplicate="error"
-    )
-    for component in bridge.components.values():
-        register(app, component, threads)
-    return app
+        app: FastMCP[Any] = FastMCP(
+            "pytest-esp", instructions=INSTRUCTIONS, version=__version__, lifespan=lifespan, on_duplicate="error"
+        )
+        for component in self.components.values():
+            register(app, component, threads)
+        return app

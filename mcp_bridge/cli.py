@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ from pytest_esp.errors import EspError
 
 if TYPE_CHECKING:
     from fastmcp.server.auth import AuthProvider
+
+    from mcp_bridge.bridge import Bridge
 
 _TOKEN = "PYTEST_ESP_MCP_TOKEN"
 
@@ -48,7 +52,7 @@ def main(
 
     Over HTTP clients send the bearer token in PYTEST_ESP_MCP_TOKEN; only on the loopback interface there may be none.
     """
-    from mcp_bridge.bridge import build
+    from mcp_bridge.bridge import Bridge
 
     try:
         settings = Settings(
@@ -59,16 +63,35 @@ def main(
             idle=idle,
             burns_enabled=allow_burn,
         )
-        app = build(settings)
-        if http is None:
-            app.run("stdio", show_banner=False)
-            return
-        host, port = _address(http)
-        app.auth = _auth(host)
-        app.run("http", host=host, port=port, show_banner=False)
+        address = _address(http) if http is not None else None
+        auth = _auth(address[0]) if address is not None else None
+        bridge = Bridge(settings)
+        app = bridge.server()
+        if address is None:
+            _end_on_signals(bridge)
+            app.run("stdio", show_banner=False, log_level="WARNING")
+        else:
+            app.auth = auth
+            app.run("http", host=address[0], port=address[1], show_banner=False)
     except EspError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+def _end_on_signals(bridge: Bridge) -> None:
+    """Let SIGINT and SIGTERM end the server: the thread that reads standard input would wait for the client else."""
+
+    def end(number: int, _frame: object) -> None:
+        threading.Thread(target=finish, args=(number,), daemon=True).start()
+
+    def finish(number: int) -> None:
+        try:
+            bridge.close()  # calls that run come to their end first: a burn is never cut
+        finally:
+            os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
 
 
 def _address(text: str) -> tuple[str, int]:

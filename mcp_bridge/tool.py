@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from fastmcp import Context, FastMCP
-from fastmcp.server.elicitation import AcceptedElicitation
 from fastmcp.tools.base import ToolResult
-from mcp.types import ToolAnnotations
+from mcp.types import InputRequiredResult, ToolAnnotations
 from pydantic import TypeAdapter
 
-from pytest_esp.errors import EspError, RefusedError
+from mcp_bridge.consent import ask
+from pytest_esp.errors import EspError
 from pytest_esp.operations.registry import Effect
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _wrapper(
     hints = get_type_hints(method)
     asks = info.effect in (Effect.ERASE, Effect.BURN)
 
-    async def call(ctx: Context, **arguments: Any) -> ToolResult:
+    async def call(ctx: Context, **arguments: Any) -> ToolResult | InputRequiredResult:
         port = arguments.get("port")
         try:
             confirm = arguments.pop("confirm", None) if asks else None
@@ -160,7 +160,9 @@ def _wrapper(
             if info.effect is not None:
                 component.bridge.policy.check(info.effect, spec, name)
             if asks:
-                await _consent(component, ctx, name, arguments, confirm, signature.bind(**arguments))
+                question = await _ask(component, ctx, name, signature.bind(**arguments), confirm)
+                if question is not None:
+                    return question
             return _answer(await _in_thread(ctx, method, arguments, info, threads), spec.name if spec else port)
         except EspError as error:
             return _error(error, port)
@@ -176,10 +178,18 @@ def _wrapper(
         parameters.append(
             inspect.Parameter("confirm", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
         )
-    call.__signature__ = inspect.Signature(parameters, return_annotation=ToolResult)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(parameters, return_annotation=ToolResult | InputRequiredResult)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__name__ = name
     return call
+
+
+async def _ask(
+    component: Component, context: Context, name: str, bound: inspect.BoundArguments, confirm: str | None
+) -> InputRequiredResult | None:
+    plan = component.plan(name, dict(bound.arguments))
+    bound.apply_defaults()
+    return await ask(context, component.bridge.policy, name, bound.arguments, plan, confirm)
 
 
 async def _in_thread(
@@ -207,39 +217,6 @@ async def _in_thread(
         await asyncio.wait({work})
         work.exception()  # looked at, so that nobody complains
         raise
-
-
-async def _consent(
-    component: Component,
-    context: Context,
-    name: str,
-    arguments: dict[str, Any],
-    confirm: str | None,
-    bound: inspect.BoundArguments,
-) -> None:
-    """Return if a person, or a client that was told what will happen, has agreed.
-
-    Raises:
-        RefusedError: if not; for clients that cannot ask, with the token that a second call has to bring.
-    """
-    policy = component.bridge.policy
-    bound.apply_defaults()
-    if confirm is not None:
-        if policy.accepts(confirm, name, bound.arguments):
-            return
-        raise RefusedError("the confirm token belongs to another call", attempted=name, hint="call without it first")
-    plan = component.plan(name, arguments)
-    try:
-        answer = await context.elicit(f"{plan}\nGo on?", ["yes", "no"])
-    except Exception:  # the client cannot ask anybody: whatever it raises, the token is the other way
-        raise RefusedError(
-            f"this needs a confirmation: {plan}",
-            attempted=name,
-            hint="if this is meant, call again with the same arguments and this confirm token",
-            details={"confirm": policy.token(name, bound.arguments), "plan": plan},
-        ) from None
-    if not (isinstance(answer, AcceptedElicitation) and answer.data == "yes"):
-        raise RefusedError("it was not confirmed; nothing was done", attempted=name)
 
 
 def _answer(result: Any, port: str | None) -> ToolResult:

@@ -1,0 +1,295 @@
+"""What every tool has in common: schemas, errors, consent, files, leases, the end of the server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jsonschema
+import pytest
+
+from mcp_bridge.boards import BoardPool
+from mcp_bridge.bridge import Bridge
+from mcp_bridge.settings import Settings
+from pytest_esp.errors import LeaseError, RackError
+from pytest_esp.rack.config import load_rack
+from pytest_esp.rack.lease import acquire, holder_of
+
+
+def test_answers_fit_their_schemas(server):
+    tools = server.list_tools()
+    calls = [
+        ("esp_detect_chip", {"port": "c3"}),
+        ("esp_detect_chip", {"port": "c4"}),
+        ("esp_security_audit", {"port": "esp32"}),
+        ("esp_efuse_read", {"port": "c3", "efuse_name": "MAC"}),
+        ("esp_efuse_read", {"port": "c3"}),
+        ("esp_rack_status", {}),
+        ("esp_partition_read", {"port": "c3"}),
+        ("esp_serial_monitor", {"port": "c3", "duration_seconds": 0.1, "reset": True}),
+    ]
+    for name, arguments in calls:
+        jsonschema.validate(server.call(name, **arguments), tools[name].output_schema)
+
+
+def test_every_tool_says_what_it_does(server):
+    for name, tool in server.list_tools().items():
+        assert name.startswith("esp_")
+        assert tool.description and len(tool.description) > 30
+        assert tool.annotations.read_only_hint is not None
+    assert server.list_tools()["esp_flash_erase"].annotations.destructive_hint
+    assert server.list_tools()["esp_flash_read"].annotations.read_only_hint
+    assert not server.list_tools()["esp_flash_firmware"].annotations.read_only_hint
+
+
+def test_the_list_of_tools_is_true(server):
+    listed = server.call("esp_list_tools")
+    assert {name for tools in listed["components"].values() for name in tools} == set(server.list_tools())
+
+
+def test_only_some_components(serve):
+    server = serve(components=("server", "flash_manager"))
+    assert "esp_flash_read" in server.list_tools()
+    assert "esp_detect_chip" not in server.list_tools()
+    with pytest.raises(RackError, match="no component 'flash'"):
+        Bridge(Settings(rack=server.rack_file, components=("flash",)))
+
+
+# -- boards
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        ({}, "3 boards, and none was named", "c3, esp32, guarded"),
+        ({"port": "c4"}, "no board 'c4'", None),
+        ({"port": "/dev/ttyNone"}, "/dev/ttyNone", "plugged in"),
+        ({"port": "rfc2217://"}, "rfc2217://", None),
+    ],
+)
+def test_a_board_that_is_not_there(server, arguments, error, hint):
+    answer = server.call("esp_detect_chip", **arguments)
+    assert error in answer["error"] + str(answer["port"])
+    assert hint is None or hint in answer["hint"]
+
+
+def test_a_board_is_held_between_calls_and_given_back(serve):
+    server = serve(idle=2.0)
+    server.call("esp_detect_chip", port="c3")
+    assert server.held() == ["c3"]
+    deadline = time.monotonic() + 20
+    while server.held() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.held() == []
+    assert server.call("esp_detect_chip", port="c3")["success"]
+
+
+def test_lease_and_release(serve):
+    server = serve(idle=0.05)
+    assert server.call("esp_lease", board="c3", minutes=1)["seconds"] == 60
+    time.sleep(0.3)
+    assert server.held() == ["c3"]
+    (row,) = [row for row in server.call("esp_rack_status")["boards"] if row["name"] == "c3"]
+    assert row["state"] == "held"
+    assert "MCP bridge" in row["holder"]
+    server.call("esp_release", board="c3")
+    assert server.held() == []
+
+
+def test_a_board_that_somebody_else_holds(server):
+    rack = load_rack(server.rack_file)
+    code = (
+        "import sys; from pytest_esp.rack.config import load_rack; from pathlib import Path\n"
+        f"rack = load_rack(Path({str(server.rack_file)!r}))\n"
+        "lease = rack.lease('c3', purpose='somebody', timeout=5); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        answer = server.call("esp_detect_chip", port="c3")
+        assert not answer["success"]
+        assert "somebody" in answer["error"]
+        threading.Timer(0.2, other.stdin.close).start()
+        assert server.call("esp_detect_chip", port="c3", wait_s=10)["success"]
+    assert holder_of(rack.board("c3"), rack).pid == os.getpid()
+
+
+def test_calls_on_one_board_queue_and_on_two_do_not(tmp_path, monkeypatch, serve):
+    server = serve()
+    pool = BoardPool(load_rack(server.rack_file))
+    order = []
+
+    def use(board, seconds):
+        with pool.use(board):
+            order.append(f"{board} begins")
+            time.sleep(seconds)
+            order.append(f"{board} ends")
+
+    threads = [threading.Thread(target=use, args=arguments) for arguments in [("c3", 0.3), ("c3", 0), ("esp32", 0)]]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    pool.close()
+    assert order.index("esp32 ends") < order.index("c3 ends")
+    assert [entry for entry in order if entry.startswith("c3")] == ["c3 begins", "c3 ends"] * 2
+
+
+def test_a_path_that_leads_to_a_board_of_the_rack_is_that_board(tmp_path):
+    (tmp_path / "boards.toml").write_text(
+        '[boards.real]\nbackend="serial"\nchip="esp32"\nport="/dev/ttyUSB7"\nallow=["read"]\n'
+    )
+    link = tmp_path / "by-id"
+    link.symlink_to("/dev/ttyUSB7")
+    pool = BoardPool(load_rack(tmp_path / "boards.toml"))
+    assert pool.resolve(str(link)).name == "real"
+    assert pool.resolve("/dev/ttyUSB8").chip == "auto"
+
+
+# -- consent and what is allowed
+
+
+def test_without_anybody_to_ask_a_token_is_the_consent(server):
+    first = server.call("esp_flash_erase", port="c3", region="all")
+    assert "needs a confirmation" in first["error"]
+    assert "c3" in first["plan"]
+    assert server.call("esp_flash_erase", port="esp32", region="all", confirm=first["confirm"])["success"] is False
+    assert server.call("esp_flash_erase", port="c3", region="all", confirm="0" * 16)["success"] is False
+    assert server.call("esp_flash_erase", port="c3", region="all", confirm=first["confirm"])["size"] == 4 << 20
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_a_person_is_asked(serve, mode):
+    server = serve(person=True, mode=mode)
+    server.answer = "no"
+    assert "not confirmed" in server.call("esp_flash_erase", port="c3", start_address=0, size=4096)["error"]
+    server.answer = "yes"
+    assert server.call("esp_flash_erase", port="c3", start_address=0, size=4096)["success"]
+    assert all("real board" not in question and "virtual board c3" in question for question in server.questions)
+
+
+def test_a_burn_on_a_virtual_board(server):
+    arguments = {"port": "c3", "efuse_name": "CUSTOM_MAC", "value": "7c:df:a1:00:00:09"}
+    token = server.call("esp_efuse_burn", **arguments)["confirm"]
+    assert server.call("esp_efuse_burn", **arguments, confirm=token)["success"]
+    assert server.call("esp_efuse_read", port="c3", efuse_name="CUSTOM_MAC")["value"].startswith("7c:df:a1:00:00:09")
+
+
+def test_what_the_board_or_the_server_does_not_allow(serve):
+    server = serve(allow=Settings().allow)
+    answer = server.call("esp_flash_firmware", port="guarded", firmware_path="boards.toml", address=0)
+    assert "does not allow 'write'" in answer["error"]
+    assert "[boards.guarded]" in answer["hint"]
+    answer = server.call("esp_efuse_burn", port="c3", efuse_name="CUSTOM_MAC", value="x")
+    assert "does not allow 'burn'" in answer["error"]
+    assert "--allow" in answer["hint"]
+
+
+# -- files
+
+
+def test_flash_round_trip_through_files(server):
+    data = os.urandom(20_000)
+    (server.folder / "image.bin").write_bytes(data)
+    report = server.call("esp_flash_firmware", port="c3", firmware_path="image.bin", address="0x20000")
+    assert (report["bytes_written"], report["bytes_skipped"], report["verified"]) == (20_000, 0, True)
+    assert server.progress[-1][0] == server.progress[-1][1] == 20_000
+    again = server.call("esp_flash_multi", port="c3", files=[{"address": 0x20000, "path": "image.bin"}])
+    assert (again["bytes_written"], again["bytes_skipped"]) == (0, 20_000)
+    read = server.call("esp_flash_read", port="c3", address=0x20000, size=20_000, output_file="back.bin")
+    assert (server.folder / "back.bin").read_bytes() == data
+    assert read["output_file"].endswith("back.bin")
+    assert "exists" in server.call("esp_flash_read", port="c3", address=0, size=4, output_file="back.bin")["error"]
+    (server.folder / "image.bin").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    differs = server.call("esp_flash_verify", port="c3", firmware_path="image.bin", address="0x20000")
+    assert differs["regions"][0]["first_difference"] == hex(0x20000 + 19_999)
+
+
+@pytest.mark.parametrize("name", ["../boards.toml", "/etc/passwd", "link/passwd", "~/x", "a\0b"])
+def test_nothing_outside_the_roots(server, name):
+    (server.folder / "link").symlink_to("/etc")
+    answer = server.call("esp_flash_firmware", port="c3", firmware_path=name, address=0)
+    assert not answer["success"]
+    assert "outside" in answer["error"] or "no path" in answer["error"]
+    assert not server.call("esp_flash_read", port="c3", address=0, size=4, output_file=name)["success"]
+
+
+# -- the end
+
+
+class Stdio:
+    """A server as clients start it, spoken to by JSON-RPC lines: nothing else may be on its output."""
+
+    def __init__(self, folder, *arguments, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mcp_bridge", "--rack", folder / "boards.toml", "--roots", folder, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | environment,
+        )
+        self.number = 0
+        self.request(
+            "initialize",
+            protocolVersion="2025-06-18",
+            capabilities={},
+            clientInfo={"name": "test", "version": "0"},
+        )
+        self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+
+    def _send(self, message):
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+
+    def request(self, method, **params):
+        self.number += 1
+        self._send({"jsonrpc": "2.0", "id": self.number, "method": method, "params": params})
+        while True:
+            message = json.loads(self.process.stdout.readline())
+            if message.get("id") == self.number:
+                return message["result"]
+
+    def call(self, name, **arguments):
+        return self.request("tools/call", name=name, arguments=arguments)["structuredContent"]
+
+
+@pytest.fixture
+def stdio(serve, tmp_path):
+    started = []
+
+    def start(*arguments):
+        started.append(Stdio(tmp_path / "project", *arguments))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.mark.parametrize("end", ["close", signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_however_it_ends_no_board_is_held(stdio, tmp_path, end):
+    server = stdio()
+    assert server.call("esp_detect_chip", port="c3")["chip_type"] == "esp32c3"
+    rack = load_rack(tmp_path / "project" / "boards.toml")
+    assert holder_of(rack.board("c3"), rack).pid == server.process.pid
+    if end == "close":
+        server.process.stdin.close()
+    else:
+        server.process.send_signal(end)
+    server.process.wait(10)
+    assert holder_of(rack.board("c3"), rack) is None
+    with pytest.raises(LeaseError), acquire([rack.board("c3")], rack=rack, purpose="test", timeout=0)[0]:
+        raise LeaseError("it was free")
+
+
+def test_http_off_loopback_needs_a_token(serve, tmp_path):
+    command = [sys.executable, "-m", "mcp_bridge", "--rack", tmp_path / "project/boards.toml", "--http", "0.0.0.0:0"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_ESP_MCP_TOKEN"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert result.returncode == 2
+    assert "PYTEST_ESP_MCP_TOKEN" in result.stderr
