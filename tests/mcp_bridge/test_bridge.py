@@ -38,7 +38,7 @@ def test_answers_fit_their_schemas(server):
 def test_every_tool_says_what_it_does(server):
     for name, tool in server.list_tools().items():
         assert name.startswith("esp_")
-        assert tool.description and len(tool.description) > 30
+        assert len(tool.description) > 30
         assert tool.annotations.read_only_hint is not None
     assert server.list_tools()["esp_flash_erase"].annotations.destructive_hint
     assert server.list_tools()["esp_flash_read"].annotations.read_only_hint
