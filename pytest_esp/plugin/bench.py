@@ -19,6 +19,7 @@ from pytest_esp.plugin.selection import Plan, plan_of, rack_of
 if TYPE_CHECKING:
     from pytest_esp.boards.board import Board
     from pytest_esp.link.link import Link
+    from pytest_esp.operations.firmware import Firmware
     from pytest_esp.rack.lease import HolderRecord, Lease
 
 # A board is given back after this time even if the next test wants it: another pytest run gets its turn.
@@ -52,6 +53,10 @@ class Held:
     unit: tuple[str, ...] | None = None
     """For which module or session it is held; None: for the test."""
     since: float = field(default_factory=time.monotonic)
+    firmware: Firmware | None = None
+    """What the running test had flashed."""
+    booted: tuple[tuple[str, ...] | None, int] | None = None
+    """For which module or session that was booted (None: for one test), and which of the link's boots it was."""
 
     @property
     def name(self) -> str:
@@ -239,7 +244,7 @@ class Bench:
             return set()
         keep = {held.name for held in self._held.values() if held.unit is not None and _goes_on(held.unit, item)}
         plan = plan_of(nextitem)
-        if plan is None or not plan.leases or plan.reason is not None:
+        if plan is None or not plan.takes_boards:
             return keep
         fitting = [held for held in self._held.values() if held.name in plan.boards and held.unit is None]
         if len(fitting) >= plan.wanted.count:
@@ -299,9 +304,9 @@ def _goes_on(unit: tuple[str, ...], item: pytest.Item) -> bool:
 
 def _mac(held: Held) -> str:
     """Return the board's MAC address if it is known without disturbing it; else nothing."""
-    simulated = getattr(held.board, "simulated", None)
-    if simulated is not None:
-        return str(simulated.mac)
+    mac = getattr(getattr(held.board, "simulated", held.board), "mac", None)
+    if mac is not None:
+        return str(mac)
     link = held.link
     if not (link.is_open and link.session.is_connected):
         return ""

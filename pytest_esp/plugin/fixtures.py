@@ -9,6 +9,7 @@ import pytest
 
 from pytest_esp.errors import EspError
 from pytest_esp.plugin.bench import Bench, Held
+from pytest_esp.plugin.firmware import bring_up, choose, policy_of
 from pytest_esp.plugin.options import options_of
 from pytest_esp.plugin.reports import record_properties
 from pytest_esp.plugin.selection import Plan, make_plan, plan_of, rack_of
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_esp.boards.board import Board
     from pytest_esp.link.console import Console
     from pytest_esp.operations.esp import Esp
+    from pytest_esp.operations.firmware import Firmware
     from pytest_esp.rack.rack import Rack
     from pytest_esp.wire.faults import Faults
 
@@ -45,10 +47,15 @@ def esp_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> list[Held]:
 
 def _take(item: pytest.Item, fixturenames: list[str]) -> list[Held]:
     bench = item.config.stash[BENCH]
+    plan = _plan(item)
     try:
-        held = bench.take(item, _plan(item))
+        held = bench.take(item, plan)
         for one in held:
-            _bring_up(one, fixturenames)
+            one.firmware = None
+            if "firmware" in fixturenames:
+                _bring_up_firmware(item, plan, one)
+            else:
+                _bring_up(one, fixturenames)
     except EspError as error:
         pytest.fail(str(error), pytrace=False)
     record_properties(item, held)
@@ -63,12 +70,26 @@ def _bring_up(held: Held, fixturenames: list[str]) -> None:
         held.link.close()
 
 
+def _bring_up_firmware(item: pytest.Item, plan: Plan, held: Held) -> None:
+    """Flash the build for the board's chip and boot it; a board that is off is flashed first, if it can be."""
+    want = plan.wanted.firmware
+    assert want is not None
+    held.firmware = choose(item.config, plan.firmware, held.board.chip)
+    if held.firmware.elf_problem is not None:
+        item.warn(pytest.PytestWarning(held.firmware.elf_problem))
+    place = item.nodeid.partition("::")[0] if want.scope == "module" else ""
+    unit = None if want.scope == "test" else (want.scope, place, plan.firmware_key)
+    bring_up(held, held.firmware, policy_of(item.config, want), unit)
+
+
 def _plan(item: pytest.Item) -> Plan:
     plan = plan_of(item)
     if plan is None:  # the fixture was asked for by name at run time
         plan = make_plan(item, leases=True)
     if plan.reason is not None:
         pytest.skip(plan.reason)
+    if plan.problem is not None:
+        pytest.fail(plan.problem, pytrace=False)
     return plan
 
 
@@ -106,6 +127,19 @@ def console(_esp_held: list[Held]) -> Console:
 
 
 @pytest.fixture
+def firmware(_esp_held: list[Held]) -> Firmware:
+    """The build that `board` runs: flashed unless it is there already, and booted for this test.
+
+    It is that of ``@pytest.mark.firmware("build")``, else of ``--firmware``; of several, the one for the board's chip.
+    The console begins with the first byte of its boot.
+    """
+    found = _esp_held[0].firmware
+    if found is None:
+        pytest.fail("`firmware` must be among the arguments: a board is flashed before it starts", pytrace=False)
+    return found
+
+
+@pytest.fixture
 def faults(_esp_held: list[Held]) -> Generator[Faults]:
     """What goes wrong on the wire of `board`, a virtual one, during the test: ``faults.to_device.lose = 0.01``."""
     from pytest_esp.wire.faults import Faults
@@ -126,7 +160,8 @@ def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held
     bench = item.config.stash[BENCH]
     try:
         held = bench.take_for_session(item, _plan(item))
-        _bring_up(held, item.fixturenames)
+        if "firmware" not in item.fixturenames:  # it is flashed first
+            _bring_up(held, item.fixturenames)
     except EspError as error:
         pytest.fail(str(error), pytrace=False)
     return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,17 @@ CHIPS = (
 
 KINDS = ("hardware", "qemu", "sim")
 
+FLASH_POLICIES = ("changed", "always", "never")
+"""When the fixture ``firmware`` flashes: where other bytes are in flash, in any case, or not at all."""
+
+FIRMWARE_ENVIRONMENT = "PYTEST_ESP_FIRMWARE"
+
 _MARKERS = (
     "esp(chip, backend, features, flash, count, each, board, scope): what the test needs of its board; "
     "chip='esp32c3', backend='sim', features=['psram'], flash='>=4MB', count=2, each='chip' or 'board', "
     "scope='module' or 'session' to share one board",
+    "firmware(path, ..., flash, scope): the build that the fixture `firmware` flashes, relative to the test's file; "
+    "flash='changed', 'always' or 'never'; scope='module' or 'session' for one boot for several tests",
     "burns: the test burns eFuses: it runs on boards that allow 'burn' (virtual ones do)",
     "erases: the test erases or overwrites flash that it did not write: it runs on boards that allow 'erase'",
     "hardware: (set by pytest-esp) a real board of the rack can run the test",
@@ -51,6 +59,8 @@ class Options:
         lock_timeout: seconds to wait for a held board.
         allow_burn: the run's consent to burn eFuses of real boards.
         log_dir: where consoles are logged; None for pytest's temporary folder.
+        firmware: builds for the fixture ``firmware``, where no marker names others.
+        flash: one of `FLASH_POLICIES`, past what markers say; None leaves it to them.
     """
 
     rack: Path | None
@@ -61,6 +71,8 @@ class Options:
     lock_timeout: float
     allow_burn: bool
     log_dir: Path | None
+    firmware: tuple[Path, ...]
+    flash: str | None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,6 +110,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="keep the consoles' logs here, one file per test and board (default: in pytest's temporary folder)",
     )
+    group.addoption(
+        "--firmware",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="the build that the fixture `firmware` flashes, or a folder with a build for each chip (repeatable)",
+    )
+    group.addoption(
+        "--esp-flash",
+        choices=FLASH_POLICIES,
+        help="when the fixture `firmware` flashes (default: changed, or what the test's marker says)",
+    )
+    parser.addini("esp_firmware", "like --firmware, relative to the ini file; one per line", type="linelist")
     parser.addini("esp_log_dir", "like --esp-log-dir, relative to the ini file")
     parser.addini("esp_rack", "the rack file, relative to the ini file")
     parser.addini("esp_strict", "like --esp-strict", type="bool", default=False)
@@ -132,7 +157,18 @@ def options_of(config: pytest.Config) -> Options:
         lock_timeout=timeout,
         allow_burn=bool(config.getoption("esp_allow_burn")),
         log_dir=_path(config, "esp_log_dir"),
+        firmware=_firmware(config),
+        flash=config.getoption("esp_flash"),
     )
+
+
+def _firmware(config: pytest.Config) -> tuple[Path, ...]:
+    if given := _names(config, "firmware"):
+        return tuple(config.invocation_params.dir / Path(name).expanduser() for name in given)
+    if named := config.getini("esp_firmware"):
+        return tuple((config.inipath or config.rootpath / "-").parent / name for name in named)
+    named = os.environ.get(FIRMWARE_ENVIRONMENT, "")
+    return tuple(Path(name).expanduser() for name in named.split(os.pathsep) if name)
 
 
 def _path(config: pytest.Config, option: str, name: str | None = None) -> Path | None:

@@ -1,9 +1,9 @@
 """Distributes tests over xdist's workers so that no worker waits for a board while there is other work.
 
 Imported only under xdist. Every worker drives one board (or the boards of one ``count=2`` test) at a time.
-The tests that need boards wait in lanes, one lane for each set of boards that would do. A worker is fed from
-the lanes of the board that it has; when they are empty it takes the free board with the most work, or tests
-without a board.
+The tests that need boards wait in lanes, one lane for each set of boards that would do, and each firmware. A
+worker is fed from the lanes of the board that it has, first those whose firmware is on it; when they are empty it
+takes the free board with the most work, or tests without a board.
 
 xdist's worker starts a test only when it knows the next one. A worker that may have to change boards is
 therefore sent a barrier (see `worker`), so that nothing is promised to it before it is free: another worker
@@ -28,12 +28,13 @@ _DEEPEST = 16
 class Demand(NamedTuple):
     """What a test takes: as many of *boards* as *needed*; tests of one *unit* are for one worker.
 
-    No boards, and none needed, mean that it runs anywhere.
+    No boards, and none needed, mean that it runs anywhere. Tests of one *firmware* shall follow each other on a board.
     """
 
     boards: tuple[str, ...]
     needed: int
     unit: str
+    firmware: str = ""
 
 
 NO_BOARD = Demand((), 0, "")
@@ -53,7 +54,7 @@ class PlanBook:
         if kind == "held":
             self.held[node] = tuple(content)
         elif kind == "demands" and not self.demands:
-            self.demands = [Demand(tuple(boards), needed, unit) for boards, needed, unit in content]
+            self.demands = [Demand(tuple(boards), *others) for boards, *others in content]
 
 
 class RackScheduling(LoadScheduling):
@@ -73,6 +74,7 @@ class RackScheduling(LoadScheduling):
         self._unit: dict[WorkerController, Demand] = {}
         self._behind_barrier: set[WorkerController] = set()
         self._duration: dict[WorkerController, float] = {}
+        self._flashed: dict[str, str] = {}
 
     # -- xdist's protocol
 
@@ -156,14 +158,26 @@ class RackScheduling(LoadScheduling):
         return {board for demand in self._lanes for board in demand.boards} - taken
 
     def _lane_of_hold(self, node: WorkerController) -> Demand | None:
-        """The lane to go on with on the boards that *node* has: what fewest boards can do comes first."""
+        """The lane to go on with on the boards that *node* has.
+
+        What is flashed already comes first, then what no other worker flashes; of these, what fewest boards can do.
+        """
         unit = self._unit.get(node)
         if unit is not None and self._lanes[unit]:
             return unit
         self._unit.pop(node, None)
         hold = set(self._hold.get(node, ()))
         fitting = [lane for lane in self._lanes if lane.needed == len(hold) and self._fits(lane, hold, node)]
-        return min(fitting, key=lambda lane: (len(lane.boards), self._lanes[lane][0]), default=None)
+        elsewhere = {
+            self._flashed.get(board) for other in self.nodes if other is not node for board in self._hold.get(other, ())
+        }
+
+        def rank(lane: Demand) -> tuple[int, int, int]:
+            ready = not lane.firmware or all(self._flashed.get(board) == lane.firmware for board in hold)
+            cost = 0 if ready else 2 if lane.firmware in elsewhere else 1
+            return cost, len(lane.boards), self._lanes[lane][0]
+
+        return min(fitting, key=rank, default=None)
 
     def _next_hold(self, node: WorkerController) -> tuple[str, ...]:
         """The boards to take next: several, if a test needs several; else the one with most work."""
@@ -230,6 +244,8 @@ class RackScheduling(LoadScheduling):
         del lane[:room]
         if demand.unit:
             self._unit[node] = demand
+        if demand.firmware:
+            self._flashed.update(dict.fromkeys(self._hold[node], demand.firmware))
         for index in chosen:
             self.pending.remove(index)
         self.node2pending[node].extend(chosen)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pytest_esp.errors import RackError
+from pytest_esp.errors import FirmwareError, RackError
 from pytest_esp.names import nearest
+from pytest_esp.plugin.firmware import NOT_NAMED, policy_of, sources_of, why_not
 from pytest_esp.plugin.options import KINDS, options_of
 from pytest_esp.plugin.wanted import MarkerError, Wanted, uses_board, uses_session_board, wanted
 
@@ -34,17 +37,34 @@ class Plan:
         boards: names of the boards that can satisfy it, in the rack's order.
         leases: whether its fixtures lease a board.
         reason: why no board can ever satisfy it; None if one can.
+        firmware: where its firmware is looked for.
+        problem: what is wrong with that firmware; the test fails without taking a board.
+        would_do: names of the boards that could satisfy it if QEMU were there: it keeps the markers of their kinds.
     """
 
     wanted: Wanted
     boards: tuple[str, ...]
     leases: bool
     reason: str | None
+    firmware: tuple[Path, ...] = ()
+    problem: str | None = None
+    would_do: tuple[str, ...] = ()
+
+    @property
+    def takes_boards(self) -> bool:
+        """Whether the test will lease boards when it runs."""
+        return self.leases and self.reason is None and self.problem is None
+
+    @property
+    def firmware_key(self) -> str:
+        """Equal for tests that need the same firmware; empty for those that need none."""
+        return os.pathsep.join(map(str, self.firmware))
 
 
 PLAN = pytest.StashKey[Plan]()
 _RACK = pytest.StashKey["Rack | RackError"]()
 _PROBLEMS = pytest.StashKey[dict[str, None]]()
+_NO_QEMU = pytest.StashKey[dict[str, str]]()
 
 
 def plan_of(item: pytest.Item | None) -> Plan | None:
@@ -120,9 +140,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         want = wanted(metafunc.definition.iter_markers(), metafunc.fixturenames)
         if want.each is None:
             return
-        able = _able(metafunc.config, want)
-    except (MarkerError, RackError):
-        return  # said once for the whole run, by `plan_items`
+        able = _able(metafunc.config, want, _sources(metafunc.definition, want))
+    except (MarkerError, RackError, FirmwareError):
+        return  # said by `plan_items`, once for the whole run or for each test
     names = dict.fromkeys(spec.chip if want.each == "chip" else spec.name for spec in able)
     metafunc.fixturenames.append(EACH)
     metafunc.parametrize(EACH, list(names) or [None], ids=list(names) or [_NOBODY])
@@ -164,32 +184,63 @@ def make_plan(item: pytest.Item, *, leases: bool) -> Plan:
     names = cast("list[str]", getattr(item, "fixturenames", ()))
     want = wanted(item.iter_markers(), names)
     if uses_session_board(names):
-        want = Wanted(scope="session")
-    able = _able(config, want)
+        want = Wanted(scope="session", firmware=want.firmware)
+    sources = _sources(item, want)
+    if want.firmware is not None and not sources:
+        return Plan(want, (), leases, NOT_NAMED)
+    try:
+        able = _able(config, want, sources)
+    except FirmwareError as error:
+        return Plan(want, (), leases, None, sources, str(error))
     each = _each_value(item)
     if each is not None:
         able = [spec for spec in able if each in (spec.chip, spec.name)]
     if len(able) < want.count:
-        return Plan(want, (), leases, _reason(config, want, able))
+        return Plan(want, (), leases, _reason(config, want, sources, able))
     selected = _selected_by_marker(item, able)
     able = selected if len(selected) >= want.count else able
-    return Plan(want, tuple(spec.name for spec in able), leases, None)
+    ready = [spec for spec in able if not _why_no_qemu(config, spec)]
+    if len(ready) < want.count:
+        lacks = "; ".join(dict.fromkeys(filter(None, (_why_no_qemu(config, spec) for spec in able))))
+        return Plan(want, (), leases, lacks, sources, would_do=tuple(spec.name for spec in able))
+    return Plan(want, tuple(spec.name for spec in ready), leases, None, sources)
 
 
-def _able(config: pytest.Config, want: Wanted) -> list[BoardSpec]:
-    return [spec for spec in available(config) if not _why_not(config, want, spec)]
+def _sources(item: pytest.Item, want: Wanted) -> tuple[Path, ...]:
+    return () if want.firmware is None else sources_of(item.config, item.path.parent, want.firmware)
 
 
-def _why_not(config: pytest.Config, want: Wanted, spec: BoardSpec) -> str:
+def _able(config: pytest.Config, want: Wanted, sources: tuple[Path, ...]) -> list[BoardSpec]:
+    return [spec for spec in available(config) if not _why_not(config, want, sources, spec)]
+
+
+def _why_not(config: pytest.Config, want: Wanted, sources: tuple[Path, ...], spec: BoardSpec) -> str:
     """Return what *spec* lacks; empty if it can serve."""
-    for effect, needed in (("burn", want.burns), ("erase", want.erases)):
+    for effect, needed in (("burn", want.burns), ("erase", want.erases), ("write", _writes(config, want))):
         if needed and effect not in spec.allow:
             return f"it does not allow {effect!r}"
     if want.burns and not spec.virtual and not options_of(config).allow_burn:
         return "eFuses of real boards are burnt with --esp-allow-burn only"
     if want.faults and not spec.virtual:
         return "faults are for virtual boards"
-    return _requirement(want).why_not(spec)
+    lack = _requirement(want).why_not(spec)
+    return lack or ("" if want.firmware is None else why_not(config, sources, spec.chip))
+
+
+def _why_no_qemu(config: pytest.Config, spec: BoardSpec) -> str:
+    """Return why this machine cannot start the chip of a QEMU board; empty if it can, and for other boards."""
+    if spec.backend != "qemu":
+        return ""
+    known = config.stash.setdefault(_NO_QEMU, {})
+    if spec.chip not in known:
+        from pytest_esp.qemu.find import why_missing
+
+        known[spec.chip] = why_missing(spec.chip) or ""
+    return known[spec.chip]
+
+
+def _writes(config: pytest.Config, want: Wanted) -> bool:
+    return want.firmware is not None and policy_of(config, want.firmware) != "never"
 
 
 def _requirement(want: Wanted) -> Requirement:
@@ -207,12 +258,12 @@ def _requirement(want: Wanted) -> Requirement:
         raise MarkerError(f"@pytest.mark.esp: {error}") from error
 
 
-def _reason(config: pytest.Config, want: Wanted, able: list[BoardSpec]) -> str:
+def _reason(config: pytest.Config, want: Wanted, sources: tuple[Path, ...], able: list[BoardSpec]) -> str:
     rack = rack_of(config)
     boards = available(config)
     if not boards:
         return f"--board, --chip and --backend leave no board of the rack {rack.name!r}"
-    lacks = "; ".join(f"{spec.name}: {why}" for spec in boards if (why := _why_not(config, want, spec)))
+    lacks = "; ".join(f"{spec.name}: {why}" for spec in boards if (why := _why_not(config, want, sources, spec)))
     have = f"{len(able)} of {want.count} boards that it needs are" if able else "no board that it needs is"
     return f"{have} in the rack {rack.name!r}" + (f" ({lacks})" if lacks else "")
 
@@ -229,7 +280,7 @@ def _mark(item: pytest.Item, plan: Plan, strict: bool) -> None:
     if plan.reason is not None and not strict:
         item.add_marker(pytest.mark.skip(reason=plan.reason))
     rack = rack_of(item.config)
-    specs = [rack.boards[name] for name in plan.boards]
+    specs = [rack.boards[name] for name in plan.boards or plan.would_do]
     for name in dict.fromkeys([kind_of(spec) for spec in specs] + [spec.chip for spec in specs]):
         item.add_marker(getattr(pytest.mark, name))
 
@@ -275,10 +326,10 @@ def refuse_without_board(item: pytest.Item) -> None:
 
 
 def group_by_board(items: list[pytest.Item]) -> None:
-    """Order the tests of one module or class by board, so that the next test finds the board open and warm.
+    """Order the tests of one module or class by board and firmware, so that the next test finds the board ready.
 
-    Tests that take different boards change places; those of one board keep their order, and nothing leaves
-    its module or class.
+    Tests that take different boards, or need different firmware, change places; the others keep their order, and
+    nothing leaves its module or class.
     """
     begin = 0
     for index in range(1, len(items) + 1):
@@ -290,16 +341,24 @@ def group_by_board(items: list[pytest.Item]) -> None:
 def _group(items: list[pytest.Item], begin: int, end: int) -> None:
     run = items[begin:end]
     first: dict[tuple[str, ...], int] = {}
-    keys = [_key(item) for item in run]
+    keys = _keys(run)
     for index, key in enumerate(keys):
         first.setdefault(key, index)
     order = sorted(range(len(run)), key=lambda index: (first[keys[index]], index))
     items[begin:end] = [run[index] for index in order]
 
 
-def _key(item: pytest.Item) -> tuple[str, ...]:
-    plan = plan_of(item)
-    return plan.boards if plan is not None and plan.leases else ()
+def _keys(items: list[pytest.Item]) -> list[tuple[str, ...]]:
+    """Return for each test its boards and firmware; one that needs no firmware goes with the test before it."""
+    firmware: dict[tuple[str, ...], str] = {}
+    keys: list[tuple[str, ...]] = []
+    for item in items:
+        plan = plan_of(item)
+        boards = plan.boards if plan is not None and plan.leases else ()
+        if plan is not None and plan.firmware_key:
+            firmware[boards] = plan.firmware_key
+        keys.append((*boards, firmware.get(boards, "")))
+    return keys
 
 
 def _where(item: pytest.Item) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
 
 from pytest_esp.names import nearest
-from pytest_esp.plugin.options import CHIPS
+from pytest_esp.plugin.options import CHIPS, FLASH_POLICIES
 
-FIXTURES = frozenset({"board", "boards", "esp", "console", "faults"})
+FIXTURES = frozenset({"board", "boards", "esp", "console", "faults", "firmware"})
 """Fixtures that lease a board for a test."""
 
 SESSION_FIXTURES = frozenset({"session_board", "session_esp"})
@@ -20,10 +21,26 @@ SESSION_FIXTURES = frozenset({"session_board", "session_esp"})
 _SCOPES = ("test", "module", "session")
 _EACH = ("chip", "board")
 _KEYWORDS = ("chip", "backend", "features", "flash", "count", "each", "board", "scope")
+_FIRMWARE_KEYWORDS = ("flash", "scope")
 
 
 class MarkerError(Exception):
     """A marker is written wrongly; the message says how and what was probably meant."""
+
+
+@dataclass(frozen=True)
+class FirmwareWanted:
+    """What a test wants of the fixture ``firmware``.
+
+    Attributes:
+        paths: of builds, as the marker says them; empty for those of the run's options.
+        flash: one of `options.FLASH_POLICIES`.
+        scope: which tests share one boot: one ``"test"``, a ``"module"`` or the ``"session"``.
+    """
+
+    paths: tuple[str, ...] = ()
+    flash: str = "changed"
+    scope: str = "test"
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,7 @@ class Wanted:
         scope: for how long one board is held: ``"test"``, ``"module"`` or ``"session"``.
         burns, erases: what it does to the board.
         faults: whether it spoils the wire, which only virtual boards let it.
+        firmware: what it wants to be flashed; None if it does not use that fixture.
     """
 
     chip: tuple[str, ...] = ()
@@ -53,6 +71,7 @@ class Wanted:
     burns: bool = False
     erases: bool = False
     faults: bool = False
+    firmware: FirmwareWanted | None = None
 
 
 def wanted(marks: Iterable[pytest.Mark], fixturenames: Iterable[str] = ()) -> Wanted:
@@ -61,13 +80,19 @@ def wanted(marks: Iterable[pytest.Mark], fixturenames: Iterable[str] = ()) -> Wa
     Raises:
         MarkerError: for an unknown keyword or value.
     """
+    marks = list(marks)
     given: dict[str, Any] = {}
-    names: set[str] = set()
+    names = {mark.name for mark in marks}
     for mark in marks:
-        names.add(mark.name)
         if mark.name == "esp":
-            _check_keywords(mark)
+            if mark.args:
+                raise MarkerError(
+                    f"@pytest.mark.esp takes keywords only, not {mark.args[0]!r}: write e.g. chip={mark.args[0]!r}"
+                )
+            _check_keywords(mark, _KEYWORDS)
             given = {**mark.kwargs, **given}
+    firmware = _firmware(marks)
+    uses_firmware = "firmware" in fixturenames
     return Wanted(
         chip=tuple(_chip(chip) for chip in _words("chip", given.get("chip"))),
         backend=_words("backend", given.get("backend")),
@@ -76,10 +101,30 @@ def wanted(marks: Iterable[pytest.Mark], fixturenames: Iterable[str] = ()) -> Wa
         count=_count(given.get("count", 1)),
         each=_choice("each", given["each"], _EACH) if given.get("each") is not None else None,
         board=_words("board", given.get("board"))[0] if given.get("board") else None,
-        scope=_choice("scope", given.get("scope", "test"), _SCOPES),
+        # Tests that share a boot share the board.
+        scope=_choice("scope", given.get("scope", firmware.scope if uses_firmware else "test"), _SCOPES),
         burns="burns" in names,
         erases="erases" in names,
         faults="faults" in fixturenames,
+        firmware=firmware if uses_firmware else None,
+    )
+
+
+def _firmware(marks: Iterable[pytest.Mark]) -> FirmwareWanted:
+    """Read the ``firmware`` markers, the nearest first: what is nearer to the test wins, paths and keywords each."""
+    paths: tuple[str, ...] = ()
+    given: dict[str, Any] = {}
+    for mark in marks:
+        if mark.name == "firmware":
+            _check_keywords(mark, _FIRMWARE_KEYWORDS)
+            if not all(isinstance(path, (str, os.PathLike)) for path in mark.args):
+                raise MarkerError(f"@pytest.mark.firmware: {mark.args!r} are no paths: write e.g. 'build'")
+            paths = paths or tuple(os.fspath(path) for path in mark.args)
+            given = {**mark.kwargs, **given}
+    return FirmwareWanted(
+        paths,
+        flash=_choice("flash", given.get("flash", "changed"), FLASH_POLICIES, "firmware"),
+        scope=_choice("scope", given.get("scope", "test"), _SCOPES, "firmware"),
     )
 
 
@@ -93,16 +138,12 @@ def uses_session_board(fixturenames: Iterable[str]) -> bool:
     return not SESSION_FIXTURES.isdisjoint(fixturenames)
 
 
-def _check_keywords(mark: pytest.Mark) -> None:
-    if mark.args:
-        raise MarkerError(
-            f"@pytest.mark.esp takes keywords only, not {mark.args[0]!r}: write e.g. chip={mark.args[0]!r}"
-        )
+def _check_keywords(mark: pytest.Mark, known: Sequence[str]) -> None:
     for keyword in mark.kwargs:
-        if keyword not in _KEYWORDS:
+        if keyword not in known:
             raise MarkerError(
-                f"@pytest.mark.esp has no keyword {keyword!r}; "
-                f"did you mean {nearest(keyword, _KEYWORDS, 1)}? (it has {', '.join(_KEYWORDS)})"
+                f"@pytest.mark.{mark.name} has no keyword {keyword!r}; "
+                f"did you mean {nearest(keyword, known, 1)}? (it has {', '.join(known)})"
             )
 
 
@@ -139,10 +180,10 @@ def _count(value: object) -> int:
     return value
 
 
-def _choice(keyword: str, value: object, choices: tuple[str, ...]) -> str:
+def _choice(keyword: str, value: object, choices: tuple[str, ...], marker: str = "esp") -> str:
     if value not in choices:
         raise MarkerError(
-            f"@pytest.mark.esp: {keyword}={value!r} is unknown; "
+            f"@pytest.mark.{marker}: {keyword}={value!r} is unknown; "
             f"did you mean {nearest(str(value), choices, 1)!r}? (it can be {', '.join(choices)})"
         )
     return cast(str, value)

@@ -103,12 +103,12 @@ class Worker:
         return True
 
 
-def _demand(item: pytest.Item) -> tuple[list[str], int, str]:
+def _demand(item: pytest.Item) -> tuple[list[str], int, str, str]:
     plan = plan_of(item)
-    if plan is None or not plan.leases or plan.reason is not None:
-        return [], 0, ""
+    if plan is None or not plan.takes_boards:
+        return [], 0, "", ""
     unit = unit_of(item, plan)
-    return list(plan.boards), plan.wanted.count, "" if unit is None else "|".join(unit)
+    return list(plan.boards), plan.wanted.count, "" if unit is None else "|".join(unit), plan.firmware_key
 
 
 def _leave_no_allure_result(item: pytest.Item) -> None:

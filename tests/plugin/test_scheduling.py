@@ -102,7 +102,7 @@ class Clock:
                 board for other in others for index in self.tests_of(other) for board in other.promised.get(index, ())
             }
             for index in self.scheduler.pending:
-                boards, needed, unit = self.demands[index]
+                boards, needed, unit, _ = self.demands[index]
                 assert unit or len(set(boards) - taken) < needed, f"an idle worker could run {self.demands[index]}"
 
 
@@ -128,8 +128,19 @@ def run(workers, demands, durations):
     return clock, seconds
 
 
-def on(*boards, needed=1, unit=""):
-    return Demand(boards, needed, unit)
+def on(*boards, needed=1, unit="", firmware=""):
+    return Demand(boards, needed, unit, firmware)
+
+
+def flashes(clock):
+    """How often a board gets other firmware than it has."""
+    count, there = 0, {}
+    for index, worker in clock.ran:
+        firmware = clock.demands[index].firmware
+        for board in worker.promised.get(index, ()):
+            count += firmware not in ("", there.get(board))
+            there[board] = firmware or there.get(board)
+    return count
 
 
 def test_each_board_has_a_worker():
@@ -183,6 +194,22 @@ def test_a_unit_stays_with_one_worker():
     assert seconds == pytest.approx(6, abs=0.5)
 
 
+def test_tests_of_one_firmware_follow_each_other_on_a_board():
+    demands = [on("a", "b", firmware=name) for name in ("one", "two") * 10]
+    clock, seconds = run(2, demands, [1.0] * 20)
+    assert flashes(clock) == 2
+    assert seconds == pytest.approx(10, abs=0.5)
+    clock, _ = run(1, [on("a", firmware=name) for name in ("one", "", "two", "three") * 5], [1.0] * 20)
+    assert flashes(clock) == 3
+
+
+def test_a_worker_that_has_done_its_firmware_helps_with_the_other():
+    demands = [on("a", "b", firmware="one")] * 4 + [on("a", "b", firmware="two")] * 12
+    clock, seconds = run(2, demands, [1.0] * 16)
+    assert flashes(clock) == 3
+    assert seconds == pytest.approx(8, abs=1.5)
+
+
 @given(data=st.data(), workers=st.integers(1, 5), tests=st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
 def test_every_test_runs_once_and_no_board_is_driven_by_two(data, workers, tests):
@@ -194,6 +221,7 @@ def test_every_test_runs_once_and_no_board_is_driven_by_two(data, workers, tests
         boards.map(lambda names: Demand(names, 1, "")),
         boards.map(lambda names: Demand(names, len(names), "")),
         boards.map(lambda names: Demand(names, 1, "unit" + "".join(names))),
+        st.builds(Demand, boards, st.just(1), st.just(""), st.sampled_from(["one", "two"])),
     )
     demands = data.draw(st.lists(demand, min_size=tests, max_size=tests))
     durations = data.draw(st.lists(st.sampled_from([0.001, 0.05, 0.5, 5.0]), min_size=tests, max_size=tests))

@@ -1,0 +1,144 @@
+"""The fixture ``firmware``: which build a test gets, and how it comes onto the board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_esp.errors import FirmwareError
+from pytest_esp.plugin.options import FIRMWARE_ENVIRONMENT, options_of
+from pytest_esp.plugin.wanted import FirmwareWanted
+
+if TYPE_CHECKING:
+    from pytest_esp.link.link import Link
+    from pytest_esp.operations.builds import Build
+    from pytest_esp.operations.firmware import Firmware
+    from pytest_esp.plugin.bench import Held
+
+_BUILDS = pytest.StashKey[dict[Path, "list[Build]"]]()
+_LOADED = pytest.StashKey[dict[tuple[Path, str], "Firmware"]]()
+
+NOT_NAMED = (
+    "no firmware is named: give --firmware DIR, esp_firmware in the ini file, "
+    f"{FIRMWARE_ENVIRONMENT}, or @pytest.mark.firmware('build')"
+)
+
+
+def sources_of(config: pytest.Config, home: Path, want: FirmwareWanted) -> tuple[Path, ...]:
+    """Return the paths that a test's firmware is looked for in; those of markers are relative to *home*."""
+    return tuple(home / Path(path).expanduser() for path in want.paths) or options_of(config).firmware
+
+
+def policy_of(config: pytest.Config, want: FirmwareWanted) -> str:
+    """Return when it is flashed (see `options.FLASH_POLICIES`); the command line goes past the marker."""
+    return options_of(config).flash or want.flash
+
+
+def chips_of(config: pytest.Config, sources: tuple[Path, ...]) -> dict[str, None]:
+    """Return the chips that there are builds for, by listings and headers alone; each source is looked at once.
+
+    Raises:
+        FirmwareError: if one of them is no build.
+    """
+    return dict.fromkeys(build.chip or "?" for source in sources for build in _builds(config, source))
+
+
+def why_not(config: pytest.Config, sources: tuple[Path, ...], chip: str) -> str:
+    """Return why there is no firmware for *chip*; empty if there is one.
+
+    Raises:
+        FirmwareError: if one of the sources is no build.
+    """
+    if not sources:
+        return NOT_NAMED
+    chips = chips_of(config, sources)
+    if chip in chips or "?" in chips or chip == "auto":
+        return ""
+    return f"its chip is {chip}, but the firmware is for {', '.join(chips)}"
+
+
+def _builds(config: pytest.Config, source: Path) -> list[Build]:
+    from pytest_esp.operations.builds import builds_in
+
+    known = config.stash.setdefault(_BUILDS, {})
+    if source not in known:
+        known[source] = builds_in(source)
+    return known[source]
+
+
+def choose(config: pytest.Config, sources: tuple[Path, ...], chip: str) -> Firmware:
+    """Return the build for *chip*: of the first source that has one.
+
+    Raises:
+        FirmwareError: if there is none, several would do, or a file is missing.
+    """
+    from pytest_esp.operations.firmware import Firmware
+
+    loaded = config.stash.setdefault(_LOADED, {})
+    for source in sources:
+        if why_not(config, (source,), chip):
+            continue
+        if (source, chip) not in loaded:
+            loaded[source, chip] = Firmware.open(source, None if chip == "auto" else chip)
+        return loaded[source, chip]
+    raise FirmwareError(why_not(config, sources, chip))
+
+
+def bring_up(held: Held, firmware: Firmware, policy: str, unit: tuple[str, ...] | None) -> None:
+    """See to it that the board runs *firmware*, and that its console begins with that boot.
+
+    Args:
+        held: the board; one that is off is flashed before it is started, if its flash can be reached so.
+        firmware: what it shall run.
+        policy: one of `options.FLASH_POLICIES`.
+        unit: for what it is booted once: a board that was booted for it, and left alone since, runs on. None: it is
+            booted in any case.
+
+    Raises:
+        EspError: if it cannot be flashed, or other firmware would start.
+    """
+    link = held.link
+    if unit is not None and held.booted == (unit, link.boots) and link.runs_app:
+        return
+    link.elf = firmware.elf
+    install(link, firmware, policy)
+    link.boot()
+    held.booted = (unit, link.boots)
+
+
+def install(link: Link, firmware: Firmware, policy: str) -> None:
+    """Write *firmware* if *policy* says so, and check that it is what the bootloader will start.
+
+    Raises:
+        EspError: if it cannot be written. FirmwareError: if other firmware would start.
+    """
+    from pytest_esp.operations import flash
+
+    if policy != "never":
+        flash.write(link, firmware, skip_unchanged=policy == "changed")
+    if firmware.app is not None:
+        _check_app(link, firmware, policy)
+    elif policy == "never" and not flash.verify(link, firmware).matches:
+        raise FirmwareError(f"{firmware.name} is not what is in flash", hint="--esp-flash=changed flashes it")
+
+
+def _check_app(link: Link, firmware: Firmware, policy: str) -> None:
+    """Compare descriptors: what counts is what is in flash now, not what was written once."""
+    from pytest_esp.operations import partitions
+
+    installed = partitions.app(link)
+    if installed.app == firmware.app:
+        return
+    other = f"{installed.app.project} {installed.app.version}" if installed.app else "something without a descriptor"
+    hint = (
+        "--esp-flash=changed flashes it"
+        if policy == "never"
+        else "otadata chooses that partition: erase it by esp.flash.erase('otadata'), or flash a build that has its own"
+    )
+    raise FirmwareError(
+        f"not {firmware.name} would start, but {other}, from the partition {installed.slot.name}",
+        board=link.board.name,
+        hint=hint,
+    )
