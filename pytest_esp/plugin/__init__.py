@@ -40,6 +40,7 @@ from pytest_esp.plugin.selection import (
     rack_of,
     refuse_without_board,
 )
+from pytest_esp.plugin.unity import UnityReports, unity
 from pytest_esp.plugin.wanted import uses_session_board
 from pytest_esp.plugin.worker import Worker
 from pytest_esp.plugin.xdist import BARRIERS, CHANNEL, Controller
@@ -62,6 +63,7 @@ __all__ = [
     "rack",
     "session_board",
     "session_esp",
+    "unity",
 ]
 
 _FAILED = pytest.StashKey[bool]()
@@ -71,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and the hooks that this process needs."""
     register_markers(config)
     options_of(config)
+    config.pluginmanager.register(UnityReports(config), "esp-unity")
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
         config.stash[BENCH] = Bench(config, lambda line: _announce(config, line))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import allure
 import pytest
@@ -28,6 +29,23 @@ def attach(usages: Iterable[Usage], transcripts: dict[str, str], console_logs: d
         allure.attach(text, f"esptool on {name}", AttachmentType.TEXT)
     for name, path in console_logs.items():
         allure.attach.file(str(path), f"console of {name}", AttachmentType.TEXT)
+
+
+@contextlib.contextmanager
+def unity_case(name: str) -> Generator[Callable[[str], None]]:
+    """Make a test case of an app a step of the running test; yield what attaches its log."""
+    with allure.step(name):
+        yield lambda log: allure.attach(log, f"log of {name}", AttachmentType.TEXT) if log else None
+
+
+@contextlib.contextmanager
+def unchanged_status(config: pytest.Config) -> Generator[None]:
+    """Keep the running test's status: allure-pytest takes a skipped subtest for a skipped test."""
+    listener: Any = config.pluginmanager.get_plugin("allure_listener")
+    result = listener.allure_logger.get_test(None)
+    status, details = result.status, result.statusDetails
+    yield
+    result.status, result.statusDetails = status, details
 
 
 def write_environment(folder: Path, rack: Rack) -> None:

@@ -98,7 +98,8 @@ class RackSummary:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take one phase of one test."""
-        if report.outcome != "passed" and self._outcomes.get(report.nodeid) != "failed":
+        is_subtest = hasattr(report, "context")  # as pytest.Subtests makes them
+        if report.failed or (report.skipped and not is_subtest and self._outcomes.get(report.nodeid) != "failed"):
             self._outcomes[report.nodeid] = report.outcome
         if report.when != "teardown":
             return

@@ -34,7 +34,7 @@ class Dialogue:
     answered is said again.
 
     Args:
-        link: to the board; its app is started if the loader runs.
+        link: to the board, which is reset unless its app was started over this link and has run since.
         boot_timeout: seconds from a reset to the app's offer to print its menu.
 
     Attributes:
@@ -46,7 +46,7 @@ class Dialogue:
         self.boot_timeout = boot_timeout
         self.is_ready = False
         self._echoes = False
-        if link.is_open and link.session.is_connected:
+        if not (link.port.is_open and link.runs_app):
             self.restart()
 
     @property

@@ -63,7 +63,7 @@ class Suite:
         self._dialogues = [Dialogue(link, boot_timeout) for link in links]
         if elf is not None:
             for link in links:
-                link.console.elf = Path(elf)
+                link.elf = link.console.elf = Path(elf)
         self._menus = [dialogue.menu() for dialogue in self._dialogues]
 
     @property

@@ -1,0 +1,88 @@
+"""Elements of junit.xml for the test cases of an app; imported only where there are some.
+
+pytest has no public way to add an element to its report, so this leans on ``_pytest.junitxml`` (8.2 to 9.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+from _pytest.junitxml import bin_xml_escape, xml_key
+
+_WITH_OUTPUT = ("system-out", "out-err", "all")
+
+
+class JunitCases:
+    """Moves what pytest writes for one report of a test into elements of the test's cases.
+
+    A context: what pytest does with the report happens inside it.
+
+    Args:
+        config: of the run; nothing happens if it writes no junit.xml.
+        report: of a subtest, or of the test.
+    """
+
+    def __init__(self, config: pytest.Config, report: pytest.TestReport) -> None:
+        self._xml: Any = config.stash.get(xml_key, None)
+        self._report = report
+        self._nodes = 0
+        self._duration = 0.0
+
+    def __enter__(self) -> JunitCases:
+        """Remember what the test's own element has."""
+        if self._xml is not None:
+            test = self._xml.node_reporter(self._report)
+            self._nodes, self._duration = len(test.nodes), test.duration
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+    def add(self, record: Mapping[str, Any] | None, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add an element for the case of the subtest, *record*, or for all cases of the test."""
+        if self._xml is None:
+            return
+        test = self._xml.node_reporter(self._report)
+        if record is not None:
+            element = self._element(test, record)
+            # Failures and skips that pytest has just written and counted, into the element of the whole test.
+            element.nodes += test.nodes[self._nodes :]
+            del test.nodes[self._nodes :]
+            test.duration = self._duration
+            self._xml.open_reports[:] = [one for one in self._xml.open_reports if one is not self._report]
+            self._add_log(element, record)
+        for one in records:
+            element = self._element(test, one)
+            self._add_end(element, one)
+            self._add_log(element, one)
+
+    def _element(self, test: Any, record: Mapping[str, Any]) -> Any:
+        """Return a new element, that of a test whose class is the whole test."""
+        element = type(test)(test.id, self._xml)
+        element.add_attribute("classname", f"{test.attrs['classname']}.{test.attrs['name']}")
+        element.add_attribute("name", record["name"])
+        if self._xml.family == "xunit1":
+            for key in ("file", "line"):
+                if record.get(key) is not None:
+                    element.add_attribute(key, record[key])
+        element.duration = record.get("seconds", 0.0)
+        for key in ("status", "board", "attempts"):
+            if record.get(key):
+                element.add_property(key, record[key])
+        self._xml.node_reporters_ordered.append(element)
+        return element
+
+    def _add_end(self, element: Any, record: Mapping[str, Any]) -> None:
+        """Say how a case ended that has no report of its own, and count it."""
+        if record.get("status") == "passed":
+            self._xml.add_stats("passed")
+            return
+        tag = "skipped" if record.get("status") == "ignored" else "failure"
+        message = str(record.get("message") or record.get("status"))
+        element._add_simple(tag, bin_xml_escape(message), record.get("text"))
+
+    def _add_log(self, element: Any, record: Mapping[str, Any]) -> None:
+        if self._xml.logging in _WITH_OUTPUT and record.get("log"):
+            element._write_content(self._report, record["log"], "system-out")

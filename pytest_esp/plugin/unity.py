@@ -1,0 +1,254 @@
+"""The fixture ``unity``: every test case of the app is a subtest, and a test case of its own in junit.xml.
+
+pytest puts the failures of all subtests into the one ``<testcase>`` of their test, counts the others, and writes
+nothing of them. Here each gets an element with its name, its time and its message: where junit.xml is written, that is
+in xdist's controller, out of the reports that the workers send.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_esp.errors import EspError
+from pytest_esp.plugin.bench import Held
+
+if TYPE_CHECKING:
+    import os
+
+    from pytest_esp.link.link import Link
+    from pytest_esp.operations.unity import Case, CaseResult, Menu, Report, Status
+
+_RECORD = "esp_unity_case"
+"""Attribute of a subtest's report: what junit.xml is to say of the case, plain data."""
+_RECORDS = "esp_unity_cases"
+"""The same for all cases of a test, on its own report, where pytest has no subtests."""
+
+_CURRENT = pytest.StashKey[dict[str, Any]]()
+_UNREPORTED = pytest.StashKey[list[dict[str, Any]]]()
+_HAS_SUBTESTS = hasattr(pytest, "Subtests")
+_LONGEST_LOG = 64 * 1024
+_TAIL_LINES = 60
+_BOOT_TIMEOUT = 30.0
+_STACK_ROW = re.compile(r"[0-9a-f]{8}:(?: 0x[0-9a-f]{8})+")
+
+
+class Unity:
+    """The test cases of the app on a test's boards.
+
+    Args:
+        request: of the test.
+        links: to its boards, the first of which runs what is not for several.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest, links: Sequence[Link]) -> None:
+        self._request = request
+        self._item: pytest.Item = request.node
+        self._links = links
+
+    def menu(self, *, boot_timeout: float = _BOOT_TIMEOUT) -> Menu:
+        """Return the cases that the app on the first board offers; see `operations.unity.menu`."""
+        from pytest_esp.operations import unity
+
+        return unity.menu(self._links[0], boot_timeout=boot_timeout)
+
+    def run(
+        self,
+        case: Case | int | str,
+        *,
+        timeout: float = 60.0,
+        elf: str | os.PathLike[str] | None = None,
+        boot_timeout: float = _BOOT_TIMEOUT,
+    ) -> CaseResult:
+        """Run one case and return what came of it, for the test to judge; see `operations.unity.run`.
+
+        A multi-device case runs on all boards of the test.
+        """
+        from pytest_esp.operations import unity
+
+        with unity.Suite(self._links, elf=elf, boot_timeout=boot_timeout) as suite:
+            found = suite.menu.case(case.name if not isinstance(case, (int, str)) else case)
+            return suite.run(found, unity.Conditions(timeout, include_ignored=True))
+
+    def run_all(
+        self,
+        *,
+        names: str | Sequence[str] = (),
+        groups: str | Sequence[str] = (),
+        attributes: Mapping[str, str] | None = None,
+        invert: bool = False,
+        include_ignored: bool = False,
+        retries: int = 0,
+        retry_on: Sequence[Status] = ("crashed", "timeout", "failed"),
+        timeout: float = 60.0,
+        elf: str | os.PathLike[str] | None = None,
+        boot_timeout: float = _BOOT_TIMEOUT,
+    ) -> Report:
+        """Run the cases that fulfil all of what is given, each as a subtest; see `operations.unity.run_all`.
+
+        Multi-device cases run on all boards of the test, and are skipped if these are too few. What the app or its
+        case says is to be ignored is skipped. With a pytest older than 9, which has no subtests, the test fails in
+        the end, with the list of what failed.
+        """
+        from pytest_esp.operations import unity
+
+        selection = unity.Selection.of(names, groups, attributes, invert)
+        conditions = unity.Conditions(timeout, include_ignored, retries, tuple(retry_on))
+        with unity.Suite(self._links, elf=elf, boot_timeout=boot_timeout) as suite:
+            chosen = selection.choose(suite.menu)
+            results = [self._report(case, partial(suite.run, case, conditions)) for case in chosen]
+        if not _HAS_SUBTESTS:
+            _fail_for_all(results)
+        return unity.Report(tuple(results))
+
+    def _report(self, case: Case, run: Callable[[], CaseResult]) -> CaseResult:
+        """Run a case as a subtest.
+
+        Raises:
+            EspError: if no further case can be run.
+        """
+        from pytest_esp.operations.unity import CaseResult
+
+        record = self._item.stash[_CURRENT] = {"name": case.name}
+        broken: EspError | None = None
+        result: CaseResult | None = None
+        try:
+            with self._subtest(case.name), _allure_step(self._item.config, case.name) as attach:
+                try:
+                    result = run()
+                except EspError as error:
+                    broken = error
+                    result = CaseResult(case.name, "crashed", error.message, board=error.board or "", tags=case.tags)
+                record.update(_record(result))
+                attach(result.log)
+                _judge(result)
+        finally:
+            del self._item.stash[_CURRENT]
+        if not _HAS_SUBTESTS:
+            self._item.stash.setdefault(_UNREPORTED, []).append(record)
+        if broken is not None:
+            raise broken
+        assert result is not None
+        return result
+
+    def _subtest(self, name: str) -> AbstractContextManager[object]:
+        if _HAS_SUBTESTS:
+            return self._request.getfixturevalue("subtests").test(name)
+        return contextlib.suppress(pytest.fail.Exception, pytest.skip.Exception)
+
+
+@pytest.fixture
+def unity(request: pytest.FixtureRequest, esp: object, _esp_held: list[Held]) -> Unity:
+    """The Unity test cases of the app on `board`, or on all `boards`: ``unity.run_all(groups="[queue]")``."""
+    return Unity(request, [held.link for held in _esp_held])
+
+
+def _record(result: CaseResult) -> dict[str, Any]:
+    """Return what a report carries of a result: plain data, which xdist can send."""
+    return {
+        "name": result.name,
+        "status": result.status,
+        "seconds": result.seconds,
+        "message": result.message,
+        "text": result.describe(),
+        "file": result.file,
+        "line": result.line,
+        "board": result.board,
+        "attempts": result.attempts,
+        "log": result.log[-_LONGEST_LOG:],
+    }
+
+
+def _judge(result: CaseResult) -> None:
+    """Fail or skip as the case did."""
+    if result.status == "ignored":
+        raise pytest.skip.Exception(result.message or "ignored by the app", _use_item_location=True)
+    if result.is_problem:  # pytest says the name, and that it failed
+        pytest.fail(result.describe().removeprefix(f"{result.name}: ").removeprefix("failed: "), pytrace=False)
+
+
+def _fail_for_all(results: Iterable[CaseResult]) -> None:
+    problems = [result for result in results if result.is_problem]
+    if problems:
+        text = "\n\n".join(result.describe() for result in problems)
+        pytest.fail(f"{len(problems)} of the app's test cases went wrong:\n{text}", pytrace=False)
+
+
+@contextlib.contextmanager
+def _allure_step(config: pytest.Config, name: str) -> Generator[Callable[[str], None]]:
+    """Make a case a step in allure's report, with its log, in runs that have one."""
+    if not config.pluginmanager.hasplugin("allure_listener"):
+        yield lambda log: None
+        return
+    from pytest_esp.plugin import allure
+
+    with allure.unity_case(name) as attach:
+        yield attach
+
+
+class UnityReports:
+    """Adds to reports what is known of cases, and to junit.xml what pytest leaves out.
+
+    Args:
+        config: of this run.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Put a case on its subtest's report, with its log instead of the whole console's."""
+        record = item.stash.get(_CURRENT, None)
+        if record is None:
+            report = yield
+            if report.when == "call" and (unreported := item.stash.get(_UNREPORTED, None)):
+                setattr(report, _RECORDS, unreported)
+            return report
+        with _unskipped(self._config, is_ignored=record.get("status") == "ignored"):
+            report = yield
+        setattr(report, _RECORD, record)
+        report.sections.clear()
+        if report.failed and (log := str(record.get("log", ""))):
+            report.sections.append((f"log of {record['name']}", _readable(log)))
+        return report
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
+        """Give each case an element of its own in junit.xml."""
+        record, records = getattr(report, _RECORD, None), getattr(report, _RECORDS, ())
+        if record is None and not records:
+            yield
+            return
+        from pytest_esp.plugin.junit import JunitCases
+
+        with JunitCases(self._config, report) as cases:
+            yield
+            cases.add(record, records)
+
+
+def _readable(log: str) -> str:
+    """Return the end of a log without the stack's contents, which a decoded crash has made use of."""
+    lines = [line for line in log.splitlines() if not _STACK_ROW.match(line)]
+    left_out = [f"({len(lines) - _TAIL_LINES} lines before)"] if len(lines) > _TAIL_LINES else []
+    return "\n".join(left_out + lines[-_TAIL_LINES:])
+
+
+@contextlib.contextmanager
+def _unskipped(config: pytest.Config, *, is_ignored: bool) -> Generator[None]:
+    """Let a subtest that is skipped leave the outcome of its test alone in allure's report."""
+    if not is_ignored or not config.pluginmanager.hasplugin("allure_listener"):
+        yield
+        return
+    from pytest_esp.plugin import allure
+
+    with allure.unchanged_status(config):
+        yield
