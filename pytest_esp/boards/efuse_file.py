@@ -54,19 +54,24 @@ class EfuseFile:
     @property
     def revision(self) -> int:
         """Major * 100 + minor, as esptool would find it (``ESPLoader.get_chip_revision``)."""
+        return int(self._reader().get_chip_revision())
+
+    @property
+    def mac(self) -> bytes:
+        """The base MAC address, as esptool would find it (``ESPLoader.read_mac``)."""
+        return bytes(self._reader().read_mac("BASE_MAC"))
+
+    def _reader(self) -> Any:
+        """Return esptool's class of the chip, over these registers."""
         words = self._words
 
         class Reader(self._rom):
-            """esptool's getters, over these registers."""
-
             def __init__(self) -> None: ...
 
             def read_reg(self, addr: int, timeout: float = 0.0) -> int:
-                """Return the register at *addr*."""
                 return words[addr]
 
-        reader: Any = Reader()
-        return int(reader.get_chip_revision())
+        return Reader()
 
     @property
     def guards_flash(self) -> bool:

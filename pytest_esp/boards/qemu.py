@@ -78,7 +78,7 @@ class QemuBoard(Board):
     @property
     def mac(self) -> str:
         """The base MAC address in its eFuses, ``7c:df:a1:00:00:01``."""
-        return self._mac.hex(":")
+        return self._efuses().mac.hex(":")
 
     @property
     def flash_file(self) -> Path:
@@ -103,7 +103,7 @@ class QemuBoard(Board):
         return self.folder or self.rack.state_dir(self.spec)
 
     @property
-    def _mac(self) -> bytes:
+    def _new_mac(self) -> bytes:
         return parse_mac(self.spec.mac) if self.spec.mac else made_up_mac(identity(self.spec, self.rack))
 
     # -- running
@@ -171,7 +171,7 @@ class QemuBoard(Board):
             return self._checked(machine, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(new_efuses(machine, self._mac, self.spec.revision))
+            path.write_bytes(new_efuses(machine, self._new_mac, self.spec.revision))
         except OSError as error:
             raise BackendError(f"the eFuse file {path} cannot be written: {error.strerror}") from error
         return path
@@ -260,4 +260,4 @@ class QemuBoard(Board):
         kept = self.spec.efuse_file
         if kept is not None and kept.exists():
             return EfuseFile(machine, self._checked(machine, kept).read_bytes())
-        return EfuseFile(machine, new_efuses(machine, self._mac, self.spec.revision))
+        return EfuseFile(machine, new_efuses(machine, self._new_mac, self.spec.revision))

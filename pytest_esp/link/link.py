@@ -197,7 +197,8 @@ class Link:
     def begin_log(self, journal: Path | None = None, echo: Callable[[str], None] | None = None) -> None:
         """Begin the transcript and the console's log anew, for another test on the same open board.
 
-        What the app said before is dropped; the connection to the loader, if there is one, stays as it is.
+        What the app said before is dropped; the connection to the loader, if there is one, stays as it is. A port that
+        vanished meanwhile (an emulator that died) is closed: the next use opens it anew.
 
         Args:
             journal, echo: of the new console (see `Console`).
@@ -205,7 +206,11 @@ class Link:
         self.transcript.clear()
         self._journal, self._echo = journal, echo
         self._close_console()
-        if self._port is not None and not (self._session and self._session.is_connected):
+        if self._port is None:
+            return
+        if _has_vanished(self._port):
+            self.close()
+        elif not (self._session and self._session.is_connected):
             self._port.reset_input_buffer()
 
     @property
@@ -246,3 +251,10 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _has_vanished(port: Port) -> bool:
+    try:
+        return port.in_waiting < 0
+    except OSError:
+        return True

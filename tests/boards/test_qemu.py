@@ -224,6 +224,12 @@ def burn_and_read_again(board, chip, **keys):
     return tuple(found)
 
 
+def test_the_address_is_that_of_the_efuse_file(board, tmp_path):
+    kept = str(tmp_path / "efuse.bin")
+    board(flash=None, mac="7c:df:a1:00:be:ef", efuse_file=kept).open()
+    assert board(flash=None, name="other", efuse_file=kept).mac == "7c:df:a1:00:be:ef"
+
+
 def test_an_efuse_file_of_another_chip_is_refused(board, tmp_path):
     file = tmp_path / "efuse.bin"
     file.write_bytes(bytes(124))
