@@ -1,11 +1,13 @@
 """Test cases on the chip as pytest shows and records them: on simulated chips with the test firmware's app."""
 
 import json
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+TOOLS = os.environ.get("IDF_TOOLS_PATH") or str(Path.home() / ".espressif")  # pytester gives tests another home
 FIRMWARE = Path(__file__).parents[1] / "firmware"
 RACK = """
 [boards.{0}]
@@ -141,6 +143,25 @@ def test_a_crash_is_decoded_with_the_elf(app, build_of):
     app.run("--board=one").stdout.fnmatch_lines(
         ["#0 0x* in store_through (crash.c:*)", "#3 0x* in crashes (cases.c:*)"]
     )
+
+
+def test_real_programs_on_two_machines_at_once(project, build_of, need_qemu, monkeypatch):
+    monkeypatch.setenv("IDF_TOOLS_PATH", TOOLS)
+    for chip in ("esp32", "esp32c3"):
+        need_qemu(chip)
+    project.rack("".join(f'[boards.q-{chip}]\nbackend = "qemu"\nchip = "{chip}"\n' for chip in ("esp32", "esp32c3")))
+    project.file(f"""
+        @pytest.mark.firmware("{build_of("esp32")}", "{build_of("esp32c3")}")
+        @pytest.mark.esp(each="chip")
+        def test_app(firmware, unity):
+            unity.run_all(names=["memory*", "one is two", "case crashes"])
+    """)
+    code, output = project.run_process("--junitxml=junit.xml", "-n2")
+    assert code == pytest.ExitCode.TESTS_FAILED, output
+    named = {key: case for key, case in junit_cases(project).items() if key[0] != "test_it"}
+    assert sorted(map(status_of, named.values())) == 2 * ["crashed"] + 2 * ["failed"] + 4 * ["passed"], output
+    for chip in ("esp32", "esp32c3"):
+        assert "in store_through (crash.c:" in named[f"test_it.test_app[{chip}]", "case crashes"].find("failure").text
 
 
 def test_a_single_case_is_for_the_test_to_judge(app):
