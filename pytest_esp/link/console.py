@@ -320,6 +320,7 @@ class Console:
             ConsoleError: if it did not come in time, came too early, or an *unless* came first; says what came instead.
             PortError: if the port is gone; says why (an emulator's last words).
         """
+        __tracebackhide__ = True  # pytest shows the test's own line
         with self._changed:
             begun = time.monotonic()
             wait = self._wait_for(_list(pattern), _list(unless), timeout, ignore_crashes)
@@ -345,6 +346,7 @@ class Console:
         Raises:
             ConsoleError, PortError: as `expect` does; names what is missing.
         """
+        __tracebackhide__ = True
         deadline = time.monotonic() + timeout
         with self._changed:
             begin = self._position
@@ -365,6 +367,7 @@ class Console:
         Raises:
             ConsoleError, PortError: as `expect` does.
         """
+        __tracebackhide__ = True
         with self._changed:
             begin = self._position
             self.expect(pattern, timeout)
