@@ -66,7 +66,7 @@ IDLE = f"""
 import time
 
 import pytest
-from side_by_side.cpu import cpu_seconds
+from cpu import cpu_seconds
 
 
 def test_idle(FIXTURE, record):

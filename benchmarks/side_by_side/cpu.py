@@ -1,4 +1,4 @@
-"""Processor time of a process and all that it has started, from /proc; tests of both sides import it."""
+"""Processor time of a process and all that it has started, from /proc; each run has a copy beside its tests."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from rich.table import Table
 
 from side_by_side.peer import VERSION
 
-BENCHMARKS = Path(__file__).parents[1]
 RECORDS = "records.jsonl"
 """What tests and the conftest below have to tell, one JSON object a line."""
 
@@ -100,10 +100,11 @@ def run(side: Side, folder: Path, tests: str, *arguments: str) -> Run:
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(tests)
     (folder / "pytest.ini").write_text("[pytest]\n")
+    shutil.copy(Path(__file__).with_name("cpu.py"), folder)
     (folder / RECORDS).unlink(missing_ok=True)
     command = [str(side.python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-p", side.plugin, *side.arguments] if side.plugin else []
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(BENCHMARKS)}
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     before, begun = _children(), time.perf_counter()
     done = subprocess.run(
         [*command, *arguments],
