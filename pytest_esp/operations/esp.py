@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from pytest_esp.link.link import Link
-from pytest_esp.operations import chip, efuse, flash, partitions, security, unity
+from pytest_esp.operations import chip, efuse, flash, partitions, restoring, saving, security, unity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +53,7 @@ class ChipFace(Face):
 
 
 class FlashFace(Face):
-    """`pytest_esp.operations.flash`."""
+    """`pytest_esp.operations.flash`, `saving` and `restoring`."""
 
     info = bound(flash.info)
     read = bound(flash.read)
@@ -61,6 +61,10 @@ class FlashFace(Face):
     erase = bound(flash.erase)
     verify = bound(flash.verify)
     md5 = bound(flash.md5)
+    backup = bound(saving.backup)
+    restore = bound(restoring.restore)
+    smart_backup = bound(saving.smart_backup)
+    smart_restore = bound(restoring.smart_restore)
 
 
 class EfuseFace(Face):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,16 @@ class Region:
     def end(self) -> int:
         """The address after the last byte."""
         return self.address + len(self.data)
+
+
+def is_blank(data: bytes) -> bool:
+    """Return whether these are the bytes of erased flash."""
+    return data.count(0xFF) == len(data)
+
+
+def md5_of(data: bytes) -> str:
+    """Return the MD5 of *data* as the chip's loader gives it: 32 hex digits."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def make_regions(pairs: Pairs) -> tuple[Region, ...]:

@@ -19,7 +19,7 @@ from pytest_esp.units import parse_size
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MODULES = ("chip", "flash", "efuse", "security", "partitions", "unity")
+_MODULES = ("chip", "flash", "saving", "restoring", "efuse", "security", "partitions", "unity")
 
 
 class Effect(enum.Enum):
@@ -60,7 +60,7 @@ class Operation:
     """One entry of the list: all that a command line or a tool server needs to offer the operation.
 
     Attributes:
-        name: e.g. ``"flash-read"``: the module, and the function.
+        name: e.g. ``"flash-read"``: the group, and the function.
         effect: what it does to the board.
         function: the operation itself; its first parameter is the `Link`.
         doc: its docstring, without the indentation.
@@ -104,16 +104,19 @@ OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    effect: Effect,
+    effect: Effect, *, group: str | None = None
 ) -> Callable[[Callable[Concatenate[Link, P], R]], Callable[Concatenate[Link, P], R]]:
     """Make a function over a `Link` an operation with this effect.
+
+    Its name is *group* (by default that of its module, which may be one of several for a group) and its own.
 
     Calling it raises RefusedError, before the wire is touched, if the board's ``allow`` has not that effect. An error
     that leaves it names the board and the operation.
     """
 
     def decorate(function: Callable[Concatenate[Link, P], R]) -> Callable[Concatenate[Link, P], R]:
-        name = f"{function.__module__.rpartition('.')[2]}-{function.__name__}".replace("_", "-")
+        first = group or function.__module__.rpartition(".")[2]
+        name = f"{first}-{function.__name__}".replace("_", "-")
 
         @functools.wraps(function)
         def checked(link: Link, *args: P.args, **kwargs: P.kwargs) -> R:

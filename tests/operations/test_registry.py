@@ -36,6 +36,8 @@ def test_effects_are_what_the_operations_do():
     assert changing == {
         "flash-write": Effect.WRITE,
         "flash-erase": Effect.ERASE,
+        "flash-restore": Effect.ERASE,
+        "flash-smart-restore": Effect.ERASE,
         "efuse-burn": Effect.BURN,
         "unity-run": Effect.WRITE,
         "unity-run-all": Effect.WRITE,
