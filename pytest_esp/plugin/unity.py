@@ -32,7 +32,6 @@ _RECORDS = "esp_unity_cases"
 
 _CURRENT = pytest.StashKey[dict[str, Any]]()
 _UNREPORTED = pytest.StashKey[list[dict[str, Any]]]()
-_HAS_SUBTESTS = hasattr(pytest, "Subtests")
 _LONGEST_LOG = 64 * 1024
 _TAIL_LINES = 60
 _BOOT_TIMEOUT = 30.0
@@ -51,6 +50,7 @@ class Unity:
         self._request = request
         self._item: pytest.Item = request.node
         self._links = links
+        self._has_subtests = hasattr(pytest, "Subtests") and request.config.pluginmanager.hasplugin("subtests")
 
     def menu(self, *, boot_timeout: float = _BOOT_TIMEOUT) -> Menu:
         """Return the cases that the app on the first board offers; see `operations.unity.menu`."""
@@ -103,7 +103,7 @@ class Unity:
         with unity.Suite(self._links, elf=elf, boot_timeout=boot_timeout) as suite:
             chosen = selection.choose(suite.menu)
             results = [self._report(case, partial(suite.run, case, conditions)) for case in chosen]
-        if not _HAS_SUBTESTS:
+        if not self._has_subtests:
             _fail_for_all(results)
         return unity.Report(tuple(results))
 
@@ -130,7 +130,7 @@ class Unity:
                 _judge(result)
         finally:
             del self._item.stash[_CURRENT]
-        if not _HAS_SUBTESTS:
+        if not self._has_subtests:
             self._item.stash.setdefault(_UNREPORTED, []).append(record)
         if broken is not None:
             raise broken
@@ -138,7 +138,7 @@ class Unity:
         return result
 
     def _subtest(self, name: str) -> AbstractContextManager[object]:
-        if _HAS_SUBTESTS:
+        if self._has_subtests:
             return self._request.getfixturevalue("subtests").test(name)
         return contextlib.suppress(pytest.fail.Exception, pytest.skip.Exception)
 
@@ -210,8 +210,9 @@ class UnityReports:
         record = item.stash.get(_CURRENT, None)
         if record is None:
             report = yield
-            if report.when == "call" and (unreported := item.stash.get(_UNREPORTED, None)):
-                setattr(report, _RECORDS, unreported)
+            if report.when == "call" and _UNREPORTED in item.stash:
+                setattr(report, _RECORDS, item.stash[_UNREPORTED])
+                del item.stash[_UNREPORTED]
             return report
         with _unskipped(self._config, is_ignored=record.get("status") == "ignored"):
             report = yield

@@ -273,13 +273,8 @@ def test_allure_has_every_case_as_a_step_with_its_log(app, workers):
 
 def test_without_subtests_the_test_fails_with_the_list(app):
     """As with a pytest older than 9."""
-    app.pytester.makeconftest("""
-        from pytest_esp.plugin.unity import Unity
-        import sys
-        sys.modules["pytest_esp.plugin.unity"]._HAS_SUBTESTS = False
-    """)
     app.file(ALL)
-    code, output = app.run_process("--junitxml=junit.xml", "-n2", "--board=one")
+    code, output = app.run_process("-pno:subtests", "--junitxml=junit.xml", "-n2", "--board=one")
     assert code == pytest.ExitCode.TESTS_FAILED
     assert "1 failed" in output
     assert "2 of the app's test cases went wrong:" in output

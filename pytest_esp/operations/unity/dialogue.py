@@ -13,7 +13,7 @@ from pytest_esp.link.match import Match, Pattern
 from pytest_esp.operations.unity.menu import END, HEADER, Case, Draft, Menu, Part
 from pytest_esp.operations.unity.result import SUMMARY
 
-READY = "Press ENTER to see the list of tests"
+READY = re.compile(r"Press ENTER to see the list of tests[^\n]*\n")
 DONE = re.compile(r"Enter next test, or 'enter' to see menu[^\n]*\n")
 ENDS: tuple[Pattern, ...] = (SUMMARY, DONE, READY)
 """What an app says at the end of a case, and when it has restarted instead."""
@@ -24,6 +24,7 @@ _TRIES = 3
 _ANSWER_TIME = 3.0
 _ECHO_TIME = 1.5
 _RESTART_TIME = 10.0
+_PROMPT_TIME = 0.05  # from its greeting to the moment from which an app takes input
 _LONGEST_PRINT = 120.0  # seconds; a thousand cases take ten at 115200 baud
 
 
@@ -128,6 +129,10 @@ class Dialogue:
             raise OperationError(
                 f"the app does not come back with its test menu after a reset: {error.message}", board=self.board
             ) from error
+        self._greeted()
+
+    def _greeted(self) -> None:
+        time.sleep(_PROMPT_TIME)
         self.is_ready = True
 
     # -- choosing
@@ -160,14 +165,13 @@ class Dialogue:
             mark = self.console.mark()
             self.console.write(f"{case.index}\n")
             found = self._await([begun, SUMMARY, READY, _OTHER_RUNS], _ANSWER_TIME, self.boot_timeout)
-            if found is not None and found.index in (
-                0,
-                1,
-            ):  # the summary, if other output has cut the first line in two
+            if found is not None and found.index < 2:  # the summary, if other output has cut the first line in two
                 self._echoes = re.search(rf"(?m)^{case.index}\r?$", self.console.text_since(mark)) is not None
                 self.is_ready = False
                 return True
-            if found is not None and found.index == 3:  # a digit of the number was lost
+            if found is not None and found.index == 2:  # it restarted by itself
+                self._greeted()
+            elif found is not None:  # another case runs: a digit of the number was lost
                 self.restart()
         self.is_ready = False
         return False
@@ -205,8 +209,11 @@ class Dialogue:
         """Take note that a case has ended, by which of `ENDS`: True if by itself, False if the chip has restarted."""
         if end is SUMMARY:  # what comes behind it may be lost among other output
             self._await([DONE], _ECHO_TIME, _ECHO_TIME)
+        if end is READY:
+            self._greeted()
+            return False
         self.is_ready = True
-        return end is not READY
+        return True
 
     def await_restart(self) -> None:
         """Wait for the restart that ESP-IDF's runner makes after a case, if it makes it."""
@@ -214,6 +221,8 @@ class Dialogue:
             self.console.expect(READY, _RESTART_TIME, ignore_crashes=True)
         except ConsoleError:
             self.is_ready = False
+        else:
+            self._greeted()
 
     def _await(self, patterns: Sequence[Pattern], silence: float, timeout: float) -> Match | None:
         """Wait for one of *patterns* as long as the app goes on talking; return None if it did not come.

@@ -75,7 +75,8 @@ class CaseResult:
         lines = [f"{self.name}: {self.status}" + (f": {self.message}" if self.message else "")]
         lines += [f"{number}. attempt: {what}" for number, what in enumerate(self.earlier, 1)]
         if self.crash is not None:
-            lines.append(self.crash.describe())
+            first, *frames = self.crash.describe().splitlines()
+            lines += frames if first in self.message else [first, *frames]
         lines += [role.describe() for role in self.roles if role.is_problem]
         return "\n".join(lines)
 

@@ -141,13 +141,19 @@ def test_resets_that_were_not_expected(expected, log, seen):
 
 def test_a_result_describes_itself():
     crash = decode(STORE + "Backtrace: 0x400d5ac9:0x3ffb4660\r\n")
+    what, *frames = crash.describe().splitlines()
     role = CaseResult("sender", "timeout", "it waits for the signal [go]", board="b")
-    result = CaseResult("both", "crashed", "panic", crash=crash, earlier=("timeout: late",), roles=(role,))
+    result = CaseResult("both", "crashed", "gone", crash=crash, earlier=("timeout: late",), roles=(role,))
     assert result.describe().splitlines() == [
-        "both: crashed: panic",
+        "both: crashed: gone",
         "1. attempt: timeout: late",
-        *crash.describe().splitlines(),
+        what,
+        *frames,
         "sender: timeout: it waits for the signal [go]",
+    ]
+    assert CaseResult("one", "crashed", f"{what} in stage 2", crash=crash).describe().splitlines() == [
+        f"one: crashed: {what} in stage 2",
+        *frames,
     ]
 
 
