@@ -9,6 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pytest_esp.boards.board import Board
 from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError
 from pytest_esp.link.link import Link
@@ -53,6 +54,7 @@ class BoardPool:
         self._burns_enabled = burns_enabled
         self._purpose = purpose
         self._slots: dict[str, _Slot] = {}
+        self._own: dict[str, Board] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._janitor: threading.Thread | None = None
@@ -68,6 +70,8 @@ class BoardPool:
             RackError: if there is none of that name, or several to choose from.
             PortError: if it is a path or URL, and malformed.
         """
+        if port is not None and port in self._own:
+            return self._own[port].spec
         if port is None or port in self.rack.boards:
             return self.rack.boards[self.rack.only_board(port)]
         if not _looks_like_a_port(port):
@@ -119,7 +123,7 @@ class BoardPool:
         if slot.lease is None:
             (slot.lease,) = acquire([slot.spec], rack=self.rack, purpose=self._purpose, timeout=wait)
         if slot.link is None:
-            board = make_board(slot.spec, self.rack)
+            board = self._own.get(slot.spec.name) or make_board(slot.spec, self.rack)
             slot.link = Link(board, burns_enabled=self._burns_enabled, holder=self._purpose)
         return slot.link
 
@@ -129,6 +133,37 @@ class BoardPool:
         if link is not None:
             with contextlib.suppress(EspError, OSError):
                 link.close()
+
+    # -- virtual boards of this server
+
+    def add(self, board: Board, *, bootloader: bool) -> None:
+        """Start a virtual board that only this server has, and keep it until `remove`.
+
+        Raises:
+            EspError: if it does not start.
+        """
+        spec = board.spec
+        if spec.name in self._own or spec.name in self.rack.boards:
+            raise RackError(f"there is a board named {spec.name!r} already")
+        self._own[spec.name] = board
+        try:
+            with self.use(spec.name) as esp:
+                esp.link.port  # noqa: B018 - opened here, and kept open
+                if bootloader:
+                    board.reset(bootloader=True)
+                self._slot(spec).kept_until = float("inf")
+        except BaseException:
+            self.remove(spec.name)
+            raise
+
+    def remove(self, name: str) -> None:
+        """Stop a board that was added, once the call that uses it has ended."""
+        slot = self._slot(self._own[name].spec)
+        with slot.turn:
+            self._give_back(slot)
+            del self._own[name]
+        with self._changed:
+            self._slots.pop(name, None)
 
     # -- holding and giving back
 

@@ -9,7 +9,7 @@ from pytest_esp.boards.port import Port
 from pytest_esp.errors import BackendError
 from pytest_esp.rack.identity import identity
 from pytest_esp.sim.app import load_app
-from pytest_esp.sim.chip import SimChip
+from pytest_esp.sim.chip import OnClose, SimChip
 from pytest_esp.sim.flash import NorFlash
 from pytest_esp.wire.port import VirtualPort
 from pytest_esp.wire.wire import Wire
@@ -27,6 +27,9 @@ class SimBoard(Board):
     Like a real board it keeps its flash from one lease to the next: in ``flash_file``, or in the rack's state folder.
     Its eFuses are virgin at every lease unless ``efuse_file`` keeps them, so that no test bricks the next one's chip.
     Its MAC address belongs to its name and stays the same.
+
+    Attributes:
+        rise_time, on_close: see `SimChip`; they take effect when it is opened.
     """
 
     backend: ClassVar[str] = "sim"
@@ -34,6 +37,8 @@ class SimBoard(Board):
 
     def __init__(self, spec: BoardSpec, rack: Rack) -> None:
         super().__init__(spec, rack)
+        self.rise_time = 0.0
+        self.on_close: OnClose = "bootloader"
         self.simulated: SimChip | None = None
         self._port: VirtualPort | None = None
 
@@ -56,6 +61,8 @@ class SimBoard(Board):
                 revision=spec.revision,
                 secure_download=spec.secure_download,
                 app=app,
+                rise_time=self.rise_time,
+                on_close=self.on_close,
                 name=identity(spec, self.rack),
             )
         except BackendError as error:

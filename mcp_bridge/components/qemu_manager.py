@@ -1,0 +1,342 @@
+"""QEMU machines and simulated chips of this server: started, listed, flashed, spoilt, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from mcp_bridge.components.base import Component
+from mcp_bridge.tool import progress, tool
+from pytest_esp.boards.board import Board
+from pytest_esp.boards.qemu import QemuBoard
+from pytest_esp.boards.sim import SimBoard
+from pytest_esp.errors import BackendError, EspError, OperationError
+from pytest_esp.qemu.find import find_all
+from pytest_esp.qemu.machines import machine_for
+from pytest_esp.rack.spec import BoardSpec
+from pytest_esp.wire.endpoints import Endpoint
+from pytest_esp.wire.faults import Fault, Faults
+from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
+
+_BASE_PORT = "QEMU_BASE_PORT"
+_MAX_INSTANCES = "QEMU_MAX_INSTANCES"
+_ARGUMENTS = {"psram"}
+"""What ``extra_args`` may be: features of the module; QEMU's own options would let a caller run anything."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A running virtual board; *instance_id* is its name for the ``port`` of every other tool."""
+
+    instance_id: str
+    chip_type: str
+    tcp_port: int
+    socket_uri: str
+    rfc2217_uri: str
+    flash_image: str
+    boot_mode: str
+    pid: int | None
+    hint: str
+
+
+@dataclass(frozen=True)
+class InstanceList:
+    """The virtual boards of one kind that run in this server."""
+
+    instances: list[Instance]
+    count: int
+
+
+@dataclass(frozen=True)
+class InstanceStatus:
+    """One virtual board: whether it runs, and what is connected to its endpoints."""
+
+    instance: Instance
+    running: bool
+    clients: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Which virtual boards were stopped."""
+
+    stopped: list[str]
+
+
+@dataclass(frozen=True)
+class Flashed:
+    """What was written into a virtual board's flash, before it was started anew."""
+
+    instance_id: str
+    bytes_written: int
+    bytes_skipped: int
+
+
+@dataclass(frozen=True)
+class FaultReport:
+    """What goes wrong on a simulated chip's wire from now on."""
+
+    instance_id: str
+    direction: str
+    lose: float
+    corrupt: float
+    double: float
+    silent_after: int | None
+
+
+@dataclass
+class _Running:
+    """A virtual board and how it is reached."""
+
+    board: Board
+    kind: str
+    folder: Path
+    flash: Path
+    boot_mode: str
+    raw: Endpoint
+    rfc2217: Endpoint
+
+    def describe(self) -> Instance:
+        port = int(self.raw.url.rpartition(":")[2])
+        return Instance(
+            instance_id=self.board.name,
+            chip_type=self.board.chip,
+            tcp_port=port,
+            socket_uri=self.raw.url,
+            rfc2217_uri=self.rfc2217.url,
+            flash_image=str(self.flash),
+            boot_mode=self.boot_mode,
+            pid=self.board.pid if isinstance(self.board, QemuBoard) else os.getpid(),
+            hint=f'use port="{self.board.name}" here, or esptool --port {self.rfc2217.url}',
+        )
+
+
+class QemuManager(Component):
+    """Tools for virtual boards of this server."""
+
+    NAME: ClassVar[str] = "qemu_manager"
+    SUMMARY: ClassVar[str] = "QEMU machines and simulated chips, started on demand"
+
+    def __init__(self, bridge: Any) -> None:
+        super().__init__(bridge)
+        self._running: dict[str, _Running] = {}
+
+    # -- QEMU
+
+    @tool(timeout=60.0)
+    def esp_qemu_start(
+        self,
+        chip_type: Literal["esp32", "esp32s3", "esp32c3"] = "esp32",
+        flash_image: str | None = None,
+        flash_size_mb: Literal[2, 4, 8, 16] = 4,
+        tcp_port: int | None = None,
+        boot_mode: Literal["flash", "download"] = "flash",
+        extra_args: list[str] | None = None,
+    ) -> Instance:
+        """Start a QEMU machine that runs real firmware. Its flash is a private copy of flash_image, else blank (0xFF).
+
+        boot_mode "download" waits in the ROM's loader for esptool. extra_args may have "psram". It ends with
+        esp_qemu_stop, or with this server.
+        """
+        unknown = set(extra_args or ()) - _ARGUMENTS
+        if unknown:
+            raise OperationError(f"{sorted(unknown)} is not allowed", hint=f"extra_args may have {sorted(_ARGUMENTS)}")
+        machine_for(chip_type)
+        return self._start("qemu", chip_type, flash_image, flash_size_mb, tcp_port, boot_mode, extra_args or [])
+
+    @tool(idempotent=True)
+    def esp_qemu_stop(self, instance_id: str | None = None) -> Stopped:
+        """Stop a QEMU machine; all of them if none is named."""
+        return self._stop("qemu", instance_id)
+
+    @tool()
+    def esp_qemu_list(self) -> InstanceList:
+        """List the QEMU machines that this server runs."""
+        return self._list("qemu")
+
+    @tool()
+    def esp_qemu_status(self, instance_id: str) -> InstanceStatus:
+        """Tell whether a QEMU machine runs, and how it is reached."""
+        return self._status("qemu", instance_id)
+
+    @tool(timeout=120.0)
+    def esp_qemu_flash(self, instance_id: str, firmware_path: str, address: int | str | None = None) -> Flashed:
+        """Write firmware (an image for an address, or an ESP-IDF build folder) into a machine's flash and start it."""
+        self._find("qemu", instance_id)
+        path = self.bridge.policy.path(firmware_path)
+        with self.bridge.boards.use(instance_id) as esp:
+            result = esp.flash.write(path, address, progress=progress)
+            esp.link.reset(bootloader=False)
+        states = [(region.size, region.state) for region in result.regions]
+        return Flashed(
+            instance_id,
+            sum(size for size, state in states if state == "written"),
+            sum(size for size, state in states if state == "unchanged"),
+        )
+
+    # -- simulated chips
+
+    @tool()
+    def esp_sim_start(
+        self,
+        chip_type: str = "esp32",
+        flash_image: str | None = None,
+        flash_size_mb: Literal[1, 2, 4, 8, 16, 32] = 4,
+        tcp_port: int | None = None,
+        boot_mode: Literal["flash", "download"] = "flash",
+        secure_download: bool = False,
+    ) -> Instance:
+        """Start a simulated chip of any kind that esptool knows: loader, flash, eFuses and boot log, no machine code.
+
+        Everything may be done to it, also what would brick a real one. It ends with esp_sim_stop, or with this server.
+        """
+        return self._start(
+            "sim", chip_type, flash_image, flash_size_mb, tcp_port, boot_mode, [], secure_download=secure_download
+        )
+
+    @tool(idempotent=True)
+    def esp_sim_stop(self, instance_id: str | None = None) -> Stopped:
+        """Stop a simulated chip; all of them if none is named."""
+        return self._stop("sim", instance_id)
+
+    @tool()
+    def esp_sim_list(self) -> InstanceList:
+        """List the simulated chips that this server runs."""
+        return self._list("sim")
+
+    @tool()
+    def esp_sim_status(self, instance_id: str) -> InstanceStatus:
+        """Tell whether a simulated chip runs, and how it is reached."""
+        return self._status("sim", instance_id)
+
+    @tool()
+    def esp_sim_fault(
+        self,
+        instance_id: str,
+        direction: Literal["to_host", "to_device"] = "to_host",
+        lose: float = 0.0,
+        corrupt: float = 0.0,
+        double: float = 0.0,
+        silent_after: int | None = None,
+        seed: int = 0,
+    ) -> FaultReport:
+        """Spoil a simulated chip's wire: probabilities per byte, and silence after so many bytes; all zero mends it."""
+        running = self._find("sim", instance_id)
+        if not all(0.0 <= chance <= 1.0 for chance in (lose, corrupt, double)) or (silent_after or 0) < 0:
+            raise OperationError("probabilities lie between 0 and 1, and silent_after is not negative")
+        wire = running.board.wire
+        assert wire is not None
+        with wire.lock:
+            wire.faults = wire.faults or Faults()
+            fault = Fault(lose=lose, corrupt=corrupt, double=double, silent_after=silent_after, seed=seed)
+            setattr(wire.faults, direction, fault)
+        return FaultReport(instance_id, direction, lose, corrupt, double, silent_after)
+
+    # -- inside
+
+    def _start(
+        self,
+        kind: str,
+        chip: str,
+        image: str | None,
+        megabytes: int,
+        tcp_port: int | None,
+        boot_mode: str,
+        features: list[str],
+        **settings: Any,
+    ) -> Instance:
+        most = int(os.environ.get(_MAX_INSTANCES, "8"))
+        if len(self._running) >= most:
+            raise OperationError(f"{most} instances run already", hint=f"stop one; {_MAX_INSTANCES} sets the limit")
+        source = self.bridge.policy.path(image) if image else None
+        folder = Path(tempfile.mkdtemp(prefix="pytest-esp-instance-"))
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            flash = _private_flash(source, megabytes << 20, folder)
+            name = self._free_name(kind, chip)
+            entry = {"name": name, "backend": kind, "chip": chip, "flash_size": megabytes << 20, "flash_file": flash}
+            spec = BoardSpec.model_validate({**entry, "features": features, **settings})
+            board = QemuBoard(spec, self.bridge.rack) if kind == "qemu" else SimBoard(spec, self.bridge.rack)
+            board.rise_time = SLOW_HOST_RISE_TIME
+            if isinstance(board, QemuBoard):
+                board.folder = folder
+            self.bridge.boards.add(board, bootloader=boot_mode == "download")
+            undo.callback(self.bridge.boards.remove, name)
+            raw = board.serve(f"socket://127.0.0.1:{_port(tcp_port)}")
+            undo.callback(raw.close)
+            rfc2217 = board.serve("rfc2217://127.0.0.1:0")
+            undo.pop_all()
+        running = self._running[name] = _Running(board, kind, folder, flash, boot_mode, raw, rfc2217)
+        return running.describe()
+
+    def _free_name(self, kind: str, chip: str) -> str:
+        number = 1
+        while (name := f"{kind}-{chip}-{os.getpid()}-{number}") in self._running:
+            number += 1
+        return name
+
+    def _find(self, kind: str, instance_id: str) -> _Running:
+        running = self._running.get(instance_id)
+        if running is None or running.kind != kind:
+            known = ", ".join(name for name, other in self._running.items() if other.kind == kind) or "none"
+            raise OperationError(f"there is no instance {instance_id!r}", hint=f"running: {known}")
+        return running
+
+    def _stop(self, kind: str, instance_id: str | None) -> Stopped:
+        if instance_id is not None:
+            self._find(kind, instance_id)
+        chosen = [
+            name for name, running in self._running.items() if running.kind == kind and instance_id in (None, name)
+        ]
+        for name in chosen:
+            running = self._running.pop(name)
+            running.raw.close()
+            running.rfc2217.close()
+            self.bridge.boards.remove(name)
+            shutil.rmtree(running.folder, ignore_errors=True)
+        return Stopped(chosen)
+
+    def _list(self, kind: str) -> InstanceList:
+        found = [running.describe() for running in self._running.values() if running.kind == kind]
+        return InstanceList(found, len(found))
+
+    def _status(self, kind: str, instance_id: str) -> InstanceStatus:
+        running = self._find(kind, instance_id)
+        board = running.board
+        alive = board.pid is not None if isinstance(board, QemuBoard) else True
+        return InstanceStatus(running.describe(), alive, running.raw.client_count + running.rfc2217.client_count)
+
+    def health_check(self) -> dict[str, Any]:
+        """Say which QEMU there is; having none is no fault."""
+        qemu = [str(found.path) for found in find_all() if found.qemu is not None]
+        return {"status": "healthy", "qemu": qemu, "instances": len(self._running)}
+
+    def close(self) -> None:
+        """Stop all instances."""
+        for kind in ("qemu", "sim"):
+            with contextlib.suppress(EspError):
+                self._stop(kind, None)
+
+
+def _port(asked: int | None) -> int:
+    if asked is not None and not 0 <= asked < 65536:
+        raise OperationError(f"{asked} is no TCP port", hint="leave it out for a free one")
+    return asked if asked is not None else int(os.environ.get(_BASE_PORT, "0"))
+
+
+def _private_flash(source: Path | None, size: int, folder: Path) -> Path:
+    """Return a new file of *size* bytes with the contents of *source*, the rest blank."""
+    try:
+        contents = source.read_bytes() if source else b""
+    except OSError as error:
+        raise BackendError(f"{source} cannot be read: {error.strerror}") from error
+    if len(contents) > size:
+        raise BackendError(f"{source} has {len(contents)} bytes, and the flash {size}", hint="ask for a larger flash")
+    flash = folder / "flash.bin"
+    flash.write_bytes(contents.ljust(size, b"\xff"))
+    return flash
