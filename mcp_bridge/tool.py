@@ -187,7 +187,7 @@ def _wrapper(
 async def _ask(
     component: Component, context: Context, name: str, bound: inspect.BoundArguments, confirm: str | None
 ) -> InputRequiredResult | None:
-    plan = component.plan(name, dict(bound.arguments))
+    plan = await asyncio.to_thread(component.plan, name, dict(bound.arguments))
     bound.apply_defaults()
     return await ask(context, component.bridge.policy, name, bound.arguments, plan, confirm)
 

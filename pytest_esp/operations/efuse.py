@@ -8,6 +8,7 @@ import getpass
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,37 @@ def read(link: Link, name: str) -> Efuse:
         commands = _commands(link, esp)
         found = _find(commands, name).name
         return _summary(commands)[found]
+
+
+@dataclass(frozen=True)
+class EfuseText:
+    """All eFuses of a chip as espefuse prints them for people; the digits of keys are question marks."""
+
+    text: str
+
+
+@operation(Effect.READ)
+def summary(link: Link) -> EfuseText:
+    """Return all eFuses as ``espefuse summary`` prints them.
+
+    Raises:
+        OperationError: see `read_all`.
+    """
+    with link.session.use("reading the eFuses", stub=False) as esp:
+        commands = _commands(link, esp)
+        printed = Transcript()
+        with capture(printed):
+            commands.summary(format="summary")
+        text = printed.text
+        for field in commands.efuses:
+            if (
+                field.category == "security"
+                and field.efuse_type.startswith("bytes")
+                and not field.get_bitstring().all(False)
+            ):
+                shown = str(field.get_meaning())
+                text = text.replace(shown, re.sub("[0-9a-f]", "?", shown))
+        return EfuseText(text)
 
 
 # -- burning

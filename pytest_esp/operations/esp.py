@@ -72,6 +72,7 @@ class EfuseFace(Face):
 
     read_all = bound(efuse.read_all)
     read = bound(efuse.read)
+    summary = bound(efuse.summary)
     plan = bound(efuse.plan)
     burn = bound(efuse.burn)
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pytest_esp.errors import OperationError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.efuse import Efuse, read_all
+from pytest_esp.operations.findings import COUNTERS, Finding, KeyBlock, Locks, findings_of, key_blocks_of
 from pytest_esp.operations.registry import Effect, operation
 
 
@@ -69,6 +70,8 @@ class SecurityPosture:
         download_mode: ``"secure"`` reads no register and runs no stub.
         source: what this was read from: the security info only where eFuses cannot be read.
         fuses: the eFuses, or flags of the security info, that decided, with their values.
+        key_blocks: the blocks for keys: purpose, state and protection; empty where they cannot be read.
+        findings: what is weak, the worst first.
     """
 
     chip: str
@@ -81,10 +84,11 @@ class SecurityPosture:
     download_mode: Literal["enabled", "secure", "disabled"]
     source: Literal["efuses", "security info"]
     fuses: Mapping[str, str]
+    key_blocks: tuple[KeyBlock, ...]
+    findings: tuple[Finding, ...]
 
 
 # The eFuses that decide, whatever the chip calls them (espefuse's definitions of all chips).
-_CRYPT_COUNTERS = ("FLASH_CRYPT_CNT", "SPI_BOOT_CRYPT_CNT")
 _SECURE_BOOT_V1 = ("ABS_DONE_0",)
 _SECURE_BOOT_V2 = ("ABS_DONE_1", "SECURE_BOOT_EN")
 _PAD_JTAG_OFF = ("JTAG_DISABLE", "HARD_DIS_JTAG", "DIS_PAD_JTAG")
@@ -93,7 +97,7 @@ _USB_JTAG_OFF = ("DIS_USB_JTAG", "DIS_USB_SERIAL_JTAG")
 _DOWNLOAD_OFF = ("UART_DOWNLOAD_DIS", "DIS_DOWNLOAD_MODE")
 _DOWNLOAD_SECURE = ("ENABLE_SECURITY_DOWNLOAD",)
 _DECISIVE = (
-    *_CRYPT_COUNTERS,
+    *COUNTERS,
     *_SECURE_BOOT_V1,
     *_SECURE_BOOT_V2,
     *_PAD_JTAG_OFF,
@@ -133,33 +137,41 @@ def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse]) -> SecurityPosture
     pads = "disabled" if burnt(_PAD_JTAG_OFF) else "soft-disabled" if odd(_SOFT_JTAG_OFF) else "open"
     has_usb = any(name in bits for name in _USB_JTAG_OFF)
     usb = "absent" if not has_usb else "disabled" if burnt(_USB_JTAG_OFF) else "open"
+    encrypted = odd(COUNTERS) if any(name in bits for name in COUNTERS) else None
+    download = "disabled" if burnt(_DOWNLOAD_OFF) else "secure" if burnt(_DOWNLOAD_SECURE) else "enabled"
     return SecurityPosture(
         chip=chip,
-        flash_encryption=odd(_CRYPT_COUNTERS) if any(name in bits for name in _CRYPT_COUNTERS) else None,
+        flash_encryption=encrypted,
         secure_boot=version is not None,
         secure_boot_version=version,
         jtag="open" in (pads, usb),
         jtag_pads=pads,
         jtag_usb=usb,
-        download_mode="disabled" if burnt(_DOWNLOAD_OFF) else "secure" if burnt(_DOWNLOAD_SECURE) else "enabled",
+        download_mode=download,
         source="efuses",
         fuses={name: str(fuses[name].value) for name in bits},
+        key_blocks=key_blocks_of(fuses),
+        findings=findings_of(Locks(encrypted, version, pads, usb, download), fuses),
     )
 
 
 def _posture_by_info(chip: str, told: SecurityInfo) -> SecurityPosture:
     flags = told.flag_names
     secure_boot = "SECURE_BOOT_EN" in flags
+    version = "v2" if secure_boot else None
+    encrypted = bool(told.flash_crypt_count.bit_count() & 1)
     pads = "disabled" if "HARD_DIS_JTAG" in flags else "soft-disabled" if "SOFT_DIS_JTAG" in flags else "open"
     return SecurityPosture(
         chip=chip,
-        flash_encryption=bool(told.flash_crypt_count.bit_count() & 1),
+        flash_encryption=encrypted,
         secure_boot=secure_boot,
-        secure_boot_version="v2" if secure_boot else None,
+        secure_boot_version=version,
         jtag=True if pads == "open" else None,
         jtag_pads=pads,
         jtag_usb="unknown",
         download_mode="secure",
         source="security info",
         fuses={"SPI_BOOT_CRYPT_CNT": f"{told.flash_crypt_count:#x}", **dict.fromkeys(flags, "True")},
+        key_blocks=(),
+        findings=findings_of(Locks(encrypted, version, pads, "unknown", "secure"), {}),
     )

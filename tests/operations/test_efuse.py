@@ -316,3 +316,14 @@ def test_nothing_is_burnt_that_cannot_be_logged(real_link):
             Esp(link).efuse.burn("DIS_PAD_JTAG", 1)
         assert caught.value.hint == "nothing was burnt"
         assert Esp(link).efuse.read("DIS_PAD_JTAG").value is False
+
+
+def test_the_text_for_people_hides_keys(esp_of):
+    esp = esp_of("esp32c3")
+    key = bytes(range(32))
+    esp.efuse.burn("BLOCK_KEY0", key)
+    text = esp.efuse.summary().text
+    assert "Security fuses:" in text
+    assert "?? ?? ??" in text
+    assert key.hex(" ") not in text
+    assert text.count("00 00 00 00 00 00 00 00") > 3

@@ -1,0 +1,134 @@
+"""Tools for security: what they answer, what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def burn(server, name, value, port="esp32"):
+    arguments = {"port": port, "efuse_name": name, "value": value}
+    token = server.call("esp_efuse_burn", **arguments)["confirm"]
+    return server.call("esp_efuse_burn", **arguments, confirm=token)
+
+
+def test_audit_of_a_virgin_esp32(server):
+    answer = server.call("esp_security_audit", port="esp32")
+    assert answer["security_info"] == {"Secure Boot": "disabled", "Flash Encryption": "disabled"}
+    assert (
+        answer["posture"]
+        | {
+            "flash_encryption": "disabled",
+            "secure_boot": "disabled",
+            "jtag": "enabled (vulnerable)",
+        }
+        == answer["posture"]
+    )
+    for name in ("FLASH_CRYPT_CNT", "ABS_DONE_0", "ABS_DONE_1", "JTAG_DISABLE", "DISABLE_DL_ENCRYPT",
+                 "DISABLE_DL_DECRYPT", "DISABLE_DL_CACHE", "FLASH_CRYPT_CONFIG"):  # fmt: skip
+        assert answer["security_fuses"][name] == "0"
+        assert answer["efuse_summary"][name] == "0"
+    assert answer["chip_id"] == "0x00000000"
+    assert ":" in answer["efuse_summary"]["MAC"]
+    assert {"severity", "what", "what_to_do"} == answer["findings"][0].keys()
+
+
+def test_audit_of_a_locked_chip(server):
+    for name, value in (("SECURE_BOOT_EN", 1), ("SPI_BOOT_CRYPT_CNT", 7), ("DIS_PAD_JTAG", 1), ("DIS_USB_JTAG", 1)):
+        burn(server, name, value, "c3")
+    answer = server.call("esp_security_audit", port="c3")
+    assert answer["security_info"] == {"Secure Boot": "enabled (v2)", "Flash Encryption": "enabled"}
+    assert answer["posture"]["jtag"] == "disabled"
+    assert answer["chip_id"] == "0x00000005"
+    assert not any("not encrypted" in found["what"] for found in answer["findings"])
+
+
+def test_no_answer_shows_a_key(server):
+    key = os.urandom(32).hex()
+    burn(server, "BLOCK_KEY0", key, "c3")
+    shown = [server.call(name, port="c3") for name in ("esp_security_audit", "esp_efuse_read")]
+    assert shown[0]["key_blocks"][0]["state"] == "burnt"
+    spaced = " ".join(key[at : at + 2] for at in range(0, 64, 2))
+    assert not any(form in json.dumps(shown) for form in (key, spaced))
+
+
+def test_a_board_that_does_not_answer_has_no_clean_report(server):
+    burn(server, "DIS_DOWNLOAD_MODE", 1, "c3")
+    answer = server.call("esp_security_audit", port="c3")
+    assert not answer["success"]
+    assert "findings" not in answer
+
+
+def test_one_efuse(server):
+    answer = server.call("esp_efuse_read", port="esp32", efuse_name="FLASH_CRYPT_CNT")
+    assert (answer["efuse_name"], answer["value"]) == ("FLASH_CRYPT_CNT", "0")
+    assert answer["details"]["bit_length"] == 7
+
+
+def test_an_unknown_efuse(server):
+    answer = server.call("esp_efuse_read", port="esp32", efuse_name="NONEXISTENT")
+    assert (answer["success"], answer["error"], answer["port"]) == (False, "eFuse 'NONEXISTENT' not found", "esp32")
+    assert "JTAG_DISABLE" in answer["available_efuses"]
+    answer = server.call("esp_efuse_read", port="esp32", efuse_name="JTAG_DISABEL")
+    assert answer["available_efuses"][0] == "JTAG_DISABLE"
+
+
+def test_burning_shows_the_bits_before_it_asks(server):
+    answer = server.call("esp_efuse_burn", port="esp32", efuse_name="JTAG_DISABLE", value="0x1")
+    assert "JTAG_DISABLE 0 -> 1" in answer["plan"]
+    done = server.call(
+        "esp_efuse_burn", port="esp32", efuse_name="JTAG_DISABLE", value="0x1", confirm=answer["confirm"]
+    )
+    assert {key: done[key] for key in ("efuse_name", "value_requested", "value_before", "value_after", "warning")} == {
+        "efuse_name": "JTAG_DISABLE",
+        "value_requested": "0x1",
+        "value_before": "0",
+        "value_after": "1",
+        "warning": "eFuse burn is IRREVERSIBLE on real hardware",
+    }
+    again = server.call("esp_efuse_burn", port="esp32", efuse_name="JTAG_DISABLE", value="0x1")
+    assert "nothing would change" in again["plan"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [("JTAG_DISABEL", 1, "eFuse 'JTAG_DISABEL' not found"), ("JTAG_DISABLE", 2, "does not fit")],
+)
+def test_what_cannot_be_burnt_is_refused_before_anybody_is_asked(server, name, value, error):
+    answer = server.call("esp_efuse_burn", port="esp32", efuse_name=name, value=value)
+    assert error in answer["error"]
+    assert "confirm" not in answer
+
+
+def test_a_board_that_does_not_allow_it(server):
+    answer = server.call("esp_efuse_burn", port="guarded", efuse_name="DIS_PAD_JTAG", value=1)
+    assert "does not allow 'burn'" in answer["error"]
+
+
+def test_the_answers_are_what_unmodified_espefuse_says(serve, tmp_path):
+    """On the same eFuses: a simulated chip keeps them in the format of espefuse's own virtual chips."""
+    rack, file = tmp_path / "kept.toml", tmp_path / "efuses.bin"
+    rack.write_text(f'[boards.kept]\nbackend = "sim"\nchip = "esp32"\nefuse_file = "{file}"\n')
+    server = serve(rack=rack)
+    burn(server, "FLASH_CRYPT_CNT", 1, "kept")
+    burn(server, "JTAG_DISABLE", 1, "kept")
+    told = server.call("esp_efuse_read", port="kept")
+    audit = server.call("esp_security_audit", port="kept")
+    server.call("esp_release", board="kept")
+
+    command = [sys.executable, "-m", "espefuse", "--chip", "esp32", "--virt", "--path-efuse-file", file, "summary"]
+    output = subprocess.run(
+        [*command, "--format", "json"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    values = {name: field["value"] for name, field in json.loads(output[output.index("{") :]).items()}
+    as_text = {name: str(int(value) if isinstance(value, bool) else value) for name, value in values.items()}
+    # Of a custom MAC address espefuse tells on a port only where one is burnt.
+    custom = {name: value for name, value in as_text.items() if name.startswith("CUSTOM_MAC")}
+    assert told["efuses"] | custom == as_text
+    assert audit["efuse_summary"] == told["efuses"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    lines = [line for line in told["raw_output"].splitlines() if "(BLOCK" in line]
+    assert len(lines) > 30
+    assert lines == [line for line in output.splitlines() if "(BLOCK" in line and "CUSTOM_MAC" not in line]
