@@ -6,7 +6,19 @@ from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from pytest_esp.link.link import Link
-from pytest_esp.operations import chip, efuse, flash, partitions, restoring, saving, security, unity
+from pytest_esp.operations import (
+    analysis,
+    chip,
+    efuse,
+    flash,
+    flash_chip,
+    partitions,
+    restoring,
+    saving,
+    security,
+    tuning,
+    unity,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +65,7 @@ class ChipFace(Face):
 
 
 class FlashFace(Face):
-    """`pytest_esp.operations.flash`, `saving` and `restoring`."""
+    """`pytest_esp.operations.flash`, `saving`, `restoring`, `analysis`, `flash_chip` and `tuning`."""
 
     info = bound(flash.info)
     read = bound(flash.read)
@@ -65,6 +77,11 @@ class FlashFace(Face):
     restore = bound(restoring.restore)
     smart_backup = bound(saving.smart_backup)
     smart_restore = bound(restoring.smart_restore)
+    analyze = bound(analysis.analyze)
+    status = bound(flash_chip.status)
+    sfdp_read = bound(flash_chip.sfdp_read)
+    size_detect = bound(flash_chip.size_detect)
+    optimize = bound(tuning.optimize)
 
 
 class EfuseFace(Face):

@@ -19,7 +19,19 @@ from pytest_esp.units import parse_size
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MODULES = ("chip", "flash", "saving", "restoring", "efuse", "security", "partitions", "unity")
+_MODULES = (
+    "chip",
+    "flash",
+    "saving",
+    "restoring",
+    "analysis",
+    "flash_chip",
+    "tuning",
+    "efuse",
+    "security",
+    "partitions",
+    "unity",
+)
 
 
 class Effect(enum.Enum):
