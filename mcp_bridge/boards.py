@@ -195,6 +195,16 @@ class BoardPool:
         with self._changed:
             return {slot.spec.name: max(slot.free_at - now, 0.0) for slot in self._slots.values() if slot.lease}
 
+    def console_lines(self, name: str, most: int) -> list[tuple[float, str]] | None:
+        """Return the last lines that a board has said, with their times; None if it is not open here."""
+        with self._changed:
+            slot = self._slots.get(name)
+            link = slot.link if slot else None
+        if link is None or not link.is_open:
+            return None
+        lines = link.console.lines()
+        return [(round(line.time, 3), line.text) for line in lines[len(lines) - min(most, len(lines)) :]]
+
     def close(self) -> None:
         """Give back all boards; calls that still run end first."""
         with self._changed:

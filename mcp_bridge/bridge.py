@@ -14,6 +14,8 @@ from mcp_bridge.boards import BoardPool
 from mcp_bridge.components import COMPONENT_REGISTRY, component_class
 from mcp_bridge.components.base import Component
 from mcp_bridge.policy import Policy
+from mcp_bridge.prompts import add_prompts
+from mcp_bridge.resources import Seen, add_resources
 from mcp_bridge.settings import Settings
 from mcp_bridge.tool import register
 from pytest_esp import __version__
@@ -36,6 +38,7 @@ class Bridge:
     Attributes:
         boards: the boards, leased as they are used.
         policy: what may be done.
+        seen: the last answers of tools, by board.
         components: those that are loaded, by name.
     """
 
@@ -46,6 +49,7 @@ class Bridge:
             self.rack, idle=settings.idle, burns_enabled=settings.burns_enabled, purpose="the MCP bridge"
         )
         self.policy = Policy(settings)
+        self.seen = Seen()
         names = settings.components or tuple(COMPONENT_REGISTRY)
         self.components: dict[str, Component] = {name: component_class(name)(self) for name in names}
 
@@ -74,4 +78,6 @@ class Bridge:
         )
         for component in self.components.values():
             register(app, component, threads)
+        add_resources(app, self)
+        add_prompts(app)
         return app

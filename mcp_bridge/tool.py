@@ -163,7 +163,10 @@ def _wrapper(
                 question = await _ask(component, ctx, name, signature.bind(**arguments), confirm)
                 if question is not None:
                     return question
-            return _answer(await _in_thread(ctx, method, arguments, info, threads), spec.name if spec else port)
+            result = _plain(await _in_thread(ctx, method, arguments, info, threads))
+            if spec is not None:
+                component.bridge.seen.remember(spec.name, name, result)
+            return ToolResult(structured_content={"success": True, "port": spec.name if spec else port, **result})
         except EspError as error:
             return _error(error, port)
         except (OSError, ValueError) as error:  # a file that cannot be read, a value that no operation has looked at
@@ -219,9 +222,8 @@ async def _in_thread(
         raise
 
 
-def _answer(result: Any, port: str | None) -> ToolResult:
-    plain = TypeAdapter(type(result)).dump_python(result, mode="json")
-    return ToolResult(structured_content={"success": True, "port": port, **plain})
+def _plain(result: Any) -> dict[str, Any]:
+    return TypeAdapter(type(result)).dump_python(result, mode="json")
 
 
 def _error(error: EspError, port: str | None) -> ToolResult:

@@ -1,5 +1,6 @@
 """A server on a rack of its own, and a client that calls its tools."""
 
+import json
 from contextlib import ExitStack
 
 import pytest
@@ -60,6 +61,21 @@ class Server:
         assert result.structured_content is not None, result.content
         assert result.is_error != result.structured_content["success"]
         return result.structured_content
+
+    def list_resources(self):
+        return [str(resource.uri) for resource in self._portal.call(self._client.list_resources)]
+
+    def read(self, uri):
+        (content,) = self._portal.call(self._client.read_resource, uri)
+        assert content.mime_type == "application/json"
+        return json.loads(content.text)
+
+    def list_prompts(self):
+        return [prompt.name for prompt in self._portal.call(self._client.list_prompts)]
+
+    def prompt(self, name, **arguments):
+        result = self._portal.call(self._client.get_prompt, name, arguments)
+        return result.messages[0].content.text
 
     def list_tools(self):
         return {tool.name: tool for tool in self._portal.call(self._client.list_tools)}

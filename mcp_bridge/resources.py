@@ -1,0 +1,170 @@
+"""What a client may read without a tool. Reading touches no board: what one has said is shown with its age."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fastmcp import FastMCP
+
+from mcp_bridge.tool import tools_of
+from pytest_esp import __version__
+from pytest_esp.errors import EspError, PortError
+from pytest_esp.rack.lease import holder_of
+from pytest_esp.rack.spec import BACKENDS
+
+if TYPE_CHECKING:
+    from mcp_bridge.bridge import Bridge
+
+_JSON = "application/json"
+_LINES = 100
+
+# What a resource shows of every board: the last answers of these tools.
+_VIEWS = {
+    "esp://flash/status": ("esp_flash_status", "esp_flash_size_detect", "esp_flash_analyze", "esp_detect_chip"),
+    "esp://security/info": ("esp_security_audit", "esp_security_info"),
+    "esp://partitions": ("esp_partition_read", "esp_partition_analyze"),
+}
+
+
+class Seen:
+    """The last successful answer of each tool about each board."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def remember(self, board: str, tool: str, answer: dict[str, Any]) -> None:
+        """Keep an answer."""
+        with self._lock:
+            self._answers[board, tool] = (time.monotonic(), answer)
+
+    def of(self, board: str, tools: Iterable[str]) -> dict[str, Any]:
+        """Return the answers of *tools* about *board*, each with its age in seconds."""
+        now = time.monotonic()
+        with self._lock:
+            found = {tool: self._answers[board, tool] for tool in tools if (board, tool) in self._answers}
+        return {tool: {"age_seconds": round(now - at, 1), **answer} for tool, (at, answer) in found.items()}
+
+
+def add_resources(app: FastMCP[Any], bridge: Bridge) -> None:
+    """Add all resources to *app*."""
+
+    def add(uri: str, name: str, description: str, read: Callable[..., Any]) -> None:
+        app.resource(uri, name=name, description=description, mime_type=_JSON)(read)
+
+    add("esp://chips", "chips", "The chips that this esptool knows.", _chips)
+    add("esp://server/status", "server_status", "Health of the components, and the rack.", lambda: _status(bridge))
+    add("esp://config", "config", "How this server was started.", lambda: _config(bridge))
+    add("esp://capabilities", "capabilities", "Components, tools and backends.", lambda: _capabilities(bridge))
+    for uri, tools in _VIEWS.items():
+        name = uri.removeprefix("esp://").replace("/", "_")
+        add(uri, name, f"The last answers of {', '.join(tools)} about each board.", _view(bridge, tools))
+
+    def board(board: str) -> str:
+        return _guarded(lambda: _board(bridge, board))
+
+    def console(board: str, lines: int = _LINES) -> str:
+        return _guarded(lambda: _console(bridge, board, lines))
+
+    def partitions(board: str) -> str:
+        return _guarded(lambda: _view_of(bridge, board, _VIEWS["esp://partitions"]))
+
+    add("esp://boards/{board}", "board", "One board: its entry, who holds it, what it has said.", board)
+    add("esp://boards/{board}/console{?lines}", "console", "The last lines of a board that is held here.", console)
+    add("esp://boards/{board}/partitions", "board_partitions", "A board's partition table, when last read.", partitions)
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, indent=1, default=str)
+
+
+def _guarded(read: Callable[[], Any]) -> str:
+    try:
+        return _text(read())
+    except EspError as error:
+        return _text({"success": False, "error": error.message, "port": error.board, "hint": error.hint})
+
+
+def _chips() -> str:
+    from esptool.targets import CHIP_DEFS
+
+    from pytest_esp.qemu.machines import MACHINES
+
+    rows = [
+        {
+            "chip": chip,
+            "name": rom.CHIP_NAME,
+            "bootloader_offset": f"{rom.BOOTLOADER_FLASH_OFFSET:#x}",
+            "has_qemu_machine": chip in MACHINES,
+        }
+        for chip, rom in CHIP_DEFS.items()
+    ]
+    return _text({"chips": rows})
+
+
+def _status(bridge: Bridge) -> str:
+    health: dict[str, Any] = {}
+    for name, component in bridge.components.items():
+        try:
+            health[name] = component.health_check()
+        except (EspError, OSError) as error:
+            health[name] = {"status": "failed", "problem": str(error)}
+    boards = [_state(bridge, name) for name in bridge.rack.boards]
+    return _text({"version": __version__, "components": health, "rack": bridge.rack.name, "boards": boards})
+
+
+def _state(bridge: Bridge, name: str) -> dict[str, Any]:
+    spec = bridge.boards.resolve(name)
+    row: dict[str, Any] = {"board": spec.name, "chip": spec.chip, "backend": spec.backend}
+    try:
+        holder = holder_of(spec, bridge.rack)
+    except PortError as error:
+        return row | {"state": "missing", "problem": error.message}
+    return row | ({"state": "held", "holder": holder.describe()} if holder else {"state": "free"})
+
+
+def _config(bridge: Bridge) -> str:
+    settings = bridge.settings
+    return _text(
+        {
+            "rack": str(bridge.rack.path or "built-in"),
+            "components": list(bridge.components),
+            "allow": sorted(effect.value for effect in settings.allow),
+            "roots": [str(root) for root in settings.roots],
+            "idle_seconds": settings.idle,
+            "burns_enabled": settings.burns_enabled,
+        }
+    )
+
+
+def _capabilities(bridge: Bridge) -> str:
+    tools = {name: sorted(tools_of(component)) for name, component in bridge.components.items()}
+    return _text({"components": tools, "backends": list(BACKENDS), "not_built_yet": ["labgrid"]})
+
+
+def _view(bridge: Bridge, tools: tuple[str, ...]) -> Callable[[], str]:
+    return lambda: _text({"boards": [_view_of(bridge, name, tools) for name in bridge.rack.boards]})
+
+
+def _view_of(bridge: Bridge, name: str, tools: tuple[str, ...]) -> dict[str, Any]:
+    spec = bridge.boards.resolve(name)
+    found = bridge.seen.of(spec.name, tools)
+    return {"board": spec.name, **found} if found else {"board": spec.name, "hint": f"call {tools[0]} first"}
+
+
+def _board(bridge: Bridge, name: str) -> dict[str, Any]:
+    spec = bridge.boards.resolve(name)
+    entry = spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    return {**_state(bridge, name), "entry": entry, "seen": bridge.seen.of(spec.name, ("esp_detect_chip",))}
+
+
+def _console(bridge: Bridge, name: str, lines: int) -> dict[str, Any]:
+    spec = bridge.boards.resolve(name)
+    said = bridge.boards.console_lines(spec.name, max(lines, 0))
+    if said is None:
+        return {"board": spec.name, "lines": [], "hint": "it is not held here: call esp_serial_monitor"}
+    return {"board": spec.name, "lines": said}

@@ -1,0 +1,60 @@
+"""What a client reads without calling a tool."""
+
+import pytest
+
+
+def test_all_resources_are_json(server):
+    uris = server.list_resources()
+    assert {"esp://chips", "esp://server/status", "esp://config", "esp://capabilities"} <= set(uris)
+    for uri in uris:
+        assert server.read(uri)
+
+
+def test_chips_are_those_of_esptool(server):
+    from esptool.targets import CHIP_LIST
+
+    chips = {row["chip"]: row for row in server.read("esp://chips")["chips"]}
+    assert set(chips) == set(CHIP_LIST)
+    assert chips["esp32"]["bootloader_offset"] == "0x1000"
+    assert chips["esp32c3"]["has_qemu_machine"]
+
+
+def test_reading_touches_no_board_and_answers_say_their_age(server):
+    assert "hint" in server.read("esp://security/info")["boards"][0]
+    assert server.held() == []
+    server.call("esp_security_audit", port="c3")
+    rows = {row["board"]: row for row in server.read("esp://security/info")["boards"]}
+    assert "esp32c3" in json.dumps(rows["c3"]["esp_security_audit"])
+    assert 0 <= rows["c3"]["esp_security_audit"]["age_seconds"] < 60
+    assert server.held() == ["c3"]
+
+
+def test_one_board(server):
+    assert server.read("esp://boards/c3")["state"] == "free"
+    assert server.read("esp://boards/c3/console")["lines"] == []
+    server.call("esp_serial_monitor", port="c3", duration_seconds=0.1, reset=True)
+    assert server.read("esp://boards/c3")["state"] == "held"
+    lines = server.read("esp://boards/c3/console?lines=3")["lines"]
+    assert len(lines) == 3
+    server.call("esp_partition_read", port="c3")
+    assert server.read("esp://boards/c3/partitions")["board"] == "c3"
+
+
+@pytest.mark.parametrize("uri", ["esp://boards/none", "esp://boards/none/console", "esp://boards/none/partitions"])
+def test_a_board_that_is_not_there(server, uri):
+    answer = server.read(uri)
+    assert not answer["success"]
+    assert "no board 'none'" in answer["error"]
+
+
+def test_the_capabilities_are_the_tools(server):
+    components = server.read("esp://capabilities")["components"]
+    assert {name for tools in components.values() for name in tools} == set(server.list_tools())
+
+
+def test_prompts_name_tools_that_are_there(server):
+    import re
+
+    for name in server.list_prompts():
+        text = server.prompt(name, port="c3")
+        assert set(re.findall(r"esp_\w+(?=\()", text)) <= set(server.list_tools())
