@@ -1,5 +1,7 @@
 """What a client reads without calling a tool."""
 
+import json
+
 import pytest
 
 
