@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
@@ -44,14 +44,26 @@ _ERROR_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ToolInfo:
-    """What a tool does at most, and how long it may take (seconds)."""
+    """What a tool does at most, and how long it may take (seconds); see `tool`."""
 
     effect: Effect | None
     timeout: float
     idempotent: bool
+    reads_unless: str | None = None
+
+    def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
+        """Return what a call with these *arguments* does."""
+        reads = self.reads_unless is not None and not arguments.get(self.reads_unless)
+        return Effect.READ if reads else self.effect
 
 
-def tool(effect: Effect | None = None, *, timeout: float = 60.0, idempotent: bool | None = None) -> Callable[[F], F]:
+def tool(
+    effect: Effect | None = None,
+    *,
+    timeout: float = 60.0,
+    idempotent: bool | None = None,
+    reads_unless: str | None = None,
+) -> Callable[[F], F]:
     """Make a method of a component a tool of the same name.
 
     Its parameters and docstring are what a model sees; ``port`` is the board that *effect* is checked against. It
@@ -61,11 +73,12 @@ def tool(effect: Effect | None = None, *, timeout: float = 60.0, idempotent: boo
         effect: what it does to a board at most; None if it touches none.
         timeout: seconds; then it is asked to stop, which it does at a safe point.
         idempotent: whether doing it twice is as good as once; by default what only reads is.
+        reads_unless: name of a flag of the method without which a call only reads, whatever *effect* is.
     """
     reads = effect in (None, Effect.READ)
 
     def mark(method: F) -> F:
-        setattr(method, _MARK, ToolInfo(effect, timeout, reads if idempotent is None else idempotent))
+        setattr(method, _MARK, ToolInfo(effect, timeout, reads if idempotent is None else idempotent, reads_unless))
         return method
 
     return mark
@@ -156,10 +169,11 @@ def _wrapper(
         port = arguments.get("port")
         try:
             confirm = arguments.pop("confirm", None) if asks else None
-            spec = component.bridge.boards.resolve(port) if info.effect is not None and "port" in hints else None
-            if info.effect is not None:
-                component.bridge.policy.check(info.effect, spec, name)
-            if asks:
+            effect = info.effect_of(arguments)
+            spec = component.bridge.boards.resolve(port) if effect is not None and "port" in hints else None
+            if effect is not None:
+                component.bridge.policy.check(effect, spec, name)
+            if effect in (Effect.ERASE, Effect.BURN):
                 question = await _ask(component, ctx, name, signature.bind(**arguments), confirm)
                 if question is not None:
                     return question

@@ -1,4 +1,4 @@
-"""Flash: write, read, erase, verify."""
+"""Flash: write, read, erase, verify; back up and restore; look at what is in it, and at the flash chip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import Any, ClassVar
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import OperationError
+from pytest_esp.operations.analysis import FlashAnalysis
+from pytest_esp.operations.flash_chip import FlashStatus, SizeDetection
 from pytest_esp.operations.registry import Effect
+from pytest_esp.operations.restoring import Restore
+from pytest_esp.operations.saving import Backup
+from pytest_esp.operations.sfdp import Sfdp
+from pytest_esp.operations.tuning import RATES, Optimization
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,14 @@ class VerifyReport:
 
 
 _MOST_HEX = 4096  # bytes that are returned in the answer itself
+_HOUR = 3600.0  # 16 MB at 115200 baud take 25 minutes
 
 
 class FlashManager(Component):
     """Tools for flash."""
 
     NAME: ClassVar[str] = "flash_manager"
-    SUMMARY: ClassVar[str] = "write, read, erase and verify flash"
+    SUMMARY: ClassVar[str] = "write, read, erase, verify, back up and analyze flash"
 
     @tool(Effect.WRITE, timeout=600.0)
     def esp_flash_firmware(
@@ -156,6 +163,107 @@ class FlashManager(Component):
             for region in result
         ]
         return VerifyReport(result.matches, regions)
+
+    @tool(Effect.READ, timeout=600.0)
+    def esp_verify_flash(
+        self,
+        firmware_path: str | None = None,
+        port: str | None = None,
+        address: int | str | None = None,
+        files: list[Placed] | None = None,
+    ) -> VerifyReport:
+        """Compare flash with an image, a build folder or a list of files; another name of esp_flash_verify."""
+        return self.esp_flash_verify(firmware_path, port, address, files)
+
+    # -- backups
+
+    @tool(Effect.READ, timeout=_HOUR)
+    def esp_flash_backup(self, output_dir: str, port: str | None = None, overwrite: bool = False) -> Backup:
+        """Save the whole flash to a folder: compressed chunks, and a manifest with a SHA-256 of everything.
+
+        Called again with the folder of an interrupted backup, it goes on where that one ended. A complete backup is
+        replaced only with overwrite.
+        """
+        path = self.bridge.policy.path(output_dir)
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.backup(path, overwrite=overwrite, progress=progress)
+
+    @tool(Effect.READ, timeout=_HOUR)
+    def esp_smart_backup(self, output_dir: str, port: str | None = None, overwrite: bool = False) -> Backup:
+        """Save what is used of the flash, by partition; faster than esp_flash_backup where much is blank.
+
+        The chip's own MD5 tells what is blank: no region is skipped unseen, and a restore brings all of it back.
+        """
+        path = self.bridge.policy.path(output_dir)
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.smart_backup(path, overwrite=overwrite, progress=progress)
+
+    @tool(Effect.ERASE, timeout=_HOUR, idempotent=True)
+    def esp_flash_restore(self, backup_dir: str, port: str | None = None, any_mac: bool = False) -> Restore:
+        """Bring the whole flash back to what a backup holds (of either kind), and verify it.
+
+        Every byte of the backup is checked before one is written, and that it is of this chip, flash size and MAC
+        address. any_mac restores onto another chip of the same kind.
+        """
+        path = self.bridge.policy.path(backup_dir)
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.restore(path, any_mac=any_mac, progress=progress)
+
+    @tool(Effect.ERASE, timeout=_HOUR, idempotent=True)
+    def esp_smart_restore(
+        self, backup_dir: str, port: str | None = None, regions: list[str] | None = None, any_mac: bool = False
+    ) -> Restore:
+        """Bring some regions of a backup back, by their names in it (nvs, bootloader, ...); all if none is named.
+
+        Checks as esp_flash_restore does. The answer says of every region whether it was written or left alone.
+        """
+        path = self.bridge.policy.path(backup_dir)
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.smart_restore(path, regions, any_mac=any_mac, progress=progress)
+
+    # -- looking
+
+    @tool(Effect.READ, timeout=_HOUR)
+    def esp_flash_analyze(self, port: str | None = None) -> FlashAnalysis:
+        """Tell what is in flash: by partition how full it is and its entropy, the images with their app descriptors.
+
+        `map` is a picture of it, SVG. The problem of an image is what the bootloader would say of it.
+        """
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.analyze(progress=progress)
+
+    @tool(Effect.WRITE, timeout=600.0, idempotent=True, reads_unless="apply")
+    def esp_flash_optimize(
+        self, port: str | None = None, baudrates: list[int] | None = None, apply: bool = False
+    ) -> Optimization:
+        """Measure reads at several baud rates, read the bootloader's flash settings, and say what to change.
+
+        Changes nothing without apply; with it, the bootloader is written again with the better size, frequency and
+        mode in its header. What needs a new build is only said.
+        """
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.optimize(baudrates or RATES, apply=apply)
+
+    @tool(Effect.READ)
+    def esp_flash_status(self, port: str | None = None) -> FlashStatus:
+        """Read the flash chip's status registers: write protection, quad mode, and its voltage where the chip tells."""
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.status()
+
+    @tool(Effect.READ)
+    def esp_flash_sfdp_read(self, port: str | None = None) -> Sfdp:
+        """Read what the flash chip says of itself (SFDP, JESD216): size, erase sizes, fast reads, quad enable."""
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.sfdp_read()
+
+    @tool(Effect.READ)
+    def esp_flash_size_detect(self, port: str | None = None) -> SizeDetection:
+        """Detect how large the flash really is: by its id, by SFDP, and by where reads wrap around.
+
+        A relabelled chip promises more than it has: then agree is false, and size is the one to believe.
+        """
+        with self.bridge.boards.use(port) as esp:
+            return esp.flash.size_detect()
 
     def _firmware(self, path: str | None, files: list[Placed] | None) -> Any:
         """Return what an operation takes as firmware, with every name inside the roots."""

@@ -25,7 +25,7 @@ from pytest_esp.sim.image import HEADER_SIZE, ImageError, read_image
 from pytest_esp.units import format_size, parse_size
 
 _SAMPLE = 0x10000
-_RATES = (115200, 460800, 921600)
+RATES = (115200, 460800, 921600)
 _MODES = ("qio", "qout", "dio", "dout")  # by the number in the header
 _FASTEST = 80  # MHz; what is above needs more than a number in a header
 _LARGEST_BOOTLOADER = 0x20000
@@ -85,9 +85,7 @@ class Optimization:
 
 
 @operation(Effect.READ, group="flash")
-def optimize(
-    link: Link, baudrates: Sequence[int] = _RATES, *, apply: bool = False, over: Over = "auto"
-) -> Optimization:
+def optimize(link: Link, baudrates: Sequence[int] = RATES, *, apply: bool = False, over: Over = "auto") -> Optimization:
     """Measure how fast flash is read, look at the bootloader's flash settings, and say what to change.
 
     Args:
