@@ -108,6 +108,11 @@ class PartitionsFace(Face):
     find = bound(partitions.find)
     otadata = bound(partitions.otadata)
     app = bound(partitions.app)
+    create = bound(partitions.create)
+    create_ota = bound(partitions.create_ota)
+    write = bound(partitions.write)
+    setup_ota = bound(partitions.setup_ota)
+    analyze = bound(partitions.analyze)
 
 
 class UnityFace(Face):

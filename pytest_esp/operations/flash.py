@@ -86,7 +86,7 @@ def read(
         _check_inside(access, start, length)
         data = access.read(start, length, progress)
     if path is not None:
-        _save(path, data)
+        save(path, data)
     return FlashRead(start, length, data, path)
 
 
@@ -441,7 +441,12 @@ def _check_inside(access: FlashAccess, address: int, size: int) -> None:
         )
 
 
-def _save(path: Path, data: bytes) -> None:
+def save(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it, so that no half file has the right name.
+
+    Raises:
+        OperationError: if it cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)

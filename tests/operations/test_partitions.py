@@ -176,3 +176,100 @@ def test_a_table_without_ota(esp_of):
 
 def test_a_table_of_bytes_is_parsed_without_a_board():
     assert [part.name for part in parse(from_csv(OTA_CSV))][:2] == ["nvs", "otadata"]
+
+
+# -- new tables
+
+
+def test_a_table_is_made_for_the_board_and_flashed(esp, tmp_path):
+    table = esp.partitions.create("two_ota", tmp_path / "table.bin")
+    assert table.flash_size == 0x400000
+    assert (tmp_path / "table.bin").read_bytes() == table.data
+    result = esp.partitions.write(tmp_path / "table.bin")
+    assert (result.state, result.table_offset, result.orphaned) == ("written", 0x8000, ())
+    assert esp.partitions.read().partitions == table.partitions
+    assert esp.partitions.write("two_ota").state == "unchanged"
+
+
+def test_a_table_as_text(esp_of, tmp_path):
+    esp = esp_of("esp32c3")
+    esp.partitions.create_ota("1MB", tmp_path / "table.csv", storage="fat")
+    assert (tmp_path / "table.csv").read_text().count("\n") == 8
+    with pytest.raises(OperationError, match="exists already"):
+        esp.partitions.create_ota(output_file=tmp_path / "table.csv")
+    esp.partitions.write(tmp_path / "table.csv")
+    assert [part.name for part in esp.partitions.read().partitions][-1] == "storage"
+
+
+def test_a_table_that_would_orphan_data_is_refused(esp_of):
+    esp = esp_of("esp32c3")
+    esp.partitions.write("single_factory")
+    esp.flash.write(b"settings", 0x9000)
+    esp.flash.write(b"\xe9 an app", 0x10000)
+    with pytest.raises(OperationError, match=r"no place for what is in nvs \(") as caught:
+        esp.partitions.write("two_ota")  # its NVS is smaller; its first app lies where the factory app does
+    assert caught.value.details == {"orphaned": ["nvs"]}
+    assert esp.partitions.find("factory").size == 0x100000
+    assert esp.partitions.write("two_ota", discard_data=True).orphaned == ("nvs",)
+    assert esp.flash.read(0x9000, 8).data == b"settings"
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("app, app, factory, 0x10000, 8M", "does not fit"),
+        (from_csv("app, app, factory, 0x10000, 8M"), "beyond the flash"),
+        (b"no table" * 4, "damaged"),
+        ("missing.bin", "cannot be read"),
+    ],
+)
+def test_a_table_that_does_not_belong_there(esp_of, table, words):
+    with pytest.raises(OperationError, match=words):
+        esp_of("esp32c3").partitions.write(table)
+
+
+def test_a_table_over_its_own_partition(esp_of):
+    with pytest.raises(OperationError, match="overlaps the table itself"):
+        esp_of("esp32c3").partitions.write(from_csv(CSV), table_offset=0x9000)
+    with pytest.raises(OperationError, match="cannot lie at 0x9010"):
+        esp_of("esp32c3").partitions.write(from_csv(CSV), table_offset=0x9010)
+
+
+def test_no_plain_table_for_an_encrypted_flash(esp_of):
+    esp = esp_of("esp32c3")
+    esp.efuse.burn("SPI_BOOT_CRYPT_CNT", 1)
+    with pytest.raises(OperationError, match="flash is encrypted"):
+        esp.partitions.write("two_ota")
+
+
+def test_a_board_is_made_ready_for_updates(esp_of, firmware_folder):
+    """What was the factory app is the first slot then, and starts."""
+    esp = esp_of("esp32c3")
+    esp.flash.write(firmware_folder / "hello_world_esp32c3")
+    esp.flash.write([(0xD000, b"in the NVS of old, where otadata is to be")])
+    result = esp.partitions.setup_ota(discard_data=True)
+    assert (result.bootloader, result.warnings, result.otadata_erased) == ("esp32c3", (), True)
+    assert result.app.project == "hello_world"
+    assert result.app_size == 0x1F0000
+    assert "Loaded app from partition at offset 0x10000" in esp.chip.reset("app").output
+    assert esp.partitions.otadata().slots == ("ota_0", "ota_1")
+
+
+def test_a_blank_board_is_told_what_is_missing(esp_of):
+    result = esp_of("esp32").partitions.setup_ota("1MB")
+    assert result.warnings == ("there is no bootloader in flash", "there is no app in ota_0 at 0x10000")
+    assert not result.otadata_erased
+
+
+def test_what_is_in_the_partitions(esp_of, firmware_folder):
+    esp = esp_of("esp32c3")
+    esp.flash.write(firmware_folder / "hello_world_esp32c3")
+    esp.flash.write([(0x9000, b"\x01" * 0x1800)])
+    found = esp.partitions.analyze()
+    nvs, phy, app = found.partitions
+    assert (nvs.kind, nvs.used, nvs.fill) == ("data", 0x1800, 0.25)
+    assert (phy.kind, phy.used, phy.app) == ("blank", 0, None)
+    assert (app.kind, app.app.project, app.active) == ("app", "hello_world", True)
+    size = (firmware_folder / "hello_world_esp32c3" / "hello_world.bin").stat().st_size
+    assert app.used <= size < app.used + 64
+    assert found.gaps == ((0x110000, 0x2F0000),)
