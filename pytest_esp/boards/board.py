@@ -75,6 +75,11 @@ class Board(ABC):
         return self.spec.chip
 
     @property
+    def ram_block(self) -> int | None:
+        """How many bytes of a stub flasher its ROM's loader takes at once; None for as many as esptool sends."""
+        return None
+
+    @property
     def revision(self) -> int | None:
         """The chip's revision (major * 100 + minor) where it is known without the chip's help; else None."""
         return None

@@ -225,6 +225,11 @@ class QemuBoard(Board):
     # -- its flash
 
     @property
+    def ram_block(self) -> int | None:
+        """What fits into the UART's FIFO of 128 bytes, on the ESP32: its machine drops what the ROM is too late for."""
+        return 64 if self.chip == "esp32" else None
+
+    @property
     def revision(self) -> int:
         """The chip's revision in its eFuses."""
         return self._efuses().revision

@@ -100,6 +100,7 @@ class Link:
                 baudrate=self.board.spec.baud if real else _ROM_BAUDRATE,
                 usb=real,
                 boot_seconds=self.board.boot_seconds,
+                ram_block=self.board.ram_block,
                 before_connect=self._begin_bootloader_mode,
                 after_drop=self._begin_console_mode,
                 transcript=self.transcript,

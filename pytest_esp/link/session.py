@@ -32,6 +32,7 @@ class Session:
         baudrate: for operations on real ports; the connection itself is made at 115200.
         usb: whether the port may be a USB device, whose ids choose esptool's way to reset it.
         boot_seconds: how long the loader may take until it answers, after a *reset* that returned True.
+        ram_block: bytes of the stub that the ROM takes at once; None for as many as esptool sends.
         before_connect: called before the port is taken from whoever reads the app's output.
         after_drop: called when nobody talks to the loader any more.
         transcript: takes what esptool says.
@@ -47,6 +48,7 @@ class Session:
         baudrate: int = _ROM_BAUDRATE,
         usb: bool = True,
         boot_seconds: float = 0.0,
+        ram_block: int | None = None,
         before_connect: Callable[[], object] = lambda: None,
         after_drop: Callable[[], object] = lambda: None,
         transcript: Transcript | None = None,
@@ -63,6 +65,7 @@ class Session:
         self._baudrate = baudrate
         self._usb = usb
         self._boot_seconds = boot_seconds
+        self._ram_block = ram_block
         self._esp: FastLoader | None = None
         self._attached = False
         self._espefuse: Any = None
@@ -166,6 +169,8 @@ class Session:
         esp.secure_download_mode = _secure_download(esp)
         if not esp.secure_download_mode:
             esp._post_connect()  # the rest of `ESPLoader.connect`
+        if self._ram_block is not None:
+            esp.ESP_RAM_BLOCK = self._ram_block
         self._esp = esp
         return esp
 

@@ -192,10 +192,12 @@ def test_a_flash_file_of_another_size_is_refused(qemu_esp, tmp_path):
     assert file.read_bytes() == b"\xff" * 0x400000
 
 
-def test_a_wire_board_is_written_on_its_wire(qemu_esp):
-    """``over="wire"`` means it: esptool speaks, and the chip is left in its loader."""
-    esp = qemu_esp("esp32c3")
-    esp.flash.write(b"x" * 100, 0x10000, over="wire")
-    assert "Wrote" in esp.transcript
+@pytest.mark.parametrize("chip", ["esp32c3", "esp32"])
+def test_the_wire_is_used_if_asked_for(qemu_esp, chip):
+    """esptool speaks, by its stub, and the chip is left in its loader."""
+    esp = qemu_esp(chip)
+    esp.flash.write(noise_of(3, 5000), 0x10000, over="wire")
+    assert esp.flash.read(0x10000, 5000, over="wire").data == noise_of(3, 5000)
+    assert "Wrote 5000 bytes" in esp.transcript
     assert esp.link.session.is_connected
     assert esp.link.session.is_stub
