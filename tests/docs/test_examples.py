@@ -25,6 +25,7 @@ def test_python_examples_are_tests_that_pass(page, tmp_path, monkeypatch):
         (tmp_path / f"test_example_{number}.py").write_text(block)
     monkeypatch.delenv("PYTEST_ESP_RACK", raising=False)
     monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTEST_ESP_FIRMWARE", str(ROOT / "tests" / "firmware" / "build"))
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers", "--esp-strict"],
         cwd=tmp_path,
