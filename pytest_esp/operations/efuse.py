@@ -9,9 +9,9 @@ import io
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -437,17 +437,39 @@ def _require_consent(link: Link, name: str) -> None:
 
 def _uninterrupted(work: Callable[[], R]) -> R:
     """Return what *work* does, in a thread: Ctrl-C and other interruptions of this one wait until it is done."""
+    begun = threading.Lock()
+    done = threading.Event()
+    results: list[R] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        if not begun.acquire(blocking=False):
+            return
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
+
     interruption: BaseException | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="efuse-burn") as pool:
-        future = pool.submit(contextvars.copy_context().run, work)
-        while not future.done():
-            try:
-                future.exception()
-            except BaseException as error:
-                interruption = error
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="efuse-burn")
+    try:
+        thread.start()
+    except BaseException as error:
+        if begun.acquire(blocking=False):
+            raise  # it has not begun, and will not
+        interruption = error
+    while not done.is_set():
+        try:
+            done.wait()
+        except BaseException as error:
+            interruption = error
     if interruption is not None:
         raise interruption
-    return future.result()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:

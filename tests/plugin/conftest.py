@@ -73,7 +73,7 @@ class Project:
             text=True,
             start_new_session=True,
             # A shell that runs us in the background lets SIGINT be ignored, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a test has no locks held
         )
         self.processes.append(process)
         return process

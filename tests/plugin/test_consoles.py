@@ -39,7 +39,7 @@ def test_every_test_has_a_log_file_of_its_own(project, workers):
     assert len(names[2]) < 160
     assert names[3] == "test_it.py--test_without.one-esp32.log"
     log = (project.path / "logs" / names[0]).read_text()
-    assert log.count("rst:0x1") == 2  # it was off, and was reset
+    assert log.count("rst:0x1 (POWERON") == 2  # it was off, and was reset
     assert log.startswith("[    0.0")
 
 
