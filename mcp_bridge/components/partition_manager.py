@@ -1,4 +1,4 @@
-"""Partition tables, otadata, and what is in partitions."""
+"""Partition tables, otadata, NVS, and what is in partitions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
-from pytest_esp.operations import table_build
+from pytest_esp.operations import nvs, table_build
+from pytest_esp.operations.nvs_pages import NvsContents
 from pytest_esp.operations.partitions import OtaData, OtaSetup, PartitionAnalysis, Partitions, TableWrite, saved
-from pytest_esp.operations.registry import Effect
+from pytest_esp.operations.registry import Effect, size_argument
 from pytest_esp.operations.table import Partition
 
 
@@ -30,11 +31,21 @@ class TableReport:
     output_file: str | None
 
 
+@dataclass(frozen=True)
+class NvsReport:
+    """An NVS partition that was made, and the file that it was saved to."""
+
+    output_file: str
+    size: int
+    encrypted: bool
+    namespaces: dict[str, int]
+
+
 class PartitionManager(Component):
-    """Tools for partition tables."""
+    """Tools for partition tables and for NVS partitions."""
 
     NAME: ClassVar[str] = "partition_manager"
-    SUMMARY: ClassVar[str] = "partition tables and otadata: made, flashed, read, analyzed"
+    SUMMARY: ClassVar[str] = "partition tables, otadata and NVS partitions: made, flashed, read, analyzed"
 
     @tool(Effect.READ)
     def esp_partition_read(self, port: str | None = None) -> Partitions:
@@ -130,6 +141,39 @@ class PartitionManager(Component):
             return esp.partitions.setup_ota(
                 app_size, slots=slots, factory=factory, storage=storage, discard_data=discard_data
             )
+
+    @tool()
+    def esp_nvs_partition_create(
+        self,
+        data: dict[str, dict[str, Any]] | str,
+        output_file: str,
+        size: int | str = "24KB",
+        key_file: str | None = None,
+        overwrite: bool = False,
+    ) -> NvsReport:
+        """Make an NVS partition from {"namespace": {"key": value}}, or from a CSV file of Espressif's generator.
+
+        A value is text, a number (u32, or i32 if negative), or {"type": "u8", "value": 1}; types are u8 to i64, string,
+        blob (hex digits) and base64. key_file encrypts it. Touches no board.
+        """
+        policy = self.bridge.policy
+        values = policy.path(data) if isinstance(data, str) else data
+        key = policy.path(key_file) if key_file else None
+        path = policy.path(output_file)
+        made = nvs.make(values, size_argument(size, "size"), path, key_file=key, overwrite=overwrite)
+        found = nvs.contents(made, key_file=key)
+        counts = {name: sum(entry.namespace == name for entry in found.entries) for name in found.namespaces}
+        return NvsReport(str(path), made.size, made.encrypted, counts)
+
+    @tool(Effect.READ)
+    def esp_nvs_read(self, port: str | None = None, partition: str = "nvs", key_file: str | None = None) -> NvsContents:
+        """Read an NVS partition: namespaces, keys, types and values; encrypted pages are named as such.
+
+        With key_file (64 bytes of NVS encryption) those are read, too.
+        """
+        key = self.bridge.policy.path(key_file) if key_file else None
+        with self.bridge.boards.use(port) as esp:
+            return esp.nvs.read(partition, key_file=key)
 
     def _saved(self, table: table_build.BuiltTable, output_file: str | None, overwrite: bool) -> TableReport:
         path = self.bridge.policy.path(output_file) if output_file else None

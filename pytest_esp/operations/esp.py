@@ -12,6 +12,7 @@ from pytest_esp.operations import (
     efuse,
     flash,
     flash_chip,
+    nvs,
     partitions,
     restoring,
     saving,
@@ -115,6 +116,13 @@ class PartitionsFace(Face):
     analyze = bound(partitions.analyze)
 
 
+class NvsFace(Face):
+    """`pytest_esp.operations.nvs`."""
+
+    create = bound(nvs.create)
+    read = bound(nvs.read)
+
+
 class UnityFace(Face):
     """`pytest_esp.operations.unity`."""
 
@@ -137,6 +145,7 @@ class Esp:
         self.efuse = EfuseFace(link)
         self.security = SecurityFace(link)
         self.partitions = PartitionsFace(link)
+        self.nvs = NvsFace(link)
         self.unity = UnityFace(link)
 
     @property

@@ -30,6 +30,7 @@ _MODULES = (
     "efuse",
     "security",
     "partitions",
+    "nvs",
     "unity",
 )
 

@@ -70,3 +70,47 @@ def test_a_board_is_made_ready_for_updates(server):
     assert (answer["app_size"], answer["bootloader"]) == (0x100000, None)
     assert "there is no bootloader in flash" in answer["warnings"]
     assert server.call("esp_otadata_read", port="esp32")["slots"] == ["ota_0", "ota_1"]
+
+
+def test_nvs_from_values_to_a_board_and_back(server):
+    made = server.call(
+        "esp_nvs_partition_create", data={"wifi": {"ssid": "home", "port": 80}}, output_file="nvs.bin", size="24KB"
+    )
+    assert (made["size"], made["namespaces"], made["encrypted"]) == (0x6000, {"wifi": 2}, False)
+    server.call("esp_partition_create", layout="single_factory", output_file="table.bin")
+    confirmed(server, "esp_partition_flash", partition_file="table.bin", port="c3")
+    server.call("esp_flash_firmware", firmware_path="nvs.bin", address="0x9000", port="c3")
+    found = server.call("esp_nvs_read", port="c3")
+    assert found["entries"] == [
+        {"namespace": "wifi", "key": "port", "type": "u32", "value": 80},
+        {"namespace": "wifi", "key": "ssid", "type": "string", "value": "home"},
+    ]
+    assert "not data/nvs" in server.call("esp_nvs_read", port="c3", partition="factory")["error"]
+
+
+def test_encrypted_nvs(server):
+    (server.folder / "keys.bin").write_bytes(bytes(range(64)))
+    made = server.call(
+        "esp_nvs_partition_create", data={"a": {"b": 1}}, output_file="n.bin", size=0x6000, key_file="keys.bin"
+    )
+    assert (made["encrypted"], made["namespaces"]) == (True, {"a": 1})
+    server.call("esp_partition_create", layout="single_factory", output_file="table.bin")
+    confirmed(server, "esp_partition_flash", partition_file="table.bin", port="c3")
+    server.call("esp_flash_firmware", firmware_path="n.bin", address="0x9000", port="c3")
+    closed = server.call("esp_nvs_read", port="c3")
+    assert (closed["encrypted"], closed["entries"]) == (True, [])
+    assert server.call("esp_nvs_read", port="c3", key_file="keys.bin")["entries"][0]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"data": {"a": {"k": {"type": "u8", "value": 256}}}}, "value of 'k' is wrong"),
+        ({"data": "../values.csv"}, "outside the folders"),
+        ({"data": {"a": {}}, "size": 100}, "cannot have"),
+        ({"data": {"a": {}}, "output_file": "boards.toml"}, "exists already"),
+        ({"data": {"a": {}}, "key_file": "boards.toml", "size": "1"}, "cannot have"),
+    ],
+)
+def test_nvs_that_cannot_be(server, arguments, error):
+    assert error in server.call("esp_nvs_partition_create", **{"output_file": "x.bin"} | arguments)["error"]
