@@ -21,8 +21,8 @@ ENDS: tuple[Pattern, ...] = (SUMMARY, DONE, READY)
 _OTHER_RUNS = re.compile(r"Running [^\r\n]+\.\.\.\r?\n")
 _TRIES = 3
 # Seconds without a byte after which an app that waits for input has not got it, or does not wait for it.
-_ANSWER_TIME = 3.0
-_ECHO_TIME = 1.5
+_ANSWER_TIME = 10.0
+_ECHO_TIME = 4.0
 _RESTART_TIME = 10.0
 _PROMPT_TIME = 0.05  # from its greeting to the moment from which an app takes input
 _LONGEST_PRINT = 120.0  # seconds; a thousand cases take ten at 115200 baud
