@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from pytest_esp.operations.firmware import Firmware
+from pytest_esp.sim.app import load_app
+from pytest_esp.sim.chip import SimChip
+from pytest_esp.wire.endpoints import serve
 
 TOOLS = os.environ.get("IDF_TOOLS_PATH") or str(Path.home() / ".espressif")  # pytester gives tests another home
 
@@ -381,6 +384,30 @@ def test_the_session_board_gets_it_too(project):
             console.expect("Project name:     pytest_esp_test")
     """)
     project.run("--firmware=builds", "--chip=esp32").assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("builds")
+def test_a_board_on_a_serial_port(project):
+    """Flashed and reset by its lines, as a devkit is; each console begins with its boot."""
+    chip = SimChip("esp32c3", rise_time=0.05, app=load_app("echo"))
+    chip.reset(bootloader=False)
+    endpoint = serve(chip.wire, "rfc2217://127.0.0.1:0", name="devkit")
+    try:
+        project.rack(f'[boards.real]\nbackend = "serial"\nchip = "esp32c3"\nport = "{endpoint.url}"\n')
+        project.file("""
+            @pytest.mark.parametrize("turn", range(2))
+            def test_it(firmware, console, esp, turn):
+                console.expect("Calling app_main()")
+                assert console.text.startswith("ESP-ROM:esp32c3")
+                assert console.text.count("rst:0x") == 1
+                console.write("hello" + chr(10))
+                console.expect("hello")
+                assert bool(esp.link.skipped_bytes) == bool(turn)
+        """)
+        project.run("--firmware=builds").assert_outcomes(passed=2)
+    finally:
+        endpoint.close()
+        chip.close()
 
 
 # -- the ELF file
