@@ -199,19 +199,27 @@ class FlashManager(Component):
             return esp.flash.smart_backup(path, overwrite=overwrite, progress=progress)
 
     @tool(Effect.ERASE, timeout=_HOUR, idempotent=True)
-    def esp_flash_restore(self, backup_dir: str, port: str | None = None, any_mac: bool = False) -> Restore:
+    def esp_flash_restore(
+        self, backup_dir: str, port: str | None = None, any_mac: bool = False, force: bool = False
+    ) -> Restore:
         """Bring the whole flash back to what a backup holds (of either kind), and verify it.
 
         Every byte of the backup is checked before one is written, and that it is of this chip, flash size and MAC
-        address. any_mac restores onto another chip of the same kind.
+        address. any_mac restores onto another chip of the same kind; force, where security features speak against it:
+        an encrypted flash, to which its own ciphertext comes back.
         """
         path = self.bridge.policy.path(backup_dir)
         with self.bridge.boards.use(port) as esp:
-            return esp.flash.restore(path, any_mac=any_mac, progress=progress)
+            return esp.flash.restore(path, any_mac=any_mac, force=force, progress=progress)
 
     @tool(Effect.ERASE, timeout=_HOUR, idempotent=True)
     def esp_smart_restore(
-        self, backup_dir: str, port: str | None = None, regions: list[str] | None = None, any_mac: bool = False
+        self,
+        backup_dir: str,
+        port: str | None = None,
+        regions: list[str] | None = None,
+        any_mac: bool = False,
+        force: bool = False,
     ) -> Restore:
         """Bring some regions of a backup back, by their names in it (nvs, bootloader, ...); all if none is named.
 
@@ -219,7 +227,7 @@ class FlashManager(Component):
         """
         path = self.bridge.policy.path(backup_dir)
         with self.bridge.boards.use(port) as esp:
-            return esp.flash.smart_restore(path, regions, any_mac=any_mac, progress=progress)
+            return esp.flash.smart_restore(path, regions, any_mac=any_mac, force=force, progress=progress)
 
     # -- looking
 

@@ -181,10 +181,21 @@ def write(
         OperationError, LinkError, PortError: if a write failed; the hint says what state each region is in, and
             ``details["regions"]`` has the same as `WrittenRegion` records.
     """
-    begun = time.monotonic()
     loaded = _placed(link, load(firmware, address))
     _check_load(link, loaded, force, over)
-    job = _Write(link, loaded.regions, skip_unchanged, force, over, progress)
+    return write_regions(link, loaded.regions, skip_unchanged, force, over, progress)
+
+
+def write_regions(
+    link: Link, regions: Sequence[Region], skip_unchanged: bool, force: bool, over: Over, progress: Progress | None
+) -> FlashWrite:
+    """Write regions as `write` does, whatever is in them: they are known to belong on this board.
+
+    Raises:
+        OperationError, LinkError, PortError: see `write`.
+    """
+    begun = time.monotonic()
+    job = _Write(link, regions, skip_unchanged, force, over, progress)
     job.run()
     written, skipped = job.bytes_in("written"), job.bytes_in("unchanged")
     link.written_bytes += written

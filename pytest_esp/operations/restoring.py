@@ -16,8 +16,8 @@ from pytest_esp.names import nearest
 from pytest_esp.operations import flash
 from pytest_esp.operations.access import FlashAccess, Over, reach
 from pytest_esp.operations.archive import Archive, Manifest, SavedChunk, SavedRegion
-from pytest_esp.operations.regions import is_blank, md5_of
-from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.regions import Region, is_blank, md5_of
+from pytest_esp.operations.registry import Effect, operation, require
 from pytest_esp.operations.saving import Board, look_at
 from pytest_esp.units import format_size
 
@@ -124,6 +124,7 @@ def _restore(
     progress: Progress | None,
 ) -> Restore:
     begun = time.monotonic()
+    require(link, Effect.WRITE, "flash-restore")
     archive = Archive(path)
     wanted = _chosen(archive, names)
     _check_board(archive.manifest, look_at(link, over), any_mac)
@@ -133,7 +134,7 @@ def _restore(
     blank = [piece for piece in changed if is_blank(archive.data(piece[1]))]
     full = [piece for piece in changed if not is_blank(archive.data(piece[1]))]
     if full:
-        flash.write(link, _joined(full, archive), skip_unchanged=False, force=force, over=over, progress=progress)
+        flash.write_regions(link, _joined(full, archive), False, force, over, progress)
     if blank:
         _erase(link, blank, force, over)
     with reach(link, over, "verifying what was restored") as access:
@@ -214,9 +215,12 @@ def _holds(access: FlashAccess, chunk: SavedChunk, archive: Archive) -> bool:
     return access.md5(chunk.address, chunk.size) == md5_of(archive.data(chunk))
 
 
-def _joined(pieces: Sequence[_Piece], archive: Archive) -> list[tuple[int, bytes]]:
-    """Return pairs of address and bytes for `flash.write`: chunks that follow each other in a region become one."""
-    return [(run[0][1].address, b"".join(archive.data(chunk) for _, chunk in run)) for run in _runs(pieces)]
+def _joined(pieces: Sequence[_Piece], archive: Archive) -> list[Region]:
+    """Return what to write: chunks that follow each other in a region become one."""
+    return [
+        Region(run[0][1].address, b"".join(archive.data(chunk) for _, chunk in run), run[0][0].name)
+        for run in _runs(pieces)
+    ]
 
 
 def _runs(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.errors import FirmwareError, LinkError, OperationError, RefusedError
 from pytest_esp.operations.archive import Archive
 from pytest_esp.operations.table import from_csv
 
@@ -78,6 +78,48 @@ def test_other_chips(esp_of, tmp_path, name):
     esp.flash.write([(0, os.urandom(5000)), (0x210000, os.urandom(7000))])
     esp.flash.restore(tmp_path / "saved")
     assert esp.link.board.simulated.flash.read(0, 4 << 20) == before
+
+
+def test_whatever_was_in_it_comes_back(esp, build_of, tmp_path):
+    """A partition may hold firmware for another chip, which a write refuses: it is data to this one."""
+    other = (build_of("esp32") / "pytest_esp_test.bin").read_bytes()[:0x20000]
+    with pytest.raises(FirmwareError, match="for the ESP32"):
+        esp.flash.write(other, 0x10000)
+    esp.flash.write(other, 0x10000, force=True)
+    esp.flash.smart_backup(tmp_path / "saved")
+    esp.flash.erase("factory")
+    esp.flash.restore(tmp_path / "saved")
+    assert contents(esp)[0x10000 : 0x10000 + len(other)] == other
+
+
+def test_an_encrypted_flash_takes_its_own_ciphertext_back(esp, tmp_path):
+    esp.flash.info()
+    esp.efuse.burn("SPI_BOOT_CRYPT_CNT", 1)
+    esp.efuse.burn("DIS_DOWNLOAD_MANUAL_ENCRYPT", 1)
+    esp.link.session.drop()
+    before = contents(esp)
+    esp.flash.smart_backup(tmp_path / "saved")
+    esp.flash.erase(0x10000, "64K", force=True)
+    with pytest.raises(OperationError, match="flash encryption enabled"):
+        esp.flash.restore(tmp_path / "saved")
+    esp.flash.restore(tmp_path / "saved", force=True)
+    assert contents(esp) == before
+
+
+def test_a_cut_in_the_middle_says_what_is_where_and_can_be_repeated(esp, smart):
+    before = contents(esp)
+    esp.flash.erase("all")
+
+    def vanish(done, _total):
+        if done > 0x10000:
+            raise LinkError("the chip does not answer")
+
+    with pytest.raises(LinkError) as caught:
+        esp.flash.restore(smart, progress=vanish)
+    states = {region["source"]: region["state"] for region in caught.value.details["regions"]}
+    assert (states["bootloader"], states["factory"]) == ("written", "partly")
+    esp.flash.restore(smart)
+    assert contents(esp) == before
 
 
 def test_one_region_by_its_name(esp, smart):
