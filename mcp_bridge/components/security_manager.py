@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from esptool.targets import CHIP_DEFS
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
+from pytest_esp.errors import OperationError
+from pytest_esp.names import nearest
 from pytest_esp.operations.efuse import BitChange, Efuse
+from pytest_esp.operations.encryption import EncryptionConfigured, EncryptionEnabled, encrypt_data
 from pytest_esp.operations.findings import Finding, KeyBlock
-from pytest_esp.operations.registry import Effect
+from pytest_esp.operations.flash import save
+from pytest_esp.operations.registry import Effect, size_argument
 from pytest_esp.operations.security import SecurityInfo, SecurityPosture
 
 # What the locks of a chip rest on, whatever its family calls them.
@@ -84,6 +88,40 @@ class EfuseBurn:
     warning: str = _IRREVERSIBLE
 
 
+_ENABLED = "Flash encryption is already enabled on this device."
+_NOT_ENABLED = (
+    "Flash encryption is NOT enabled. It takes (see steps) a key, the eFuse {counter}, the locks of download mode, "
+    "and encrypted firmware. WARNING: this is irreversible on real hardware. Test on QEMU or a simulated chip first: "
+    "esp_encryption_enable does all of it there."
+)
+
+
+@dataclass(frozen=True)
+class EncryptionGuidance:
+    """Whether flash is encrypted, and what enabling it takes.
+
+    *FLASH_CRYPT_CNT* is the value of *counter*, whatever this chip calls it; only an ESP32 has FLASH_CRYPT_CONFIG.
+    """
+
+    flash_encryption_enabled: bool
+    message: str
+    mode: str
+    counter: str
+    steps: list[str]
+    key_file: str | None
+    FLASH_CRYPT_CNT: str
+    FLASH_CRYPT_CONFIG: str | None
+
+
+@dataclass(frozen=True)
+class EncryptedFile:
+    """An image that was encrypted for *address*; its size in bytes, with padding."""
+
+    output_file: str
+    address: str
+    size: int
+
+
 class SecurityManager(Component):
     """Tools for eFuses and security."""
 
@@ -149,6 +187,77 @@ class SecurityManager(Component):
             verified=result.verified,
             changes=list(result.changes),
         )
+
+    @tool(Effect.READ)
+    def esp_enable_flash_encryption(self, port: str | None = None, key_file: str | None = None) -> EncryptionGuidance:
+        """Say whether flash is encrypted, and what enabling it takes. Burns nothing: esp_encryption_enable does it.
+
+        key_file is only mentioned in the answer, not read.
+        """
+        with self.bridge.boards.use(port) as esp:
+            status = esp.encryption.status()
+        config = None if status.config is None else f"{status.config:#x}" if status.config else "0"
+        count = f"{status.count:#x}" if status.count > 1 else str(status.count)
+        return EncryptionGuidance(
+            flash_encryption_enabled=status.encrypted,
+            message=_ENABLED if status.encrypted else _NOT_ENABLED.format(counter=status.counter),
+            mode=status.mode,
+            counter=status.counter,
+            steps=list(status.steps),
+            key_file=key_file,
+            FLASH_CRYPT_CNT=count,
+            FLASH_CRYPT_CONFIG=config,
+        )
+
+    @tool(Effect.BURN, timeout=600.0)
+    def esp_encryption_enable(
+        self,
+        key_file: str,
+        firmware_path: str,
+        port: str | None = None,
+        mode: Literal["development", "release"] = "development",
+    ) -> EncryptionEnabled:
+        """Enable flash encryption on a QEMU machine or simulated chip: key, counter, locks, encrypted images, boot.
+
+        firmware_path is a whole build folder. All is checked before the first eFuse is burnt; a boot proves it at the
+        end. On a real board take the steps of esp_enable_flash_encryption one by one.
+        """
+        key, firmware = self.bridge.policy.path(key_file), self.bridge.policy.path(firmware_path)
+        with self.bridge.boards.use(port) as esp:
+            return esp.encryption.enable(firmware, key, mode)
+
+    @tool(Effect.BURN, timeout=120.0)
+    def esp_flash_encryption_configure(
+        self, port: str | None = None, mode: Literal["development", "release"] = "release"
+    ) -> EncryptionConfigured:
+        """Burn what is missing of a mode on a chip whose flash is encrypted: locks of download mode, and the counter.
+
+        release makes the encryption permanent. A real board must allow each of these eFuses by name.
+        """
+        with self.bridge.boards.use(port) as esp:
+            return esp.encryption.configure(mode)
+
+    @tool()
+    def esp_flash_encrypt(
+        self,
+        key_file: str,
+        input_file: str,
+        output_file: str,
+        address: int | str,
+        chip_type: str,
+        overwrite: bool = False,
+    ) -> EncryptedFile:
+        """Encrypt an image for its address in flash, on the host. Touches no board."""
+        policy = self.bridge.policy
+        if chip_type not in CHIP_DEFS:
+            raise OperationError(f"there is no chip {chip_type!r}", hint=f"nearest: {nearest(chip_type, CHIP_DEFS)}")
+        path = policy.path(output_file)
+        if path.exists() and not overwrite:
+            raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+        place = size_argument(address, "address")
+        data = encrypt_data(policy.path(input_file).read_bytes(), policy.path(key_file).read_bytes(), place, chip_type)
+        save(path, data)
+        return EncryptedFile(str(path), f"{place:#x}", len(data))
 
     def plan(self, tool: str, arguments: Mapping[str, Any]) -> str:
         """Return what a burn would change, bit by bit, for the consent to it."""

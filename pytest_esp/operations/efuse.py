@@ -215,8 +215,25 @@ def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
         RefusedError: if any of these is missing; nothing was touched.
         OperationError: see `plan`; or if the eFuse reads back as something else.
     """
-    _require_consent(link, name)
+    require_consent(link, name)
     return _uninterrupted(lambda: _burn_and_prove(link, name, value))
+
+
+def protection_masks(link: Link, name: str) -> tuple[int, int]:
+    """Return the bits of RD_DIS and of WR_DIS that protect an eFuse; 0 where it cannot be protected so.
+
+    Source: espefuse's definitions of the chip.
+
+    Raises:
+        OperationError: if the chip has none of that name.
+    """
+    with link.session.use(f"looking up what protects {name}", stub=False) as esp:
+        field = _find(_commands(link, esp), name)
+
+    def mask(bits: Any) -> int:
+        return sum(1 << bit for bit in (bits if isinstance(bits, list) else [bits]) if bit is not None)
+
+    return mask(field.read_disable_bit), mask(field.write_disable_bit)
 
 
 def audit_file(link: Link) -> Path:
@@ -415,7 +432,12 @@ def _changes(efuses: Any) -> list[BitChange]:
 # -- burning, inside
 
 
-def _require_consent(link: Link, name: str) -> None:
+def require_consent(link: Link, name: str) -> None:
+    """Check that an eFuse may be burnt on this board in this run; see `burn`.
+
+    Raises:
+        RefusedError: if not.
+    """
     board = link.board
     if board.virtual:
         return

@@ -10,6 +10,7 @@ from pytest_esp.operations import (
     analysis,
     chip,
     efuse,
+    encryption,
     flash,
     flash_chip,
     nvs,
@@ -102,6 +103,14 @@ class SecurityFace(Face):
     posture = bound(security.posture)
 
 
+class EncryptionFace(Face):
+    """`pytest_esp.operations.encryption`."""
+
+    status = bound(encryption.status)
+    enable = bound(encryption.enable)
+    configure = bound(encryption.configure)
+
+
 class PartitionsFace(Face):
     """`pytest_esp.operations.partitions`."""
 
@@ -144,6 +153,7 @@ class Esp:
         self.flash = FlashFace(link)
         self.efuse = EfuseFace(link)
         self.security = SecurityFace(link)
+        self.encryption = EncryptionFace(link)
         self.partitions = PartitionsFace(link)
         self.nvs = NvsFace(link)
         self.unity = UnityFace(link)

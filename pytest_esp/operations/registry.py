@@ -29,6 +29,7 @@ _MODULES = (
     "tuning",
     "efuse",
     "security",
+    "encryption",
     "partitions",
     "nvs",
     "unity",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -132,3 +133,66 @@ def test_the_answers_are_what_unmodified_espefuse_says(serve, tmp_path):
     lines = [line for line in told["raw_output"].splitlines() if "(BLOCK" in line]
     assert len(lines) > 30
     assert lines == [line for line in output.splitlines() if "(BLOCK" in line and "CUSTOM_MAC" not in line]
+
+
+# -- flash encryption
+
+
+def test_guidance_changes_nothing(server):
+    answer = server.call("esp_enable_flash_encryption", port="esp32", key_file="key.bin")
+    assert (answer["flash_encryption_enabled"], answer["FLASH_CRYPT_CNT"], answer["FLASH_CRYPT_CONFIG"]) == (
+        False,
+        "0",
+        "0",
+    )
+    assert "NOT enabled" in answer["message"]
+    assert "IRREVERSIBLE" in answer["message"].upper()
+    assert server.list_tools()["esp_enable_flash_encryption"].annotations.read_only_hint
+    burn(server, "FLASH_CRYPT_CNT", 1)
+    burn(server, "FLASH_CRYPT_CONFIG", 15)
+    answer = server.call("esp_enable_flash_encryption", port="esp32")
+    assert (answer["flash_encryption_enabled"], answer["FLASH_CRYPT_CNT"], answer["FLASH_CRYPT_CONFIG"]) == (
+        True,
+        "1",
+        "0xf",
+    )
+    assert "already enabled" in answer["message"]
+
+
+def test_encryption_from_key_to_boot_and_release(server, firmware_folder):
+    shutil.copytree(firmware_folder / "hello_world_esp32c3", server.folder / "build")
+    (server.folder / "key.bin").write_bytes(os.urandom(32))
+    arguments = {"port": "c3", "key_file": "key.bin", "firmware_path": "build"}
+    asked = server.call("esp_encryption_enable", **arguments)
+    assert not asked["success"]
+    done = server.call("esp_encryption_enable", **arguments, confirm=asked["confirm"])
+    assert "Loaded app from partition" in done["boot_output"]
+    assert server.call("esp_security_audit", port="c3")["posture"]["flash_encryption"] == "enabled"
+    token = server.call("esp_flash_encryption_configure", port="c3")["confirm"]
+    assert server.call("esp_flash_encryption_configure", port="c3", confirm=token)["mode"] == "release"
+
+
+def test_an_image_is_encrypted_on_the_host(server):
+    (server.folder / "key.bin").write_bytes(bytes(range(32)))
+    (server.folder / "app.bin").write_bytes(b"an app")
+    arguments = {"key_file": "key.bin", "input_file": "app.bin", "output_file": "out.bin", "address": "0x10000"}
+    answer = server.call("esp_flash_encrypt", **arguments, chip_type="esp32c3")
+    assert (answer["size"], answer["address"]) == (16, "0x10000")
+    assert (server.folder / "out.bin").read_bytes() != b"an app".ljust(16, b"\xff")
+    for change, error in [
+        ({}, "exists already"),
+        ({"output_file": "o.bin", "chip_type": "esp33"}, "no chip 'esp33'"),
+        ({"output_file": "o.bin", "key_file": "app.bin"}, "the key has 6 bytes"),
+        ({"output_file": "o.bin", "key_file": "no.bin"}, "no.bin"),
+        ({"output_file": "o.bin", "input_file": "../x.bin"}, "outside the folders"),
+    ]:
+        answer = server.call("esp_flash_encrypt", **{"chip_type": "esp32c3"} | arguments | change)
+        assert error in answer["error"]
+
+
+def test_encryption_that_is_refused(server):
+    answer = server.call("esp_encryption_enable", port="guarded", key_file="k.bin", firmware_path="b")
+    assert "does not allow 'burn'" in answer["error"]
+    token = server.call("esp_flash_encryption_configure", port="c3")["confirm"]
+    answer = server.call("esp_flash_encryption_configure", port="c3", confirm=token)
+    assert "flash is not encrypted" in answer["error"]

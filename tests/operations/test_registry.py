@@ -39,6 +39,8 @@ def test_effects_are_what_the_operations_do():
         "flash-restore": Effect.ERASE,
         "flash-smart-restore": Effect.ERASE,
         "efuse-burn": Effect.BURN,
+        "encryption-enable": Effect.BURN,
+        "encryption-configure": Effect.BURN,
         "partitions-write": Effect.ERASE,
         "partitions-setup-ota": Effect.ERASE,
         "unity-run": Effect.WRITE,
