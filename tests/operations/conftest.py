@@ -17,6 +17,7 @@ def rack(tmp_path, monkeypatch):
         "".join(f'[boards.{chip}]\nbackend="sim"\nchip="{chip}"\nflash_size="4MB"\n' for chip in CHIP_LIST)
         + '[boards.careful]\nbackend="sim"\nchip="esp32c3"\nallow=["read"]\n'
         + '[boards.small]\nbackend="sim"\nchip="esp32c3"\nflash_size="512KB"\n'
+        + '[boards.large]\nbackend="sim"\nchip="esp32s3"\nflash_size="16MB"\n'
         + '[boards.twin]\nbackend="sim"\nchip="esp32c3"\nflash_size="512KB"\n'
         + '[boards.locked]\nbackend="sim"\nchip="esp32c3"\nflash_size="4MB"\nsecure_download=true\n'
     )

@@ -145,6 +145,14 @@ def test_a_copy_further_on_is_no_wrap(esp_of):
     assert esp.flash.size_detect().by_wrap == 4 << 20
 
 
+def test_all_that_three_bytes_address(esp_of):
+    """A flash of 16 MB or more does not wrap where it can be looked at."""
+    esp = esp_of("large")
+    esp.flash.write(random.Random(1).randbytes(4096), 0x8000)
+    size = esp.flash.size_detect()
+    assert (size.by_wrap, size.at_least, size.size, size.agree) == (None, 16 << 20, 16 << 20, True)
+
+
 def test_a_blank_flash_shows_no_wrap(esp_of):
     size = esp_of("esp32c3").flash.size_detect()
     assert (size.by_wrap, size.size, size.agree) == (None, 4 << 20, True)
