@@ -15,9 +15,9 @@ from pathlib import Path
 import serial
 from side_by_side.device import BOOT_END, FLOOD_END, device
 from side_by_side.peer import peer_python
-from side_by_side.run import Report, Side, Slope, both, p50, p90, run
+from side_by_side.run import Report, Side, Slope, both, measure_in_turn, p50, run
 
-ROUNDS = {"pytest-esp": 5, "pytest-embedded": 2}
+ROUNDS = {"pytest-esp": 5, "pytest-embedded": 2, "pytest": 3}
 ECHOES = {"pytest-esp": 500, "pytest-embedded": 40}
 FLOOD_BYTES = {"pytest-esp": 64 << 20, "pytest-embedded": 192 << 10}
 IDLE_SECONDS = 5
@@ -108,18 +108,11 @@ def peer(port: str) -> Side:
     return Side("pytest-embedded", peer_python(), "pytest_embedded.plugin", "dut", options)
 
 
-def slope(side: Side, folder: Path, test: str) -> Slope:
-    """Return what one more *test* costs."""
-    found = Slope()
-    for _ in range(ROUNDS[side.name]):
-        found.measure(side, folder, test.replace("FIXTURE", side.fixture))
-    return found
-
-
 def boot(report: Report, sides: tuple[Side, Side], folder: Path) -> None:
     """A test that opens the console, lets the device boot and matches the end of its boot log."""
-    mine, theirs = (slope(side, folder, BOOT) for side in sides)
-    anew = slope(sides[0], folder, BOOT_OPENED_ANEW)
+    mine, theirs = (Slope(side, BOOT, ROUNDS[side.name]) for side in sides)
+    anew = Slope(sides[0], BOOT_OPENED_ANEW, ROUNDS[sides[0].name])
+    measure_in_turn((mine, theirs, anew), folder)
     report.add(
         "boot log matched: one more test (slope of 10 to 50)",
         f"{mine.wall:.2f} ms",
@@ -127,9 +120,15 @@ def boot(report: Report, sides: tuple[Side, Side], folder: Path) -> None:
         f"{theirs.wall / mine.wall:.0f}x",
         "50x, 5 ms",
     )
-    report.add("  the same in processor time", f"{mine.cpu:.2f} ms", f"{theirs.cpu:.0f} ms", "", "")
+    report.add(
+        "  the same in processor time",
+        f"{mine.cpu:.2f} ms",
+        f"{theirs.cpu:.0f} ms",
+        f"{theirs.cpu / mine.cpu:.0f}x",
+        "",
+    )
     report.add("  from test to test, p50 / p90", both(mine.gaps(), "ms"), both(theirs.gaps(), "ms", 0), "", "")
-    report.add("  the port closed after every test", f"{anew.wall:.2f} ms", "(always)", "", "")
+    report.add("  the port closed after every test", both(anew.gaps(), "ms"), "(always)", "", "")
 
 
 def echo(report: Report, sides: tuple[Side, Side], folder: Path) -> None:
@@ -195,22 +194,25 @@ def idle(report: Report, sides: tuple[Side, Side], folder: Path) -> None:
 
 def nothing(report: Report, sides: tuple[Side, Side], folder: Path) -> None:
     """A test that does nothing: what the plugin costs everybody, and what its fixture costs."""
-    bare = slope(Side("pytest-esp", Path(sys.executable), None, ""), folder, NOTHING)
-    for what, test in (("plugin installed", NOTHING), ("with the fixture", NOTHING_WITH_FIXTURE)):
-        mine, theirs = (slope(side, folder, test) for side in sides)
+    bare = Side("pytest", sides[0].python, None, "")
+    for what, test, many in (("plugin installed", NOTHING, 250), ("with the fixture", NOTHING_WITH_FIXTURE, 50)):
+        mine, theirs = (Slope(side, test, ROUNDS[side.name], many=many) for side in sides)
+        alone = Slope(bare, NOTHING, ROUNDS[bare.name], many=many)
+        measure_in_turn((mine, theirs, alone), folder)
         report.add(
-            f"empty test, {what}: slope",
+            f"empty test, {what}: slope of 10 to {many}",
             f"{mine.wall:.2f} ms",
             f"{theirs.wall:.2f} ms",
-            f"{theirs.wall / mine.wall:.1f}x" if min(mine.wall, theirs.wall) > 0 else "",
-            f"(pytest alone {bare.wall:.2f} ms)",
+            f"{theirs.wall / mine.wall:.1f}x",
+            f"(pytest alone {alone.wall:.2f} ms)",
         )
+        report.add("  in processor time", f"{mine.cpu:.2f} ms", f"{theirs.cpu:.2f} ms", "", f"({alone.cpu:.2f} ms)")
         report.add(
             "  from test to test, p50 / p90",
             both(mine.gaps(), "ms"),
             both(theirs.gaps(), "ms"),
             "",
-            f"({p50(bare.gaps()):.2f} / {p90(bare.gaps()):.2f} ms)",
+            f"({both(alone.gaps(), 'ms')})",
         )
 
 

@@ -65,13 +65,17 @@ def test_idle(FIXTURE, record):
 
 def main() -> None:
     """Measure, and print one table."""
+    reasons = {chip: missing(chip) for chip in CHIPS}
+    for chip, reason in reasons.items():
+        if reason:
+            print(f"{chip}: skipped: {reason}")
+    if all(reasons.values()):
+        return
     report = Report("hello_world on QEMU", "bare emulator")
     for chip in CHIPS:
-        if reason := missing(chip):
-            print(f"{chip}: skipped: {reason}")
-            continue
-        with tempfile.TemporaryDirectory() as name:
-            measure(report, chip, Path(name))
+        if not reasons[chip]:
+            with tempfile.TemporaryDirectory() as name:
+                measure(report, chip, Path(name))
     report.print()
 
 

@@ -131,17 +131,26 @@ def _children() -> float:
 
 @dataclass
 class Slope:
-    """What one more test costs, from whole runs of few and of many tests; milliseconds."""
+    """What one more test costs, from whole runs of few and of many tests; milliseconds.
 
+    Attributes:
+        side, test: whose test; it has ``{number}`` in its name and ``FIXTURE`` for the side's fixture.
+        rounds: so many runs of each length.
+    """
+
+    side: Side
+    test: str
+    rounds: int
     few: int = 10
     many: int = 50
     runs: dict[int, list[Run]] = field(default_factory=dict[int, list[Run]])
 
-    def measure(self, side: Side, folder: Path, test: str) -> None:
-        """Add one run of few and one of many tests; *test* has ``{number}`` in its name."""
+    def measure(self, folder: Path) -> None:
+        """Add one run of few and one of many tests."""
+        test = self.test.replace("FIXTURE", self.side.fixture)
         for count in (self.few, self.many):
             text = "\n".join(test.replace("{number}", str(number)) for number in range(count))
-            self.runs.setdefault(count, []).append(run(side, folder, text))
+            self.runs.setdefault(count, []).append(run(self.side, folder, text))
 
     @property
     def wall(self) -> float:
@@ -160,6 +169,14 @@ class Slope:
     def _slope(self, times: list[list[float]]) -> float:
         few, many = (min(found) for found in times)
         return (many - few) / (self.many - self.few) * 1000
+
+
+def measure_in_turn(slopes: Sequence[Slope], folder: Path) -> None:
+    """Let the slopes take turns, so that what else the machine does meets all of them."""
+    for number in range(max(slope.rounds for slope in slopes)):
+        for slope in slopes:
+            if number < slope.rounds:
+                slope.measure(folder)
 
 
 # -- numbers in a table
