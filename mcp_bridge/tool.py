@@ -19,7 +19,7 @@ from mcp.types import InputRequiredResult, ToolAnnotations
 from pydantic import TypeAdapter
 
 from mcp_bridge.consent import ask
-from pytest_esp.errors import EspError
+from pytest_esp.errors import EspError, StoppedError
 from pytest_esp.operations.registry import Effect
 
 if TYPE_CHECKING:
@@ -84,10 +84,6 @@ def tool(
     return mark
 
 
-class CallStoppedError(EspError):
-    """The client has cancelled the call, or its time is over."""
-
-
 class Call:
     """One running tool call, for the thread that does the work."""
 
@@ -101,10 +97,10 @@ class Call:
         """Report progress; the point at which a call that was cancelled ends.
 
         Raises:
-            CallStoppedError: if it was.
+            StoppedError: if it was.
         """
         if self.stop.is_set():
-            raise CallStoppedError("the call was stopped before it had ended", hint=f"{done} of {total} were done")
+            raise StoppedError("the call was stopped before it had ended", hint=f"{done} of {total} were done")
         now = time.monotonic()
         if self._context is not None and (now >= self._next or done >= total):
             self._next = now + _PROGRESS_PERIOD
@@ -225,7 +221,7 @@ async def _in_thread(
         await asyncio.wait({work})
         if work.exception() is None:
             return work.result()
-        raise CallStoppedError(
+        raise StoppedError(
             f"it took longer than {info.timeout:g} s",
             hint="the board may be in any state; esp_reset_chip starts it anew",
         ) from work.exception()

@@ -74,6 +74,10 @@ class OperationError(EspError):
     """An operation was tried on a working link and failed."""
 
 
+class StoppedError(EspError):
+    """Whoever asked for it has stopped it in the middle, through its progress callback."""
+
+
 class RefusedError(EspError):
     """An operation is not allowed on this board; the wire was not touched."""
 

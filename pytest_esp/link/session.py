@@ -14,7 +14,7 @@ from esptool.targets import CHIP_DEFS
 from esptool.util import FatalError, NotImplementedInROMError, NotSupportedError, UnsupportedCommandError
 
 from pytest_esp.boards.port import Port
-from pytest_esp.errors import EspError, LinkError, OperationError, PortError, WrongChipError
+from pytest_esp.errors import EspError, LinkError, OperationError, PortError, StoppedError, WrongChipError
 from pytest_esp.link.fast import FastLoader, fast_class
 from pytest_esp.link.logs import Progress, Transcript, capture
 
@@ -224,7 +224,7 @@ class Session:
         except EspError as error:
             error.attempted = error.attempted or attempted
             error.board = error.board or self.board
-            if isinstance(error, (LinkError, PortError)):
+            if isinstance(error, (LinkError, PortError, StoppedError)):
                 self.drop()
             raise
         except (NotImplementedInROMError, NotSupportedError, UnsupportedCommandError) as error:

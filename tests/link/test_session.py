@@ -9,7 +9,7 @@ import serial
 from esptool import cmds
 
 from pytest_esp.boards.registry import make_board
-from pytest_esp.errors import BackendError, LinkError, OperationError, PortError, WrongChipError
+from pytest_esp.errors import BackendError, LinkError, OperationError, PortError, StoppedError, WrongChipError
 from pytest_esp.link.fast import FastLoader
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
@@ -276,3 +276,15 @@ def test_what_the_app_said_before_the_loader_took_over_is_kept(link):
     link.reset(bootloader=False)
     link.console.expect_silence(0.05)
     assert link.console.text.count("ESP-ROM") >= 2
+
+
+def test_work_that_is_stopped_in_the_middle_leaves_no_half_conversation(rack):
+    def stop(done, total):
+        raise StoppedError("enough")
+
+    with Link(make_board(rack.board("c3"), rack)) as link:
+        esp = Esp(link)
+        with pytest.raises(StoppedError, match="enough"):
+            esp.flash.read(0, 200_000, progress=stop)
+        assert not link.session.is_connected
+        assert esp.chip.identify().chip == "esp32c3"
