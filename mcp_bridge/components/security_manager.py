@@ -17,6 +17,7 @@ from pytest_esp.operations.encryption import EncryptionConfigured, EncryptionEna
 from pytest_esp.operations.findings import Finding, KeyBlock
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.registry import Effect, size_argument
+from pytest_esp.operations.secure_boot import SecureBootEnabled
 from pytest_esp.operations.security import SecurityInfo, SecurityPosture
 
 # What the locks of a chip rest on, whatever its family calls them.
@@ -225,6 +226,17 @@ class SecurityManager(Component):
         key, firmware = self.bridge.policy.path(key_file), self.bridge.policy.path(firmware_path)
         with self.bridge.boards.use(port) as esp:
             return esp.encryption.enable(firmware, key, mode)
+
+    @tool(Effect.BURN, timeout=600.0)
+    def esp_secure_boot_enable(self, key_file: str, firmware_path: str, port: str | None = None) -> SecureBootEnabled:
+        """Enable secure boot v2 on a QEMU machine or simulated chip: signed images, digest of the key, locks, boot.
+
+        firmware_path is a whole build folder, with bootloader and app signed by key_file (PEM, public or private); that
+        is checked before anything is flashed or burnt. A real board is refused: there burn eFuse by eFuse.
+        """
+        key, firmware = self.bridge.policy.path(key_file), self.bridge.policy.path(firmware_path)
+        with self.bridge.boards.use(port) as esp:
+            return esp.security.enable_secure_boot(firmware, key)
 
     @tool(Effect.BURN, timeout=120.0)
     def esp_flash_encryption_configure(

@@ -17,6 +17,7 @@ from pytest_esp.operations import (
     partitions,
     restoring,
     saving,
+    secure_boot,
     security,
     tuning,
     unity,
@@ -97,10 +98,11 @@ class EfuseFace(Face):
 
 
 class SecurityFace(Face):
-    """`pytest_esp.operations.security`."""
+    """`pytest_esp.operations.security`, and `secure_boot`."""
 
     info = bound(security.info)
     posture = bound(security.posture)
+    enable_secure_boot = bound(secure_boot.enable_secure_boot)
 
 
 class EncryptionFace(Face):

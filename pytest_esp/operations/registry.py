@@ -29,6 +29,7 @@ _MODULES = (
     "tuning",
     "efuse",
     "security",
+    "secure_boot",
     "encryption",
     "partitions",
     "nvs",

@@ -196,3 +196,31 @@ def test_encryption_that_is_refused(server):
     token = server.call("esp_flash_encryption_configure", port="c3")["confirm"]
     answer = server.call("esp_flash_encryption_configure", port="c3", confirm=token)
     assert "flash is not encrypted" in answer["error"]
+
+
+# -- secure boot
+
+
+def test_secure_boot_from_signing_to_boot(server, firmware_folder):
+    build, key = server.folder / "build", server.folder / "key.pem"
+    shutil.copytree(firmware_folder / "hello_world_esp32c3", build)
+    arguments = {"port": "c3", "key_file": "key.pem", "firmware_path": "build"}
+    token = server.call("esp_secure_boot_enable", **arguments)["confirm"]
+    assert "key.pem" in server.call("esp_secure_boot_enable", **arguments, confirm=token)["error"]
+    espsecure = [sys.executable, "-m", "espsecure"]
+    subprocess.run(
+        [*espsecure, "generate-signing-key", "--version", "2", "--scheme", "rsa3072", key], check=True, timeout=100
+    )
+    assert "is not signed by this key" in server.call("esp_secure_boot_enable", **arguments, confirm=token)["error"]
+    for image in (build / "bootloader" / "bootloader.bin", build / "hello_world.bin"):
+        plain = image.rename(image.with_suffix(".plain"))
+        sign = [*espsecure, "sign-data", "--version", "2", "--keyfile", key, "--output", image, plain]
+        subprocess.run(sign, check=True, timeout=100)
+    done = server.call("esp_secure_boot_enable", **arguments, confirm=token)
+    assert "SECURE_BOOT_EN" in done["burnt"]
+    assert server.call("esp_security_audit", port="c3")["posture"]["secure_boot"] == "enabled (v2)"
+
+
+def test_secure_boot_that_is_refused(server):
+    answer = server.call("esp_secure_boot_enable", port="guarded", key_file="k.pem", firmware_path="build")
+    assert "does not allow 'burn'" in answer["error"]

@@ -40,6 +40,7 @@ def test_effects_are_what_the_operations_do():
         "flash-smart-restore": Effect.ERASE,
         "efuse-burn": Effect.BURN,
         "encryption-enable": Effect.BURN,
+        "security-enable-secure-boot": Effect.BURN,
         "encryption-configure": Effect.BURN,
         "partitions-write": Effect.ERASE,
         "partitions-setup-ota": Effect.ERASE,

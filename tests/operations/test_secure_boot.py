@@ -1,0 +1,97 @@
+"""Secure boot v2 on simulated chips, with images that espsecure has signed."""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.operations.secure_boot import digest_of
+
+
+def espsecure(*arguments):
+    command = [sys.executable, "-m", "espsecure", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """Two RSA keys, and an ECDSA key."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name, scheme in (("good", "rsa3072"), ("other", "rsa3072"), ("ecdsa", "ecdsa256")):
+        espsecure("generate-signing-key", "--version", 2, "--scheme", scheme, folder / f"{name}.pem")
+    return folder
+
+
+@pytest.fixture
+def signed(keys, tmp_path, firmware_folder):
+    """A build whose bootloader and app are signed."""
+    build = firmware_folder / "hello_world_esp32c3"
+    pairs = [(0x8000, (build / "partition_table" / "partition-table.bin").read_bytes())]
+    for address, name in ((0, "bootloader/bootloader.bin"), (0x10000, "hello_world.bin")):
+        out = tmp_path / f"{address}.bin"
+        espsecure("sign-data", "--version", 2, "--keyfile", keys / "good.pem", "--output", out, build / name)
+        pairs.append((address, out.read_bytes()))
+    return pairs
+
+
+def test_the_whole_procedure(esp_of, keys, signed):
+    esp = esp_of("esp32c3")
+    done = esp.security.enable_secure_boot(signed, keys / "good.pem")
+    assert done.signed == (0, 0x10000)
+    assert "Loaded app from partition" in done.boot_output
+    posture = esp.security.posture()
+    assert (posture.secure_boot, posture.secure_boot_version) == (True, "v2")
+    block = next(item for item in posture.key_blocks if item.name == done.key_block)
+    assert (block.purpose, block.state, block.readable, block.writeable) == (
+        "SECURE_BOOT_DIGEST0",
+        "burnt",
+        True,
+        False,
+    )
+    assert esp.efuse.read(done.key_block).value.replace(" ", "") == done.digest
+    assert not any(
+        "digest" in found.what or "slot" in found.what for found in posture.findings if found.severity == "high"
+    )
+    with pytest.raises(OperationError, match="enabled already"):
+        esp.security.enable_secure_boot(signed, keys / "good.pem")
+
+
+def test_nothing_is_done_if_a_signature_is_wrong(esp_of, keys, signed, firmware_folder):
+    esp = esp_of("esp32c3")
+    before = esp.efuse.read_all()
+    (address, image) = signed[-1]
+    spoilt = image[:-5000] + bytes([image[-5000] ^ 1]) + image[-4999:]
+    for firmware, key, words in [
+        (signed, "other.pem", "is not signed by this key"),
+        (firmware_folder / "hello_world_esp32c3", "good.pem", "is not signed by this key"),
+        ([*signed[:-1], (address, spoilt)], "good.pem", "is not signed by this key"),
+        (signed[:1], "good.pem", "not a whole build"),
+    ]:
+        with pytest.raises(FirmwareError, match=words):
+            esp.security.enable_secure_boot(firmware, keys / key)
+    assert esp.efuse.read_all() == before
+    assert esp.flash.md5(0, 0x1000).md5 == hashlib.md5(b"\xff" * 0x1000).hexdigest()
+
+
+def test_keys_that_do_not_fit(esp_of, keys, signed, tmp_path):
+    esp = esp_of("esp32c3")
+    (tmp_path / "no.pem").write_text("no key")
+    for key, words in [
+        (keys / "ecdsa.pem", "RSA signatures only"),
+        (tmp_path / "no.pem", "no key in PEM"),
+        (tmp_path / "missing.pem", "cannot be read"),
+    ]:
+        with pytest.raises(OperationError, match=words):
+            esp.security.enable_secure_boot(signed, key)
+
+
+def test_the_digest_is_espsecures(keys, tmp_path):
+    espsecure("digest-sbv2-public-key", "--keyfile", keys / "good.pem", "--output", tmp_path / "digest")
+    assert digest_of((keys / "good.pem").read_bytes()) == (tmp_path / "digest").read_bytes()
+
+
+def test_a_board_that_does_not_allow_it(esp_of, keys):
+    with pytest.raises(RefusedError, match="needs 'burn'"):
+        esp_of("careful").security.enable_secure_boot([(0, b"x")], keys / "good.pem")
