@@ -18,6 +18,7 @@ from pytest_esp.errors import PortError
 from pytest_esp.names import nearest
 from pytest_esp.rack.identity import resolve_port
 from pytest_esp.wire import rfc2217
+from pytest_esp.wire.loop import settle
 
 _ROM_BAUDRATE = 115200
 
@@ -49,6 +50,7 @@ class SerialBoard(Board):
         """Close the port."""
         port, self._port = self._port, None
         if port is not None:
+            settle()  # the loop may not yet have let go of its descriptor
             port.close()
 
     def _explain(self, where: str, error: Exception) -> PortError:

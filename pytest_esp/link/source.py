@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import serial
 
 from pytest_esp.boards.port import Port
-from pytest_esp.wire.loop import loop, run
+from pytest_esp.wire.loop import loop
 
 Sink = Callable[[bytes], None]
 OnLoss = Callable[[str], None]
@@ -29,7 +29,10 @@ class Source(Protocol):
         ...
 
     def stop(self) -> None:
-        """Hand over what has arrived, and leave the port to somebody else; the sink is not called any more."""
+        """Hand over what has arrived, and leave the port to somebody else; the sink is not called any more.
+
+        Before the port may be closed, the loop has to `settle`.
+        """
         ...
 
 
@@ -71,21 +74,30 @@ class _DescriptorSource:
         self._descriptor = -1
         self._sink = sink
         self._on_loss = on_loss
+        self._lock = threading.Lock()
+        self._is_reading = False
 
     def start(self) -> None:
         self._descriptor = self._port.fileno()
         os.set_blocking(self._descriptor, False)
+        self._is_reading = True
         loop().call_soon_threadsafe(loop().add_reader, self._descriptor, self._readable)
 
     def stop(self) -> None:
-        async def leave() -> None:
-            if loop().remove_reader(self._descriptor):
+        # Without waiting for the loop's thread to let go: each test stops a console, and on a busy machine every change
+        # of threads takes milliseconds. Who closes the port waits (`loop.settle`).
+        with self._lock:
+            if self._is_reading:
                 self._take_what_is_there()
-
-        run(leave())
+                self._is_reading = False
+        loop().call_soon_threadsafe(loop().remove_reader, self._descriptor)
 
     def _readable(self) -> None:
-        loss = self._take_what_is_there()
+        with self._lock:
+            if not self._is_reading:
+                return
+            loss = self._take_what_is_there()
+            self._is_reading = not loss
         if loss:
             loop().remove_reader(self._descriptor)
             self._on_loss(loss)

@@ -38,6 +38,15 @@ def on_loop(call: Callable[..., None], *args: Any) -> None:
         running.call_soon_threadsafe(call, *args)
 
 
+def settle() -> None:
+    """Wait until the loop has done what was handed to it so far; not to be called on the loop's own thread."""
+    if _loop is None or _owner != os.getpid():
+        return
+    done = threading.Event()
+    on_loop(done.set)
+    done.wait(10.0)  # seconds; no longer, should the interpreter be about to end
+
+
 class Timer:
     """A pending call of `call_later`."""
 

@@ -10,8 +10,12 @@ import serial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import PortError
 from pytest_esp.link.console import Console, ConsoleError, CrashError
+from pytest_esp.link.link import Link
+from pytest_esp.rack.config import load_rack
+from pytest_esp.wire.loop import loop, settle
 from pytest_esp.wire.port import VirtualPort
 from pytest_esp.wire.wire import Wire
 
@@ -328,6 +332,39 @@ def test_a_real_port(terminal):
     os.write(main, b"again")
     assert console.expect("again")
     console.close()
+    os.close(main)
+
+
+def test_no_byte_is_lost_or_doubled_from_one_console_to_the_next(terminal):
+    main, port = terminal
+    said = b"".join(b"line %d\n" % number for number in range(20000))
+    device = threading.Thread(target=lambda: [os.write(main, said[at : at + 999]) for at in range(0, len(said), 999)])
+    device.start()
+    heard = ""
+    while not heard.endswith("line 19999\n"):
+        console = Console(port, board="real")
+        console.attach()
+        time.sleep(0.0005)
+        console.close()
+        heard += console.text
+    device.join()
+    assert heard.encode() == said
+    os.close(main)
+
+
+def test_a_port_is_closed_when_the_loop_has_let_go_of_it(terminal, tmp_path, caplog):
+    main, port = terminal
+    port.close()
+    (tmp_path / "boards.toml").write_text(f'[boards.real]\nbackend="serial"\nchip="esp32c3"\nport="{port.port}"\n')
+    rack = load_rack(tmp_path / "boards.toml")
+    link = Link(make_board(rack.board("real"), rack))
+    loop().call_soon_threadsafe(time.sleep, 0.05)
+    console = link.console
+    os.write(main, b"the last word")
+    link.close()
+    settle()
+    assert console.text == "the last word"
+    assert not caplog.records  # of the loop, about a descriptor that it does not know
     os.close(main)
 
 
