@@ -70,6 +70,7 @@ class QemuMachine:
         self._changes = 0
         self._settling: asyncio.Task[None] | None = None
         self._death: str | None = None
+        self._baudrate = 115200
 
     @property
     def pid(self) -> int | None:
@@ -126,7 +127,11 @@ class QemuMachine:
         self._circuit.set_lines(dtr, rts)
 
     def set_baudrate(self, baudrate: int) -> None:
-        """Do nothing: the emulated UART takes every baud rate."""
+        """Take the host's baud rate: the emulated UART takes every one, but some need its pace."""
+        self._baudrate = baudrate
+        process = self._process
+        if process is not None:
+            process.set_baudrate(baudrate)
 
     def host_left(self, control_lines: bool) -> None:
         """Do what ``on_close`` says after a host that had no lines to reset the chip with."""
@@ -165,7 +170,13 @@ class QemuMachine:
         words = ""
         for _ in range(2):  # a machine that aborts at its start is given a second chance
             try:
-                process = QemuProcess(self._command(strap), self._log, self._transmit, self._ended)
+                process = QemuProcess(
+                    self._command(strap),
+                    self._log,
+                    self._transmit,
+                    self._ended,
+                    baudrate=self._baudrate if self.machine.needs_pace else None,
+                )
             except BackendError as error:
                 words = error.message
                 continue

@@ -31,6 +31,7 @@ class Machine:
         efuse_size: bytes of an eFuse file.
         watchdog_driver: timer group; its property ``wdt_disable`` keeps the watchdog from biting on a slow host.
         memory: QEMU's ``-m``: the size of the PSRAM; None where the machine has none.
+        needs_pace: whether its ROM loses what the UART is given faster than at its baud rate (see `pace`).
     """
 
     chip: str
@@ -43,6 +44,7 @@ class Machine:
     efuse_size: int
     watchdog_driver: str
     memory: str | None
+    needs_pace: bool
 
 
 MACHINES = {
@@ -59,6 +61,7 @@ MACHINES = {
             efuse_size=124,
             watchdog_driver="timer.esp32.timg",
             memory="4M",
+            needs_pace=True,
         ),
         Machine(
             chip="esp32s3",
@@ -72,6 +75,7 @@ MACHINES = {
             efuse_size=984,
             watchdog_driver="timer.esp32s3.timg",
             memory="32M",
+            needs_pace=True,
         ),
         Machine(
             chip="esp32c3",
@@ -84,6 +88,7 @@ MACHINES = {
             efuse_size=984,
             watchdog_driver="timer.esp32c3.timg",
             memory=None,
+            needs_pace=False,
         ),
     )
 }

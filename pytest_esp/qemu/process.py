@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_esp.errors import BackendError
+from pytest_esp.qemu.pace import UartPace
 from pytest_esp.wire.loop import loop, on_loop
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _STOP_TIMEOUT = 2.0  # QEMU writes its images back and ends in 4 to 25 ms
 _BACKLOG = 1024 * 1024  # bytes kept for a guest that does not read; what comes then is lost, as on a real UART
 _LAST_WORDS = 2000
 _GATHER = 0.0005  # seconds
+_TICK = 0.001  # seconds
 _NOISE = ("Adding SPI flash device", "terminating on signal")
 _PR_SET_PDEATHSIG = 1
 
@@ -73,13 +75,19 @@ class QemuProcess:
         log: takes its standard output and error.
         on_output: called with what the UART sends.
         on_end: called once when it has ended by itself, with its last words.
+        baudrate: of a UART that loses what comes faster (see `pace`); None for one that does not.
 
     Raises:
         BackendError: if it cannot be started at all.
     """
 
     def __init__(
-        self, command: list[str], log: Path, on_output: Callable[[bytes], None], on_end: Callable[[str], None]
+        self,
+        command: list[str],
+        log: Path,
+        on_output: Callable[[bytes], None],
+        on_end: Callable[[str], None],
+        baudrate: int | None = None,
     ) -> None:
         self._log = log
         self._on_output = on_output
@@ -102,6 +110,7 @@ class QemuProcess:
             monitor.close()
         for end in (self._uart, self._monitor):
             end.setblocking(False)
+        self._pace = UartPace(self._process.pid, baudrate) if baudrate is not None else None
         loop().add_reader(self._uart, self._readable)
 
     @property
@@ -145,24 +154,42 @@ class QemuProcess:
                 if idle:
                     on_loop(self._send_later)
 
+    def set_baudrate(self, baudrate: int) -> None:
+        """Give the UART its bytes at another pace, if it needs one."""
+        if self._pace is not None:
+            self._pace.baudrate = baudrate
+
     def _send_now(self, data: bytes | bytearray) -> int:
         """Return how many bytes were taken; all, if it has ended: that is said on the other path."""
+        if self._pace is not None:
+            if not self._pace.is_due():
+                return 0
+            data = data[: self._pace.chunk]
         try:
-            return self._uart.send(data)
+            sent = self._uart.send(data)
         except BlockingIOError:
             return 0
         except OSError:
             return len(data)
+        if self._pace is not None:
+            self._pace.count(sent)
+        return sent
 
     def _send_later(self) -> None:
-        if self._uart.fileno() >= 0:
+        if self._uart.fileno() < 0:
+            return
+        if self._pace is None:
             loop().add_writer(self._uart, self._flush)
+        else:
+            loop().call_later(_TICK, self._flush)
 
     def _flush(self) -> None:
         with self._sending:
             del self._backlog[: self._send_now(self._backlog)]
-            if not self._backlog:
+            if self._pace is None and not self._backlog:
                 loop().remove_writer(self._uart)
+            elif self._pace is not None and self._backlog:
+                loop().call_later(_TICK, self._flush)
 
     def _readable(self) -> None:
         try:
