@@ -392,26 +392,6 @@ def until_gone(group, timeout=10.0):
 # -- floods
 
 
-@pytest.fixture
-def busy_host():
-    """More programs that compute than there are processors."""
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * (os.cpu_count() or 1))]
-    yield
-    for program in programs:
-        program.kill()
-        program.wait()
-
-
-@pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
-def test_bulk_data_reaches_a_loader_on_a_busy_host(board, chip, busy_host):
-    """The ESP32's ROM loses what comes while its processor stands (see `pytest_esp.qemu.pace`)."""
-    with Link(board(chip, flash=None)) as link:
-        for _ in range(2):
-            with link.session.use("loading the stub", stub=True) as esp:
-                assert esp.IS_STUB
-            link.session.drop()
-
-
 def test_a_flood_that_nobody_reads_is_kept(board):
     one = board()
     port = one.open()

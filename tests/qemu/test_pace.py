@@ -12,7 +12,7 @@ from pytest_esp.qemu.pace import UartPace
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have the host's clock only")
 
-A_TENTH = 1152  # bytes, of a second at 115200 baud
+A_TENTH = 2304  # bytes, of a processor's second at 115200 baud
 
 
 @pytest.fixture

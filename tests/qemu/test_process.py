@@ -24,13 +24,13 @@ READY = b"see the list of tests.\r\n"
 class Running:
     """A started process, with what it said so far."""
 
-    def __init__(self, command, log):
+    def __init__(self, command, log, baudrate=None):
         self.output = bytearray()
         self.words = []
         self._changed = threading.Condition()
 
         async def start():
-            return QemuProcess(command, log, self._take, self._end)
+            return QemuProcess(command, log, self._take, self._end, baudrate)
 
         self.process = run(start())
 
@@ -65,8 +65,8 @@ def start(tmp_path):
     """A function that starts a command; what it started is stopped in the end."""
     started = []
 
-    def start(command):
-        started.append(Running(command, tmp_path / "qemu.log"))
+    def start(command, baudrate=None):
+        started.append(Running(command, tmp_path / "qemu.log", baudrate))
         return started[-1]
 
     yield start
@@ -136,6 +136,39 @@ def test_an_app_that_does_not_read_stops_nobody_and_takes_a_megabyte_at_most(sta
     assert len(qemu.process._backlog) <= process_module._BACKLOG + 16384
     qemu.stop()
     assert not qemu.words
+
+
+GREEDY = """
+    import os, re, socket, sys
+
+    uart = socket.socket(fileno=int(re.search(r"id=uart,fd=(\\d+)", " ".join(sys.argv))[1]))
+    uart.setblocking(False)
+    uart.send(b"begun")
+    while True:
+        try:
+            data = uart.recv(1 << 16)
+        except BlockingIOError:
+            continue
+        print(len(data), file=sys.stderr, flush=True)
+        uart.send(data)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have the host's clock only")
+def test_a_uart_that_needs_its_pace_is_given_nothing_while_qemu_has_no_processor(start, tmp_path):
+    """A program in QEMU's place takes all that it finds, and says how much that was."""
+    qemu = start([sys.executable, "-c", textwrap.dedent(GREEDY)], baudrate=115200)
+    qemu.until(b"begun")
+    os.kill(qemu.process.pid, signal.SIGSTOP)
+    qemu.output.clear()
+    data = b"0123456789" * 500
+    qemu.process.send(data)
+    time.sleep(0.3)
+    os.kill(qemu.process.pid, signal.SIGCONT)
+    qemu.until(data)
+    taken = list(map(int, (tmp_path / "qemu.log").read_text().split()))
+    assert sum(taken) == len(data)
+    assert max(taken) <= 64  # a chunk of 32, or two if it was slow
 
 
 def test_a_flood_is_whole_even_if_nobody_has_time_to_read_it(start, c3_command):
