@@ -1,7 +1,8 @@
 """Firmware on QEMU beside pytest-embedded's and beside the bare emulator, in one run.
 
 ``.venv/bin/python benchmarks/qemu.py``. ESP-IDF's hello_world, each test on a machine started for it, flash written
-before. The builds are looked for in ``PYTEST_ESP_FIRMWARE`` or in ``shared/firmware`` beside the checkout.
+before, which the fixture `firmware` makes sure of; the peer is told not to make its image anew. The builds are looked
+for in ``PYTEST_ESP_FIRMWARE`` or in ``shared/firmware`` beside the checkout.
 """
 
 from __future__ import annotations
@@ -36,10 +37,9 @@ FIRMWARE = Path(os.environ.get("PYTEST_ESP_FIRMWARE") or Path(__file__).parents[
 HELLO = b"Hello world!"
 
 OURS = """
-def test_hello_{number}(console, esp, record):
+def test_hello_{number}(firmware, console, record):
     console.expect("Hello world!", timeout=60)
     record(matched=time.perf_counter())
-    esp.link.close()
 """
 PEER = """
 def test_hello_{number}(dut, record):
@@ -132,7 +132,8 @@ def ours(chip: str, folder: Path) -> Side:
     size = json.loads((build(chip) / "flasher_args.json").read_text())["flash_settings"]["flash_size"]
     rack = folder / "boards.toml"
     rack.write_text(f'[boards.qemu]\nbackend = "qemu"\nchip = "{chip}"\nflash_size = "{size}"\ncount = 2\n')
-    return Side("pytest-esp", Path(sys.executable), "pytest_esp.plugin", "console", ("--rack", str(rack)))
+    options = ("--rack", str(rack), "--firmware", str(build(chip)))
+    return Side("pytest-esp", Path(sys.executable), "pytest_esp.plugin", "console", options)
 
 
 def prepare(folder: Path) -> QemuBoard:
