@@ -62,6 +62,15 @@ def test_all_suites_pass_on_simulated_boards(check, tmp_path):
     assert all("[old" in name for name in skipped)  # an ESP8266 has no eFuses
 
 
+@pytest.mark.parametrize("chip", ["esp32c3", "esp32"])
+def test_all_suites_pass_on_qemu(check, need_qemu, chip):
+    need_qemu(chip)
+    rack = f'[boards.machine]\nbackend = "qemu"\nchip = "{chip}"\nflash_size = "4MB"\n'
+    code, output = check(rack, "-m", "qemu", "--esp-strict")
+    assert code == 0, output
+    assert "skipped" not in output
+
+
 def test_a_board_behind_a_real_port_passes_and_keeps_its_flash(check):
     flash = NorFlash(4 * 1024 * 1024)
     kept = b"what the user has in the scratch region"
