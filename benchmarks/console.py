@@ -1,4 +1,4 @@
-"""The console beside pytest-embedded's, on one device behind a pty, in one run.
+"""The console beside pytest-embedded's, on one device behind a pty (and one behind a socket), in one run.
 
 ``.venv/bin/python benchmarks/console.py``. Both sides run the same tests against the same process, each in its own
 environment (`side_by_side.peer`) and with no plugin but its own. "p50 / p90" are of single tests or round trips.
@@ -21,6 +21,7 @@ ROUNDS = {"pytest-esp": 5, "pytest-embedded": 2, "pytest": 3}
 MANY = {"pytest-esp": 250, "pytest-embedded": 50, "pytest": 250}  # where one more test costs little, 40 more are noise
 ECHOES = {"pytest-esp": 500, "pytest-embedded": 40}
 FLOOD_BYTES = {"pytest-esp": 64 << 20, "pytest-embedded": 192 << 10}
+SOCKET_FLOOD_BYTES = FLOOD_BYTES | {"pytest-embedded": 128}  # it takes one byte at a time from a socket
 IDLE_SECONDS = 5
 
 BOOT = f"""
@@ -88,6 +89,8 @@ def main() -> None:
         boot(report, sides, folder)
         echo(report, sides, folder)
         flood(report, sides, folder, port)
+        with device("--socket") as url:
+            flood(report, (ours(folder, url), peer(url)), folder, url)
         idle(report, sides, folder)
         nothing(report, sides, folder)
     report.print()
@@ -160,16 +163,17 @@ def echo(report: Report, sides: tuple[Side, Side], folder: Path) -> None:
 
 def flood(report: Report, sides: tuple[Side, Side], folder: Path, port: str) -> None:
     """Log lines as fast as they come, matched by an expression at their end."""
+    sizes = SOCKET_FLOOD_BYTES if "://" in port else FLOOD_BYTES
     mine, theirs = (
-        run(side, folder, FLOOD.replace("FIXTURE", side.fixture).replace("BYTES", str(FLOOD_BYTES[side.name])))
+        run(side, folder, FLOOD.replace("FIXTURE", side.fixture).replace("BYTES", str(sizes[side.name])))
         for side in sides
     )
     plain = [read_plainly(port) for _ in range(5)]
     fast, slow, most = mine.values("flood"), theirs.values("flood"), [rate for rate, _ in plain]
     report.add(
-        "flood through expect, median of 5 (best)",
+        f"flood through expect, over a {'socket' if '://' in port else 'pty'}, median of 5 (best)",
         f"{p50(fast):.0f} ({max(fast):.0f}) MB/s",
-        f"{p50(slow):.3f} ({max(slow):.3f}) MB/s",
+        f"{p50(slow):.2g} ({max(slow):.2g}) MB/s",
         f"{p50(fast) / p50(slow):.0f}x",
         "1000x, 80 MB/s",
     )
@@ -177,16 +181,17 @@ def flood(report: Report, sides: tuple[Side, Side], folder: Path, port: str) -> 
     report.add(
         "  in a second of processor time (that loop)",
         f"{p50(mine.values('work')):.0f} ({p50([work for _, work in plain]):.0f}) MB",
-        f"{p50(theirs.values('work')):.1f} MB",
+        f"{p50(theirs.values('work')):.1g} MB",
         "",
         "",
     )
 
 
 def read_plainly(port: str) -> tuple[float, float]:
-    """Return what a loop that only reads gets from this pty: MB/s, and MB in a second of its processor time."""
+    """Return what a loop that only reads gets from this port: MB/s, and MB in a second of its processor time."""
     size = FLOOD_BYTES["pytest-esp"]
-    with serial.Serial(port) as device_port:
+    with serial.serial_for_url(port) as device_port:
+        os.set_blocking(device_port.fileno(), True)
         used, begun = time.process_time(), time.perf_counter()
         device_port.write(b"flood %d\n" % size)
         last = b""

@@ -1,13 +1,15 @@
 """A device behind a pty, as a process of its own: it does what it is told, as fast as its pty takes it.
 
-Its first line of output is the name of its port. It ends with its standard input. A line sent to it is an order:
-``boot`` prints a boot log, ``flood BYTES`` that many bytes of log lines and `FLOOD_END`, anything else is echoed.
+With ``--socket`` it is behind a TCP socket, for one client at a time. Its first line of output is the name of its port.
+It ends with its standard input. A line sent to it is an order: ``boot`` prints a boot log,
+``flood BYTES`` that many bytes of log lines and `FLOOD_END`, anything else is echoed.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import subprocess
 import sys
 import tty
@@ -52,9 +54,10 @@ FLOOD_END = b"flood finished with code 42\r\n"
 
 
 @contextmanager
-def device() -> Generator[str]:
+def device(*options: str) -> Generator[str]:
     """Run a device, and yield the name of its port."""
-    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, *options]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -67,41 +70,57 @@ def device() -> Generator[str]:
 
 def main() -> None:
     """Be the device."""
-    master, slave = os.openpty()  # the device's own end stays open: a port that is closed is no cable that is pulled
-    tty.setraw(slave)
-    print(os.ttyname(slave), flush=True)
+    if "--socket" in sys.argv:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            print(f"socket://127.0.0.1:{server.getsockname()[1]}", flush=True)
+            while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
+                with server.accept()[0] as client:
+                    serve(client.fileno())
+    else:
+        # The device's own end stays open: a port that is closed is no cable that is pulled.
+        master, slave = os.openpty()
+        tty.setraw(slave)
+        print(os.ttyname(slave), flush=True)
+        serve(master)
+
+
+def serve(descriptor: int) -> None:
+    """Obey what comes, until the client is gone or the standard input ends."""
     received = b""
-    while True:
-        readable, _, _ = select.select([master, sys.stdin], [], [])
-        if sys.stdin in readable:
+    while sys.stdin not in select.select([descriptor, sys.stdin], [], [])[0]:
+        try:
+            data = os.read(descriptor, 1 << 16)
+        except ConnectionError:
             return
-        received += os.read(master, 1 << 16)
+        if not data:
+            return
+        received += data
         *orders, received = received.split(b"\n")
         for order in orders:
-            obey(master, order)
+            obey(descriptor, order)
 
 
-def obey(master: int, order: bytes) -> None:
+def obey(descriptor: int, order: bytes) -> None:
     """Do what a line says."""
     word, _, argument = order.partition(b" ")
     if word == b"boot":
-        send(master, BOOT_LOG)
+        send(descriptor, BOOT_LOG)
     elif word == b"flood":
         block = FLOOD * 90
         left = int(argument) - len(FLOOD_END)
         while left > 0:
-            send(master, block[:left])
+            send(descriptor, block[:left])
             left -= len(block)
-        send(master, FLOOD_END)
+        send(descriptor, FLOOD_END)
     else:
-        send(master, order + b"\r\n")
+        send(descriptor, order + b"\r\n")
 
 
-def send(master: int, data: bytes) -> None:
+def send(descriptor: int, data: bytes) -> None:
     """Write all of *data*."""
     view = memoryview(data)
     while view:
-        view = view[os.write(master, view) :]
+        view = view[os.write(descriptor, view) :]
 
 
 if __name__ == "__main__":
