@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mcp_bridge.bridge import Bridge
 
 _TOKEN = "PYTEST_ESP_MCP_TOKEN"
+_NO_TYPE_CHECKS = "PY_KEY_VALUE_DISABLE_BEARTYPE"
+"""Of py-key-value-aio, FastMCP's store: at every start it would give its functions checks of their types (0.1 s)."""
 
 
 @click.command("pytest-esp-mcp", context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,6 +54,7 @@ def main(
 
     Over HTTP clients send the bearer token in PYTEST_ESP_MCP_TOKEN; only on the loopback interface there may be none.
     """
+    os.environ.setdefault(_NO_TYPE_CHECKS, "1")
     from mcp_bridge.bridge import Bridge
 
     try:

@@ -10,9 +10,9 @@ from fastmcp import FastMCP
 def add_prompts(app: FastMCP[Any]) -> None:
     """Add all prompts to *app*."""
 
-    @app.prompt
+    # A description instead of a docstring: to parse one, FastMCP imports a whole parser at every start.
+    @app.prompt(description="Plan a backup of a board's flash before anything is changed.")
     def esp_backup_plan(port: str, output_dir: str = "backup") -> str:
-        """Plan a backup of a board's flash before anything is changed."""
         return (
             f"Back up the board {port} before anything is changed on it.\n"
             f"1. esp_detect_chip(port={port!r}): note chip, MAC address and flash size.\n"

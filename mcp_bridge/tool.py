@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools.base import ToolResult
@@ -147,11 +147,31 @@ def register(app: FastMCP[Any], component: Component, threads: ThreadPoolExecuto
 
 def _output_schema(method: Callable[..., Any]) -> dict[str, Any]:
     schema = TypeAdapter(get_type_hints(method)["return"]).json_schema(mode="serialization")
-    definitions = schema.pop("$defs", None)
+    schema = _inlined(schema, schema.pop("$defs", {}))
     properties = {"success": {"const": True}, "port": {"type": ["string", "null"]}, **schema.get("properties", {})}
     success = {**schema, "type": "object", "properties": properties}
-    whole: dict[str, Any] = {"type": "object", "anyOf": [success, _ERROR_SCHEMA]}
-    return {**whole, "$defs": definitions} if definitions else whole
+    return {"type": "object", "anyOf": [success, _ERROR_SCHEMA]}
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """Return *schema* with what it refers to in place, and without the titles, which only repeat the names.
+
+    FastMCP would do the first anew for every list of tools that is asked for; results are not recursive.
+    """
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    keywords = cast("dict[str, Any]", schema)
+    if "$ref" in keywords:
+        return _inlined(definitions[keywords["$ref"].rpartition("/")[2]], definitions)
+    return {
+        key: {name: _inlined(value, definitions) for name, value in keywords[key].items()}
+        if key == "properties"  # names of results, of which one may be "title"
+        else _inlined(keywords[key], definitions)
+        for key in keywords
+        if key != "title"
+    }
 
 
 def _wrapper(
@@ -233,7 +253,12 @@ async def _in_thread(
 
 
 def _plain(result: Any) -> dict[str, Any]:
-    return TypeAdapter(type(result)).dump_python(result, mode="json")
+    return _adapter(type(result)).dump_python(result, mode="json")
+
+
+@functools.cache
+def _adapter(result_type: type) -> TypeAdapter[Any]:
+    return TypeAdapter(result_type)
 
 
 def _error(error: EspError, port: str | None) -> ToolResult:
