@@ -200,10 +200,10 @@ def both(values: Sequence[float], unit: str, digits: int = 2) -> str:
 class Report:
     """The table of a benchmark: ours, the peer, how they compare, and what was aimed at."""
 
-    def __init__(self, title: str, *more: str) -> None:
+    def __init__(self, title: str, *more: str, peer: str = f"pytest-embedded {VERSION}") -> None:
         self._table = Table(title=title, box=box.SIMPLE)
         self._table.add_column("what", overflow="fold")
-        for heading in ("pytest-esp", f"pytest-embedded {VERSION}", *more, "ratio", "goal"):
+        for heading in ("pytest-esp", peer, *more, "ratio", "goal"):
             self._table.add_column(heading, justify="right")
         self._load = [os.getloadavg()[0]]
 
