@@ -347,10 +347,8 @@ def said_posture(answer: Answer) -> str:
         return f"no verdict: {answer.get('efuse_error', answer)}"
     told = {name: str(posture.get(name, "not told")) for name in ("flash_encryption", "secure_boot", "jtag")}
     right = {"flash_encryption": "disabled", "secure_boot": "disabled", "jtag": "enabled"}
-    return ", ".join(
-        f"{name} {value if re.match(right[name], value) else value.upper() + ' (WRONG)'}"
-        for name, value in told.items()
-    )
+    words = {name: said if said.startswith(right[name]) else f"{said.upper()} (WRONG)" for name, said in told.items()}
+    return ", ".join(f"{name} {said}" for name, said in words.items())
 
 
 def said_written(answer: Answer) -> str:
