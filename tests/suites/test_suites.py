@@ -62,7 +62,7 @@ def test_all_suites_pass_on_simulated_boards(check, tmp_path):
     assert all("[old" in name for name in skipped)  # an ESP8266 has no eFuses
 
 
-@pytest.mark.parametrize("chip", ["esp32c3", "esp32"])
+@pytest.mark.parametrize("chip", ["esp32c3", "esp32", "esp32s3"])
 def test_all_suites_pass_on_qemu(check, need_qemu, chip):
     need_qemu(chip)
     rack = f'[boards.machine]\nbackend = "qemu"\nchip = "{chip}"\nflash_size = "4MB"\n'
