@@ -12,9 +12,9 @@ from fastmcp import FastMCP
 
 from mcp_bridge.tool import tools_of
 from pytest_esp import __version__
-from pytest_esp.errors import EspError, PortError
-from pytest_esp.rack.lease import holder_of
+from pytest_esp.errors import EspError
 from pytest_esp.rack.spec import BACKENDS
+from pytest_esp.rack.state import state_of
 
 if TYPE_CHECKING:
     from mcp_bridge.bridge import Bridge
@@ -119,12 +119,8 @@ def _status(bridge: Bridge) -> str:
 
 def _state(bridge: Bridge, name: str) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
-    row: dict[str, Any] = {"board": spec.name, "chip": spec.chip, "backend": spec.backend}
-    try:
-        holder = holder_of(spec, bridge.rack)
-    except PortError as error:
-        return row | {"state": "missing", "problem": error.message}
-    return row | ({"state": "held", "holder": holder.describe()} if holder else {"state": "free"})
+    board = {"board": spec.name, "chip": spec.chip, "backend": spec.backend}
+    return board | state_of(spec, bridge.rack).to_dict()
 
 
 def _config(bridge: Bridge) -> str:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool, tools_of
 from pytest_esp import __version__
-from pytest_esp.errors import EspError, PortError
-from pytest_esp.rack.lease import holder_of
+from pytest_esp.errors import EspError
+from pytest_esp.rack.state import state_of
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,8 @@ class Server(Component):
         here = self.bridge.boards.held()
         rows: list[dict[str, Any]] = []
         for spec in self.bridge.rack.boards.values():
-            row: dict[str, Any] = {"name": spec.name, "chip": spec.chip, "backend": spec.backend, "state": "free"}
-            try:
-                holder = holder_of(spec, self.bridge.rack)
-            except PortError as error:
-                row |= {"state": "missing", "problem": error.message}
-            else:
-                if holder is not None:
-                    row |= {"state": "held", "holder": holder.describe()}
+            row: dict[str, Any] = {"name": spec.name, "chip": spec.chip, "backend": spec.backend}
+            row |= state_of(spec, self.bridge.rack).to_dict()
             if spec.name in here:
                 row["held_here_for_seconds"] = round(here[spec.name], 1)
             rows.append(row)

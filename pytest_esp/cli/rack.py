@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_esp.errors import PortError
 from pytest_esp.units import format_size
 
 if TYPE_CHECKING:
@@ -48,8 +45,9 @@ def rack_command(path: Path | None, as_json: bool) -> None:
 
 
 def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
-    from pytest_esp.rack.lease import holder_of
+    from pytest_esp.rack.state import holder_to_dict, state_of
 
+    found = state_of(spec, rack)
     row: dict[str, Any] = {
         "name": spec.name,
         "backend": spec.backend,
@@ -57,24 +55,10 @@ def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
         "port": spec.port,
         "flash_size": spec.flash_size,
         "features": sorted(spec.features),
-        "state": "free",
-        "holder": None,
+        "state": found.state,
+        "holder": holder_to_dict(found.holder) if found.holder else None,
     }
-    try:
-        holder = holder_of(spec, rack)
-    except PortError as error:
-        return row | {"state": "missing", "problem": error.message}
-    if holder is not None:
-        held = {
-            "pid": holder.pid,
-            "host": holder.host,
-            "user": holder.user,
-            "purpose": holder.purpose,
-            "since": datetime.fromtimestamp(holder.since, UTC).isoformat(timespec="milliseconds"),
-            "seconds": round(max(0.0, time.time() - holder.since), 1),
-        }
-        row |= {"state": "held", "holder": held}
-    return row
+    return row if found.problem is None else row | {"problem": found.problem}
 
 
 def _print_table(rack: Rack, rows: list[dict[str, Any]]) -> None:

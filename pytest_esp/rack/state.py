@@ -1,0 +1,66 @@
+"""The state of a rack's boards: free, held by whom, or not plugged in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_esp.errors import PortError
+from pytest_esp.rack.lease import HolderRecord, holder_of
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.spec import BoardSpec
+
+State = Literal["free", "held", "missing"]
+
+
+@dataclass(frozen=True)
+class BoardState:
+    """What is known of a board without touching it.
+
+    Attributes:
+        holder: who holds it; None unless it is held.
+        problem: why it cannot be found; None unless it is missing.
+    """
+
+    spec: BoardSpec
+    state: State
+    holder: HolderRecord | None = None
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what changes, as plain data: ``state``, and ``holder`` in words or ``problem`` where there is one."""
+        row: dict[str, Any] = {"state": self.state}
+        if self.holder is not None:
+            row["holder"] = self.holder.describe()
+        if self.problem is not None:
+            row["problem"] = self.problem
+        return row
+
+
+def state_of(spec: BoardSpec, rack: Rack) -> BoardState:
+    """Return the state of a board.
+
+    Raises:
+        LeaseError: if the lock folder cannot be used.
+    """
+    try:
+        holder = holder_of(spec, rack)
+    except PortError as error:
+        return BoardState(spec, "missing", problem=error.message)
+    return BoardState(spec, "free" if holder is None else "held", holder)
+
+
+def holder_to_dict(holder: HolderRecord) -> dict[str, Any]:
+    """Return a holder as plain data; ``since`` is ISO 8601 in UTC, ``seconds`` how long it has held by now."""
+    return {
+        "pid": holder.pid,
+        "host": holder.host,
+        "user": holder.user,
+        "purpose": holder.purpose,
+        "since": datetime.fromtimestamp(holder.since, UTC).isoformat(timespec="milliseconds"),
+        "seconds": round(max(0.0, time.time() - holder.since), 1),
+    }
