@@ -145,15 +145,34 @@ class Session:
 
     # -- connecting
 
-    def _connect(self) -> Any:
+    def connect_by(
+        self, attempted: str, enter: Callable[[Any], object], *, hello: int = _ROM_BAUDRATE, baudrate: int
+    ) -> None:
+        """Connect anew, by *enter* instead of the usual ways into the loader.
+
+        Args:
+            attempted: see `use`.
+            enter: takes esptool's loader object, brings the chip into its loader and lets it answer a SYNC.
+            hello: the baud rate of that.
+            baudrate: for operations, from the moment on that the stub runs.
+
+        Raises:
+            LinkError, PortError, WrongChipError, OperationError: see `use`.
+        """
+        self.drop()
+        with capture(self.transcript), self._translated(attempted):
+            self._connect(enter, hello)
+        self._baudrate = baudrate
+
+    def _connect(self, enter: Callable[[Any], object] | None = None, hello: int = _ROM_BAUDRATE) -> Any:
         if not self.port.is_open:
             self.port.open()
         self._before_connect()
-        self.port.baudrate = _ROM_BAUDRATE
+        self.port.baudrate = hello
         base = CHIP_DEFS[self.expected_chip] if self.expected_chip else ESPLoader
-        esp: Any = fast_class(base, usb=self._usb)(cast(Any, self.port), _ROM_BAUDRATE)
+        esp: Any = fast_class(base, usb=self._usb)(cast(Any, self.port), hello)
         esp.USES_RFC2217 = str(getattr(self.port, "name", "")).startswith("rfc2217:")
-        self._sync(esp)
+        (enter or self._sync)(esp)
         found = _identify(esp)
         if self.expected_chip and found != self.expected_chip:
             raise WrongChipError(
@@ -163,7 +182,7 @@ class Session:
             )
         if not self.expected_chip:
             synced_with_stub = esp.sync_stub_detected
-            esp = fast_class(CHIP_DEFS[found], usb=self._usb)(cast(Any, self.port), _ROM_BAUDRATE)
+            esp = fast_class(CHIP_DEFS[found], usb=self._usb)(cast(Any, self.port), hello)
             esp.sync_stub_detected = synced_with_stub
         self.chip = found
         esp.secure_download_mode = _secure_download(esp)
@@ -205,7 +224,7 @@ class Session:
         if not stub.IS_STUB:  # esptool knows chips that refuse one: an ESP32-C3 with secure boot
             esp.stub_is_disabled = True
             return esp
-        if self._baudrate != _ROM_BAUDRATE:
+        if self._baudrate != self.port.baudrate:
             self._change_baudrate(stub, self._baudrate)
         self._esp = stub
         return stub

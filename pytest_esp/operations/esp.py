@@ -15,6 +15,7 @@ from pytest_esp.operations import (
     flash_chip,
     nvs,
     partitions,
+    ram,
     restoring,
     saving,
     secure_boot,
@@ -59,12 +60,14 @@ class Face:
 
 
 class ChipFace(Face):
-    """`pytest_esp.operations.chip`."""
+    """`pytest_esp.operations.chip` and `ram`."""
 
     identify = bound(chip.identify)
     reset = bound(chip.reset)
     change_baudrate = bound(chip.change_baudrate)
     read_register = bound(chip.read_register)
+    load_ram = bound(ram.load_ram)
+    self_test = bound(ram.self_test)
 
 
 class FlashFace(Face):

@@ -21,6 +21,7 @@ R = TypeVar("R")
 
 _MODULES = (
     "chip",
+    "ram",
     "flash",
     "saving",
     "restoring",
@@ -33,6 +34,7 @@ _MODULES = (
     "encryption",
     "partitions",
     "nvs",
+    "ota.slots",
     "unity",
 )
 
