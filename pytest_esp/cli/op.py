@@ -1,4 +1,4 @@
-"""``pytest-esp op NAME key=value ...``: any operation, on a board of the rack."""
+"""``pytest-esp op NAME key=value ...``: any operation, on a board of the rack or on files."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ def op_command(
 ) -> None:
     """Run the operation NAME on a board, e.g. ``pytest-esp op flash-read --board c3 address=0x8000 size=4KB --json``.
 
+    Those marked with `files` in the list work on files alone: they need no board and no rack.
+
     Without NAME all operations are listed; without a value for a needed KEY its help is shown.
     """
     from pytest_esp.operations.registry import load_all, to_dict
@@ -52,9 +54,13 @@ def op_command(
     try:
         operation = _find(operations, name)
         given = _arguments(operation, arguments)
-        with _leased_link(board, path, wait, allow_burn) as link:
-            used = link.board.name
-            result = to_dict(operation.function(link, **given))
+        if operation.effect is None:
+            _check_no_board(operation, board)
+            result = to_dict(operation.function(**given))
+        else:
+            with _leased_link(board, path, wait, allow_burn) as link:
+                used = link.board.name
+                result = to_dict(operation.function(link, **given))
     except EspError as error:
         if not as_json:
             raise
@@ -65,6 +71,11 @@ def op_command(
         click.echo(json.dumps({"success": True, "port": used, **result}, indent=2))
     else:
         _print(result)
+
+
+def _check_no_board(operation: Operation, board: str | None) -> None:
+    if board is not None:
+        raise OperationError(f"{operation.name} works on files alone", hint=f"leave out --board {board}")
 
 
 def _leased_link(board: str | None, path: Path | None, wait: float, allow_burn: bool) -> Any:
@@ -152,7 +163,8 @@ def _usage(operation: Operation) -> str:
 def _list(operations: list[Operation]) -> None:
     width = max(len(operation.name) for operation in operations)
     for operation in sorted(operations, key=lambda item: item.name):
-        click.echo(f"{operation.name:{width}}  {operation.effect.value:5}  {operation.summary}")
+        effect = operation.effect.value if operation.effect else "files"
+        click.echo(f"{operation.name:{width}}  {effect:5}  {operation.summary}")
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -78,13 +78,13 @@ class Operation:
 
     Attributes:
         name: e.g. ``"flash-read"``: the group, and the function.
-        effect: what it does to the board.
-        function: the operation itself; its first parameter is the `Link`.
+        effect: what it does to the board; None if it works on files alone, and takes no board.
+        function: the operation itself; its first parameter is the `Link`, if it takes a board.
         doc: its docstring, without the indentation.
     """
 
     name: str
-    effect: Effect
+    effect: Effect | None
     function: Callable[..., Any]
     doc: str
 
@@ -100,10 +100,12 @@ class Operation:
 
     @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The arguments after the `Link`, without the progress callback."""
+        """The arguments, without the `Link` and the progress callback."""
         hints = typing.get_type_hints(self.function)
         descriptions = _argument_descriptions(self.doc)
-        _, *rest = inspect.signature(self.function).parameters.values()
+        rest = list(inspect.signature(self.function).parameters.values())
+        if self.effect is not None:
+            del rest[0]
         return tuple(
             Parameter(item.name, hints[item.name], item.default, descriptions.get(item.name, ""))
             for item in rest
@@ -132,8 +134,7 @@ def operation(
     """
 
     def decorate(function: Callable[Concatenate[Link, P], R]) -> Callable[Concatenate[Link, P], R]:
-        first = group or function.__module__.rpartition(".")[2]
-        name = f"{first}-{function.__name__}".replace("_", "-")
+        name = _name(group or function.__module__.rpartition(".")[2], function)
 
         @functools.wraps(function)
         def checked(link: Link, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -149,6 +150,33 @@ def operation(
         return checked
 
     return decorate
+
+
+def file_operation(*, group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function over files an operation of *group*, offered beside those of boards; it takes no `Link`.
+
+    An error that leaves it names the operation.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        name = _name(group, function)
+
+        @functools.wraps(function)
+        def named(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except EspError as error:
+                error.attempted = error.attempted or name
+                raise
+
+        OPERATIONS[name] = Operation(name, None, named, inspect.getdoc(function) or "")
+        return named
+
+    return decorate
+
+
+def _name(group: str, function: Callable[..., Any]) -> str:
+    return f"{group}-{function.__name__}".replace("_", "-")
 
 
 def require(link: Link, effect: Effect, name: str) -> None:
