@@ -37,6 +37,7 @@ _ROM_LABEL = {
 _FLASH_STRAP = {"esp32": (0x13, 0x3), "esp32c3": (0xD, 0x5)}
 _RESET_CODE = {
     "POWERON": 0x1,
+    "RTC_SW_SYS_RST": 0x3,
     "RTC_SW_CPU_RST": 0xC,
     "RTCWDT_RTC_RST": 0x10,
     "BROWNOUT": 0xF,
@@ -234,8 +235,8 @@ def _order(flash: NorFlash, read: Read, table: list[Partition], out: _Log) -> li
         return factory + slots + test
     chosen = _chosen_slot(flash, read, otadata[0].offset, len(slots))
     if chosen is not None:
-        # From the chosen one downwards, then the factory app, then from the top (bootloader_utility_load_boot_image).
-        return slots[chosen::-1] + factory + slots[:chosen:-1] + test
+        # From the chosen one downwards, then the factory app, then upwards (bootloader_utility_load_boot_image).
+        return slots[chosen::-1] + factory + slots[chosen + 1 :] + test
     if read(otadata[0].offset, 32) != b"\xff" * 32 or read(otadata[0].offset + SECTOR, 32) != b"\xff" * 32:
         fallback = "falling back to factory" if factory else "and no factory, will try all partitions"
         out.error("boot", f"ota data partition invalid{',' if factory else ''} {fallback}")

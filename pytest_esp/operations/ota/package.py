@@ -1,0 +1,330 @@
+"""An update as one file: the app's image, a manifest that vouches for every byte of it, and a signature of both.
+
+A package is a ZIP archive of ``manifest.json``, ``app.bin`` and, if it is signed, ``manifest.sig``: the signature of
+the manifest's bytes, by Ed25519 (RFC 8032), or by ECDSA on P-256 with SHA-256 (FIPS 186-5, DER).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from esptool.bin_image import LoadFirmwareImage
+from esptool.util import FatalError
+
+from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.operations.firmware import Firmware
+from pytest_esp.operations.flash import save
+from pytest_esp.operations.images import app_of, chip_of
+from pytest_esp.operations.regions import Region
+
+FORMAT = "pytest-esp update 1"
+SUFFIX = ".espota"
+_MANIFEST, _IMAGE, _SIGNATURE = "manifest.json", "app.bin", "manifest.sig"
+# No app is larger than what a chip can map; a manifest or a signature is far smaller than these.
+_LIMITS = {_MANIFEST: 64 * 1024, _IMAGE: 32 * 1024 * 1024, _SIGNATURE: 1024}
+_MAX_VERSION = 128
+
+_PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
+_PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a package holds. Digests are 64 hex digits.
+
+    Attributes:
+        format: `FORMAT`.
+        version: of the update, as its maker calls it.
+        chip: as esptool names it.
+        project: of the app's descriptor, as are *app_version*, *idf_version* and *elf_sha256*; empty without one.
+        size: of the image in bytes.
+        sha256: of the image.
+        created: UTC, ISO 8601.
+    """
+
+    format: str
+    version: str
+    chip: str
+    project: str
+    app_version: str
+    idf_version: str
+    elf_sha256: str
+    size: int
+    sha256: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """An update that was checked.
+
+    Attributes:
+        path: its file.
+        image: the app.
+        signature: ``"Ed25519"`` or ``"ECDSA-P256"``; None if it has none.
+        signed_by: SHA-256 of the public key (DER) that its signature was checked with; None if none was given.
+    """
+
+    path: Path
+    manifest: Manifest
+    image: bytes
+    signature: str | None
+    signed_by: str | None
+
+
+def create(
+    firmware: str | os.PathLike[str],
+    version: str,
+    output_file: str | os.PathLike[str],
+    *,
+    key_file: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Package:
+    """Make a package of an app, read it back and return it.
+
+    Args:
+        firmware: the image of an app, or a build folder (see `Firmware.open`), whose app is taken.
+        version: of the update; one line.
+        output_file: the package.
+        key_file: a private key in PEM, Ed25519 or P-256, to sign it with.
+        overwrite: whether *output_file* may exist already.
+
+    Raises:
+        FirmwareError: if there is no app, or it is damaged.
+        OperationError: if the version, the key or the file is not fit.
+    """
+    path = Path(output_file)
+    if path.exists() and not overwrite:
+        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    if not version.strip() or not version.isprintable() or len(version) > _MAX_VERSION:
+        raise OperationError(f"{version!r} is no version", hint=f"up to {_MAX_VERSION} printable characters")
+    key = _private_key(Path(key_file)) if key_file is not None else None
+    region = _app_of_build(Firmware.open(firmware))
+    manifest = _describe(region, version)
+    text = (json.dumps(asdict(manifest), indent=2) + "\n").encode()
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr(_MANIFEST, text)
+        out.writestr(_IMAGE, region.data)
+        if key is not None:
+            out.writestr(_SIGNATURE, _sign(key, text))
+    save(path, archive.getvalue())
+    return _opened(path, key.public_key() if key else None)
+
+
+def read(path: str | os.PathLike[str], *, public_key_file: str | os.PathLike[str] | None = None) -> Package:
+    """Open a package, and check all of it: manifest, size, SHA-256, the image itself, and the signature.
+
+    Args:
+        path: the package.
+        public_key_file: a public key in PEM; then only a package signed with its private key will do.
+
+    Raises:
+        OperationError: if it cannot be read, or is no package or a damaged one.
+        RefusedError: if *public_key_file* is given and the package is not signed, or by another key.
+        FirmwareError: if the image is damaged.
+    """
+    return _opened(Path(path), _public_key(Path(public_key_file)) if public_key_file is not None else None)
+
+
+# -- making one
+
+
+def _app_of_build(firmware: Firmware) -> Region:
+    """Return the one app of a build."""
+    apps = [region for region in firmware.regions if app_of(region.data) is not None]
+    if len(apps) == 1:
+        return apps[0]
+    if not apps and len(firmware.regions) == 1 and chip_of(firmware.regions[0].data):
+        return firmware.regions[0]  # an app that was built without ESP-IDF has no descriptor
+    what = f"{len(apps)} apps" if apps else "no app"
+    raise FirmwareError(
+        f"{firmware.name} has {what}", hint="name the image of the app (an update replaces the app and nothing else)"
+    )
+
+
+def _describe(region: Region, version: str) -> Manifest:
+    chip = check_app(region.data, region.source)
+    app = app_of(region.data)
+    return Manifest(
+        format=FORMAT,
+        version=version,
+        chip=chip,
+        project=app.project if app else "",
+        app_version=app.version if app else "",
+        idf_version=app.idf_version if app else "",
+        elf_sha256=app.elf_sha256 if app else "",
+        size=region.size,
+        sha256=_sha256(region.data),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def check_app(image: bytes, source: str) -> str:
+    """Check an image's checksum and hash as the bootloader will; return its chip.
+
+    Raises:
+        FirmwareError: if it is no image, or damaged.
+    """
+    chip = chip_of(image)
+    if chip is None:
+        raise FirmwareError(f"{source} is no image of an app", hint="an ESP8266 has no updates of this kind")
+    try:
+        loaded: Any = LoadFirmwareImage(chip, image)
+        digests = not loaded.append_digest or loaded.stored_digest == loaded.calc_digest
+        intact = digests and loaded.checksum == loaded.calculate_checksum()
+    except (FatalError, ValueError, IndexError, OSError) as error:
+        raise FirmwareError(f"{source} is damaged: {error}", hint="build it again") from error
+    except Exception as error:  # esptool unpacks without looking at lengths
+        raise FirmwareError(f"{source} is cut off or damaged: {error}", hint="build it again") from error
+    if not intact:
+        raise FirmwareError(f"{source} is damaged: its checksum or hash is wrong", hint="build it again")
+    return chip
+
+
+# -- reading one
+
+
+def _opened(path: Path, key: _PublicKey | None) -> Package:
+    parts = _parts(path)
+    signature = parts.get(_SIGNATURE)
+    if key is not None:
+        if signature is None:
+            raise RefusedError(
+                f"{path} is not signed, and a key is set", hint="create it with key_file, or leave the key out"
+            )
+        _verify(key, signature, parts[_MANIFEST], path)
+    manifest = _manifest(parts[_MANIFEST], path)
+    image = parts[_IMAGE]
+    if len(image) != manifest.size or _sha256(image) != manifest.sha256:
+        raise OperationError(f"{path}: the image is not the one of its manifest", hint="fetch the package again")
+    if check_app(image, f"the image in {path}") != manifest.chip:
+        raise OperationError(f"{path}: the image is not for the {manifest.chip} of its manifest")
+    return Package(path, manifest, image, _kind(signature), _fingerprint(key) if key else None)
+
+
+def _parts(path: Path) -> dict[str, bytes]:
+    """Return the members of the archive, none of them larger than may be."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {member.filename: member for member in archive.infolist()}
+            missing = [name for name in (_MANIFEST, _IMAGE) if name not in found]
+            strange = sorted(found.keys() - _LIMITS.keys())
+            if missing or strange or len(found) != len(archive.infolist()):
+                wrong = f"has no {missing[0]}" if missing else f"holds {', '.join(strange) or 'a file twice'}"
+                raise OperationError(f"{path} is no update package: it {wrong}", hint="make one with ota create")
+            return {name: _read(archive, found[name]) for name in found}
+    except FileNotFoundError as error:
+        raise OperationError(f"there is no package {path}") from error
+    except OperationError as error:
+        error.attempted = error.attempted or f"reading {path}"
+        raise
+    except OSError as error:
+        raise OperationError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # zipfile and zlib raise many kinds for damaged archives
+        raise OperationError(f"{path} is no update package, or damaged: {error}") from error
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    limit = _LIMITS[member.filename]
+    with archive.open(member) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OperationError(f"{member.filename} has more than {limit} bytes")
+    return data
+
+
+def _manifest(text: bytes, path: Path) -> Manifest:
+    try:
+        found = json.loads(text)
+        values = {item.name: found.pop(item.name) for item in fields(Manifest)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OperationError(f"{path}: its manifest cannot be read: {error}") from error
+    wrong = [item.name for item in fields(Manifest) if type(values[item.name]).__name__ != item.type]
+    if found or wrong or values["format"] != FORMAT:
+        problem = f"unknown {sorted(found)}" if found else f"wrong {wrong or values['format']}"
+        raise OperationError(f"{path}: its manifest is not of the format {FORMAT!r}: {problem}")
+    return Manifest(**values)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# -- signatures
+
+
+def _sign(key: _PrivateKey, data: bytes) -> bytes:
+    return key.sign(data) if isinstance(key, ed25519.Ed25519PrivateKey) else key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+
+def _verify(key: _PublicKey, signature: bytes, data: bytes, path: Path) -> None:
+    try:
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(signature, data)
+        else:
+            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature as error:
+        raise RefusedError(
+            f"{path} was not signed with this key, or changed afterwards", hint="do not install it"
+        ) from error
+
+
+def _kind(signature: bytes | None) -> str | None:
+    if signature is None:
+        return None
+    return "Ed25519" if len(signature) == 64 else "ECDSA-P256"  # a DER sequence of two integers has other lengths
+
+
+def _fingerprint(key: _PublicKey) -> str:
+    return _sha256(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
+
+
+def _private_key(path: Path) -> _PrivateKey:
+    key = _load_key(path, lambda data: serialization.load_pem_private_key(data, None), "private")
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return key
+    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    raise _wrong_kind(path)
+
+
+def _public_key(path: Path) -> _PublicKey:
+    key = _load_key(path, serialization.load_pem_public_key, "public")
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    raise _wrong_kind(path)
+
+
+def _wrong_kind(path: Path) -> OperationError:
+    return OperationError(
+        f"the key in {path} is neither Ed25519 nor P-256",
+        hint="make one with `openssl genpkey -algorithm ed25519 -out key.pem`",
+    )
+
+
+def _load_key(path: Path, parse: Callable[[bytes], Any], kind: str) -> Any:
+    """Return the key; no message quotes what is in the file."""
+    try:
+        return parse(path.read_bytes())
+    except OSError as error:
+        raise OperationError(f"the key {path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise OperationError(
+            f"{path} holds no {kind} key in PEM without a password",
+            hint="`openssl pkey -in key.pem -pubout` writes the public key of a private one",
+        ) from error

@@ -1,0 +1,188 @@
+"""Updates over HTTP: the app's image to the server that runs on the device, which installs it itself."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pytest_esp.errors import OperationError, RefusedError
+from pytest_esp.link.logs import Progress
+from pytest_esp.operations.ota.package import Package, read
+
+_CHUNK = 16 * 1024
+_MOST_TEXT = 4096  # bytes of an answer that are kept
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, token
+_OWN_HEADERS = ("content-length", "content-type", "host", "transfer-encoding")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What the device said.
+
+    Attributes:
+        url: without name and password.
+        status: of HTTP; 200 to 299.
+        answer: the beginning of its body.
+        bytes_sent: of the image.
+        elapsed_seconds: until it had answered.
+    """
+
+    url: str
+    status: int
+    answer: str
+    bytes_sent: int
+    elapsed_seconds: float
+
+
+def upload(
+    package: str | os.PathLike[str],
+    url: str,
+    *,
+    public_key_file: str | os.PathLike[str] | None = None,
+    method: Literal["POST", "PUT"] = "POST",
+    form_field: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
+    timeout: float = 30.0,
+    progress: Progress | None = None,
+) -> Upload:
+    """Send the image of a package to a device, which installs it itself.
+
+    The body is the image (``application/octet-stream``), as an ESP-IDF app with ``httpd_req_recv`` takes it, or one
+    field of a form, as Arduino's ``HTTPUpdateServer`` does. Headers tell its version (``X-Update-Version``) and SHA-256
+    (``X-Update-SHA256``). A redirection is not followed.
+
+    Args:
+        package: its file, see `package.create`.
+        url: http or https.
+        public_key_file: in PEM; then the package must be signed with its private key.
+        method: of HTTP.
+        form_field: name of the field of a ``multipart/form-data`` body, e.g. ``"update"`` for Arduino.
+        headers: more of them, e.g. ``Authorization``; their values are never shown.
+        ca_file: certificates in PEM that the device's one is checked with, instead of the system's.
+        timeout: seconds without a byte.
+        progress: called with bytes done and to do.
+
+    Raises:
+        RefusedError: for another kind of URL, or if the package is not signed as wanted.
+        OperationError: if the package is damaged, or the device cannot be reached or does not accept it.
+    """
+    target = _target(url)
+    fields = _headers(headers)
+    update = read(package, public_key_file=public_key_file)
+    head, tail, kind = _envelope(update, form_field)
+    size = len(update.image)
+    fields |= {
+        "Content-Type": kind,
+        "Content-Length": str(len(head) + size + len(tail)),
+        "X-Update-Version": update.manifest.version.encode("ascii", "replace").decode(),
+        "X-Update-SHA256": update.manifest.sha256,
+    }
+    shown = target._replace(netloc=_address(target)).geturl()
+    path = target._replace(scheme="", netloc="", fragment="").geturl() or "/"
+    begun = time.monotonic()
+    connection = _connection(target, ca_file, timeout)
+    try:
+        connection.request(method, path, body=_body(head, update.image, tail, progress), headers=fields)
+        response = connection.getresponse()
+        answer = response.read(_MOST_TEXT).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(shown, error) from error
+    finally:
+        connection.close()
+    if not 200 <= response.status < 300:
+        raise OperationError(
+            f"the device did not take the update: HTTP {response.status} {response.reason}",
+            attempted=f"sending {size} bytes to {shown}",
+            hint=answer.strip()[:200] or "it says no more; does this address take updates, by this method?",
+        )
+    return Upload(shown, response.status, answer, size, round(time.monotonic() - begun, 3))
+
+
+def _target(url: str) -> SplitResult:
+    try:
+        target = urlsplit(url)
+        usable = target.scheme in ("http", "https") and target.hostname and target.port != 0
+    except ValueError:
+        usable, target = False, urlsplit("")
+    if not usable or not url.isprintable() or " " in url:
+        raise RefusedError(
+            f"{url.partition('@')[2] or url!r} is no address for an update", hint="http://DEVICE/PATH, or https://"
+        )
+    if target.username is not None:
+        raise RefusedError("the address has a name or password in it", hint="give it as a header: Authorization")
+    return target
+
+
+def _address(target: SplitResult) -> str:
+    host = f"[{target.hostname}]" if ":" in (target.hostname or "") else str(target.hostname)
+    return host if target.port is None else f"{host}:{target.port}"
+
+
+def _headers(given: Mapping[str, str] | None) -> dict[str, str]:
+    fields = dict(given or {})
+    for name, value in fields.items():
+        if not _HEADER.fullmatch(name) or not value.isprintable() or name.lower() in _OWN_HEADERS:
+            raise OperationError(
+                f"the header {name!r} cannot be sent", hint="one line of text, and not one of HTTP's own"
+            )
+    return fields
+
+
+def _envelope(update: Package, form_field: str | None) -> tuple[bytes, bytes, str]:
+    """Return what goes before and after the image, and the type of it all."""
+    if form_field is None:
+        return b"", b"", "application/octet-stream"
+    if not form_field.isprintable() or '"' in form_field:
+        raise OperationError(f"{form_field!r} is no name of a field")
+    border = f"update-{update.manifest.sha256[:32]}"
+    head = (
+        f'--{border}\r\nContent-Disposition: form-data; name="{form_field}"; filename="firmware.bin"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    )
+    return head.encode(), f"\r\n--{border}--\r\n".encode(), f"multipart/form-data; boundary={border}"
+
+
+def _body(head: bytes, image: bytes, tail: bytes, progress: Progress | None) -> Iterator[bytes]:
+    yield head
+    for start in range(0, len(image), _CHUNK):
+        yield image[start : start + _CHUNK]
+        if progress is not None:
+            progress(min(start + _CHUNK, len(image)), len(image))
+    yield tail
+
+
+def _connection(
+    target: SplitResult, ca_file: str | os.PathLike[str] | None, timeout: float
+) -> http.client.HTTPConnection:
+    host = str(target.hostname)
+    if target.scheme == "http":
+        return http.client.HTTPConnection(host, target.port, timeout=timeout)
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise OperationError(f"the certificates in {ca_file} cannot be used: {error.strerror or error}") from error
+    return http.client.HTTPSConnection(host, target.port, timeout=timeout, context=context)
+
+
+def _unreachable(url: str, error: Exception) -> OperationError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return OperationError(
+            f"the certificate of {url} is not trusted: {error.verify_message}", hint="give the device's own as ca_file"
+        )
+    if isinstance(error, TimeoutError):
+        message = f"{url} does not answer in time"
+    elif isinstance(error, (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected)):
+        message = f"{url} broke the connection off"
+    else:
+        message = f"{url} cannot be reached: {error}"
+    return OperationError(
+        message, hint="is it on, and does it listen there? Its old app is not touched by half an update"
+    )
