@@ -281,6 +281,7 @@ class SimChip:
     def leave_loader(self) -> None:
         """Restart into what flash holds, because the host said so."""
         self._left_the_loader = True
+        self._reset_reason = "RTC_SW_SYS_RST"
         self.reset(bootloader=False)
 
     def run_ram(self, entry: int) -> None:
@@ -312,10 +313,10 @@ class SimChip:
         flags = 0
         for bit, names in enumerate(_SECURITY_FLAGS):
             flags |= any(field(name) for name in names) << bit
-        purposes = [field(f"KEY_PURPOSE_{key}") & 0xFF for key in range(6)] + [0]
+        purposes = [field(f"KEY_PURPOSE_{key}") & 0xFF for key in range(6)] + [_SEVENTH_PURPOSE]
         info = struct.pack("<IB7B", flags, field("SPI_BOOT_CRYPT_CNT"), *purposes)
         if self.model.security_info_size == 20:
-            info += struct.pack("<II", self.model.image_chip_id or 0, self.revision)
+            info += struct.pack("<II", self.model.image_chip_id or 0, self.model.rom_api_version)
         return info
 
     # -- flash encryption
@@ -383,6 +384,8 @@ class SimChip:
             fixed[0x3FF00058] = 0x8000  # bit 79, with the MAC in words 0, 1, 3: an ESP8266EX
         return fixed
 
+
+_SEVENTH_PURPOSE = 12  # what the ROM of a virgin chip says in the place of a seventh key block
 
 # Bits of the flags word, by the eFuses that set them (names differ from chip to chip).
 _SECURITY_FLAGS = (

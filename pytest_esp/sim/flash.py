@@ -23,7 +23,7 @@ _SMALLEST, _LARGEST = 256 * 1024, 128 * 1024 * 1024
 
 # Dwords 1 and 3 to 9 of the basic table: 4 KB erase by 0x20, 3-byte addresses, 32 and 64 KB erase by 0x52 and 0xD8,
 # fast reads as the GD25Q family has them.
-_SFDP_TABLE = (0xFFF120E5, 0x6B08EB44, 0xBB42BB08, 0xFFFFFFFE, 0xFFFF, 0xEB21FFFF, 0x520F200C, 0xFF00D810)
+_SFDP_TABLE = (0xFFF120E5, 0x6B08EB44, 0xBB423B08, 0xFFFFFFFE, 0xFFFF, 0xEB21FFFF, 0x520F200C, 0xFF00D810)
 
 _WREN, _WRDI, _WEVSR = 0x06, 0x04, 0x50
 

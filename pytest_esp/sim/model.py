@@ -25,6 +25,9 @@ _CURRENT_REVISION = {
 # The crystal of the usual module, MHz (chip datasheets), where esptool measures it; else esptool knows it.
 _CRYSTAL_MHZ = {"esp8266": 26, "esp32c2": 26, "esp32c5": 48}
 
+# The API version (once: ECO version) that the ROM tells in its security info, where it is not 0.
+_ROM_API_VERSION = {"esp32c3": 3}
+
 # The ROM of these has attached the flash when it starts to listen (esptool's test_attach_flash).
 _ATTACHED_BY_ROM = ("esp32s2", "esp32p4")
 
@@ -52,6 +55,7 @@ class ChipModel:
         self.image_chip_id: int | None = self.rom.IMAGE_CHIP_ID
         self.crystal_mhz = _crystal_mhz(chip, self.rom)
         self.flash_is_attached_by_rom = chip in _ATTACHED_BY_ROM
+        self.rom_api_version = _ROM_API_VERSION.get(chip, 0)
         self.default_revision = _CURRENT_REVISION.get(chip, 0)
 
     @property
