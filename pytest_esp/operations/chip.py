@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import struct
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from esptool.cmds import DETECTED_FLASH_SIZES
+from esptool.util import FatalError
 
 from pytest_esp.errors import LinkError, OperationError
 from pytest_esp.link.console import ConsoleError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, operation, size_argument
 from pytest_esp.units import parse_size
+from pytest_esp.wire.framing import Decoder
 
 _BOOT_TIMEOUT = 3.0
 _HIGHEST_BAUDRATE = 20_000_000  # beyond any UART of these chips; boards.toml has the same limit
+_ROM_BAUDRATE = 115200
+_ANSWER_TIMEOUT = 0.2  # seconds for the last answer; code that sets up the UART anew can cut it off
+_FRAME_END = 0xC0  # of SLIP
+_LINE_TIMEOUT = 0.2  # seconds for the rest of a line of the banner
+_RESET_REASON = re.compile(r"rst:0x[0-9a-f]+ \(([A-Z0-9_]+)\)")
+_RESET_REASON_LINE = re.compile(rb"rst:0x[0-9a-f]+ \([A-Z0-9_]+\).*\n|rst cause:\d+.*\n")
 # What a chip says first: the ROM's banner, of any generation.
 _ROM_BANNER = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ 0-9]\d \d{4}|rst:0x|rst cause")
 
@@ -112,54 +122,214 @@ def flash_size_of(flash_id: int) -> int | None:
     return parse_size(name) if name else None
 
 
+ResetBy = Literal["hard", "soft", "watchdog"]
+"""*hard*: by EN, or a virtual board's own reset; *soft*: the loader restarts the chip; *watchdog*: the RTC's does."""
+
+
 @dataclass(frozen=True)
 class ResetResult:
     """What the chip did after a reset.
 
     Attributes:
         mode: where it is now.
+        by: how it was reset.
+        reason: the reset reason that its ROM printed, e.g. ``"POWERON"``; None if it was not seen.
         seconds: from the reset to the proof.
         output: what the console said (to the app only), without ANSI sequences.
     """
 
     mode: Literal["app", "bootloader"]
+    by: ResetBy
+    reason: str | None
     seconds: float
     output: str
 
 
 @operation(Effect.READ)
-def reset(link: Link, to: Literal["app", "bootloader"] = "app", wait: float = _BOOT_TIMEOUT) -> ResetResult:
+def reset(
+    link: Link, to: Literal["app", "bootloader"] = "app", by: ResetBy = "hard", wait: float = _BOOT_TIMEOUT
+) -> ResetResult:
     """Reset the chip into the app or the bootloader, and check by what it then does.
 
-    The bootloader proves itself by an answer to SYNC, the app by the ROM's banner on the console.
+    The bootloader proves itself by an answer to SYNC, the app by the ROM's banner on the console; after a reset by the
+    watchdog that banner has to name it.
 
     Args:
         to: where to.
+        by: how. After a soft reset the boot strap is still that of the loader: only an ESP8266 starts its app then.
         wait: seconds that the app has for its banner.
 
     Raises:
         LinkError: if the proof does not come.
-        OperationError: for another *to*.
+        OperationError: for another *to* or *by*, or if this chip cannot be reset so.
     """
+    if to not in ("app", "bootloader"):
+        raise OperationError(f"there is no reset to {to!r}", hint="use 'app' or 'bootloader'")
+    if by not in ("hard", "soft", "watchdog"):
+        raise OperationError(f"there is no reset by {by!r}", hint="use 'hard', 'soft' or 'watchdog'")
     begun = time.monotonic()
     if to == "bootloader":
-        link.reset(bootloader=True)
-        return ResetResult("bootloader", time.monotonic() - begun, "")
-    if to != "app":
-        raise OperationError(f"there is no reset to {to!r}", hint="use 'app' or 'bootloader'")
+        reason = _into_loader(link, by)
+        return ResetResult("bootloader", by, reason, time.monotonic() - begun, "")
     console = link.console
     console.skip()  # the banner of an earlier boot proves nothing
-    start = len(console.text)
-    link.reset(bootloader=False)
+    mark = console.mark()
+    _into_app(link, by)
+    output = _boot_log(link, mark, wait)
+    reason = reset_reason(output)
+    if by == "watchdog" and "WDT" not in (reason or ""):
+        raise LinkError(
+            f"it started, but not by the watchdog: the ROM says {reason}", attempted="reset by the watchdog"
+        )
+    return ResetResult("app", by, reason, time.monotonic() - begun, output)
+
+
+def reset_reason(boot_log: str) -> str | None:
+    """Return the reset reason of the last boot in a log, as the ROM calls it; None if there is none."""
+    found = _RESET_REASON.findall(boot_log)
+    return found[-1] if found else None
+
+
+def _boot_log(link: Link, mark: int, wait: float) -> str:
+    """Wait for the ROM's banner, and return what came since *mark*."""
     try:
-        console.expect(_ROM_BANNER, timeout=wait)
+        link.console.expect(_ROM_BANNER, timeout=wait, ignore_crashes=True)
+        with contextlib.suppress(ConsoleError):  # an ESP8266 gives its reason as a number only
+            link.console.expect(_RESET_REASON_LINE, timeout=_LINE_TIMEOUT, ignore_crashes=True)
     except ConsoleError as error:
         raise LinkError(
             "it did not start: no boot banner came",
             attempted="reset to the app",
             hint="a chip whose console is not on this port (USB) says nothing here; else check EN and its supply",
         ) from error
-    return ResetResult("app", time.monotonic() - begun, console.text[start:])
+    return link.console.text_since(mark)
+
+
+def _into_app(link: Link, by: ResetBy) -> None:
+    if by == "hard":
+        link.reset(bootloader=False)
+        return
+    session = link.session
+    if session.is_stub:
+        session.drop()  # only the ROM can start the app, and only it lets the watchdog bite at once
+    with session.use(f"{by} reset", stub=False, flash=by == "soft") as esp:
+        _check_not_locked(esp, by)
+        link.console.expect_reset()
+        if by == "watchdog":
+            _bite(esp, download=False)
+        else:
+            _start_app(esp)
+    session.drop()  # the console has the wire again, and what came meanwhile
+    link.port.baudrate = _ROM_BAUDRATE
+
+
+def _start_app(esp: Any) -> None:
+    if esp.CHIP_NAME != "ESP8266":
+        raise OperationError(
+            f"the ROM of the {esp.CHIP_NAME} restarts into its loader, as its boot strap was latched",
+            hint="use the hard reset, or the watchdog's",
+        )
+    esp.flash_begin(0, 0)
+    answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
+
+
+def _into_loader(link: Link, by: ResetBy) -> str | None:
+    """Reset into the loader and return the reason that the ROM gives, where its banner can be seen."""
+    if by == "hard":
+        link.reset(bootloader=True)
+        return None
+    session = link.session
+    if session.is_stub:
+        session.drop()
+    with session.use(f"{by} reset", stub=False, flash=by == "soft") as esp:
+        _check_not_locked(esp, by)
+        if by == "watchdog":
+            _bite(esp, download=True)
+        else:
+            esp.flash_begin(0, 0)
+            answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
+        link.port.baudrate = _ROM_BAUDRATE
+        banner = _banner(esp._port, max(link.board.boot_seconds, 1.0))
+        if not _says_hello(esp):
+            raise LinkError(
+                "its loader does not answer after the reset", hint="it has started the app: a hard reset keeps it there"
+            )
+    session.drop()
+    return reset_reason(banner)
+
+
+def _banner(port: Any, seconds: float) -> str:
+    """Return what the ROM says after a reset, up to the line with its reason."""
+    saved, port.timeout = port.timeout, 0.05
+    deadline = time.monotonic() + seconds
+    said = b""
+    try:
+        while not _RESET_REASON_LINE.search(said) and time.monotonic() < deadline:
+            said += port.read(port.in_waiting or 1)
+    finally:
+        port.timeout = saved
+    return said.decode("ascii", "replace")
+
+
+def _says_hello(esp: Any) -> bool:
+    for _ in range(5):
+        esp.flush_input()
+        with contextlib.suppress(FatalError):
+            esp.sync()
+            return True
+    return False
+
+
+def answer_only(esp: Any, command: int, data: bytes) -> bytes:
+    """Send a command after which other code runs, and read no more than the loader's answer: the rest is for a console.
+
+    Returns:
+        What came instead of an answer, if anything.
+
+    Raises:
+        OperationError: if the loader refuses.
+    """
+    esp.command(command, data, wait_response=False)
+    port = esp._port
+    saved, port.timeout = port.timeout, _ANSWER_TIMEOUT
+    came = bytearray()
+    try:
+        while (byte := port.read(1)) and (came or byte[0] == _FRAME_END):
+            came += byte
+            if len(came) > 2 and byte[0] == _FRAME_END:
+                break
+        else:
+            return bytes(came + byte)
+    finally:
+        port.timeout = saved
+    for packet in Decoder().feed(bytes(came)):
+        if len(packet) >= 10 and packet[8]:
+            raise OperationError(f"the loader refuses: status {packet[8]:#04x} {packet[9]:#04x}")
+    return b""
+
+
+def _check_not_locked(esp: Any, by: ResetBy) -> None:
+    if esp.secure_download_mode:
+        raise OperationError(f"in secure download mode there is no {by} reset", hint="use the hard one")
+
+
+def _bite(esp: Any, *, download: bool) -> None:
+    """Let the watchdog reset the chip (``watchdog_reset`` of esptool's chips)."""
+    name = esp.CHIP_NAME
+    if download:
+        option = getattr(esp, "RTC_CNTL_OPTION1_REG", None)
+        if option is None:
+            raise OperationError(f"the {name} cannot be told to stay in its loader", hint="use the hard reset")
+        esp.write_reg(option, esp.RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK, esp.RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK)
+
+    def refuse(*_: Any) -> None:
+        raise OperationError(f"the {name} cannot be reset by its watchdog from outside", hint="use the hard reset")
+
+    esp.hard_reset = refuse  # what esptool falls back to on chips that cannot
+    try:
+        esp.watchdog_reset()
+    finally:
+        del esp.hard_reset
 
 
 @dataclass(frozen=True)
@@ -177,10 +347,19 @@ def change_baudrate(link: Link, baudrate: int) -> LinkSpeed:
         LinkError: if it does not.
         OperationError: on a ROM that cannot change it (ESP8266 without stub), or if it is no baud rate.
     """
-    if not 0 < baudrate <= _HIGHEST_BAUDRATE:
-        raise OperationError(f"{baudrate} is no baud rate", hint="usual ones: 115200, 460800, 921600")
+    check_baudrate(baudrate)
     link.session.change_baudrate(baudrate)
     return LinkSpeed(baudrate)
+
+
+def check_baudrate(baudrate: int) -> None:
+    """Check that it is one.
+
+    Raises:
+        OperationError: if it is not.
+    """
+    if not 0 < baudrate <= _HIGHEST_BAUDRATE:
+        raise OperationError(f"{baudrate} is no baud rate", hint="usual ones: 115200, 460800, 921600")
 
 
 @dataclass(frozen=True)

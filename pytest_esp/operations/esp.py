@@ -9,6 +9,8 @@ from pytest_esp.link.link import Link
 from pytest_esp.operations import (
     analysis,
     chip,
+    connection,
+    diagnostics,
     efuse,
     encryption,
     flash,
@@ -23,6 +25,7 @@ from pytest_esp.operations import (
     tuning,
     unity,
 )
+from pytest_esp.operations.ota import slots
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,12 +63,14 @@ class Face:
 
 
 class ChipFace(Face):
-    """`pytest_esp.operations.chip` and `ram`."""
+    """`pytest_esp.operations.chip`, `connection` and `ram`."""
 
     identify = bound(chip.identify)
     reset = bound(chip.reset)
     change_baudrate = bound(chip.change_baudrate)
     read_register = bound(chip.read_register)
+    connect = bound(connection.connect)
+    check_connection = bound(connection.check_connection)
     load_ram = bound(ram.load_ram)
     self_test = bound(ram.self_test)
 
@@ -137,6 +142,20 @@ class NvsFace(Face):
     read = bound(nvs.read)
 
 
+class OtaFace(Face):
+    """`pytest_esp.operations.ota.slots`."""
+
+    prepare = bound(slots.prepare)
+    deploy = bound(slots.deploy)
+    rollback = bound(slots.rollback)
+
+
+class DiagnosticsFace(Face):
+    """`pytest_esp.operations.diagnostics`."""
+
+    core_dump = bound(diagnostics.core_dump)
+
+
 class UnityFace(Face):
     """`pytest_esp.operations.unity`."""
 
@@ -161,6 +180,8 @@ class Esp:
         self.encryption = EncryptionFace(link)
         self.partitions = PartitionsFace(link)
         self.nvs = NvsFace(link)
+        self.ota = OtaFace(link)
+        self.diagnostics = DiagnosticsFace(link)
         self.unity = UnityFace(link)
 
     @property

@@ -22,14 +22,12 @@ from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.link.console import ConsoleError, CrashError
 from pytest_esp.link.link import Link
 from pytest_esp.names import nearest
+from pytest_esp.operations.chip import answer_only
 from pytest_esp.operations.images import chip_of
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.wire.framing import Decoder
 
 _ELF = b"\x7fELF"
 _IN_FLASH = {"IROM", "DROM"}  # names in the memory maps of esptool's chips: what the cache shows of the flash
-_FRAME_END = 0xC0
-_ANSWER_TIMEOUT = 0.2  # seconds for the ROM's answer to MEM_END; a program that sets up the UART anew can cut it off
 
 
 # -- files
@@ -203,7 +201,7 @@ def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImag
         places = _places(image)
         for segment in image.segments:
             _send(esp, segment.addr, segment.data)
-        said = _start(esp, image.entrypoint)
+        said = answer_only(esp, esp.ESP_CMDS["MEM_END"], struct.pack("<II", 0, image.entrypoint))
         console = link.console
         console.skip()
         mark = console.mark()
@@ -217,30 +215,6 @@ def _send(esp: Any, address: int, data: bytes) -> None:
     esp.mem_begin(len(data), -(-len(data) // block), block, address)
     for number, start in enumerate(range(0, len(data), block)):
         esp.mem_block(data[start : start + block], number)
-
-
-def _start(esp: Any, entry: int) -> bytes:
-    """Start the program, and return what it said instead of the ROM's answer, if anything.
-
-    The answer is read byte by byte (``ESPLoader.mem_finish`` would take the program's first words along).
-    """
-    esp.command(esp.ESP_CMDS["MEM_END"], struct.pack("<II", 0, entry), wait_response=False)
-    port = esp._port
-    saved, port.timeout = port.timeout, _ANSWER_TIMEOUT
-    came = bytearray()
-    try:
-        while (byte := port.read(1)) and (came or byte[0] == _FRAME_END):
-            came += byte
-            if len(came) > 2 and byte[0] == _FRAME_END:
-                break
-        else:
-            return bytes(came + byte)
-    finally:
-        port.timeout = saved
-    for packet in Decoder().feed(bytes(came)):
-        if len(packet) >= 10 and packet[8]:
-            raise OperationError(f"the ROM does not start it: status {packet[8]:#04x} {packet[9]:#04x}")
-    return b""
 
 
 def _listen(link: Link, until: str | None, wait: float) -> bool | None:

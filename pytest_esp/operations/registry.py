@@ -21,6 +21,7 @@ R = TypeVar("R")
 
 _MODULES = (
     "chip",
+    "connection",
     "ram",
     "flash",
     "saving",
@@ -34,6 +35,7 @@ _MODULES = (
     "encryption",
     "partitions",
     "nvs",
+    "diagnostics",
     "ota.slots",
     "unity",
 )
