@@ -346,8 +346,13 @@ class _PtyEndpoint:
                     self._arrive()
                 continue
             self._openers = max(self._openers - 1, 0)
-            if self._openers or (not changes and not self._is_hung_up()):
-                self._openers = max(self._openers, 1)  # the kernel merges two opens that nobody has heard of yet
+            if not changes and self._is_hung_up():
+                self._openers = 0
+            elif not changes:
+                changes = self._watch.changes()  # somebody who has come since is told of by now
+                if changes[:1] != [True]:
+                    self._openers = max(self._openers, 1)  # the kernel merges two opens that nobody has heard of yet
+            if self._openers:
                 continue
             if not changes:
                 self._hear_last_words()

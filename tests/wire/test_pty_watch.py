@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 
 import pytest
 
@@ -49,6 +50,29 @@ def test_clients_that_follow_each_other_at_once_are_told_apart(tmp_path):
     assert device.left == 100
     endpoint.close()
     assert device.left == 100
+
+
+def test_a_client_that_comes_as_the_one_before_is_being_seen_off(tmp_path, monkeypatch):
+    device = Counter(wanted=2)
+    endpoint = serve(device.wire, f"pty:{tmp_path / 'port'}")
+    look, second = endpoint._is_hung_up, []
+
+    def come_now():  # after the first client's close was read, before the port is looked at
+        if not second:
+            second.append(os.open(tmp_path / "port", os.O_RDWR | os.O_NOCTTY))
+        return look()
+
+    monkeypatch.setattr(endpoint, "_is_hung_up", come_now)
+    client = os.open(tmp_path / "port", os.O_RDWR | os.O_NOCTTY)
+    while not endpoint.client_count:
+        time.sleep(0.001)
+    os.close(client)
+    while not second:
+        time.sleep(0.001)
+    os.close(second[0])
+    assert device.done.wait(10)
+    endpoint.close()
+    assert device.left == 2
 
 
 def test_the_last_words_of_a_client_are_heard(tmp_path):
