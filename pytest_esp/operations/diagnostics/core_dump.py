@@ -1,0 +1,275 @@
+"""What a core dump tells: which task crashed, and where every task was, by function and line if the ELF is at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.link.crash import Frame
+from pytest_esp.link.link import Link
+from pytest_esp.link.symbols import Symbols
+from pytest_esp.operations import flash, partitions
+from pytest_esp.operations.diagnostics.core_image import HEADER_SIZE, CoreImage, TaskImage, from_file, from_text
+from pytest_esp.operations.diagnostics.core_image import length_of as length_of_dump
+from pytest_esp.operations.diagnostics.core_image import read as read_image
+from pytest_esp.operations.registry import Effect, operation
+
+_MOST_FRAMES = 64
+_INVALID_CAUSE = 0xFFFF
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a dump.
+
+    Attributes:
+        name: None if the dump does not have it.
+        tcb: address of its control block.
+        crashed: whether it was this one.
+        registers: by the names that a panic prints.
+        backtrace: innermost frame first.
+    """
+
+    name: str | None
+    tcb: int
+    crashed: bool
+    registers: Mapping[str, int]
+    backtrace: tuple[Frame, ...]
+
+
+@dataclass(frozen=True)
+class MemoryRange:
+    """Memory that is in a dump."""
+
+    address: int
+    size: int
+
+
+@dataclass(frozen=True)
+class CoreDump:
+    """A core dump, decoded as far as the dump and the ELF allow.
+
+    Attributes:
+        source: where it was: ``"flash"``, ``"console"``, or the name of a file.
+        chip: that wrote it; None of a bare ELF core file.
+        chip_revision: major * 100 + minor; None where the format has it not.
+        version: of its format.
+        checksum: that was checked; None where it has none.
+        size: bytes of the dump.
+        reason: why it crashed: what the chip said, or the name of the exception; None if the dump does not tell.
+        exception: special registers of the crashed task (Xtensa).
+        in_interrupt: whether it crashed in an interrupt; None if the dump does not tell.
+        crashed_task: None if the dump does not tell.
+        tasks: all of them, the crashed one first.
+        memory: which memory is in it.
+        elf: the ELF file that was asked for names.
+        elf_matches: whether it is that of the firmware; None without one, or if the dump does not tell.
+        elf_sha256: the beginning of that of the firmware's ELF file, hex, if the dump tells.
+        note: why there are no names although an ELF file was given; or None.
+    """
+
+    source: str
+    chip: str | None
+    chip_revision: int | None
+    version: str | None
+    checksum: str | None
+    size: int
+    reason: str | None
+    exception: Mapping[str, int]
+    in_interrupt: bool | None
+    crashed_task: Task | None
+    tasks: tuple[Task, ...]
+    memory: tuple[MemoryRange, ...]
+    elf: Path | None
+    elf_matches: bool | None
+    elf_sha256: str | None
+    note: str | None
+
+    def describe(self) -> str:
+        """Return it as text: what crashed and where, then where the other tasks were."""
+        lines = [self.reason or "the dump does not tell why it crashed"]
+        for task in self.tasks:
+            lines.append(f"{'crashed: ' if task.crashed else ''}task {task.name or hex(task.tcb)}")
+            lines += [f"  #{number} {frame}" for number, frame in enumerate(task.backtrace)]
+        return "\n".join([*lines, self.note] if self.note else lines)
+
+
+@operation(Effect.READ, group="diagnostics")
+def core_dump(
+    link: Link,
+    elf: str | os.PathLike[str] | None = None,
+    source: Literal["auto", "flash", "console"] = "auto",
+    partition: str | None = None,
+) -> CoreDump:
+    """Return the core dump that the board has: in its partition for dumps, or in what its console has said.
+
+    Args:
+        elf: the ELF file of the firmware that crashed, for functions and lines.
+        source: where it is; "auto" takes flash if the table has a partition for dumps, else the console.
+        partition: its name; by default the first one of data/coredump.
+
+    Raises:
+        FirmwareError: if there is none, it is damaged, or the ELF file cannot be read.
+        OperationError: if there is no such partition, or flash is encrypted, so that it cannot be read from outside.
+    """
+    if source == "console":
+        return analyze(from_text(link.console.text), elf, source="console")
+    text = link.console.text if source == "auto" else ""
+    try:
+        return analyze(_from_flash(link, partition), elf, source="flash")
+    except OperationError:
+        if "CORE DUMP START" not in text:
+            raise
+    return analyze(from_text(text), elf, source="console")
+
+
+def core_dump_of(
+    dump: str | os.PathLike[str] | bytes, elf: str | os.PathLike[str] | None = None, *, log: bool = False
+) -> CoreDump:
+    """Return what a core dump in a file tells, without a board.
+
+    Args:
+        dump: the file: as the chip wrote it (raw or base64), an ELF core file, or a log that has one. Or its bytes.
+        elf: see `core_dump`.
+        log: whether *dump* is itself the text of a log.
+
+    Raises:
+        FirmwareError: see `core_dump`.
+    """
+    if isinstance(dump, bytes):
+        return analyze(dump, elf, source="bytes")
+    if log:
+        return analyze(from_text(str(dump)), elf, source="log")
+    return analyze(from_file(Path(dump)), elf, source=os.fspath(dump))
+
+
+def analyze(data: bytes, elf: str | os.PathLike[str] | None, *, source: str) -> CoreDump:
+    """Return what a dump tells; *data* as `core_image.read` takes it.
+
+    Raises:
+        FirmwareError: see `core_dump`.
+    """
+    image = read_image(data)
+    path = Path(elf) if elf is not None else None
+    symbols, matches, note = _symbols(path, image)
+    tasks = sorted((_task(task, image, symbols) for task in image.tasks), key=lambda task: not task.crashed)
+    return CoreDump(
+        source=source,
+        chip=image.chip,
+        chip_revision=image.chip_revision,
+        version=image.version,
+        checksum=image.checksum,
+        size=length_of_dump(data) or len(data),
+        reason=_reason(image),
+        exception=image.exception,
+        in_interrupt=image.in_interrupt,
+        crashed_task=tasks[0] if tasks and tasks[0].crashed else None,
+        tasks=tuple(tasks),
+        memory=tuple(MemoryRange(begin, len(contents)) for begin, contents in image.memory),
+        elf=path,
+        elf_matches=matches,
+        elf_sha256=image.elf_sha256,
+        note=note,
+    )
+
+
+def _from_flash(link: Link, name: str | None) -> bytes:
+    table = partitions.read(link).partitions
+    places = [part for part in table if (part.type, part.subtype) == ("data", "coredump")]
+    place = partitions.find(link, name) if name is not None else places[0] if places else None
+    if place is None:
+        raise OperationError(
+            "the partition table has no partition for core dumps",
+            attempted="reading a core dump",
+            hint="it needs one of type data, subtype coredump; a dump that went to the UART is in the console's log",
+        )
+    length = length_of_dump(flash.read(link, place.offset, HEADER_SIZE).data)
+    if length is None:
+        head = flash.read(link, place.offset, HEADER_SIZE).data
+        if place.encrypted and head != b"\xff" * HEADER_SIZE:
+            raise OperationError(
+                f"the partition {place.name!r} is encrypted: its dump cannot be read from outside",
+                hint="let the app send it, or dump to the UART",
+            )
+        length = HEADER_SIZE
+    return flash.read(link, place.offset, min(length, place.size)).data
+
+
+def _symbols(elf: Path | None, image: CoreImage) -> tuple[Symbols | None, bool | None, str | None]:
+    """Return the symbols to use, whether they are of the crashed firmware, and why there are none."""
+    if elf is None:
+        hint = f" (its SHA-256 begins with {image.elf_sha256})" if image.elf_sha256 else ""
+        return None, None, f"with the ELF file of this build{hint} the addresses become functions and lines"
+    symbols = Symbols.of(elf)
+    if symbols.architecture != image.architecture:
+        raise FirmwareError(f"{elf} is for {symbols.architecture}, the core dump from {image.architecture}")
+    if image.elf_sha256 is None or set(image.elf_sha256) == {"0"}:
+        return symbols, None, None
+    if symbols.matches(image.elf_sha256):
+        return symbols, True, None
+    return (
+        None,
+        False,
+        (
+            f"no names: {elf} is not the ELF of the firmware that crashed. Its SHA-256 begins with "
+            f"{symbols.app_elf_sha256[: len(image.elf_sha256)]}, that of the firmware's ELF with {image.elf_sha256}"
+        ),
+    )
+
+
+def _reason(image: CoreImage) -> str | None:
+    cause = image.exception.get("EXCCAUSE")
+    if image.reason or cause is None or cause == _INVALID_CAUSE:
+        return image.reason
+    from esp_coredump.corefile.xtensa import XTENSA_EXCEPTION_CAUSE_DICT
+
+    name = XTENSA_EXCEPTION_CAUSE_DICT.get(cause, (f"exception {cause}", ""))[0].removesuffix("Cause")
+    return f"{name} at address 0x{image.exception.get('EXCVADDR', 0):08x}"
+
+
+def _task(task: TaskImage, image: CoreImage, symbols: Symbols | None) -> Task:
+    counters = _xtensa_frames(task, image) if image.architecture == "xtensa" else _riscv_frames(task, image, symbols)
+    frames = tuple(frame for number, (pc, sp) in enumerate(counters) for frame in _frames(pc, sp, number, symbols))
+    return Task(task.name, task.tcb, task.tcb == image.crashed, task.registers, frames)
+
+
+def _frames(pc: int, sp: int, number: int, symbols: Symbols | None) -> Iterator[Frame]:
+    """Yield the frames at a PC: more than one where functions were inlined."""
+    if symbols is None:
+        yield Frame(pc, sp)
+        return
+    # A RISC-V return address is after the call, and may be in the next line.
+    places = symbols.inlined(pc - 1 if number and symbols.architecture == "riscv" else pc)
+    for index, place in enumerate(places):
+        yield Frame(pc, sp, place.function, place.file, place.line, inlined=index + 1 < len(places))
+    if not places:
+        yield Frame(pc, sp)
+
+
+def _xtensa_frames(task: TaskImage, image: CoreImage) -> Iterator[tuple[int, int]]:
+    """Yield PC and SP of the frames of a task whose register windows lie in its stack.
+
+    The caller's A0 and A1 lie 16 and 12 bytes below the callee's stack pointer (Xtensa windowed ABI; the chip spills
+    all windows before it dumps). The two highest bits of a return address say how far the call rotated the window.
+    """
+    registers = task.registers
+    pc, sp, back = registers.get("PC", 0), registers.get("A1", 0), registers.get("A0", 0)
+    for _ in range(_MOST_FRAMES):
+        yield pc, sp
+        caller_back, caller_sp = image.word(sp - 16), image.word(sp - 12)
+        if not back & 0x3FFFFFFF or caller_back is None or caller_sp is None or caller_sp <= sp:
+            return
+        pc = ((back & 0x3FFFFFFF) | 0x40000000) - 3
+        sp, back = caller_sp, caller_back
+
+
+def _riscv_frames(task: TaskImage, image: CoreImage, symbols: Symbols | None) -> tuple[tuple[int, int], ...]:
+    registers = dict(task.registers)
+    pc, sp = registers.pop("PC", 0), registers.get("SP", 0)
+    if symbols is None:
+        return ((pc, sp),)
+    return symbols.unwind({"MEPC": pc, **registers}, image.words_from(sp)) or ((pc, sp),)
