@@ -269,6 +269,12 @@ def _of_jtag(locks: Locks, fields: Fields) -> Iterator[Finding]:
         yield Finding(
             "low", "JTAG by the pins can be opened again by whoever knows the HMAC key", f"burn {off}, if nobody should"
         )
+    if locks.jtag_usb == "unknown" and fields:
+        yield Finding(
+            "info",
+            "the chip has a USB-Serial-JTAG, and espefuse's definitions name no eFuse that closes it",
+            "look into the chip's manual",
+        )
     if locks.jtag_usb == "open":
         yield Finding("high", "a debugger can attach by USB-Serial-JTAG", "burn DIS_USB_JTAG")
 

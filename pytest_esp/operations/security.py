@@ -66,7 +66,8 @@ class SecurityPosture:
         secure_boot: whether only signed images start; *secure_boot_version* is ``"v1"`` or ``"v2"`` then.
         jtag: whether a debugger can attach by any way that no eFuse closes.
         jtag_pads: by the pins; ``"soft-disabled"`` can be opened again by the HMAC key.
-        jtag_usb: by the USB-Serial-JTAG; ``"absent"`` where the chip has none.
+        jtag_usb: by the USB-Serial-JTAG; ``"absent"`` where the chip has none, ``"unknown"`` where espefuse's definitions
+            of the chip do not say what closes it.
         download_mode: ``"secure"`` reads no register and runs no stub.
         source: what this was read from: the security info only where eFuses cannot be read.
         fuses: the eFuses, or flags of the security info, that decided, with their values.
@@ -94,8 +95,12 @@ _SECURE_BOOT_V2 = ("ABS_DONE_1", "SECURE_BOOT_EN")
 _PAD_JTAG_OFF = ("JTAG_DISABLE", "HARD_DIS_JTAG", "DIS_PAD_JTAG")
 _SOFT_JTAG_OFF = ("SOFT_DIS_JTAG",)
 _USB_JTAG_OFF = ("DIS_USB_JTAG", "DIS_USB_SERIAL_JTAG")
+_HAS_USB_JTAG = "DIS_USB_SERIAL_JTAG_DOWNLOAD_MODE"
 _DOWNLOAD_OFF = ("UART_DOWNLOAD_DIS", "DIS_DOWNLOAD_MODE")
 _DOWNLOAD_SECURE = ("ENABLE_SECURITY_DOWNLOAD",)
+# Without effect on an ESP32 before v3.0 (ESP-IDF's guide; `esptool.targets.esp32`, espefuse's own descriptions).
+_FROM_V3_ON = ("ABS_DONE_1", "UART_DOWNLOAD_DIS")
+_V3 = 300
 _DECISIVE = (
     *COUNTERS,
     *_SECURE_BOOT_V1,
@@ -118,13 +123,15 @@ def posture(link: Link) -> SecurityPosture:
     """
     with link.session.use("security posture", stub=False) as esp:
         locked = bool(esp.secure_download_mode)
+        is_old = link.session.chip == "esp32" and esp.get_chip_revision() < _V3
     if locked:
         return _posture_by_info(link.session.chip, info(link))
-    return _posture_by_efuses(link.session.chip, read_all(link).fields)
+    return _posture_by_efuses(link.session.chip, read_all(link).fields, _FROM_V3_ON if is_old else ())
 
 
-def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse]) -> SecurityPosture:
-    bits = {name: int(fuses[name].bits or "0", 2) for name in _DECISIVE if name in fuses}
+def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse], without_effect: tuple[str, ...]) -> SecurityPosture:
+    known = [name for name in _DECISIVE if name in fuses and name not in without_effect]
+    bits = {name: int(fuses[name].bits or "0", 2) for name in known}
 
     def burnt(names: tuple[str, ...]) -> bool:
         return any(bits.get(name, 0) for name in names)
@@ -135,8 +142,10 @@ def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse]) -> SecurityPosture
 
     version = "v2" if burnt(_SECURE_BOOT_V2) else "v1" if burnt(_SECURE_BOOT_V1) else None
     pads = "disabled" if burnt(_PAD_JTAG_OFF) else "soft-disabled" if odd(_SOFT_JTAG_OFF) else "open"
-    has_usb = any(name in bits for name in _USB_JTAG_OFF)
-    usb = "absent" if not has_usb else "disabled" if burnt(_USB_JTAG_OFF) else "open"
+    if any(name in bits for name in _USB_JTAG_OFF):
+        usb = "disabled" if burnt(_USB_JTAG_OFF) else "open"
+    else:
+        usb = "unknown" if _HAS_USB_JTAG in fuses else "absent"
     encrypted = odd(COUNTERS) if any(name in bits for name in COUNTERS) else None
     download = "disabled" if burnt(_DOWNLOAD_OFF) else "secure" if burnt(_DOWNLOAD_SECURE) else "enabled"
     return SecurityPosture(
@@ -144,7 +153,7 @@ def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse]) -> SecurityPosture
         flash_encryption=encrypted,
         secure_boot=version is not None,
         secure_boot_version=version,
-        jtag="open" in (pads, usb),
+        jtag=True if "open" in (pads, usb) else None if usb == "unknown" else False,
         jtag_pads=pads,
         jtag_usb=usb,
         download_mode=download,

@@ -19,6 +19,7 @@ def rack(tmp_path, monkeypatch):
         + '[boards.small]\nbackend="sim"\nchip="esp32c3"\nflash_size="512KB"\n'
         + '[boards.large]\nbackend="sim"\nchip="esp32s3"\nflash_size="16MB"\n'
         + '[boards.twin]\nbackend="sim"\nchip="esp32c3"\nflash_size="512KB"\n'
+        + '[boards.old]\nbackend="sim"\nchip="esp32"\nflash_size="4MB"\nrevision=100\n'
         + '[boards.locked]\nbackend="sim"\nchip="esp32c3"\nflash_size="4MB"\nsecure_download=true\n'
     )
     return load_rack(path)

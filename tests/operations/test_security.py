@@ -1,42 +1,8 @@
-"""Security info and posture, on virgin and on locked simulated chips of every family that espefuse knows."""
+"""Security info and posture on simulated chips; tests of every family are in test_security_families.py."""
 
 import pytest
-from espefuse.efuse_interface import SUPPORTED_CHIPS
-from esptool.targets import CHIP_LIST
 
 from pytest_esp.errors import LinkError, OperationError
-
-FAMILIES = [chip for chip in CHIP_LIST if chip in SUPPORTED_CHIPS]
-LOCKS = {"esp32": ("ABS_DONE_1", "JTAG_DISABLE", "FLASH_CRYPT_CNT"), "esp32s2": ("SECURE_BOOT_EN", "HARD_DIS_JTAG")}
-# espefuse's definitions of this chip name no flash encryption counter.
-UNTOLD = {"esp32e22"}
-
-
-@pytest.mark.parametrize("chip", FAMILIES)
-def test_a_virgin_chip_is_open_and_a_locked_one_is_not(esp_of, chip):
-    esp = esp_of(chip)
-    virgin = esp.security.posture()
-    assert (virgin.flash_encryption or False, virgin.secure_boot, virgin.jtag) == (False, False, True)
-    assert (virgin.secure_boot_version, virgin.jtag_pads, virgin.download_mode) == (None, "open", "enabled")
-    assert (virgin.flash_encryption is None) == (chip in UNTOLD)
-
-    names = LOCKS.get(chip, ("SECURE_BOOT_EN", "DIS_PAD_JTAG", "DIS_USB_JTAG"))
-    for name in (*names, "SPI_BOOT_CRYPT_CNT"):
-        if name in esp.efuse.read_all().fields:
-            esp.efuse.burn(name, 1)
-    locked = esp.security.posture()
-    assert (locked.secure_boot, locked.secure_boot_version) == (True, "v2")
-    assert (locked.jtag, locked.jtag_pads) == (False, "disabled")
-    assert locked.jtag_usb == ("absent" if virgin.jtag_usb == "absent" else "disabled")
-    assert locked.flash_encryption is (None if chip in UNTOLD else True)
-
-
-@pytest.mark.parametrize(("chip", "counter"), [("esp32", "FLASH_CRYPT_CNT"), ("esp32c3", "SPI_BOOT_CRYPT_CNT")])
-def test_flash_is_encrypted_while_an_odd_number_of_bits_is_burnt(esp_of, chip, counter):
-    esp = esp_of(chip)
-    for value, encrypted in ((1, True), (3, False), (7, True)):
-        esp.efuse.burn(counter, value)
-        assert esp.security.posture().flash_encryption is encrypted
 
 
 def test_the_first_secure_boot_of_the_esp32(esp_of):
