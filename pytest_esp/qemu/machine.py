@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_esp.errors import BackendError
 from pytest_esp.qemu.process import QemuProcess, command_line
+from pytest_esp.wire.framing import END, Decoder
 from pytest_esp.wire.loop import loop, on_loop, run
 from pytest_esp.wire.reset import AutoResetCircuit
 from pytest_esp.wire.wire import Wire
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 OnClose = Literal["bootloader", "app", "keep"]
 
 _OPERATION_TIMEOUT = 30.0
+_MEM_END = b"\x00\x06\x08\x00"  # a request, the command, 8 bytes of data; esptool's documentation of the protocol
+_MEM_END_LENGTH = 2 + 2 * 16  # bytes at most: a SLIP packet in which every byte is escaped
 
 
 class QemuMachine:
@@ -71,6 +74,7 @@ class QemuMachine:
         self._settling: asyncio.Task[None] | None = None
         self._death: str | None = None
         self._baudrate = 115200
+        self._last_bytes = b""
 
     @property
     def pid(self) -> int | None:
@@ -118,6 +122,7 @@ class QemuMachine:
 
     def receive(self, data: bytes) -> None:
         """Take bytes from a host."""
+        self._last_bytes = (self._last_bytes + data)[-_MEM_END_LENGTH:]
         process = self._process
         if process is not None:
             process.send(data)
@@ -134,8 +139,13 @@ class QemuMachine:
             process.set_baudrate(baudrate)
 
     def host_left(self, control_lines: bool) -> None:
-        """Do what ``on_close`` says after a host that had no lines to reset the chip with."""
-        if not control_lines and self._on_close != "keep" and self.is_in_loader:
+        """Do what ``on_close`` says after a host that had no lines to reset the chip with.
+
+        Not if the last thing it did was to start a program in RAM (``esptool load-ram``): that is to run.
+        """
+        ran_a_program = _is_jump(self._last_bytes)
+        self._last_bytes = b""
+        if not control_lines and self._on_close != "keep" and self.is_in_loader and not ran_a_program:
             self._want_started(self._on_close == "bootloader")
 
     # -- inside: the loop's thread makes the machine what is wanted
@@ -204,3 +214,13 @@ class QemuMachine:
     def _die(self, words: str) -> None:
         self._death = words
         self._on_death(words)
+
+
+def _is_jump(sent: bytes) -> bool:
+    """Whether what a host sent ends with the command to leave the loader for a program in RAM.
+
+    A host that uploads its stub flasher sends the same, and then goes on.
+    """
+    frame = END + sent.removesuffix(END).rpartition(END)[2] + END
+    packet = b"".join(Decoder().feed(frame))
+    return sent.endswith(END) and len(packet) == 16 and packet.startswith(_MEM_END) and not any(packet[8:12])

@@ -16,6 +16,7 @@ _BITS_PER_BYTE = 10
 _HASTE = 2  # a ROM on a processor of its own keeps up with this; esptool gives it 3 s for 6 KB
 _ROM_BAUDRATE = 115200
 _CHUNK, _FIFO = 32, 128  # bytes; the ring has room for a full FIFO and several chunks
+_UNPACED_CHUNK = 1 << 16
 _LOOK_EVERY = 0.01  # seconds
 
 
@@ -27,6 +28,9 @@ class UartPace:
     Args:
         pid: of QEMU.
         baudrate: of the UART, bits per second; may be changed.
+
+    Attributes:
+        is_on: may be put off while a program reads the UART that keeps all it finds, such as esptool's stub flasher.
     """
 
     def __init__(self, pid: int, baudrate: int) -> None:
@@ -34,16 +38,19 @@ class UartPace:
         self._pid = pid
         self._clock = _clock_of(pid)
         self._due = 0.0
+        self.is_on = True
         self._look = 0.0
 
     @property
     def chunk(self) -> int:
         """How many bytes may be sent at once."""
+        if not self.is_on:
+            return _UNPACED_CHUNK
         return min(_CHUNK * max(self.baudrate, _ROM_BAUDRATE) // _ROM_BAUDRATE, _FIFO)
 
     def is_due(self) -> bool:
         """Whether a chunk may be sent now."""
-        if self._clock() >= self._due:
+        if not self.is_on or self._clock() >= self._due:
             return True
         now = time.monotonic()
         if now < self._look:

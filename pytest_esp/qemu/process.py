@@ -32,6 +32,9 @@ _GATHER = 0.0005  # seconds
 _TICK = 0.001  # seconds
 _NOISE = ("Adding SPI flash device", "terminating on signal")
 _PR_SET_PDEATHSIG = 1
+_STUB_GREETING = b"\xc0OHAI\xc0"  # in SLIP; the last thing it says before it is spoken to
+_ROM_BANNER = b"rst:0x"
+_LOOK_BACK = 64  # bytes; more than both
 
 KERNEL_ENDS_CHILDREN = sys.platform == "linux"
 """Whether the kernel can be asked to end a process with its parent; else a shell looks after it."""
@@ -110,6 +113,7 @@ class QemuProcess:
             monitor.close()
         for end in (self._uart, self._monitor):
             end.setblocking(False)
+        self._said = b""
         self._pace = UartPace(self._process.pid, baudrate) if baudrate is not None else None
         loop().add_reader(self._uart, self._readable)
 
@@ -200,6 +204,7 @@ class QemuProcess:
             data = b""
         loop().remove_reader(self._uart)
         if data:
+            self._heed(data)
             # QEMU sends byte by byte: the first is passed on at once, the next ones together.
             loop().call_later(_GATHER, self._listen)
             self._on_output(data)
@@ -207,6 +212,16 @@ class QemuProcess:
         self._ended.set()  # only its end closes the other side
         if not self._stopping:
             self._on_end(self.last_words())
+
+    def _heed(self, data: bytes) -> None:
+        """Give a stub flasher what QEMU takes: it greets first, then its interrupt puts whole packets into a buffer."""
+        if self._pace is None:
+            return
+        self._said = (self._said + data)[-_LOOK_BACK:]
+        if self._said.endswith(_STUB_GREETING):
+            self._pace.is_on = False
+        elif _ROM_BANNER in self._said:
+            self._pace.is_on = True
 
     def last_words(self) -> str:
         """Return how it ended and what it said itself."""

@@ -90,3 +90,12 @@ def test_one_that_has_ended_is_no_reason_to_wait(process):
     os.waitpid(pid, 0)
     pace.count(A_TENTH)
     assert pace.is_due()
+
+
+def test_a_program_that_keeps_all_it_finds_needs_none(process):
+    pace = UartPace(process("while True: pass"), 115200)
+    pace.count(100 * A_TENTH)
+    assert not pace.is_due()
+    pace.is_on = False
+    assert pace.is_due()
+    assert pace.chunk > A_TENTH

@@ -171,6 +171,37 @@ def test_a_uart_that_needs_its_pace_is_given_nothing_while_qemu_has_no_processor
     assert max(taken) <= 64  # a chunk of 32, or two if it was slow
 
 
+STUB = """
+    import re, socket, sys
+
+    uart = socket.socket(fileno=int(re.search(r"id=uart,fd=(\\d+)", " ".join(sys.argv))[1]))
+    uart.send(b"\\xc0OH")
+    uart.send(b"AI\\xc0")
+    while data := uart.recv(1 << 16):
+        print(len(data), file=sys.stderr, flush=True)
+        uart.send(b"\\xc0reset: rst:0x1\\xc0" if data == b"reset" else data)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have the host's clock only")
+def test_a_stub_flasher_is_given_all_at_once_and_the_rom_after_a_reset_is_not(start, tmp_path):
+    """A program in QEMU's place greets as esptool's stub flasher does."""
+    qemu = start([sys.executable, "-c", textwrap.dedent(STUB)], baudrate=115200)
+    qemu.until(b"\xc0OHAI\xc0")
+    data = b"0123456789" * 500
+    qemu.output.clear()
+    qemu.process.send(data)
+    qemu.until(data)
+    qemu.process.send(b"reset")
+    qemu.until(b"rst:0x1\xc0")
+    qemu.output.clear()
+    qemu.process.send(data)
+    qemu.until(data)
+    taken = list(map(int, (tmp_path / "qemu.log").read_text().split()))
+    assert max(taken[: taken.index(5)]) > 1000
+    assert max(taken[taken.index(5) + 1 :]) <= 64
+
+
 def test_a_flood_is_whole_even_if_nobody_has_time_to_read_it(start, c3_command):
     """QEMU's UART drops what its socket does not take."""
     qemu = start(c3_command)
