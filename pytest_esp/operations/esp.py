@@ -10,6 +10,7 @@ from pytest_esp.operations import (
     analysis,
     chip,
     connection,
+    details,
     diagnostics,
     efuse,
     encryption,
@@ -18,7 +19,9 @@ from pytest_esp.operations import (
     nvs,
     partitions,
     ram,
+    recovery,
     restoring,
+    running,
     saving,
     secure_boot,
     security,
@@ -63,16 +66,19 @@ class Face:
 
 
 class ChipFace(Face):
-    """`pytest_esp.operations.chip`, `connection` and `ram`."""
+    """`pytest_esp.operations.chip`, `details`, `connection`, `ram`, `running` and `recovery`."""
 
     identify = bound(chip.identify)
     reset = bound(chip.reset)
     change_baudrate = bound(chip.change_baudrate)
     read_register = bound(chip.read_register)
+    info = bound(details.info)
     connect = bound(connection.connect)
     check_connection = bound(connection.check_connection)
     load_ram = bound(ram.load_ram)
     self_test = bound(ram.self_test)
+    run_firmware = bound(running.run_firmware)
+    recover = bound(recovery.recover)
 
 
 class FlashFace(Face):

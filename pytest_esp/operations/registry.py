@@ -21,8 +21,11 @@ R = TypeVar("R")
 
 _MODULES = (
     "chip",
+    "details",
     "connection",
     "ram",
+    "running",
+    "recovery",
     "flash",
     "saving",
     "restoring",
@@ -36,7 +39,10 @@ _MODULES = (
     "partitions",
     "nvs",
     "diagnostics",
+    "ota.package",
     "ota.slots",
+    "ota.upload",
+    "catalogue.queries",
     "unity",
 )
 

@@ -34,6 +34,9 @@ def test_every_operation_has_a_method_of_its_own(esp_of):
 def test_effects_are_what_the_operations_do():
     changing = {name: operation.effect for name, operation in OPERATIONS.items() if operation.effect != Effect.READ}
     assert changing == {
+        "chip-load-ram": Effect.WRITE,
+        "chip-self-test": Effect.WRITE,
+        "chip-recover": Effect.WRITE,
         "flash-write": Effect.WRITE,
         "flash-erase": Effect.ERASE,
         "flash-restore": Effect.ERASE,
