@@ -43,6 +43,7 @@ _MODULES = (
     "ota.slots",
     "ota.upload",
     "catalogue.queries",
+    "catalogue.queries",
     "unity",
 )
 

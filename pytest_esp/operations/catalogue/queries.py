@@ -1,0 +1,538 @@
+"""Questions to the catalogue: search, look up, compare, recommend, and where a part is in its life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from pytest_esp.errors import OperationError
+from pytest_esp.operations.catalogue.products import Catalogue, Kind, Part, Product, Status, catalogue
+from pytest_esp.operations.catalogue.refresh import refreshed
+from pytest_esp.operations.registry import file_operation, size_argument
+from pytest_esp.units import format_size
+
+Radio = Literal["classic", "le"]
+Usb = Literal["any", "otg", "serial-jtag"]
+Antenna = Literal["PCB", "connector"]
+
+_NOT_COMPARED = ("name", "kind", "chip", "parts", "sources", "antenna", "size_mm")
+_DISTRIBUTORS = "stock and prices are not known here: ask a distributor"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One product that a search found; *parts* are those of its parts that fit."""
+
+    name: str
+    kind: Kind
+    chip: str
+    status: Status
+    summary: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found, in the order of the catalogue, and the day of the lifecycle in it."""
+
+    products: tuple[Found, ...]
+    count: int
+    as_of: str
+
+
+@file_operation(group="products")
+def search(
+    text: str = "",
+    *,
+    kind: Kind | None = None,
+    chip: str | None = None,
+    status: Status | None = None,
+    flash: int | str | None = None,
+    psram: int | str | None = None,
+) -> SearchResult:
+    """Search chips and modules by words and by what they have.
+
+    Args:
+        text: words that must all occur in a product's name, chip, core, radios, antenna or part numbers.
+        kind: only chips, or only modules.
+        chip: as esptool names it.
+        status: only parts of this lifecycle.
+        flash: parts with at least so much.
+        psram: parts with at least so much.
+
+    Raises:
+        OperationError: if a size is none.
+    """
+    least_flash = 0 if flash is None else size_argument(flash, "flash")
+    least_psram = 0 if psram is None else size_argument(psram, "PSRAM")
+    known = catalogue()
+    found: list[Found] = []
+    for product in known.products.values():
+        if kind not in (None, product.kind) or chip not in (None, product.chip):
+            continue
+        parts = [
+            part
+            for part in product.parts
+            if status in (None, part.status)
+            and (part.flash or 0) >= least_flash
+            and (part.psram or 0) >= least_psram
+            and _has_words(text, product, part)
+        ]
+        if parts:
+            found.append(_found(product, parts))
+    return SearchResult(tuple(found), len(found), known.as_of)
+
+
+def _has_words(text: str, product: Product, part: Part) -> bool:
+    there = f"{_description(product)} {part.part}".casefold()
+    return all(word in there for word in text.casefold().split())
+
+
+def _found(product: Product, parts: Sequence[Part]) -> Found:
+    names = tuple(part.part for part in parts)
+    return Found(product.name, product.kind, product.chip, product.status, _summary(product), names)
+
+
+def _summary(product: Product) -> str:
+    """Return the features of a product in one line."""
+    clock = f" {product.max_mhz} MHz" if product.max_mhz else ""
+    words = [f"{product.cores or '?'}x {product.core or 'core not known'}{clock}"]
+    if product.sram:
+        words.append(f"{format_size(product.sram)} SRAM")
+    words += _radios(product)
+    words += [f"USB {name}" for name in product.usb] + (["Ethernet"] if product.ethernet else [])
+    if product.gpio is not None:
+        words.append(f"{product.gpio} GPIO")
+    if product.antenna is not None:
+        words.append(f"antenna: {product.antenna}")
+    return ", ".join(words)
+
+
+def _radios(product: Product) -> list[str]:
+    words: list[str] = []
+    if product.wifi:
+        bands = "/".join(f"{band:g}" for band in product.bands)
+        words.append(f"Wi-Fi {product.wifi} ({bands} GHz)")
+    if product.bluetooth:
+        version = f" {product.bluetooth_version}" if product.bluetooth_version else ""
+        words.append(f"Bluetooth{version} {'+'.join(product.bluetooth)}")
+    return [*words, "802.15.4 Thread Zigbee"] if product.ieee802154 else words
+
+
+def _description(product: Product) -> str:
+    return f"{product.name} {product.kind} {product.chip} {_summary(product)}"
+
+
+# -- one product
+
+
+@dataclass(frozen=True)
+class ProductInfo:
+    """A product with all that is known of it.
+
+    Attributes:
+        product: its features and parts.
+        not_known: names of features that the catalogue does not know of it.
+        asked_part: the part, if it was asked for by a part number.
+        modules: of a chip: the modules with it; of a module: none.
+        as_of: the day of the lifecycle.
+    """
+
+    product: Product
+    not_known: tuple[str, ...]
+    asked_part: Part | None
+    modules: tuple[str, ...]
+    as_of: str
+
+
+@file_operation(group="products")
+def info(name: str) -> ProductInfo:
+    """Return all that the catalogue knows of a chip, a module or a part number.
+
+    Args:
+        name: e.g. ``"ESP32-C6"``, ``"esp32c6"``, ``"ESP32-C6-MINI-1"`` or ``"ESP32-C6-MINI-1-N4"``.
+
+    Raises:
+        OperationError: if there is none of that name.
+    """
+    known = catalogue()
+    product = known.find(name)
+    others = [other for other in known.products.values() if other.kind == "module" and other.chip == product.chip]
+    modules = tuple(other.name for other in others) if product.kind == "chip" else ()
+    return ProductInfo(product, _unknown(product), known.part(name), modules, known.as_of)
+
+
+def _unknown(product: Product) -> tuple[str, ...]:
+    """Return the features of a product that nobody has looked up; no Wi-Fi has no version, and a chip no antenna."""
+    absent = set[str]() if product.wifi else {"wifi"}
+    absent |= set[str]() if product.bluetooth else {"bluetooth_version"}
+    absent |= {"low_power_core", *(("antenna", "size_mm") if product.kind == "chip" else ())}
+    return tuple(
+        field.name for field in fields(product) if getattr(product, field.name) is None and field.name not in absent
+    )
+
+
+# -- comparing
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Products side by side.
+
+    Attributes:
+        names: of the products.
+        rows: per feature, the values in the order of *names*; None where it is not known, or there is none.
+        differences: the features that differ.
+        as_of: the day of the lifecycle.
+    """
+
+    names: tuple[str, ...]
+    rows: dict[str, tuple[Any, ...]]
+    differences: tuple[str, ...]
+    as_of: str
+
+
+@file_operation(group="products")
+def compare(names: list[str]) -> Comparison:
+    """Compare chips (or modules) feature by feature.
+
+    Args:
+        names: two or more, as for info.
+
+    Raises:
+        OperationError: if there is no such product, or only one.
+    """
+    known = catalogue()
+    products = list({product.name: product for product in map(known.find, names)}.values())
+    if len(products) < 2:
+        raise OperationError("there is nothing to compare", hint="name two chips or more, e.g. esp32c3 and esp32c6")
+    rows: dict[str, tuple[Any, ...]] = {
+        field.name: tuple(getattr(product, field.name) for product in products)
+        for field in fields(Product)
+        if field.name not in _NOT_COMPARED or any(product.kind == "module" for product in products)
+    }
+    for name in ("name", "parts", "sources"):
+        rows.pop(name, None)
+    rows["status"] = tuple(product.status for product in products)
+    rows["flash_sizes"] = tuple(_sizes(product, "flash") for product in products)
+    rows["psram_sizes"] = tuple(_sizes(product, "psram") for product in products)
+    different = tuple(name for name, values in rows.items() if any(value != values[0] for value in values))
+    return Comparison(tuple(product.name for product in products), rows, different, known.as_of)
+
+
+def _sizes(product: Product, what: str) -> tuple[int, ...]:
+    return tuple(sorted({size for part in product.parts if (size := getattr(part, what))}))
+
+
+# -- recommending
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A product that fits.
+
+    Attributes:
+        name: of the product.
+        kind: chip or module.
+        chip: as esptool names it.
+        parts: its parts that fit, best first: the smallest that do.
+        reasons: the needs that it meets, and by what.
+        not_known: needs of which the catalogue does not know whether it meets them.
+        remarks: what else to think of.
+    """
+
+    name: str
+    kind: Kind
+    chip: str
+    parts: tuple[str, ...]
+    reasons: tuple[str, ...]
+    not_known: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What fits, best first; *rejected* counts, per need, the products that do not meet it."""
+
+    products: tuple[Recommended, ...]
+    rejected: dict[str, int]
+    as_of: str
+
+
+Check = Callable[[Product, Part], "bool | None"]
+"""Whether a part meets a need; None if that is not known."""
+
+
+@dataclass(frozen=True)
+class _Need:
+    """One need: in words, the check, and what of a product the answer is read from."""
+
+    words: str
+    check: Check
+    shown: Callable[[Product, Part], str]
+
+
+@file_operation(group="products")
+def recommend(
+    *,
+    kind: Kind = "module",
+    wifi: bool | None = None,
+    wifi_6: bool = False,
+    band_5ghz: bool = False,
+    bluetooth: Radio | None = None,
+    thread_or_zigbee: bool = False,
+    usb: Usb | None = None,
+    ethernet: bool = False,
+    min_cores: int | None = None,
+    min_sram: int | str | None = None,
+    min_flash: int | str | None = None,
+    min_psram: int | str | None = None,
+    min_gpio: int | None = None,
+    max_temperature: int | None = None,
+    antenna: Antenna | None = None,
+    active_only: bool = True,
+    count: int = 5,
+) -> Recommendation:
+    """Recommend chips or modules for what is needed, with reasons: the smallest that do it come first.
+
+    Args:
+        kind: a module (certified, with crystal and antenna), or a chip.
+        wifi: whether there must be Wi-Fi; False if there must be none.
+        wifi_6: Wi-Fi 6 or later.
+        band_5ghz: Wi-Fi at 5 GHz, too.
+        bluetooth: which kind.
+        thread_or_zigbee: IEEE 802.15.4.
+        usb: any, OTG (the chip can be a device or host), or the serial port and JTAG.
+        ethernet: an Ethernet MAC.
+        min_cores: of the main processor.
+        min_sram: on the chip.
+        min_flash: in the part.
+        min_psram: in the part.
+        min_gpio: GPIOs of the chip, or led out of the module.
+        max_temperature: °C that it must stand.
+        antenna: of a module.
+        active_only: only parts in mass production.
+        count: how many products at most.
+
+    Raises:
+        OperationError: if a size is none.
+    """
+    needs: list[_Need] = []
+    if active_only:
+        needs.append(_Need("in mass production", lambda _, part: part.status == "active", lambda _, part: part.status))
+    needs += _radio_needs(wifi, wifi_6, band_5ghz, bluetooth, thread_or_zigbee)
+    needs += _wired_needs(usb, ethernet, min_cores, min_gpio)
+    needs += _memory_needs(min_sram, min_flash, min_psram)
+    needs += _place_needs(max_temperature, antenna if kind == "module" else None)
+    return _ranked(catalogue(), kind, needs, count)
+
+
+def _radio_needs(
+    wifi: bool | None, wifi_6: bool, band_5ghz: bool, bluetooth: Radio | None, thread_or_zigbee: bool
+) -> list[_Need]:
+    needs: list[_Need] = []
+
+    def radios(product: Product, _: Part) -> str:
+        return ", ".join(_radios(product)) or "no radio"
+
+    if wifi is not None:
+        needs.append(_Need("Wi-Fi" if wifi else "no Wi-Fi", lambda product, _: bool(product.wifi) == wifi, radios))
+    if wifi_6:
+        needs.append(_Need("Wi-Fi 6", lambda product, _: (product.wifi or "") >= "6", radios))
+    if band_5ghz:
+        needs.append(_Need("Wi-Fi at 5 GHz", lambda product, _: 5 in product.bands, radios))
+    if bluetooth is not None:
+        needs.append(_Need(f"Bluetooth {bluetooth}", lambda product, _: bluetooth in product.bluetooth, radios))
+    if thread_or_zigbee:
+        needs.append(_Need("Thread or Zigbee", lambda product, _: product.ieee802154, radios))
+    return needs
+
+
+def _wired_needs(usb: Usb | None, ethernet: bool, min_cores: int | None, min_gpio: int | None) -> list[_Need]:
+    needs: list[_Need] = []
+    if usb is not None:
+        needs.append(
+            _Need(
+                "USB" if usb == "any" else f"USB {usb}",
+                lambda product, _: any(usb == "any" or name.startswith(usb) for name in product.usb),
+                lambda product, _: ", ".join(product.usb) or "none",
+            )
+        )
+    if ethernet:
+        needs.append(
+            _Need("Ethernet", lambda product, _: product.ethernet, lambda _product, _part: "has a MAC; a PHY is needed")
+        )
+    if min_cores is not None:
+        needs.append(_at_least("cores", min_cores, lambda product, _: product.cores, str))
+    if min_gpio is not None:
+        needs.append(_at_least("GPIO", min_gpio, lambda product, _: product.gpio, str))
+    return needs
+
+
+def _memory_needs(min_sram: int | str | None, min_flash: int | str | None, min_psram: int | str | None) -> list[_Need]:
+    needs: list[_Need] = []
+    if min_sram is not None:
+        size = size_argument(min_sram, "SRAM")
+        needs.append(_at_least("SRAM", size, lambda product, _: product.sram, format_size))
+    if min_flash is not None:
+        size = size_argument(min_flash, "flash")
+        needs.append(_at_least("flash", size, lambda _, part: _in_part(part, part.flash), format_size))
+    if min_psram is not None:
+        size = size_argument(min_psram, "PSRAM")
+        needs.append(_at_least("PSRAM", size, lambda _, part: _in_part(part, part.psram), format_size))
+    return needs
+
+
+def _in_part(part: Part, size: int | None) -> int | None:
+    """Return the memory in a part; of one that only a refresh has brought nothing is known."""
+    described = part.flash or part.psram or part.package
+    return size or (0 if described else None)
+
+
+def _place_needs(max_temperature: int | None, antenna: Antenna | None) -> list[_Need]:
+    needs: list[_Need] = []
+    if max_temperature is not None:
+
+        def highest(_: Product, part: Part) -> int | None:
+            return part.temperature[1] if part.temperature else None
+
+        needs.append(_at_least("highest temperature", max_temperature, highest, lambda value: f"{value} °C"))
+    if antenna is not None:
+        needs.append(
+            _Need(
+                f"antenna: {antenna}",
+                lambda product, _: product.antenna == antenna if product.antenna else None,
+                lambda product, _: product.antenna or "not known",
+            )
+        )
+    return needs
+
+
+def _at_least(
+    what: str, least: int, value: Callable[[Product, Part], int | None], written: Callable[[int], str]
+) -> _Need:
+    def check(product: Product, part: Part) -> bool | None:
+        found = value(product, part)
+        return None if found is None else found >= least
+
+    def shown(product: Product, part: Part) -> str:
+        found = value(product, part)
+        return "not known" if found is None else written(found)
+
+    return _Need(f"{what} of at least {written(least)}", check, shown)
+
+
+def _ranked(known: Catalogue, kind: Kind, needs: Sequence[_Need], count: int) -> Recommendation:
+    fitting: list[tuple[tuple[float, ...], Recommended]] = []
+    rejected: dict[str, int] = {}
+    for product in known.products.values():
+        if product.kind != kind:
+            continue
+        parts = sorted(
+            (part for part in product.parts if all(need.check(product, part) is not False for need in needs)),
+            key=lambda part: (part.psram or 0, part.flash or 0),
+        )
+        if parts:
+            fitting.append((_cost(product, parts[0], needs), _recommended(product, parts, needs)))
+            continue
+        for need in needs:
+            if all(need.check(product, part) is False for part in product.parts):
+                rejected[need.words] = rejected.get(need.words, 0) + 1
+    fitting.sort(key=lambda pair: pair[0])
+    return Recommendation(tuple(entry for _, entry in fitting[: max(count, 0)]), rejected, known.as_of)
+
+
+def _cost(product: Product, part: Part, needs: Sequence[_Need]) -> tuple[float, ...]:
+    """Return what to order by: what is not known, then how much more it has than what was asked for, then its size."""
+    unknown = sum(need.check(product, part) is None for need in needs)
+    extra = len(_radios(product)) + len(product.usb) + (product.cores or 1) + product.ethernet
+    width, length = (product.size_mm or (30.0, 30.0))[:2]
+    memory = (part.psram or 0) + (part.flash or 0)
+    return (unknown, extra, product.sram or 0, memory, width * length)
+
+
+def _recommended(product: Product, parts: Sequence[Part], needs: Sequence[_Need]) -> Recommended:
+    best = parts[0]
+    reasons = tuple(f"{need.words}: {need.shown(product, best)}" for need in needs if need.check(product, best))
+    unknown = tuple(need.words for need in needs if need.check(product, best) is None)
+    names = tuple(part.part for part in parts)
+    return Recommended(product.name, product.kind, product.chip, names, reasons, unknown, _remarks(product, best))
+
+
+def _remarks(product: Product, part: Part) -> tuple[str, ...]:
+    remarks: list[str] = []
+    if product.idf is not None and product.idf != "supported":
+        remarks.append(f"ESP-IDF support: {product.idf}")
+    if part.status != "active":
+        remarks.append(f"lifecycle of {part.part}: {part.status}")
+    return tuple(remarks)
+
+
+# -- lifecycle
+
+
+@dataclass(frozen=True)
+class PartLife:
+    """Where a part is in its life, and what the vendor names instead of it."""
+
+    part: str
+    status: Status
+    replaced_by: str | None
+
+
+@dataclass(frozen=True)
+class Availability:
+    """The lifecycle of a product's parts.
+
+    Attributes:
+        name: of the product.
+        status: the best of its parts.
+        parts: each of them.
+        as_of: the day, or time, of what is said here (ISO 8601).
+        source: where it is from.
+        stock: that this is not known.
+    """
+
+    name: str
+    status: Status
+    parts: tuple[PartLife, ...]
+    as_of: str
+    source: str
+    stock: str = _DISTRIBUTORS
+
+
+@file_operation(group="products")
+def availability(name: str) -> Availability:
+    """Return the lifecycle of a product or a part number: active, sample, nrnd, replaced, eol. Stock is not known.
+
+    Args:
+        name: as for info; after a refresh also part numbers that only the vendor lists.
+
+    Raises:
+        OperationError: if there is none of that name.
+    """
+    known = catalogue()
+    try:
+        product = known.find(name)
+    except OperationError:
+        found = _of_vendor(name.strip().casefold())
+        if found is None:
+            raise
+        return found
+    asked = known.part(name)
+    parts = (asked,) if asked else product.parts
+    lives = tuple(PartLife(part.part, part.status, part.replaced_by) for part in parts)
+    return Availability(product.name, asked.status if asked else product.status, lives, known.as_of, known.source)
+
+
+def _of_vendor(asked: str) -> Availability | None:
+    """Return what the last refresh says of a part that the catalogue does not describe."""
+    news = refreshed()
+    for number, part in news.parts.items() if news else ():
+        if number.casefold() == asked:
+            life = PartLife(number, part.status, part.replaced_by)
+            return Availability(
+                part.family, part.status, (life,), news.fetched if news else "", news.url if news else ""
+            )
+    return None
