@@ -43,7 +43,6 @@ _MODULES = (
     "ota.slots",
     "ota.upload",
     "catalogue.queries",
-    "catalogue.queries",
     "unity",
 )
 
