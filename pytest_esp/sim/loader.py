@@ -417,13 +417,15 @@ class _StubDownload:
         self._erase_end = -(-(address + size) // _SECTOR) * _SECTOR
 
     def begin(self) -> None:
-        """Look at the first sector, as the stub does to see whether it is blank.
+        """Erase the first sector: that much the stub does before any data come.
 
         Raises:
             CommandError: if it lies beyond the flash; blocks are taken all the same.
         """
         if self.missing and self._erased_to + _SECTOR > self._chip.flash.size:
             raise CommandError(STUB_SPI_FAILED)
+        if self.missing:
+            self._erase_to(self._erased_to + _SECTOR)
 
     def plain(self, content: bytes) -> None:
         """Write a block; what is more than announced is left out."""
@@ -443,14 +445,17 @@ class _StubDownload:
 
     def _write(self, data: bytes) -> None:
         end = self._programmer.address + len(data)
-        if end > self._chip.flash.size:
+        size = self._chip.flash.size
+        self._erase_to(min(-(-end // _SECTOR) * _SECTOR, self._erase_end, size))
+        if end > size:
             raise CommandError(STUB_SPI_FAILED)
-        erase_to = min(-(-end // _SECTOR) * _SECTOR, self._erase_end)
-        if erase_to > self._erased_to:
-            self._chip.flash.erase(self._erased_to, erase_to - self._erased_to)
-            self._erased_to = erase_to
         self._programmer.put(data)
         self.missing = (self.missing - len(data)) % (1 << 32)
+
+    def _erase_to(self, end: int) -> None:
+        if end > self._erased_to:
+            self._chip.flash.erase(self._erased_to, end - self._erased_to)
+            self._erased_to = end
 
 
 class StubLoader(Loader):
