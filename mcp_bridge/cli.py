@@ -40,6 +40,12 @@ _NO_TYPE_CHECKS = "PY_KEY_VALUE_DISABLE_BEARTYPE"
 )
 @click.option("--idle", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Until boards are free.")
 @click.option("--allow-burn", is_flag=True, help="Consent to burn eFuses that a board's allow_burn names.")
+@click.option(
+    "--update-key",
+    envvar="PYTEST_ESP_UPDATE_KEY",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A public key: only updates (esp_ota_deploy) signed with its private key are installed.",
+)
 @click.option("--http", metavar="HOST:PORT", help="Serve streamable HTTP instead of standard input and output.")
 def main(
     rack: Path | None,
@@ -48,6 +54,7 @@ def main(
     roots: tuple[Path, ...],
     idle: float,
     allow_burn: bool,
+    update_key: Path | None,
     http: str | None,
 ) -> None:
     """Offer Espressif boards to MCP clients as esp_* tools, over standard input and output, or HTTP.
@@ -65,6 +72,7 @@ def main(
             roots=tuple(root.resolve() for root in roots) or default_roots(),
             idle=idle,
             burns_enabled=allow_burn,
+            update_key=update_key.resolve() if update_key else None,
         )
         address = _address(http) if http is not None else None
         auth = _auth(address[0]) if address is not None else None

@@ -30,6 +30,7 @@ class Settings:
         roots: folders that files may be read from and written to.
         idle: seconds after the last call until a board is given back.
         burns_enabled: consent to burn eFuses of real boards that ``allow_burn`` names.
+        update_key: file with the public key (PEM) that updates must be signed for; None for any update.
     """
 
     rack: Path | None = None
@@ -38,6 +39,7 @@ class Settings:
     roots: tuple[Path, ...] = field(default_factory=default_roots)
     idle: float = 60.0
     burns_enabled: bool = False
+    update_key: Path | None = None
 
 
 def parse_allow(text: str) -> frozenset[Effect]:

@@ -50,11 +50,16 @@ class ToolInfo:
     timeout: float
     idempotent: bool
     reads_unless: str | None = None
+    boardless_with: str | None = None
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
         """Return what a call with these *arguments* does."""
         reads = self.reads_unless is not None and not arguments.get(self.reads_unless)
         return Effect.READ if reads else self.effect
+
+    def takes_board(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether a call with these *arguments* is about a board of the rack."""
+        return self.effect is not None and not (self.boardless_with and arguments.get(self.boardless_with))
 
 
 def tool(
@@ -63,6 +68,7 @@ def tool(
     timeout: float = 60.0,
     idempotent: bool | None = None,
     reads_unless: str | None = None,
+    boardless_with: str | None = None,
 ) -> Callable[[F], F]:
     """Make a method of a component a tool of the same name.
 
@@ -74,11 +80,13 @@ def tool(
         timeout: seconds; then it is asked to stop, which it does at a safe point.
         idempotent: whether doing it twice is as good as once; by default what only reads is.
         reads_unless: name of a flag of the method without which a call only reads, whatever *effect* is.
+        boardless_with: name of a parameter with which a call is about something else than a board of the rack.
     """
     reads = effect in (None, Effect.READ)
 
     def mark(method: F) -> F:
-        setattr(method, _MARK, ToolInfo(effect, timeout, reads if idempotent is None else idempotent, reads_unless))
+        repeatable = reads if idempotent is None else idempotent
+        setattr(method, _MARK, ToolInfo(effect, timeout, repeatable, reads_unless, boardless_with))
         return method
 
     return mark
@@ -186,7 +194,8 @@ def _wrapper(
         try:
             confirm = arguments.pop("confirm", None) if asks else None
             effect = info.effect_of(arguments)
-            spec = component.bridge.boards.resolve(port) if effect is not None and "port" in hints else None
+            takes_board = "port" in hints and info.takes_board(arguments)
+            spec = component.bridge.boards.resolve(port) if takes_board else None
             if effect is not None:
                 component.bridge.policy.check(effect, spec, name)
             if effect in (Effect.ERASE, Effect.BURN):

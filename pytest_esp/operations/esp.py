@@ -28,6 +28,7 @@ from pytest_esp.operations import (
     tuning,
     unity,
 )
+from pytest_esp.operations.building import elf_image, image_report, merging, preparing, size_analysis, splitting
 from pytest_esp.operations.ota import slots
 
 P = ParamSpec("P")
@@ -162,6 +163,17 @@ class DiagnosticsFace(Face):
     core_dump = bound(diagnostics.core_dump)
 
 
+class FirmwareFace(Face):
+    """`pytest_esp.operations.building`: over files alone, whatever the board."""
+
+    elf_to_image = staticmethod(elf_image.elf_to_image)
+    prepare = staticmethod(preparing.prepare)
+    merge = staticmethod(merging.merge)
+    optimize = staticmethod(splitting.optimize)
+    analyze = staticmethod(image_report.analyze)
+    size = staticmethod(size_analysis.size)
+
+
 class UnityFace(Face):
     """`pytest_esp.operations.unity`."""
 
@@ -188,6 +200,7 @@ class Esp:
         self.nvs = NvsFace(link)
         self.ota = OtaFace(link)
         self.diagnostics = DiagnosticsFace(link)
+        self.firmware = FirmwareFace(link)
         self.unity = UnityFace(link)
 
     @property

@@ -28,6 +28,7 @@ from pytest_esp.operations.firmware import Firmware
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.images import app_of, chip_of
 from pytest_esp.operations.regions import Region
+from pytest_esp.operations.registry import file_operation
 
 FORMAT = "pytest-esp update 1"
 SUFFIX = ".espota"
@@ -72,18 +73,17 @@ class Package:
 
     Attributes:
         path: its file.
-        image: the app.
         signature: ``"Ed25519"`` or ``"ECDSA-P256"``; None if it has none.
         signed_by: SHA-256 of the public key (DER) that its signature was checked with; None if none was given.
     """
 
     path: Path
     manifest: Manifest
-    image: bytes
     signature: str | None
     signed_by: str | None
 
 
+@file_operation(group="ota")
 def create(
     firmware: str | os.PathLike[str],
     version: str,
@@ -121,9 +121,10 @@ def create(
         if key is not None:
             out.writestr(_SIGNATURE, _sign(key, text))
     save(path, archive.getvalue())
-    return _opened(path, key.public_key() if key else None)
+    return _opened(path, key.public_key() if key else None)[0]
 
 
+@file_operation(group="ota")
 def read(path: str | os.PathLike[str], *, public_key_file: str | os.PathLike[str] | None = None) -> Package:
     """Open a package, and check all of it: manifest, size, SHA-256, the image itself, and the signature.
 
@@ -135,6 +136,15 @@ def read(path: str | os.PathLike[str], *, public_key_file: str | os.PathLike[str
         OperationError: if it cannot be read, or is no package or a damaged one.
         RefusedError: if *public_key_file* is given and the package is not signed, or by another key.
         FirmwareError: if the image is damaged.
+    """
+    return unpack(path, public_key_file)[0]
+
+
+def unpack(path: str | os.PathLike[str], public_key_file: str | os.PathLike[str] | None) -> tuple[Package, bytes]:
+    """Open a package as `read` does; return it and the image.
+
+    Raises:
+        OperationError, RefusedError, FirmwareError: see `read`.
     """
     return _opened(Path(path), _public_key(Path(public_key_file)) if public_key_file is not None else None)
 
@@ -197,7 +207,7 @@ def check_app(image: bytes, source: str) -> str:
 # -- reading one
 
 
-def _opened(path: Path, key: _PublicKey | None) -> Package:
+def _opened(path: Path, key: _PublicKey | None) -> tuple[Package, bytes]:
     parts = _parts(path)
     signature = parts.get(_SIGNATURE)
     if key is not None:
@@ -212,7 +222,7 @@ def _opened(path: Path, key: _PublicKey | None) -> Package:
         raise OperationError(f"{path}: the image is not the one of its manifest", hint="fetch the package again")
     if check_app(image, f"the image in {path}") != manifest.chip:
         raise OperationError(f"{path}: the image is not for the {manifest.chip} of its manifest")
-    return Package(path, manifest, image, _kind(signature), _fingerprint(key) if key else None)
+    return Package(path, manifest, _kind(signature), _fingerprint(key) if key else None), image
 
 
 def _parts(path: Path) -> dict[str, bytes]:

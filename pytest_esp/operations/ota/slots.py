@@ -23,13 +23,13 @@ from pytest_esp.link.logs import Progress
 from pytest_esp.operations import flash, partitions, security
 from pytest_esp.operations.access import reach
 from pytest_esp.operations.images import APP_HEAD_SIZE, App, app_of, chip_of
-from pytest_esp.operations.ota.package import Package, read
+from pytest_esp.operations.ota.package import Package, unpack
 from pytest_esp.operations.partitions import OtaData, OtaEntry
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.table import Partition, default_app, ota_slots
 
 _BOOT_TIMEOUT = 15.0  # seconds: a bootloader reads and hashes the whole app before it says which one it starts
-_LOADED = re.compile(rb"Loaded app from partition at offset 0x([0-9a-f]+)")
+_LOADED = re.compile(rb"Loaded app from partition at offset 0x([0-9a-f]+)\s")
 _HOPELESS = re.compile(rb"No bootable app partitions|invalid header: 0x|load partition table error!")
 
 
@@ -136,17 +136,17 @@ def deploy(
         FirmwareError: if it is for another chip, or too large.
         OperationError: if the package is damaged, the board takes no updates (see `prepare`), or something else starts.
     """
-    update = read(package, public_key_file=public_key_file)
+    update, image = unpack(package, public_key_file)
     state = _State(link)
     _check_fits(update, state)
-    written = flash.write(link, update.image, state.target.offset, progress=progress)
+    written = flash.write(link, image, state.target.offset, progress=progress)
     sequence = state.name(state.target, OtaImageState.NEW if on_trial else OtaImageState.UNDEFINED)
     started, output = _start(link, state.target) if start else (None, "")
     return OtaUpdate(
         slot=state.target.name,
         previous=state.running.name if state.running else None,
         sequence=sequence,
-        app=app_of(update.image),
+        app=app_of(image),
         bytes_written=written.bytes_written,
         bytes_skipped=written.bytes_skipped,
         started=started,

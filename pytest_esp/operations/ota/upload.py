@@ -14,7 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pytest_esp.errors import OperationError, RefusedError
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations.ota.package import Package, read
+from pytest_esp.operations.ota.package import Package, unpack
+from pytest_esp.operations.registry import file_operation
 
 _CHUNK = 16 * 1024
 _MOST_TEXT = 4096  # bytes of an answer that are kept
@@ -41,6 +42,7 @@ class Upload:
     elapsed_seconds: float
 
 
+@file_operation(group="ota")
 def upload(
     package: str | os.PathLike[str],
     url: str,
@@ -76,9 +78,9 @@ def upload(
     """
     target = _target(url)
     fields = _headers(headers)
-    update = read(package, public_key_file=public_key_file)
+    update, image = unpack(package, public_key_file)
     head, tail, kind = _envelope(update, form_field)
-    size = len(update.image)
+    size = len(image)
     fields |= {
         "Content-Type": kind,
         "Content-Length": str(len(head) + size + len(tail)),
@@ -90,7 +92,7 @@ def upload(
     begun = time.monotonic()
     connection = _connection(target, ca_file, timeout)
     try:
-        connection.request(method, path, body=_body(head, update.image, tail, progress), headers=fields)
+        connection.request(method, path, body=_body(head, image, tail, progress), headers=fields)
         response = connection.getresponse()
         answer = response.read(_MOST_TEXT).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:

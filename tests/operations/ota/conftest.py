@@ -49,16 +49,16 @@ def package_of(image_of, tmp_path):
 @pytest.fixture(params=["ed25519", "p256"])
 def keys(request, tmp_path):
     """A private key and its public one, as files."""
-    key = ed25519.Ed25519PrivateKey.generate() if request.param == "ed25519" else ec.generate_private_key(ec.SECP256R1())
+    key = (
+        ed25519.Ed25519PrivateKey.generate() if request.param == "ed25519" else ec.generate_private_key(ec.SECP256R1())
+    )
     return save_keys(key, tmp_path / request.param)
 
 
 def save_keys(key, path):
     private, public = path.with_suffix(".pem"), path.with_suffix(".pub.pem")
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     public.write_bytes(
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
