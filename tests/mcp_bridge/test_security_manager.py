@@ -7,6 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from espefuse.efuse_interface import SUPPORTED_CHIPS
+from esptool.targets import CHIP_DEFS, CHIP_LIST
+
+from pytest_esp.sim.chip import SimChip
+
+AUDIT_KEYS = {"success", "port", "chip_id", "security_info", "efuse_summary", "security_fuses", "posture"}
+LOCKS = {"FLASH_CRYPT_CNT": 1, "SPI_BOOT_CRYPT_CNT": 7, "ABS_DONE_1": 1, "SECURE_BOOT_EN": 1, "JTAG_DISABLE": 1,
+         "HARD_DIS_JTAG": 1, "DIS_PAD_JTAG": 1, "DIS_USB_JTAG": 1}  # fmt: skip
 
 
 def burn(server, name, value, port="esp32"):
@@ -34,6 +42,41 @@ def test_audit_of_a_virgin_esp32(server):
     assert answer["chip_id"] == "0x00000000"
     assert ":" in answer["efuse_summary"]["MAC"]
     assert {"severity", "what", "what_to_do"} == answer["findings"][0].keys()
+
+
+def test_audit_of_a_virgin_and_of_a_locked_chip_of_every_family(serve, tmp_path):
+    """What only some chips have: the ESP32-E22's definitions name no counter, and nothing that closes its USB-JTAG."""
+    rack, families = tmp_path / "families.toml", [chip for chip in CHIP_LIST if chip in SUPPORTED_CHIPS]
+    entry = '[boards.{name}]\nbackend = "sim"\nchip = "{chip}"\nefuse_file = "{file}"\n'
+    text = ""
+    for chip in families:
+        for name, locks in ((f"{chip}-virgin", {}), (f"{chip}-locked", LOCKS)):
+            simulated = SimChip(chip, efuse_file=tmp_path / name)
+            for fuse, value in locks.items():
+                if simulated.efuses.has_field(fuse):
+                    simulated.efuses.preset(fuse, value)
+            simulated.close()
+            text += entry.format(name=name, chip=chip, file=tmp_path / name)
+    rack.write_text(text)
+    server = serve(rack=rack)
+    for chip in families:
+        untold = chip == "esp32e22"
+        virgin, locked = (server.call("esp_security_audit", port=f"{chip}-{state}") for state in ("virgin", "locked"))
+        assert virgin.keys() & locked.keys() >= AUDIT_KEYS
+        assert virgin["chip_id"] == f"{CHIP_DEFS[chip].IMAGE_CHIP_ID:#010x}"
+        assert virgin["security_info"]["Secure Boot"] == virgin["posture"]["secure_boot"] == "disabled"
+        assert virgin["posture"]["flash_encryption"] == ("unknown" if untold else "disabled")
+        assert virgin["posture"]["jtag"] == "enabled (vulnerable)"
+        assert locked["security_info"]["Secure Boot"] == locked["posture"]["secure_boot"] == "enabled (v2)"
+        assert locked["posture"]["flash_encryption"] == ("unknown" if untold else "enabled")
+        assert locked["posture"]["jtag"] == ("unknown" if untold else "disabled")
+        for name in LOCKS.keys() & virgin["security_fuses"].keys():
+            # As espefuse shows them: a counter may be a number or a word.
+            assert (virgin["security_fuses"][name], locked["security_fuses"][name]) in (
+                ("0", "1"),
+                ("Disable", "Enable"),
+            )
+            assert locked["efuse_summary"][name] == locked["security_fuses"][name]
 
 
 def test_audit_of_a_locked_chip(server):
