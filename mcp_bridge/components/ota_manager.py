@@ -33,13 +33,13 @@ class OtaManager(Component):
     ) -> Package:
         """Make an update package (.espota) of an app's image or build folder: manifest, SHA-256, optional signature.
 
-        key_file is a private key in PEM (Ed25519 or P-256). output_file is made of firmware_file and version if left out.
-        Touches no board.
+        key_file is a private key in PEM (Ed25519 or P-256). output_file is named by firmware_file and version if it
+        is left out. Touches no board.
         """
         firmware = self.bridge.policy.path(firmware_file)
         key = self.bridge.policy.path(key_file) if key_file else None
-        name = f"{firmware.with_suffix('')}-{re.sub(r'[^\w.+-]', '_', version)}{packages.SUFFIX}"
-        output = self.bridge.policy.path(output_file or name)
+        safe_version = re.sub(r"[^\w.+-]", "_", version)
+        output = self.bridge.policy.path(output_file or f"{firmware.with_suffix('')}-{safe_version}{packages.SUFFIX}")
         return packages.create(firmware, version, output, key_file=key, overwrite=overwrite)
 
     @tool(Effect.WRITE, idempotent=True)
