@@ -1,0 +1,55 @@
+"""The files that builders read and write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.names import nearest
+
+FileName = str | os.PathLike[str]
+
+
+def read_file(name: FileName, what: str) -> bytes:
+    """Return the content of a file; *what* it is meant to be is for messages, e.g. ``"ELF file"``.
+
+    Raises:
+        FirmwareError: if it cannot be read, is no regular file, or is empty.
+    """
+    path = Path(name)
+    try:
+        if path.exists() and not path.is_file():
+            raise FirmwareError(f"the {what} {path} is no regular file", hint="name a file")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise FirmwareError(f"the {what} {path} cannot be read: {reason or error}") from error
+    if not data:
+        raise FirmwareError(f"the {what} {path} is empty", hint="a build that went wrong? Build it again")
+    return data
+
+
+def new_file(name: FileName, overwrite: bool) -> Path:
+    """Return the path of a file that is to be written.
+
+    Raises:
+        OperationError: if it is there already and *overwrite* is false.
+    """
+    path = Path(name)
+    if path.exists() and not overwrite:
+        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    return path
+
+
+def known_chip(name: str) -> str:
+    """Return *name*, if it is a chip's as esptool names it.
+
+    Raises:
+        OperationError: if it is none.
+    """
+    if name not in CHIP_DEFS:
+        raise OperationError(f"there is no chip {name!r}", hint=f"nearest: {nearest(name, CHIP_DEFS)}")
+    return name
