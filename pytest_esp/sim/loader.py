@@ -470,8 +470,6 @@ class StubLoader(Loader):
     def __init__(self, chip: SimChip) -> None:
         super().__init__(chip)
         self.commands |= {0xD0: self._erase_flash, 0xD1: self._erase_region, 0xD2: self._read_flash}
-        if not chip.model.security_info_size:
-            self.commands.pop(0x14, None)
         self._reading: _FlashReader | None = None
         self._download: _StubDownload | None = None
         self._ram: tuple[int, int] | None = None  # the next address, and bytes to come
@@ -540,6 +538,8 @@ class StubLoader(Loader):
 
     def _security_info(self, data: bytes, check: int) -> bytes:
         self._words(data, 0)
+        if not self.chip.model.security_info_size:
+            raise CommandError(STUB_NOT_IMPLEMENTED)
         return super()._security_info(data, check)
 
     # -- RAM: no checksum is looked at

@@ -67,6 +67,8 @@ class Host:
 @pytest.mark.parametrize("loader", ["rom", "stub"])
 def test_the_loaders_answer_the_same(pair, loader):
     """What happens in uninitialised memory is not asked: data before any begin, and packets without their words."""
+    if pair.chip == "esp32s3":
+        pytest.skip("QEMU's ESP32-S3 loses bytes, and hangs, when it is sent wrong packets one after the other")
     stub = loader == "stub"
     questions = conversations(pair.chip, stub=stub)
 
