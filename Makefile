@@ -30,8 +30,8 @@ lint: $(READY)  ## ruff, pyright (strict), import-linter
 bench: $(READY)  ## side-by-side benchmarks, one after the other
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-conformance: $(READY)  ## esptool's own hardware tests against the simulated chips: ESPTOOL_SRC=DIR [CHIPS=..] [TRANSPORT=..]
-	$(BIN)/python tests/conformance/run.py --esptool-src "$(ESPTOOL_SRC)" $(if $(CHIPS),--chips "$(CHIPS)") $(if $(TRANSPORT),--transport "$(TRANSPORT)")
+conformance: $(READY)  ## esptool's own hardware tests against the virtual chips: ESPTOOL_SRC=DIR [BACKEND=qemu] [CHIPS=..] [TRANSPORT=..]
+	$(BIN)/python tests/conformance/run.py --esptool-src "$(ESPTOOL_SRC)" $(if $(BACKEND),--backend "$(BACKEND)") $(if $(CHIPS),--chips "$(CHIPS)") $(if $(TRANSPORT),--transport "$(TRANSPORT)")
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis demo-results

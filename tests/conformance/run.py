@@ -1,7 +1,8 @@
-"""``make conformance ESPTOOL_SRC=DIR``: esptool's own hardware tests, unmodified, against simulated chips.
+"""``make conformance ESPTOOL_SRC=DIR``: esptool's own hardware tests, unmodified, against virtual chips.
 
 DIR is a checkout of esptool's repository. Its ``test`` folder is copied (the tests write files beside themselves) and
-run in an environment of its own, with the esptool that this project has installed, against ``pytest-esp sim``.
+run in an environment of its own, with the esptool that this project has installed, against ``pytest-esp sim``; with
+``BACKEND=qemu`` against ``pytest-esp qemu``.
 """
 
 from __future__ import annotations
@@ -28,35 +29,39 @@ from typing import Any
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent.parent / ".conformance"
 CHIPS = "esp8266 esp32 esp32s2 esp32s3 esp32c2 esp32c3 esp32c5 esp32c6 esp32c61 esp32h2 esp32p4"
+QEMU_CHIPS = "esp32 esp32c3"
 EFUSE_CHIPS = ("esp32", "esp32c3")
 SUITES = {"esptool": "test_esptool.py", "sdm": "test_esptool_sdm.py", "espefuse": "test_espefuse.py"}
+CHIPS_OF = {"sim": CHIPS, "qemu": QEMU_CHIPS}
+SUITES_OF = {"sim": tuple(SUITES), "qemu": ("esptool",)}  # docs/conformance.md says why
 LARGE_FLASH_CHIPS = ("esp32s3", "esp32c5", "esp32p4")  # address more than 16 MB: served with 32 MB
 _LONGEST_RUN = 3600  # seconds
 
 
 @dataclass(frozen=True)
 class Run:
-    """One suite over one chip on one transport."""
+    """One suite over one chip of one backend on one transport."""
 
+    backend: str
     suite: str
     chip: str
     transport: str
 
     @property
     def name(self) -> str:
-        return f"{self.suite}-{self.chip}-{self.transport}"
+        return f"{self.backend}-{self.suite}-{self.chip}-{self.transport}"
 
 
 def main() -> int:
     arguments = _arguments()
     python = _environment()
     runs = [
-        Run(suite, chip, arguments.transport)
-        for suite in arguments.suites.split()
-        for chip in arguments.chips.split()
+        Run(arguments.backend, suite, chip, arguments.transport)
+        for suite in (arguments.suites or " ".join(SUITES_OF[arguments.backend])).split()
+        for chip in (arguments.chips or CHIPS_OF[arguments.backend]).split()
         if _applies(suite, chip)
     ]
-    print("suite     chip      over     passed failed skipped deselected seconds", flush=True)
+    print("backend suite     chip      over     passed failed skipped deselected seconds", flush=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda run: _report(run, python, arguments), runs))
     return int(not results or any(results))
@@ -65,9 +70,10 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--esptool-src", type=Path, required=True, help="checkout of esptool's repository")
-    parser.add_argument("--chips", default=CHIPS, help="names, with spaces between")
+    parser.add_argument("--backend", default="sim", choices=list(CHIPS_OF), help="what stands for the chip")
+    parser.add_argument("--chips", help="names, with spaces between; default: all that the backend has")
     parser.add_argument("--transport", default="socket", choices=["socket", "pty", "rfc2217"])
-    parser.add_argument("--suites", default="esptool sdm espefuse", help=f"some of: {' '.join(SUITES)}")
+    parser.add_argument("--suites", help=f"some of: {' '.join(SUITES)}; on QEMU: {' '.join(SUITES_OF['qemu'])}")
     parser.add_argument("--jobs", type=int, default=2, help="chips at a time")
     parser.add_argument("--logs", type=Path, default=ENVIRONMENT / "logs", help="where the tests' output goes")
     parser.add_argument("-k", dest="expression", help="passed on to pytest")
@@ -104,11 +110,11 @@ def _report(run: Run, python: Path, arguments: argparse.Namespace) -> bool:
     try:
         result = _run(run, python, arguments)
     except Exception as error:  # a run that cannot be made is a line of the table like any other
-        print(f"{run.suite:9} {run.chip:9} {run.transport:8} broken: {error}", flush=True)
+        print(f"{run.backend:7} {run.suite:9} {run.chip:9} {run.transport:8} broken: {error}", flush=True)
         return True
     counts = {key: len(result[key]) for key in ("passed", "failed", "skipped", "deselected")}
     lines = [
-        f"{run.suite:9} {run.chip:9} {run.transport:8} {counts['passed']:6} {counts['failed']:6} "
+        f"{run.backend:7} {run.suite:9} {run.chip:9} {run.transport:8} {counts['passed']:6} {counts['failed']:6} "
         f"{counts['skipped']:7} {counts['deselected']:10} {time.monotonic() - started:7.0f}",
         *(f"    failed: {name}" for name in result["failed"]),
     ]
@@ -153,7 +159,7 @@ def _copy(source: Path, work: Path) -> None:
 def _plugin_settings(run: Run, work: Path) -> dict[str, str]:
     listed = tomllib.loads((HERE / "deselected.toml").read_text())
     dropped = [entry["test"] for entry in listed["deselect"] if _concerns(entry, run)]
-    only = listed["only"].get(run.transport, []) if run.suite == "esptool" else []
+    only = [name for part in listed["only"] if _concerns(part, run) for name in part["tests"]]
     return {
         "PYTHONPATH": str(HERE),
         "CONFORMANCE_DESELECT": json.dumps(dropped),
@@ -165,7 +171,8 @@ def _plugin_settings(run: Run, work: Path) -> dict[str, str]:
 
 def _concerns(entry: dict[str, Any], run: Run) -> bool:
     return (
-        run.transport in entry.get("transports", [run.transport])
+        run.backend in entry.get("backends", [run.backend])
+        and run.transport in entry.get("transports", [run.transport])
         and run.chip in entry.get("chips", [run.chip])
         and run.suite in entry.get("suites", ["esptool", "sdm"])
     )
@@ -178,8 +185,10 @@ def _server(run: Run, work: Path) -> Iterator[dict[str, Any]]:
         command = [sys.executable, str(HERE / "serve_efuses.py"), run.chip]
     else:
         address = f"pty:{work / 'port'}" if run.transport == "pty" else f"{run.transport}://127.0.0.1:0"
-        command = [str(Path(sys.executable).with_name("pytest-esp")), "sim", run.chip, "--json"]
-        command += ["--listen", address, "--app", "apps:RamHelloWorld"]
+        command = [str(Path(sys.executable).with_name("pytest-esp")), run.backend, run.chip, "--json"]
+        command += ["--listen", address]
+        if run.backend == "sim":  # QEMU runs the machine code itself
+            command += ["--app", "apps:RamHelloWorld"]
         command += ["--flash-size", "32MB" if run.chip in LARGE_FLASH_CHIPS else "4MB"]
         if run.suite == "sdm":
             command.append("--secure-download")
