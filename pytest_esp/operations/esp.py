@@ -160,6 +160,8 @@ class OtaFace(Face):
 class DiagnosticsFace(Face):
     """`pytest_esp.operations.diagnostics`."""
 
+    memory_dump = bound(diagnostics.memory_dump)
+    register_dump = bound(diagnostics.register_dump)
     core_dump = bound(diagnostics.core_dump)
 
 

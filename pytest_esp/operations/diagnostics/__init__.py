@@ -1,5 +1,14 @@
 """What a board tells when something is wrong: memory, registers, crashes, boot, power, radio, temperature."""
 
 from pytest_esp.operations.diagnostics.core_dump import CoreDump, core_dump, core_dump_of
+from pytest_esp.operations.diagnostics.memory import MemoryDump, RegisterDump, memory_dump, register_dump
 
-__all__ = ["CoreDump", "core_dump", "core_dump_of"]
+__all__ = [
+    "CoreDump",
+    "MemoryDump",
+    "RegisterDump",
+    "core_dump",
+    "core_dump_of",
+    "memory_dump",
+    "register_dump",
+]
