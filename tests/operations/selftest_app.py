@@ -6,6 +6,7 @@ import zlib
 
 from pytest_esp.operations.ram import self_test_image
 from pytest_esp.sim.app import App
+from pytest_esp.wire.loop import call_later
 
 
 def code_of(image):
@@ -63,3 +64,19 @@ class BadUart(Passing):
 
 class Mute(App):
     pass
+
+
+class CrashLoop(App):
+    """Panics as soon as it runs, as the ESP32-C3 does, and restarts."""
+
+    def start(self):
+        self.send(
+            b"Guru Meditation Error: Core  0 panic'ed (Store access fault). Exception was unhandled.\r\n"
+            b"Core  0 register dump:\r\n"
+            b"MEPC    : 0x42007a1e  RA      : 0x42007a1e  SP      : 0x3fc91f60  GP      : 0x3fc8b400\r\n"
+            b"Rebooting...\r\n"
+        )
+        self.timer = call_later(0.05, lambda: self.restart("RTC_SW_CPU_RST"))
+
+    def stop(self):
+        self.timer.cancel()
