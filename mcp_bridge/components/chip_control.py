@@ -1,28 +1,43 @@
-"""The chip itself: which boards there are, who answers, resets, console."""
+"""The chip itself: which boards there are, who answers, connections, resets, programs in RAM, console, recovery."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
-from pytest_esp.errors import PortError
+from pytest_esp.errors import EspError, OperationError
 from pytest_esp.link.console import ConsoleError, CrashError
+from pytest_esp.operations.chip import ChipIdentity
+from pytest_esp.operations.connection import Attempt, ConnectionTest
+from pytest_esp.operations.ram import RamImage, SelfTest, elf_to_ram_image, self_test_image
+from pytest_esp.operations.recovery import Recovery
 from pytest_esp.operations.registry import Effect
-from pytest_esp.rack.lease import holder_of
+from pytest_esp.operations.running import FirmwareRun
+from pytest_esp.rack.state import state_of
+
+_BY_ID = Path("/dev/serial/by-id")
+_LONGEST_MONITOR = 300.0
+_RESETS: dict[str, Literal["hard", "soft", "watchdog"]] = {
+    "hard-reset": "hard",
+    "soft-reset": "soft",
+    "watchdog-reset": "watchdog",
+}
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """Boards of the rack, serial ports of the machine."""
+    """What there is to talk to; *scan_results* is all of it in one list."""
 
     detected_devices: list[dict[str, Any]]
     available_ports: list[dict[str, Any]]
-    qemu_devices: list[str]
-    sim_devices: list[str]
+    qemu_devices: list[dict[str, Any]]
+    sim_devices: list[dict[str, Any]]
+    scan_results: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,43 @@ class DetectedChip:
     crystal_frequency: str | None
     flash_size: str | None
     connection_time_seconds: float
+    details: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ChipInfo:
+    """All that a chip tells of itself; null is what this chip does not tell."""
+
+    chip_type: str
+    chip_revision: str | None
+    description: str
+    package: str
+    package_version: int | None
+    mac_address: str | None
+    features: list[str]
+    crystal_frequency: str | None
+    flash_size: str | None
+    flash_id: str | None
+    efuse_block_version: str | None
+    usb_mode: str | None
+    secure_download_mode: bool
+    security_flags: list[str] | None
+    flash_encryption: bool | None
+    secure_boot: str | None
+    connection_time_seconds: float
+
+
+@dataclass(frozen=True)
+class ConnectReport:
+    """A connection that is kept for later calls; *failures* are the attempts before it, and rates too high."""
+
+    chip_type: str
+    baud: int
+    attempt: int
+    strategy: str
+    stub_loaded: bool
+    failures: list[Attempt]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -44,13 +96,27 @@ class ResetReport:
 
     reset_mode: str
     mode: str
+    reason: str | None
     seconds: float
     output: str
 
 
 @dataclass(frozen=True)
+class RamReport:
+    """A program that runs in RAM, and what it said first."""
+
+    firmware: str
+    entry: str
+    segments: list[tuple[str, int]]
+    bytes_loaded: int
+    output: str
+    matched: bool | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class ConsoleText:
-    """What the app said; lines are (seconds, text)."""
+    """What the app said; lines are (seconds since the first, text)."""
 
     lines: list[tuple[float, str]]
     matched: str | None
@@ -62,65 +128,222 @@ class ChipControl(Component):
     """Tools for the chip itself."""
 
     NAME: ClassVar[str] = "chip_control"
-    SUMMARY: ClassVar[str] = "which boards there are, who answers, resets, console"
+    SUMMARY: ClassVar[str] = "which boards there are, who answers, connections, resets, programs in RAM, recovery"
+
+    # -- which there are
 
     @tool()
     def esp_scan_ports(self, detailed: bool = False) -> ScanResult:
-        """List the boards of the rack and the serial ports of this machine, with who holds them. Touches no board.
+        """List the boards of the rack, the virtual boards that run here, and this machine's serial ports. Touches none.
 
-        detailed adds USB ids and the boards' features.
+        Each has its state: free, held (and by whom), or missing. detailed adds USB ids, features and what is allowed.
         """
-        from serial.tools import list_ports
-
-        ports = [
-            {"device": item.device, "description": item.description}
-            | ({"usb": item.hwid, "serial_number": item.serial_number} if detailed else {})
-            for item in list_ports.comports()
-        ]
         boards = [self._board(name, detailed) for name in self.bridge.rack.boards]
-        of_kind: dict[str, list[str]] = {"qemu": [], "sim": []}
-        for spec in self.bridge.rack.boards.values():
-            of_kind.get(spec.backend, []).append(spec.name)
-        return ScanResult(boards, ports, of_kind["qemu"], of_kind["sim"])
+        instances = self._instances(detailed)
+        ports = self._ports(detailed)
+        devices = boards + instances
+        return ScanResult(
+            detected_devices=devices,
+            available_ports=ports,
+            qemu_devices=[row for row in devices if row["backend"] == "qemu"],
+            sim_devices=[row for row in devices if row["backend"] == "sim"],
+            scan_results=devices + [row for row in ports if row.get("board") is None],
+        )
 
     def _board(self, name: str, detailed: bool) -> dict[str, Any]:
-        spec = self.bridge.rack.boards[name]
-        row: dict[str, Any] = {"port": name, "chip": spec.chip, "backend": spec.backend, "state": "free"}
-        try:
-            holder = holder_of(spec, self.bridge.rack)
-        except PortError as error:
-            return row | {"state": "missing", "problem": error.message}
-        if holder is not None:
-            row |= {"state": "held", "holder": holder.describe()}
-        return row | ({"features": sorted(spec.features), "allow": sorted(spec.allow)} if detailed else {})
+        spec = self.bridge.boards.resolve(name)
+        row: dict[str, Any] = {"port": name, "kind": "board", "chip": spec.chip, "backend": spec.backend}
+        row |= state_of(spec, self.bridge.rack).to_dict()
+        if detailed:
+            row |= {"features": sorted(spec.features), "allow": sorted(spec.allow), "device": spec.port}
+        return row
+
+    def _instances(self, detailed: bool) -> list[dict[str, Any]]:
+        """Return the virtual boards that esp_qemu_start and esp_sim_start have started."""
+        from mcp_bridge.components.qemu_manager import QemuManager
+
+        manager = self.bridge.components.get(QemuManager.NAME)
+        if not isinstance(manager, QemuManager):
+            return []
+        found = [*manager.esp_qemu_list().instances, *manager.esp_sim_list().instances]
+        return [
+            self._board(item.instance_id, detailed)
+            | {"kind": "instance", "socket_uri": item.socket_uri, "rfc2217_uri": item.rfc2217_uri, "pid": item.pid}
+            for item in found
+        ]
+
+    def _ports(self, detailed: bool) -> list[dict[str, Any]]:
+        from serial.tools import list_ports
+
+        by_id = _names_by_id()
+        rows: list[dict[str, Any]] = []
+        for item in list_ports.comports():
+            spec = self.bridge.boards.resolve(item.device)
+            board = spec.name if spec.name in self.bridge.rack.boards else None
+            row = {"port": item.device, "kind": "serial port", "description": item.description, "board": board}
+            row |= {"backend": "serial", **state_of(spec, self.bridge.rack).to_dict()}
+            if detailed:
+                row |= {"usb": item.hwid, "serial_number": item.serial_number, "by_id": by_id.get(item.device)}
+            rows.append(row)
+        return rows
+
+    # -- who answers
 
     @tool(Effect.READ)
-    def esp_detect_chip(self, port: str | None = None, wait_s: float = 0.0) -> DetectedChip:
+    def esp_detect_chip(self, port: str | None = None, detailed: bool = False, wait_s: float = 0.0) -> DetectedChip:
         """Identify the chip on a board: type, revision, MAC address, features, crystal, flash size.
 
         Leaves the chip in its bootloader; esp_run_firmware or esp_reset_chip starts the app again. wait_s waits for a
-        board that somebody else holds.
+        board that somebody else holds. detailed adds package, flash id and whether the stub flasher runs.
         """
         begun = time.monotonic()
         with self.bridge.boards.use(port, wait=wait_s) as esp:
             identity = esp.chip.identify()
-        revision = identity.revision
-        return DetectedChip(
-            chip_type=identity.chip,
-            chip_revision=None if revision is None else f"v{revision // 100}.{revision % 100}",
-            mac_address=identity.mac,
-            features=list(identity.features),
-            crystal_frequency=f"{identity.crystal_mhz}MHz" if identity.crystal_mhz else None,
-            flash_size=f"{identity.flash_size >> 20}MB" if identity.flash_size else None,
+        seconds = round(time.monotonic() - begun, 4)
+        more = {
+            "description": identity.description,
+            "package": identity.package,
+            "flash_id": _hex(identity.flash_id, 6),
+            "secure_download_mode": identity.secure_download,
+            "stub": identity.stub,
+        }
+        return DetectedChip(**_named(identity), connection_time_seconds=seconds, details=more if detailed else None)
+
+    @tool(Effect.READ, timeout=120.0)
+    def esp_get_chip_info(self, port: str | None = None) -> ChipInfo:
+        """Tell all about a board's chip: identity, package, eFuse block version, USB mode, security flags.
+
+        esp_detect_chip is quicker, esp_security_audit judges.
+        """
+        begun = time.monotonic()
+        with self.bridge.boards.use(port) as esp:
+            found = esp.chip.info()
+        return ChipInfo(
+            **_named(found.identity),
+            description=found.identity.description,
+            package=found.identity.package,
+            package_version=found.package_version,
+            flash_id=_hex(found.identity.flash_id, 6),
+            efuse_block_version=found.efuse_block_version,
+            usb_mode=found.usb_mode,
+            secure_download_mode=found.secure_download,
+            security_flags=None if found.security_flags is None else list(found.security_flags),
+            flash_encryption=found.flash_encryption,
+            secure_boot=found.secure_boot,
             connection_time_seconds=round(time.monotonic() - begun, 4),
         )
 
-    @tool(Effect.READ, idempotent=True)
-    def esp_reset_chip(self, port: str | None = None, reset_mode: Literal["app", "bootloader"] = "app") -> ResetReport:
-        """Reset the chip into its app or its bootloader, and check by what it then does (boot banner, or an answer)."""
+    # -- the connection
+
+    @tool(Effect.READ, timeout=180.0, idempotent=True)
+    def esp_connect_advanced(
+        self, port: str | None = None, baud: int | None = None, retries: int = 7, use_stub: bool = True
+    ) -> ConnectReport:
+        """Connect to a board's bootloader by several strategies (resets, lower baud rates) and keep the connection.
+
+        For boards on which esp_detect_chip fails, or to go on at another baud rate. The answer has what really worked.
+        If nothing does, esp_recover_chip goes further.
+        """
         with self.bridge.boards.use(port) as esp:
-            result = esp.chip.reset(reset_mode)
-        return ResetReport(reset_mode=reset_mode, **dataclasses.asdict(result))
+            found = esp.chip.connect(baud, retries, use_stub)
+        return ConnectReport(
+            chip_type=found.chip,
+            baud=found.baudrate,
+            attempt=found.attempt,
+            strategy=found.strategy,
+            stub_loaded=found.stub,
+            failures=list(found.failures),
+            seconds=round(found.seconds, 3),
+        )
+
+    @tool(Effect.READ, timeout=300.0)
+    def esp_test_connection(
+        self, port: str | None = None, rounds: int = 8, highest_baud: int = 921600
+    ) -> ConnectionTest:
+        """Measure a board's link: SYNC, register echo and MD5 round trips at rising baud rates.
+
+        Returns errors, latency and throughput of each rate, and the highest one without an error. Changes nothing.
+        """
+        with self.bridge.boards.use(port) as esp:
+            return esp.chip.check_connection(rounds, highest_baud)
+
+    # -- resets, programs
+
+    @tool(Effect.READ, idempotent=True)
+    def esp_reset_chip(
+        self,
+        port: str | None = None,
+        reset_mode: Literal["hard-reset", "soft-reset", "watchdog-reset"] = "hard-reset",
+        to: Literal["app", "bootloader"] = "app",
+    ) -> ResetReport:
+        """Reset a chip into its app or its bootloader, and check by what it then does (boot banner, or an answer).
+
+        soft-reset lets its ROM restart it (to the bootloader; on an ESP8266 also to the app), watchdog-reset its RTC
+        watchdog, on the chips that can.
+        """
+        with self.bridge.boards.use(port) as esp:
+            result = esp.chip.reset(to, _RESETS[reset_mode])
+        return ResetReport(reset_mode, result.mode, result.reason, round(result.seconds, 3), result.output)
+
+    @tool(Effect.READ, timeout=330.0, idempotent=True)
+    def esp_run_firmware(
+        self, port: str | None = None, wait_seconds: float = 3.0, until: str | None = None
+    ) -> FirmwareRun:
+        """Start the app in a board's flash and return its first output, and whether it crashed or could not be booted.
+
+        Listens for wait_seconds, or until the text `until` comes; a crash ends it and is decoded.
+        """
+        with self.bridge.boards.use(port) as esp:
+            return esp.chip.run_firmware(wait_seconds, until)
+
+    @tool(Effect.WRITE, timeout=180.0)
+    def esp_load_ram(
+        self, firmware: str, port: str | None = None, wait_seconds: float = 1.0, until: str | None = None
+    ) -> RamReport:
+        """Load a program into a chip's RAM, start it and return its first output. The flash stays as it is.
+
+        firmware is an image or an ELF file that is linked for RAM only; it runs until the next reset.
+        """
+        path = self.bridge.policy.path(firmware)
+        with self.bridge.boards.use(port) as esp:
+            run = esp.chip.load_ram(path, wait_seconds, until)
+        return RamReport(
+            firmware=str(path),
+            entry=f"{run.image.entry:#x}",
+            segments=[(f"{address:#x}", size) for address, size in run.image.segments],
+            bytes_loaded=run.bytes_loaded,
+            output=run.output,
+            matched=run.matched,
+            seconds=round(run.seconds, 3),
+        )
+
+    @tool(Effect.WRITE, timeout=180.0)
+    def esp_load_test_firmware(self, port: str | None = None, chip: str | None = None) -> SelfTest:
+        """Load this package's self-test into a chip's RAM and run it: RAM, CRC, timer, UART both ways. Flash untouched.
+
+        There is one for the ESP32 and the ESP32-C3. Simulated chips run no machine code, QEMU does.
+        """
+        spec = self.bridge.boards.resolve(port)
+        if chip is not None:
+            self_test_image(chip)  # or says which there are
+            if spec.chip not in ("auto", chip):
+                raise OperationError(f"this board is an {spec.chip}, not an {chip}", board=spec.name)
+        with self.bridge.boards.use(port) as esp:
+            return esp.chip.self_test()
+
+    @tool()
+    def esp_elf_to_ram_binary(
+        self, elf_file: str, chip_type: str, output_file: str | None = None, overwrite: bool = False
+    ) -> RamImage:
+        """Make an image for esp_load_ram from an ELF file that is linked for RAM only. Touches no board.
+
+        Without output_file it is written beside the ELF file, as NAME.ram.bin.
+        """
+        source = self.bridge.policy.path(elf_file)
+        target = self.bridge.policy.path(output_file) if output_file else source.with_suffix(".ram.bin")
+        return elf_to_ram_image(source, chip_type, target, overwrite=overwrite)
+
+    # -- console
 
     @tool(Effect.READ, timeout=330.0)
     def esp_serial_monitor(
@@ -129,24 +352,89 @@ class ChipControl(Component):
         duration_seconds: float = 5.0,
         until: str | None = None,
         reset: bool = False,
+        elf_file: str | None = None,
     ) -> ConsoleText:
         """Return what the app prints within duration_seconds (300 at most), or until the text `until` comes.
 
-        reset starts the app anew first. A crash ends it and is returned decoded.
+        reset starts the app anew first. A crash ends it and is returned decoded, with functions and lines if elf_file
+        is the app's ELF file.
         """
+        if not 0 < duration_seconds <= _LONGEST_MONITOR:
+            raise OperationError(f"{duration_seconds:g} s are too short or too long", hint="up to 300 s")
+        elf = self.bridge.policy.path(elf_file) if elf_file else None
         matched = crash = None
         begun = time.monotonic()
         with self.bridge.boards.use(port) as esp:
             console = esp.link.console
+            console.elf = elf or console.elf
             console.skip()
             first = len(console.lines())
             if reset:
                 esp.link.reset(bootloader=False)
             try:
-                matched = console.expect(until or "\0\0", min(duration_seconds, 300.0)).text
+                matched = console.expect(until or "\0\0", duration_seconds).text
             except CrashError as error:
                 crash = error.crash.describe()
             except ConsoleError:
                 pass  # its time is over
-            lines = [(round(line.time, 3), line.text) for line in console.lines()[first:]]
+            said = console.lines()[first:]
+        lines = [(round(line.time - said[0].time, 3), line.text) for line in said]
         return ConsoleText(lines, matched, crash, round(time.monotonic() - begun, 3))
+
+    # -- recovery
+
+    @tool(Effect.ERASE, timeout=300.0, idempotent=True, reads_unless="erase_app")
+    def esp_recover_chip(self, port: str | None = None, erase_app: bool = False, wait_seconds: float = 5.0) -> Recovery:
+        """Bring back a board that does not answer, or whose app cannot live; each measure is reported.
+
+        In this order: reset, power cycle, other boot resets, lower baud rates, ROM without stub, then a boot. Writes
+        nothing, unless erase_app is given and the app crashes or cannot be booted: then its partition is erased.
+        """
+        self.bridge.policy.check(Effect.WRITE, self.bridge.boards.resolve(port), "esp_recover_chip")
+        with self.bridge.boards.use(port) as esp:
+            return esp.chip.recover(erase_app, wait_seconds)
+
+    def health_check(self) -> dict[str, Any]:
+        """Look for the boards of the rack: those that are not there are named."""
+        missing: dict[str, str] = {}
+        for spec in self.bridge.rack.boards.values():
+            try:
+                problem = state_of(spec, self.bridge.rack).problem
+            except EspError as error:
+                return {"status": "failed", "problem": error.message}
+            if problem is not None:
+                missing[spec.name] = problem
+        if missing:
+            return {"status": "degraded", "missing": missing}
+        return {"status": "healthy", "boards": len(self.bridge.rack.boards)}
+
+
+def _named(identity: ChipIdentity) -> dict[str, Any]:
+    """Return an identity by the names that tools use."""
+    revision = identity.revision
+    return {
+        "chip_type": identity.chip,
+        "chip_revision": None if revision is None else f"v{revision // 100}.{revision % 100}",
+        "mac_address": identity.mac,
+        "features": list(identity.features),
+        "crystal_frequency": f"{identity.crystal_mhz}MHz" if identity.crystal_mhz else None,
+        "flash_size": _size(identity.flash_size),
+    }
+
+
+def _size(size: int | None) -> str | None:
+    if not size:
+        return None
+    return f"{size >> 20}MB" if size >= 1 << 20 else f"{size >> 10}KB"
+
+
+def _hex(number: int | None, digits: int) -> str | None:
+    return None if number is None else f"0x{number:0{digits}x}"
+
+
+def _names_by_id() -> dict[str, str]:
+    """Return the stable names that udev gives serial ports, by device."""
+    try:
+        return {os.path.realpath(link): str(link) for link in _BY_ID.iterdir()}
+    except OSError:
+        return {}

@@ -24,7 +24,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.names import nearest
 from pytest_esp.operations.chip import answer_only
 from pytest_esp.operations.images import chip_of
-from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.registry import Effect, file_operation, operation
 
 _ELF = b"\x7fELF"
 _IN_FLASH = {"IROM", "DROM"}  # names in the memory maps of esptool's chips: what the cache shows of the flash
@@ -49,6 +49,7 @@ class RamImage:
     path: Path | None
 
 
+@file_operation(group="chip")
 def elf_to_ram_image(
     elf_file: str | os.PathLike[str], chip: str, output_file: str | os.PathLike[str], *, overwrite: bool = False
 ) -> RamImage:
