@@ -113,7 +113,7 @@ class FastLoader(ESPLoader):
         self.flush_input()
 
     def read_flash(self, offset: int, length: int, progress_fn: Any = None) -> bytes:
-        """Return *length* bytes of flash at *offset*; the stub sends frames of 4 KB ahead of their acknowledgements.
+        """Return *length* bytes of flash at *offset*; the stub sends frames of 4 KB, each of which is acknowledged.
 
         Raises:
             FatalError: if bytes were lost, or the MD5 that the stub sends at the end is another.

@@ -19,6 +19,7 @@ Over = Literal["auto", "wire"]
 """How the flash is reached: *auto* is the flash file of a QEMU machine, and the wire on every other board."""
 
 ADDRESS_SPACE = 1 << 32
+_WORD = 4
 
 
 class FlashAccess(Protocol):
@@ -123,7 +124,10 @@ class _Wire:
         return str(self._esp.flash_md5sum(address, size))
 
     def write(self, address: int, data: bytes, *, force: bool) -> None:
-        cmds.write_flash(self._esp, [(address, data)], force=force)
+        # esptool writes whole words, counted from the first byte: at the end of the flash they would lie beyond it.
+        # What is erased is 0xFF, and a 0xFF more changes nothing.
+        odd = address % _WORD
+        cmds.write_flash(self._esp, [(address - odd, b"\xff" * odd + data)], force=force)
 
     def erase(self, address: int, size: int, *, force: bool) -> None:
         cmds.erase_region(self._esp, address, size, force=force)

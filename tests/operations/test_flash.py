@@ -61,7 +61,7 @@ def test_what_to_write_can_be_said_in_many_ways(esp_of, tmp_path):
         assert esp.flash.verify(firmware, address).matches
 
 
-@pytest.mark.parametrize("address", [0x10001, 0x10FFE, 0x3FFFFC])  # esptool writes whole words
+@pytest.mark.parametrize("address", [0x10001, 0x10FFE, 0x3FFFFF])  # esptool writes whole words
 def test_an_odd_address(esp_of, address):
     esp = esp_of("esp32c3")
     data = os.urandom(min(5001, 0x400000 - address))
