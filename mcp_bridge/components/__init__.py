@@ -18,6 +18,7 @@ COMPONENT_REGISTRY: dict[str, str] = {
     "flash_manager": "mcp_bridge.components.flash_manager:FlashManager",
     "security_manager": "mcp_bridge.components.security_manager:SecurityManager",
     "partition_manager": "mcp_bridge.components.partition_manager:PartitionManager",
+    "firmware_builder": "mcp_bridge.components.firmware_builder:FirmwareBuilder",
     "ota_manager": "mcp_bridge.components.ota_manager:OtaManager",
     "qemu_manager": "mcp_bridge.components.qemu_manager:QemuManager",
     "server": "mcp_bridge.components.server:Server",

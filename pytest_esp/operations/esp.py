@@ -28,7 +28,15 @@ from pytest_esp.operations import (
     tuning,
     unity,
 )
-from pytest_esp.operations.building import elf_image, image_report, merging, preparing, size_analysis, splitting
+from pytest_esp.operations.building import (
+    bootloader_image,
+    elf_image,
+    image_report,
+    merging,
+    preparing,
+    size_analysis,
+    splitting,
+)
 from pytest_esp.operations.ota import slots
 
 P = ParamSpec("P")
@@ -174,6 +182,7 @@ class FirmwareFace(Face):
     optimize = staticmethod(splitting.optimize)
     analyze = staticmethod(image_report.analyze)
     size = staticmethod(size_analysis.size)
+    bootloader = staticmethod(bootloader_image.bootloader)
 
 
 class UnityFace(Face):

@@ -38,6 +38,7 @@ _MODULES = (
     "encryption",
     "partitions",
     "nvs",
+    "building.bootloader_image",
     "building.elf_image",
     "building.preparing",
     "building.merging",

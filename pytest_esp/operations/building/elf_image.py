@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from esptool.targets import CHIP_DEFS
 
@@ -17,6 +18,7 @@ from pytest_esp.operations.flash import save
 from pytest_esp.operations.registry import file_operation
 
 FlashMode = Literal["qio", "qout", "dio", "dout"]
+FLASH_MODES = get_args(FlashMode)
 NO_LIMIT = 0xFFFF
 """The highest revision of an image that is for all."""
 
@@ -163,12 +165,13 @@ def _check_for(elf: Elf, chip: str) -> None:
 
 def _check_settings(chip: str, settings: FlashSettings) -> None:
     rom = CHIP_DEFS[chip]
+    check_setting("mode", settings.mode, FLASH_MODES, chip)
     check_setting("size", settings.size, rom.FLASH_SIZES, chip)
     if settings.frequency is not None:
         check_setting("frequency", settings.frequency, rom.FLASH_FREQUENCY, chip)
 
 
-def check_setting(what: str, value: str, known: dict[str, int], chip: str) -> None:
+def check_setting(what: str, value: str, known: Collection[str], chip: str) -> None:
     """Check that a flash setting exists.
 
     Raises:

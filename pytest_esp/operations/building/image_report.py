@@ -386,13 +386,18 @@ def _fits(images: Sequence[ImageReport], partitions: Sequence[Partition], *, mer
     """Yield how images fit: in a merged file the place is known, an app alone could go into every app partition."""
     for image in images:
         needed = image.end - image.offset
-        bootloader = CHIP_DEFS[image.chip].BOOTLOADER_FLASH_OFFSET
-        if image.kind == "bootloader" or (merged and image.offset == bootloader):
-            yield _fit(f"bootloader at {bootloader:#x}", _USUAL_TABLE_OFFSET - bootloader, needed)
+        if image.kind == "bootloader" or (merged and image.offset == CHIP_DEFS[image.chip].BOOTLOADER_FLASH_OFFSET):
+            yield fit_of_bootloader(image)
             continue
         for part in partitions:
             if part.type == "app" and (not merged or part.offset == image.offset):
                 yield _fit(part.name, part.size, needed)
+
+
+def fit_of_bootloader(image: ImageReport) -> Fit:
+    """Return how a bootloader fits between its place in flash and the usual one of the partition table."""
+    offset = CHIP_DEFS[image.chip].BOOTLOADER_FLASH_OFFSET
+    return _fit(f"bootloader at {offset:#x}", _USUAL_TABLE_OFFSET - offset, image.end - image.offset)
 
 
 def _fit(place: str, room: int, needed: int) -> Fit:

@@ -16,7 +16,7 @@ from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.link.logs import Transcript, capture
-from pytest_esp.operations.building.elf_image import FlashMode, check_setting
+from pytest_esp.operations.building.elf_image import FLASH_MODES, FlashMode, check_setting
 from pytest_esp.operations.building.files import FileName, known_chip, new_file
 from pytest_esp.operations.firmware import Firmware
 from pytest_esp.operations.flash import save
@@ -104,7 +104,7 @@ def merge(
     kind = format or _FORMATS.get(path.suffix.lower(), "raw")
     start = size_argument(target_offset, "target offset") if kind == "raw" else 0
     _check_arguments(regions, made_for, kind, start, pad_to_size)
-    _check_settings(made_for, flash_freq, flash_size)
+    _check_settings(made_for, flash_mode, flash_freq, flash_size)
     transcript = Transcript()
     data = _merged(
         regions, transcript, made_for, kind,
@@ -183,14 +183,14 @@ def _check_arguments(regions: Sequence[Region], chip: str, kind: Format, start: 
         return
     if kind != "raw":
         raise OperationError(f"only raw files are padded, and this one is {kind}", hint="leave out pad_to_size")
-    if pad_to_size not in CHIP_DEFS[chip].FLASH_SIZES:
-        check_setting("size", pad_to_size, CHIP_DEFS[chip].FLASH_SIZES, chip)
+    check_setting("size", pad_to_size, CHIP_DEFS[chip].FLASH_SIZES, chip)
     if last.end > size_argument(pad_to_size.partition("-")[0], "size to pad to"):
         raise FirmwareError(f"{last.source} ends at {last.end:#x}, beyond {pad_to_size}")
 
 
-def _check_settings(chip: str, frequency: str, size: str) -> None:
+def _check_settings(chip: str, mode: str, frequency: str, size: str) -> None:
     rom = CHIP_DEFS[chip]
+    check_setting("mode", mode, (*FLASH_MODES, "keep"), chip)
     if frequency != "keep":
         check_setting("frequency", frequency, rom.FLASH_FREQUENCY, chip)
     if size != "keep":
