@@ -171,6 +171,7 @@ class DiagnosticsFace(Face):
     memory_dump = bound(diagnostics.memory_dump)
     register_dump = bound(diagnostics.register_dump)
     core_dump = bound(diagnostics.core_dump)
+    rf_calibration_check = bound(diagnostics.rf_calibration_check)
 
 
 class FirmwareFace(Face):

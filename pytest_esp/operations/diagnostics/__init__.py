@@ -2,13 +2,16 @@
 
 from pytest_esp.operations.diagnostics.core_dump import CoreDump, core_dump, core_dump_of
 from pytest_esp.operations.diagnostics.memory import MemoryDump, RegisterDump, memory_dump, register_dump
+from pytest_esp.operations.diagnostics.radio import RadioCalibration, rf_calibration_check
 
 __all__ = [
     "CoreDump",
     "MemoryDump",
+    "RadioCalibration",
     "RegisterDump",
     "core_dump",
     "core_dump_of",
     "memory_dump",
     "register_dump",
+    "rf_calibration_check",
 ]
