@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -351,7 +351,9 @@ exit $status
 # Signals go to the shell's process group. A trapped SIGTERM ends the shell's `wait`, not the child that it waits for.
 
 
-def spawn_guarded(command: list[str], descriptors: tuple[int, ...], output: int) -> subprocess.Popen[bytes]:
+def spawn_guarded(
+    command: list[str], descriptors: tuple[int, ...], output: int, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start *command* under a shell that ends it when this process is gone, or closes the shell's standard input."""
     return subprocess.Popen(
         ["/bin/sh", "-c", _GUARD, "pytest-esp-guard", *command],
@@ -360,4 +362,5 @@ def spawn_guarded(command: list[str], descriptors: tuple[int, ...], output: int)
         stderr=output,
         pass_fds=descriptors,
         start_new_session=True,
+        env=environment,
     )
