@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,42 @@ def flash_of():
         return contents
 
     return flash
+
+
+class FakeIdf:
+    """The stand-in for ESP-IDF (tests/idf) as it is installed in *home*, and a project in *projects*."""
+
+    def __init__(self, home, projects):
+        self.path = home / "esp" / "esp-idf"
+        self.tools = home / ".espressif"
+        self.project = projects / "blink"
+        self.log = home / "calls"
+        shutil.copytree(ROOT / "tests" / "idf" / "esp-idf", self.path)
+        shutil.copytree(ROOT / "tests" / "idf" / "project", self.project)
+
+    def install(self):
+        """Install its tools, as a user would have done."""
+        variables = os.environ | {"IDF_TOOLS_PATH": str(self.tools), "FAKE_IDF_SLOW": "0"}
+        for command in (["install", "required"], ["install-python-env"]):
+            subprocess.run(
+                [sys.executable, self.path / "tools" / "idf_tools.py", *command],
+                check=True,
+                env=variables,
+                capture_output=True,
+            )
+
+    def calls(self):
+        """How idf.py was called: arguments and environment."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture
+def make_idf(tmp_path, monkeypatch):
+    """A function that makes a home folder with a stand-in for ESP-IDF in it, and a project in a folder."""
+    for name in ("IDF_PATH", "ESP_IDF_PATH", "IDF_TOOLS_PATH", "IDF_PYTHON_ENV_PATH", "IDF_TARGET"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("FAKE_IDF_LOG", str(home / "calls"))
+    monkeypatch.setenv("FAKE_IDF_BUILDS", str(ROOT / "tests" / "firmware" / "build"))
+    return lambda projects=tmp_path: FakeIdf(home, projects)

@@ -37,6 +37,7 @@ from pytest_esp.operations.building import (
     size_analysis,
     splitting,
 )
+from pytest_esp.operations.idf import project
 from pytest_esp.operations.ota import slots
 
 P = ParamSpec("P")
@@ -186,6 +187,13 @@ class FirmwareFace(Face):
     bootloader = staticmethod(bootloader_image.bootloader)
 
 
+class IdfFace(Face):
+    """`pytest_esp.operations.idf`: projects of ESP-IDF."""
+
+    build = staticmethod(project.build)
+    flash_project = bound(project.flash_project)
+
+
 class UnityFace(Face):
     """`pytest_esp.operations.unity`."""
 
@@ -213,6 +221,7 @@ class Esp:
         self.ota = OtaFace(link)
         self.diagnostics = DiagnosticsFace(link)
         self.firmware = FirmwareFace(link)
+        self.idf = IdfFace(link)
         self.unity = UnityFace(link)
 
     @property

@@ -50,6 +50,9 @@ _MODULES = (
     "ota.slots",
     "ota.upload",
     "catalogue.queries",
+    "idf.installation",
+    "idf.tools",
+    "idf.project",
     "unity",
 )
 

@@ -1,0 +1,1 @@
+"""ESP-IDF as it is installed here: its tools, and projects that are built with it."""

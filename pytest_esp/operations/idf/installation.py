@@ -1,0 +1,209 @@
+"""Which ESP-IDF is installed here, and the environment that its programs need.
+
+Looked for in this order: ``IDF_PATH``, ``ESP_IDF_PATH``; then where Espressif's installers and guides put it:
+``~/esp/esp-idf``, ``~/esp/*/esp-idf``, ``~/.espressif/*/esp-idf``, newest version first. Its tools lie in
+``IDF_TOOLS_PATH``, else in ~/.espressif.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from pytest_esp.errors import OperationError
+from pytest_esp.operations.registry import file_operation
+from pytest_esp.qemu.find import tools_folders
+
+VARIABLES = ("IDF_PATH", "ESP_IDF_PATH")
+_USUAL = ("esp/esp-idf", "esp/*/esp-idf", ".espressif/*/esp-idf")
+_EXPORT_TIME = 60.0  # seconds; it looks at every tool
+_HINT = (
+    "install ESP-IDF (docs.espressif.com/projects/esp-idf, Get Started) and set IDF_PATH to its folder; see docs/idf.md"
+)
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One ESP-IDF.
+
+    Attributes:
+        path: its folder.
+        version: e.g. ``"5.5.1"``; None if nothing tells.
+        found_by: the variable, or the place.
+        tools: the folder of its tools (which may not exist yet).
+        python: the interpreter of its Python environment; None if that is not installed.
+    """
+
+    path: Path
+    version: str | None
+    found_by: str
+    tools: Path
+    python: Path | None
+
+
+@dataclass(frozen=True)
+class EnvironmentInfo:
+    """What is installed here.
+
+    Attributes:
+        idf: the one that is used; None if there is none.
+        others: folders of further ones.
+        problems: what is missing or wrong, with what to do.
+        variables: those that ESP-IDF reads and that are set.
+    """
+
+    idf: Installation | None
+    others: tuple[Path, ...]
+    problems: tuple[str, ...]
+    variables: dict[str, str]
+
+
+_READ = (*VARIABLES, "IDF_TOOLS_PATH", "IDF_PYTHON_ENV_PATH", "IDF_TARGET", "IDF_GITHUB_ASSETS", "ESP_IDF_VERSION")
+
+
+@file_operation(group="idf")
+def environment() -> EnvironmentInfo:
+    """Return which ESP-IDF is installed here, where its tools lie, and what is missing. Nothing is run."""
+    problems: list[str] = []
+    for name in VARIABLES:
+        value = os.environ.get(name)
+        if value and not _is_idf(Path(value)):
+            problems.append(f"{name} is {value}, which is no ESP-IDF: it has no tools/idf.py and tools/tools.json")
+    everything = list(_installations())
+    idf = everything[0] if everything else None
+    if idf is None:
+        problems.append(f"there is no ESP-IDF: {_HINT}")
+    elif idf.python is None:
+        problems.append(f"its Python environment is not in {idf.tools}: install its tools (idf-install)")
+    variables = {name: os.environ[name] for name in _READ if os.environ.get(name)}
+    return EnvironmentInfo(idf, tuple(other.path for other in everything[1:]), tuple(problems), variables)
+
+
+def installation() -> Installation:
+    """Return the ESP-IDF that is used.
+
+    Raises:
+        OperationError: if there is none.
+    """
+    found = next(_installations(), None)
+    if found is None:
+        named = [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]
+        where = f" ({', '.join(named)} is none)" if named else ""
+        raise OperationError(f"there is no ESP-IDF here{where}", hint=_HINT)
+    return found
+
+
+def _installations() -> Iterator[Installation]:
+    seen: set[Path] = set()
+    for path, found_by in _candidates():
+        real = path.expanduser().resolve()
+        if real not in seen and _is_idf(real):
+            seen.add(real)
+            yield _look_at(real, found_by)
+
+
+def _candidates() -> Iterator[tuple[Path, str]]:
+    for name in VARIABLES:
+        if value := os.environ.get(name):
+            yield Path(value), name
+    home = Path.home()
+    usual = [path for pattern in _USUAL for path in home.glob(pattern)]
+    for path in sorted(usual, key=_order, reverse=True):
+        yield path, f"~/{path.relative_to(home)}"
+
+
+def _order(path: Path) -> Version:
+    try:
+        return Version(_version_of(path) or "0")
+    except InvalidVersion:
+        return Version("0")
+
+
+def _is_idf(path: Path) -> bool:
+    return (path / "tools" / "idf.py").is_file() and (path / "tools" / "tools.json").is_file()
+
+
+def _look_at(path: Path, found_by: str) -> Installation:
+    version = _version_of(path)
+    tools = tools_folders()[0]
+    return Installation(path, version, found_by, tools, _python_of(tools, version))
+
+
+def _version_of(path: Path) -> str | None:
+    """Return the version as ESP-IDF itself tells it without git: ``version.txt`` of a release, else its CMake file."""
+    try:
+        return (path / "version.txt").read_text("utf-8").strip().removeprefix("v") or None
+    except OSError:
+        pass
+    try:
+        text = (path / "tools" / "cmake" / "version.cmake").read_text("utf-8")
+    except OSError:
+        return None
+    numbers = dict(re.findall(r"set\(IDF_VERSION_(MAJOR|MINOR|PATCH)\s+(\d+)\)", text))
+    return ".".join(numbers[key] for key in ("MAJOR", "MINOR", "PATCH")) if len(numbers) == 3 else None
+
+
+def _python_of(tools: Path, version: str | None) -> Path | None:
+    """Return the interpreter of ``python_env/idf5.5_py3.12_env``, or of IDF_PYTHON_ENV_PATH."""
+    named = os.environ.get("IDF_PYTHON_ENV_PATH")
+    short = ".".join((version or "").split(".")[:2])
+    folders = [Path(named)] if named else sorted((tools / "python_env").glob(f"idf{short}_py*_env"), reverse=True)
+    for folder in folders:
+        for name in ("bin/python", "Scripts/python.exe"):
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def base_environment(idf: Installation) -> dict[str, str]:
+    """Return the variables of this process with those that name *idf* and its tools; output comes without colours."""
+    variables = {**os.environ, "IDF_PATH": str(idf.path), "IDF_TOOLS_PATH": str(idf.tools), "NO_COLOR": "1"}
+    variables["PYTHONUNBUFFERED"] = "1"  # lines come as they are printed, and not when a buffer is full
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CLICOLOR_FORCE"):
+        variables.pop(name, None)
+    return variables
+
+
+def tools_command(idf: Installation, *arguments: str) -> list[str]:
+    """Return how to call its ``idf_tools.py``; any Python will do."""
+    return [str(idf.python or sys.executable), str(idf.path / "tools" / "idf_tools.py"), *arguments]
+
+
+def build_environment(idf: Installation) -> dict[str, str]:
+    """Return the variables that ``export.sh`` would set, asked from ``idf_tools.py export``.
+
+    Raises:
+        OperationError: if tools or the Python environment are missing; says what it says.
+    """
+    variables = base_environment(idf)
+    if idf.python is None:
+        raise OperationError(
+            f"the Python environment of ESP-IDF is not in {idf.tools}",
+            hint="install its tools: `pytest-esp op idf-install`, or its own install.sh",
+        )
+    command = tools_command(idf, "export", "--format", "key-value")
+    try:
+        done = subprocess.run(
+            command, env=variables, capture_output=True, text=True, timeout=_EXPORT_TIME, check=False, errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise OperationError(f"the environment of ESP-IDF is not told: {error}") from error
+    if done.returncode:
+        said = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
+        raise OperationError(
+            f"the tools of ESP-IDF are not complete: {said[-1] if said else 'it does not say why'}",
+            hint="`pytest-esp op idf-check` says what is missing, idf-install installs it",
+            details={"last_lines": said[-20:]},
+        )
+    for line in done.stdout.splitlines():
+        name, mark, value = line.partition("=")
+        if mark and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            variables[name] = value.replace("$PATH", variables.get("PATH", "")) if name == "PATH" else value
+    return variables

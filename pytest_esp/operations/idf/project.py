@@ -1,0 +1,307 @@
+"""Projects of ESP-IDF: built by its idf.py, and flashed by our own write from what the build has left."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
+from pytest_esp.names import nearest
+from pytest_esp.operations import flash
+from pytest_esp.operations.builds import builds_in
+from pytest_esp.operations.firmware import Firmware
+from pytest_esp.operations.flash import FlashWrite
+from pytest_esp.operations.idf.diagnostics import Diagnostic, Findings, findings, step_of
+from pytest_esp.operations.idf.installation import build_environment, installation
+from pytest_esp.operations.idf.process import Finished, run
+from pytest_esp.operations.registry import Effect, file_operation, operation
+
+_BUILD_TIME = 1800.0  # seconds; a first build compiles more than a thousand files
+
+FLAGS = ("-v", "--verbose", "--ccache", "--no-ccache", "--no-hints", "--preview", "--cmake-warn-uninitialized")
+"""Options of idf.py that a build may be given."""
+
+CACHE_ENTRIES = ("SDKCONFIG", "SDKCONFIG_DEFAULTS", "PROJECT_VER", "EXCLUDE_COMPONENTS", "CMAKE_BUILD_TYPE")
+"""CMake variables that a build may be given as ``-DNAME=VALUE``; files that they name lie in the project."""
+
+
+@dataclass(frozen=True)
+class ProjectBuild:
+    """A build that succeeded.
+
+    Attributes:
+        project: its folder.
+        build_dir: where the build lies.
+        target: the chip.
+        idf_version: of the ESP-IDF that built it.
+        name: of the app; None if it has no descriptor.
+        version: of the app.
+        files: what there is to flash: address and file.
+        elf: None if there is none.
+        size: bytes of all files.
+        warnings: of compilers, linker and CMake, the first hundred.
+        warning_count: how many there were.
+        seconds: how long it took.
+    """
+
+    project: Path
+    build_dir: Path
+    target: str | None
+    idf_version: str | None
+    name: str | None
+    version: str | None
+    files: tuple[tuple[str, Path], ...]
+    elf: Path | None
+    size: int
+    warnings: tuple[Diagnostic, ...]
+    warning_count: int
+    seconds: float
+
+
+@file_operation(group="idf")
+def build(
+    project: str | os.PathLike[str],
+    target: str | None = None,
+    *,
+    build_dir: str = "build",
+    clean: bool = False,
+    arguments: list[str] | None = None,
+    timeout: float = _BUILD_TIME,
+    progress: Progress | None = None,
+) -> ProjectBuild:
+    """Build a project with the installed ESP-IDF.
+
+    The build scripts of the project run as this user. idf.py is ended with all it has started when the call is stopped,
+    its time is over, or this process goes.
+
+    Args:
+        project: its folder.
+        target: the chip; by default the one that it is configured for. Another one than that configures it anew:
+            idf.py renames sdkconfig to sdkconfig.old and empties the build folder.
+        build_dir: folder of the build, inside of the project.
+        clean: empty the build folder first.
+        arguments: further options of idf.py (see `FLAGS`), and ``-DNAME=VALUE`` (see `CACHE_ENTRIES`).
+        timeout: seconds.
+        progress: called with the steps that are done and that there are.
+
+    Raises:
+        OperationError: if there is no ESP-IDF or no such project, an argument is not allowed, or the build fails:
+            ``details`` then has the errors by file and line, hints, and the last lines.
+    """
+    folder = _project(project)
+    place = _build_folder(folder, build_dir)
+    extra = [_allowed(argument, folder) for argument in arguments or []]
+    idf = installation()
+    steps = ["fullclean"] if clean else []
+    if target is not None and target != _configured_target(folder, place):
+        _check_target_name(target)
+        steps += ["set-target", target]
+    variables = build_environment(idf)
+    variables.pop("IDF_TARGET", None)  # it would contradict what the project is configured for
+    command = [
+        *(str(idf.python), str(idf.path / "tools" / "idf.py")),
+        *("-C", str(folder), "-B", str(place), *extra, *steps, "build"),
+    ]
+    meter = _Steps(progress)
+    done = run(command, variables, timeout, meter.on_line, meter.on_wait)
+    said = findings(done.lines)
+    if done.code:
+        raise _failed(folder, done, said)
+    return _built(folder, place, idf.version, done, said)
+
+
+class _Steps:
+    """Turns Ninja's steps into progress that never goes back: a build has builds in it, such as the bootloader's."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._done, self._total = 0, 1
+
+    def on_line(self, line: str) -> None:
+        step = step_of(line)
+        if step is not None and step[1] >= self._total:
+            self._done, self._total = max(self._done, step[0]), step[1]
+
+    def on_wait(self) -> None:
+        """Tell how far it is; raises what stops the build."""
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _project(path: str | os.PathLike[str]) -> Path:
+    folder = Path(path).expanduser().resolve()
+    lists = folder / "CMakeLists.txt"
+    try:
+        text = lists.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise OperationError(
+            f"{folder} is no project of ESP-IDF: it has no CMakeLists.txt", hint="name the project's own folder"
+        ) from error
+    if "project.cmake" not in text:
+        raise OperationError(
+            f"{folder} is no project of ESP-IDF: its CMakeLists.txt does not include project.cmake",
+            hint="is it a component of one?",
+        )
+    return folder
+
+
+def _build_folder(project: Path, build_dir: str) -> Path:
+    place = (project / build_dir).resolve()
+    if place == project or project not in place.parents:
+        raise OperationError(f"the build folder {build_dir!r} is not inside of the project", hint="e.g. build")
+    return place
+
+
+def _allowed(argument: str, project: Path) -> str:
+    """Return an argument for idf.py that may be given."""
+    if argument in FLAGS:
+        return argument
+    match = re.fullmatch(r"-D(\w+)=(.*)", argument)
+    if match is None or match[1] not in CACHE_ENTRIES:
+        raise OperationError(
+            f"a build is not given {argument!r}",
+            hint=f"allowed: {', '.join(FLAGS)}, and -DNAME=VALUE for {', '.join(CACHE_ENTRIES)}",
+        )
+    if match[1].startswith("SDKCONFIG"):
+        for name in match[2].split(";"):
+            if project not in (project / name).resolve().parents:
+                raise OperationError(f"{argument}: {name} is not inside of the project")
+    return argument
+
+
+def _check_target_name(target: str) -> None:
+    from esptool.targets import CHIP_LIST
+
+    if target not in CHIP_LIST and target != "linux":
+        raise OperationError(f"there is no chip {target!r}", hint=f"nearest: {nearest(target, CHIP_LIST)}")
+
+
+def _configured_target(project: Path, build_dir: Path) -> str | None:
+    """Return the chip that a project is configured for: what its sdkconfig says, else its last build."""
+    try:
+        found = re.search(r'^CONFIG_IDF_TARGET="(\w+)"', (project / "sdkconfig").read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else _description(build_dir).get("target")
+
+
+def _description(build_dir: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((build_dir / "project_description.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+
+
+def _failed(project: Path, done: Finished, said: Findings) -> OperationError:
+    first = said.errors[0] if said.errors else None
+    if first is None:
+        last = next((line for line in reversed(done.lines) if line.strip()), "it does not say why")
+        what = last
+    else:
+        what = f"{first.file}:{first.line}: {first.message}" if first.file else first.message
+    more = f" and {len(said.errors) - 1} more" if len(said.errors) > 1 else ""
+    return OperationError(
+        f"{project.name} does not build (exit code {done.code}): {what}{more}",
+        hint=said.hints[0] if said.hints else None,
+        details={
+            "errors": [vars(item) for item in said.errors],
+            "warnings": [vars(item) for item in said.warnings],
+            "hints": list(said.hints),
+            "last_lines": list(done.lines[-40:]),
+        },
+    )
+
+
+def _built(folder: Path, place: Path, version: str | None, done: Finished, said: Findings) -> ProjectBuild:
+    firmware = Firmware.open(place)
+    listed = builds_in(place)[0]
+    return ProjectBuild(
+        project=folder,
+        build_dir=place,
+        target=listed.chip,
+        idf_version=version,
+        name=firmware.app.project if firmware.app else None,
+        version=firmware.app.version if firmware.app else None,
+        files=tuple(_files(listed.files)),
+        elf=firmware.elf,
+        size=sum(region.size for region in firmware.regions),
+        warnings=said.warnings,
+        warning_count=said.warning_count,
+        seconds=round(done.seconds, 3),
+    )
+
+
+def _files(files: Sequence[tuple[int | str, Any]]) -> list[tuple[str, Path]]:
+    pairs = [(int(address, 0) if isinstance(address, str) else address, Path(file)) for address, file in files]
+    return [(f"{address:#x}", file) for address, file in sorted(pairs)]
+
+
+# -- flashing
+
+
+@dataclass(frozen=True)
+class ProjectFlash:
+    """What was flashed: the project's app, and the regions by state (see `flash.write`)."""
+
+    build_dir: Path
+    target: str | None
+    name: str | None
+    version: str | None
+    write: FlashWrite
+
+
+@operation(Effect.WRITE, group="idf")
+def flash_project(
+    link: Link,
+    project: str | os.PathLike[str],
+    build_dir: str = "build",
+    *,
+    skip_unchanged: bool = True,
+    progress: Progress | None = None,
+) -> ProjectFlash:
+    """Flash what a project's build has left, by its ``flasher_args.json``; regions that are there already are skipped.
+
+    The console decodes crashes with the ELF file of the build from then on. It does not build: see `build`.
+
+    Args:
+        project: its folder.
+        build_dir: folder of the build, inside of the project.
+        skip_unchanged: False writes in any case.
+        progress: called with bytes done and to do.
+
+    Raises:
+        FirmwareError: if it is not built, or built for another chip; nothing was touched.
+        OperationError, LinkError, PortError: see `flash.write`.
+    """
+    firmware = built_firmware(project, build_dir)
+    result = flash.write(link, firmware, skip_unchanged=skip_unchanged, progress=progress)
+    link.elf = firmware.elf
+    return ProjectFlash(
+        build_dir=firmware.path or Path(project),
+        target=firmware.chip,
+        name=firmware.app.project if firmware.app else None,
+        version=firmware.app.version if firmware.app else None,
+        write=result,
+    )
+
+
+def built_firmware(project: str | os.PathLike[str], build_dir: str = "build") -> Firmware:
+    """Return the last build of a project.
+
+    Raises:
+        FirmwareError: if there is none, or a file of it is missing or damaged.
+        OperationError: if it is no project.
+    """
+    folder = _project(project)
+    place = _build_folder(folder, build_dir)
+    if not (place / "flasher_args.json").is_file():
+        raise FirmwareError(f"{folder.name} is not built: there is no {place.name}/flasher_args.json", hint="build it")
+    return Firmware.open(place)

@@ -1,0 +1,406 @@
+"""The tools of an ESP-IDF: listed from its ``tools.json``, looked at where they lie, installed by its own installer.
+
+Source: ``tools/tools.json`` and ``tools/idf_tools.py`` of ESP-IDF, whose rules for versions and folders these are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pytest_esp.errors import OperationError
+from pytest_esp.link.logs import Progress
+from pytest_esp.names import nearest
+from pytest_esp.operations.idf.installation import Installation, base_environment, installation, tools_command
+from pytest_esp.operations.idf.process import run
+from pytest_esp.operations.registry import file_operation
+
+_ANSWER_TIME = 20.0  # seconds for a tool to say its version
+_INSTALL_TIME = 3600.0  # seconds; a toolchain has some 300 MB
+
+# As `platform.system()` and `platform.machine()` name a machine, and as tools.json does.
+_PLATFORMS = {
+    "Linux-x86_64": "linux-amd64",
+    "Linux-aarch64": "linux-arm64",
+    "Linux-arm64": "linux-arm64",
+    "Linux-armv7l": "linux-armel",
+    "Linux-i686": "linux-i686",
+    "Darwin-x86_64": "macos",
+    "Darwin-arm64": "macos-arm64",
+    "Windows-AMD64": "win64",
+    "Windows-ARM64": "win-arm64",
+}
+
+Install = Literal["always", "on_request", "never"]
+
+
+@dataclass(frozen=True)
+class ToolVersion:
+    """One version of a tool that this ESP-IDF knows: recommended, supported or deprecated; and whether it is there."""
+
+    version: str
+    status: str
+    installed: bool
+    download_size: int | None
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool.
+
+    Attributes:
+        name: e.g. ``"xtensa-esp-elf"``.
+        description: what it is.
+        install: ``"always"`` if every build needs it, ``"on_request"``, ``"never"`` (not on this platform).
+        targets: the chips that it is for, or ``("all",)``.
+        recommended: the version that this ESP-IDF wants; None if there is none for this platform.
+        versions: all that there are for this platform.
+    """
+
+    name: str
+    description: str
+    install: Install
+    targets: tuple[str, ...]
+    recommended: str | None
+    versions: tuple[ToolVersion, ...]
+
+
+@dataclass(frozen=True)
+class ToolList:
+    """The tools of an ESP-IDF; *folder* is where they are installed."""
+
+    idf: Path
+    version: str | None
+    folder: Path
+    platform: str
+    tools: tuple[Tool, ...]
+
+
+@file_operation(group="idf")
+def tools(target: str | None = None) -> ToolList:
+    """List the tools of the installed ESP-IDF: wanted versions, and which of them are there. Runs nothing.
+
+    Args:
+        target: a chip, e.g. ``"esp32c3"``: only its tools.
+
+    Raises:
+        OperationError: if there is no ESP-IDF, or its tools.json is damaged.
+    """
+    idf = installation()
+    found = tuple(
+        _tool(idf, entry)
+        for entry in _entries(idf)
+        if target is None or "all" in entry.get("supported_targets", ["all"]) or target in entry["supported_targets"]
+    )
+    return ToolList(idf.path, idf.version, idf.tools, _platform(), found)
+
+
+def _platform() -> str:
+    here = f"{platform.system()}-{platform.machine()}"
+    return _PLATFORMS.get(here, here)
+
+
+def _entries(idf: Installation) -> list[dict[str, Any]]:
+    path = idf.path / "tools" / "tools.json"
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        entries = cast("list[dict[str, Any]]", content["tools"])
+        damaged = next((entry for entry in entries if not {"name", "versions"} <= entry.keys()), None)
+    except OSError as error:
+        raise OperationError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OperationError(f"{path} is damaged: {error!r}", hint="check out ESP-IDF again") from error
+    if damaged is not None:
+        raise OperationError(f"{path} is damaged: a tool has no name or versions", hint="check out ESP-IDF again")
+    return [_for_platform(entry) for entry in entries]
+
+
+def _for_platform(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry with what ``platform_overrides`` says for this platform."""
+    here = _platform()
+    for override in entry.get("platform_overrides", []):
+        if here in override.get("platforms", []):
+            entry = {**entry, **{key: value for key, value in override.items() if key != "platforms"}}
+    return entry
+
+
+def _tool(idf: Installation, entry: dict[str, Any]) -> Tool:
+    versions = tuple(_version(idf, entry, version) for version in _versions_here(entry))
+    recommended = next((version.version for version in versions if version.status == "recommended"), None)
+    return Tool(
+        name=entry["name"],
+        description=entry.get("description", ""),
+        install=entry.get("install", "always"),
+        targets=tuple(entry.get("supported_targets", ["all"])),
+        recommended=recommended,
+        versions=versions,
+    )
+
+
+def _versions_here(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    here = _platform()
+    return [version for version in entry["versions"] if here in version or "any" in version]
+
+
+def _version(idf: Installation, entry: dict[str, Any], version: dict[str, Any]) -> ToolVersion:
+    download = version.get(_platform()) or version.get("any") or {}
+    installed = _folder(idf, entry["name"], version["name"]).is_dir()
+    return ToolVersion(version["name"], version.get("status", "supported"), installed, download.get("size"))
+
+
+def _folder(idf: Installation, tool: str, version: str) -> Path:
+    return idf.tools / "tools" / tool / version
+
+
+# -- checking
+
+
+@dataclass(frozen=True)
+class ToolCheck:
+    """Whether a tool is as it is wanted.
+
+    Attributes:
+        name: of the tool.
+        wanted: the recommended version.
+        installed: the versions in the tools' folder.
+        answers: the version that the installed one says it is; None if it does not run, or has no program.
+        in_path: the program in PATH, where it is found there.
+        state: ``ok``, ``outdated`` (another version is there), ``broken`` (it does not run, or says another version),
+            ``missing``, or ``optional`` (missing, and not needed by every build).
+        problem: what is wrong, where something is.
+    """
+
+    name: str
+    wanted: str | None
+    installed: tuple[str, ...]
+    answers: str | None
+    in_path: str | None
+    state: Literal["ok", "outdated", "broken", "missing", "optional"]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolsCheck:
+    """Whether builds can work: *ok* is so if no needed tool is missing or broken, and there is a Python environment."""
+
+    ok: bool
+    idf: Path
+    version: str | None
+    python: Path | None
+    tools: tuple[ToolCheck, ...]
+    hint: str | None = None
+
+
+@file_operation(group="idf")
+def check(target: str | None = None) -> ToolsCheck:
+    """Check the tools of the installed ESP-IDF: each is asked for its version, and that is compared with the wanted.
+
+    Args:
+        target: a chip: only its tools.
+
+    Raises:
+        OperationError: if there is no ESP-IDF, or its tools.json is damaged.
+    """
+    idf = installation()
+    listed = tools(target).tools
+    entries = {entry["name"]: entry for entry in _entries(idf)}
+    checks = tuple(_check(idf, tool, entries[tool.name]) for tool in listed if tool.install != "never")
+    bad = [check.name for check in checks if check.state in ("missing", "broken", "outdated")]
+    ok = not any(check.state in ("missing", "broken") for check in checks) and idf.python is not None
+    hint = f"idf-install installs {', '.join(bad)}" if bad else None
+    if idf.python is None:
+        hint = "the Python environment is missing; idf-install makes it"
+    return ToolsCheck(ok, idf.path, idf.version, idf.python, checks, hint)
+
+
+def _check(idf: Installation, tool: Tool, entry: dict[str, Any]) -> ToolCheck:
+    installed = tuple(version.version for version in tool.versions if version.installed)
+    command = entry.get("version_cmd") or [""]
+    in_path = shutil.which(command[0]) if command[0] else None
+    if tool.recommended not in installed:
+        needed: Literal["missing", "optional"] = "missing" if tool.install == "always" else "optional"
+        state = "outdated" if installed else "ok" if in_path and tool.install != "always" else needed
+        return ToolCheck(tool.name, tool.recommended, installed, None, in_path, state)
+    answers, problem = _ask(_folder(idf, tool.name, tool.recommended or ""), entry, command)
+    if problem is None and answers not in (None, tool.recommended):
+        problem = f"it says that it is {answers}"
+    return ToolCheck(tool.name, tool.recommended, installed, answers, in_path, "broken" if problem else "ok", problem)
+
+
+def _ask(folder: Path, entry: dict[str, Any], command: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the version that a tool says it is, and why it says none."""
+    if not command[0]:
+        return None, None  # nothing that could be run
+    paths = [str(folder.joinpath(*parts)) for parts in entry.get("export_paths", [])]
+    program = shutil.which(command[0], path=os.pathsep.join(paths))
+    if program is None:
+        return None, f"{command[0]} is not in {folder}"
+    try:
+        done = subprocess.run(
+            [program, *command[1:]],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_ANSWER_TIME,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"{program} does not run: {error}"
+    found = re.search(entry.get("version_regex", "$^"), f"{done.stdout}\n{done.stderr}")
+    if found is None:
+        return None, f"{program} does not say its version (exit code {done.returncode})"
+    replacement = entry.get("version_regex_replace")
+    return (found.expand(replacement) if replacement else found[1]), None
+
+
+# -- installing
+
+
+@dataclass(frozen=True)
+class ToolsInstall:
+    """What the installer did.
+
+    Attributes:
+        installed: tools that were installed now, as ``NAME@VERSION``.
+        present: those that were there already.
+        python: the interpreter of the Python environment; None if it was not asked for and is not there.
+        folder: where the tools are.
+        seconds: how long it took.
+    """
+
+    installed: tuple[str, ...]
+    present: tuple[str, ...]
+    python: Path | None
+    folder: Path
+    seconds: float
+
+
+@dataclass
+class _Meter:
+    """Follows an installation by what the installer prints, in bytes of what there is to download."""
+
+    sizes: dict[str, int]
+    progress: Progress | None
+    done: int = 0
+    installed: list[str] = field(default_factory=list[str])
+    present: list[str] = field(default_factory=list[str])
+    _current: str | None = None
+    _file: Path | None = None
+
+    def on_line(self, line: str) -> None:
+        if match := re.match(r"Skipping (\S+@\S+)", line):
+            self._finish()
+            self.present.append(match[1])
+            self.done += self.sizes.get(match[1], 0)
+        elif match := re.match(r"Installing (\S+@\S+)", line):
+            self._finish()
+            self._current = match[1]
+        elif match := re.match(r"Destination: (.+)", line):
+            self._file = Path(match[1])
+
+    def _finish(self) -> None:
+        if self._current is not None:
+            self.installed.append(self._current)
+            self.done += self.sizes.get(self._current, 0)
+        self._current = self._file = None
+
+    def on_wait(self) -> None:
+        """Tell how far it is; the file that is being downloaded grows."""
+        if self.progress is None:
+            return
+        total = max(sum(self.sizes.values()), 1)
+        here = self._file.stat().st_size if self._file is not None and self._file.is_file() else 0
+        self.progress(min(self.done + here, total), total)
+
+    def close(self) -> None:
+        self._finish()
+        self.on_wait()
+
+
+@file_operation(group="idf")
+def install(
+    names: list[str] | None = None,
+    targets: list[str] | None = None,
+    *,
+    timeout: float = _INSTALL_TIME,
+    progress: Progress | None = None,
+) -> ToolsInstall:
+    """Install tools with the installer of the ESP-IDF, which fetches them from the vendor; what is there is kept.
+
+    Args:
+        names: tools, or ``NAME@VERSION``; by default all that builds need, and the Python environment.
+        targets: chips whose tools are meant, e.g. ``["esp32c3"]``; by default all.
+        timeout: seconds.
+        progress: called with bytes that are there and that there will be.
+
+    Raises:
+        OperationError: if there is no ESP-IDF, a name is wrong, or the installer fails; says what it says.
+    """
+    idf = installation()
+    chosen = [_known(idf, name) for name in names] if names else ["required"]
+    for target in targets or []:
+        _check_target(idf, target)
+    meter = _Meter(_sizes(idf, names, targets), progress)
+    option = [f"--targets={','.join(targets)}"] if targets else []
+    seconds = _call(idf, ["--non-interactive", "install", *option, *chosen], meter, timeout)
+    meter.close()
+    if not names:
+        seconds += _call(idf, ["--non-interactive", "install-python-env"], meter, timeout)
+    return ToolsInstall(tuple(meter.installed), tuple(meter.present), installation().python, idf.tools, seconds)
+
+
+def _known(idf: Installation, name: str) -> str:
+    tool, _, version = name.partition("@")
+    listed = {entry["name"]: [item["name"] for item in _versions_here(entry)] for entry in _entries(idf)}
+    if tool not in listed:
+        raise OperationError(f"ESP-IDF has no tool {tool!r}", hint=f"nearest: {nearest(tool, listed)}")
+    if version and version not in listed[tool]:
+        raise OperationError(f"there is no {tool} {version!r} here", hint=f"versions: {', '.join(listed[tool])}")
+    return name
+
+
+def _check_target(idf: Installation, target: str) -> None:
+    known = {name for entry in _entries(idf) for name in entry.get("supported_targets", [])} - {"all"}
+    if target not in known:
+        raise OperationError(f"this ESP-IDF has no target {target!r}", hint=f"nearest: {nearest(target, known)}")
+
+
+def _sizes(idf: Installation, names: Sequence[str] | None, targets: Sequence[str] | None) -> dict[str, int]:
+    """Return the bytes to download of each tool that is to be installed."""
+    wanted = {name.partition("@")[0] for name in names or []}
+    sizes: dict[str, int] = {}
+    for entry in _entries(idf):
+        tool = _tool(idf, entry)
+        if names is None and (tool.install != "always" or not _is_for(tool, targets)):
+            continue
+        if names is not None and tool.name not in wanted:
+            continue
+        for version in tool.versions:
+            if version.version == tool.recommended or f"{tool.name}@{version.version}" in (names or []):
+                sizes[f"{tool.name}@{version.version}"] = version.download_size or 0
+    return sizes
+
+
+def _is_for(tool: Tool, targets: Sequence[str] | None) -> bool:
+    return not targets or "all" in tool.targets or any(target in tool.targets for target in targets)
+
+
+def _call(idf: Installation, arguments: Sequence[str], meter: _Meter, timeout: float) -> float:
+    done = run(tools_command(idf, *arguments), base_environment(idf), timeout, meter.on_line, meter.on_wait)
+    if done.code:
+        last = next((line for line in reversed(done.lines) if line.strip()), "it does not say why")
+        raise OperationError(
+            f"the installer of ESP-IDF failed ({done.code}): {last}",
+            hint="IDF_GITHUB_ASSETS=dl.espressif.com/github_assets takes Espressif's own server, https_proxy a proxy",
+            details={"last_lines": list(done.lines[-30:])},
+        )
+    return done.seconds
