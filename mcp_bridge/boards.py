@@ -234,7 +234,7 @@ class BoardPool:
                 due = min((slot.free_at for slot in self._slots.values() if slot.lease), default=None)
                 left = None if due is None else due - time.monotonic()
                 if left is None or left > 0:
-                    self._changed.wait(left)
+                    self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
                     continue
                 slots = [slot for slot in self._slots.values() if slot.lease and slot.free_at <= time.monotonic()]
             for slot in slots:

@@ -87,6 +87,18 @@ def test_a_board_is_held_between_calls_and_given_back(serve):
     assert server.call("esp_detect_chip", port="c3")["success"]
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_board_is_given_back_beside_one_that_is_kept_for_ever(serve):
+    server = serve(idle=0.2)
+    server.call("esp_sim_start", chip_type="esp32c6")
+    time.sleep(0.3)  # there is nothing to give back, as long as that one runs
+    server.call("esp_detect_chip", port="c3")
+    deadline = time.monotonic() + 20
+    while server.held() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.held() == []
+
+
 def test_lease_and_release(serve):
     server = serve(idle=0.05)
     assert server.call("esp_lease", board="c3", minutes=1)["seconds"] == 60
