@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import serial
 from esptool import cmds
-from esptool.loader import ESPLoader
+from esptool.loader import DEFAULT_TIMEOUT, ESPLoader
 from esptool.targets import CHIP_DEFS
 from esptool.util import FatalError, NotImplementedInROMError, NotSupportedError, UnsupportedCommandError
 
@@ -220,7 +220,7 @@ class Session:
     def _run_stub(self, esp: FastLoader) -> FastLoader:
         if esp.secure_download_mode or esp.stub_is_disabled or not _has_stub(esp):
             return esp
-        stub = cast(FastLoader, cmds.run_stub(esp))
+        stub = self._started_stub(esp)
         if not stub.IS_STUB:  # esptool knows chips that refuse one: an ESP32-C3 with secure boot
             esp.stub_is_disabled = True
             return esp
@@ -228,6 +228,14 @@ class Session:
             self._change_baudrate(stub, self._baudrate)
         self._esp = stub
         return stub
+
+    def _started_stub(self, esp: FastLoader) -> FastLoader:
+        # esptool waits for the stub's first word with whatever time-out the port has, which may be none.
+        saved, self.port.timeout = self.port.timeout, min(DEFAULT_TIMEOUT, FastLoader.longest_wait)
+        try:
+            return cast(FastLoader, cmds.run_stub(esp))
+        finally:
+            self.port.timeout = saved
 
     def _change_baudrate(self, esp: Any, baudrate: int) -> None:
         esp.change_baud(baudrate)
