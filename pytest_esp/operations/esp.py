@@ -37,7 +37,9 @@ from pytest_esp.operations.building import (
     size_analysis,
     splitting,
 )
-from pytest_esp.operations.idf import project
+from pytest_esp.operations.catalogue import queries, refresh
+from pytest_esp.operations.idf import installation, project
+from pytest_esp.operations.idf import tools as idf_tools
 from pytest_esp.operations.ota import slots
 
 P = ParamSpec("P")
@@ -188,10 +190,26 @@ class FirmwareFace(Face):
 
 
 class IdfFace(Face):
-    """`pytest_esp.operations.idf`: projects of ESP-IDF."""
+    """`pytest_esp.operations.idf`: ESP-IDF, its tools and its projects."""
+
+    environment = staticmethod(installation.environment)
+    tools = staticmethod(idf_tools.tools)
+    check = staticmethod(idf_tools.check)
+    install = staticmethod(idf_tools.install)
 
     build = staticmethod(project.build)
     flash_project = bound(project.flash_project)
+
+
+class ProductsFace(Face):
+    """`pytest_esp.operations.catalogue`: chips and modules, whatever the board."""
+
+    search = staticmethod(queries.search)
+    info = staticmethod(queries.info)
+    compare = staticmethod(queries.compare)
+    recommend = staticmethod(queries.recommend)
+    availability = staticmethod(queries.availability)
+    refresh = staticmethod(refresh.refresh)
 
 
 class UnityFace(Face):
@@ -222,6 +240,7 @@ class Esp:
         self.diagnostics = DiagnosticsFace(link)
         self.firmware = FirmwareFace(link)
         self.idf = IdfFace(link)
+        self.products = ProductsFace(link)
         self.unity = UnityFace(link)
 
     @property

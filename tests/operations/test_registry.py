@@ -32,7 +32,9 @@ def test_every_operation_has_a_method_of_its_own(esp_of):
 
 
 def test_effects_are_what_the_operations_do():
-    changing = {name: operation.effect for name, operation in OPERATIONS.items() if operation.effect != Effect.READ}
+    changing = {
+        name: operation.effect for name, operation in OPERATIONS.items() if operation.effect not in (None, Effect.READ)
+    }
     assert changing == {
         "chip-load-ram": Effect.WRITE,
         "chip-self-test": Effect.WRITE,
@@ -47,6 +49,7 @@ def test_effects_are_what_the_operations_do():
         "encryption-configure": Effect.BURN,
         "partitions-write": Effect.ERASE,
         "partitions-setup-ota": Effect.ERASE,
+        "idf-flash-project": Effect.WRITE,
         "unity-run": Effect.WRITE,
         "unity-run-all": Effect.WRITE,
     }
