@@ -10,14 +10,14 @@ from esptool.targets import CHIP_DEFS
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
-from pytest_esp.errors import OperationError
+from pytest_esp.errors import OperationError, RefusedError
 from pytest_esp.names import nearest
 from pytest_esp.operations.efuse import BitChange, Efuse
-from pytest_esp.operations.encryption import EncryptionConfigured, EncryptionEnabled, encrypt_data
+from pytest_esp.operations.encryption import EncryptionConfigured, EncryptionEnabled, EncryptionPlan, encrypt_data
 from pytest_esp.operations.findings import Finding, KeyBlock
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.registry import Effect, size_argument
-from pytest_esp.operations.secure_boot import SecureBootEnabled
+from pytest_esp.operations.secure_boot import SecureBootEnabled, SecureBootPlan
 from pytest_esp.operations.security import SecurityInfo, SecurityPosture
 
 # What the locks of a chip rest on, whatever its family calls them.
@@ -93,7 +93,7 @@ _ENABLED = "Flash encryption is already enabled on this device."
 _NOT_ENABLED = (
     "Flash encryption is NOT enabled. It takes (see steps) a key, the eFuse {counter}, the locks of download mode, "
     "and encrypted firmware. WARNING: this is irreversible on real hardware. Test on QEMU or a simulated chip first: "
-    "esp_encryption_enable does all of it there."
+    "esp_encryption_enable says which eFuses it would burn, and with apply=true does all of it."
 )
 
 
@@ -210,33 +210,45 @@ class SecurityManager(Component):
             FLASH_CRYPT_CONFIG=config,
         )
 
-    @tool(Effect.BURN, timeout=600.0)
+    @tool(Effect.BURN, timeout=600.0, reads_unless="apply")
     def esp_encryption_enable(
         self,
         key_file: str,
         firmware_path: str,
         port: str | None = None,
         mode: Literal["development", "release"] = "development",
-    ) -> EncryptionEnabled:
-        """Enable flash encryption on a QEMU machine or simulated chip: key, counter, locks, encrypted images, boot.
+        secure_boot_key: str | None = None,
+        apply: bool = False,
+    ) -> EncryptionPlan | EncryptionEnabled:
+        """Say which eFuses flash encryption would burn; with apply=true do it: key, counter, locks, images, boot.
 
-        firmware_path is a whole build folder. All is checked before the first eFuse is burnt; a boot proves it at the
-        end. On a real board take the steps of esp_enable_flash_encryption one by one.
+        firmware_path is a whole build folder, key_file has 32 bytes (64: XTS-AES-256). All is checked before the first
+        eFuse is burnt, and a boot proves it. On a real board it is irreversible, and its allow_burn must name each
+        eFuse of the plan. secure_boot_key enables secure boot v2 in the same go (an ESP32-C2 cannot do it later).
+        """
+        path = self.bridge.policy.path
+        key, firmware = path(key_file), path(firmware_path)
+        digest = path(secure_boot_key) if secure_boot_key else None
+        with self.bridge.boards.use(port) as esp:
+            if apply:
+                return esp.encryption.enable(firmware, key, mode, digest)
+            return esp.encryption.plan(firmware, key, mode, digest)
+
+    @tool(Effect.BURN, timeout=600.0, reads_unless="apply")
+    def esp_secure_boot_enable(
+        self, key_file: str, firmware_path: str, port: str | None = None, apply: bool = False
+    ) -> SecureBootPlan | SecureBootEnabled:
+        """Say which eFuses secure boot would burn; with apply=true do it: signed images, digest of the key, locks, boot.
+
+        v2, or v1 on an ESP32 before v3.0. firmware_path is a whole build folder, signed by key_file (PEM); that is
+        checked before anything is flashed or burnt. On a real board it is irreversible, and its allow_burn must name
+        each eFuse of the plan.
         """
         key, firmware = self.bridge.policy.path(key_file), self.bridge.policy.path(firmware_path)
         with self.bridge.boards.use(port) as esp:
-            return esp.encryption.enable(firmware, key, mode)
-
-    @tool(Effect.BURN, timeout=600.0)
-    def esp_secure_boot_enable(self, key_file: str, firmware_path: str, port: str | None = None) -> SecureBootEnabled:
-        """Enable secure boot v2 on a QEMU machine or simulated chip: signed images, digest of the key, locks, boot.
-
-        firmware_path is a whole build folder, with bootloader and app signed by key_file (PEM, public or private); that
-        is checked before anything is flashed or burnt. A real board is refused: there burn eFuse by eFuse.
-        """
-        key, firmware = self.bridge.policy.path(key_file), self.bridge.policy.path(firmware_path)
-        with self.bridge.boards.use(port) as esp:
-            return esp.security.enable_secure_boot(firmware, key)
+            if apply:
+                return esp.security.enable_secure_boot(firmware, key)
+            return esp.security.plan_secure_boot(firmware, key)
 
     @tool(Effect.BURN, timeout=120.0)
     def esp_flash_encryption_configure(
@@ -274,14 +286,23 @@ class SecurityManager(Component):
     def plan(self, tool: str, arguments: Mapping[str, Any]) -> str:
         """Return what a burn would change, bit by bit, for the consent to it."""
         words = super().plan(tool, arguments)
-        if tool != "esp_efuse_burn":
+        if tool == "esp_efuse_burn":
+            with self.bridge.boards.use(arguments.get("port")) as esp:
+                burns = (esp.efuse.plan(arguments["efuse_name"], arguments["value"]),)
+        elif tool in ("esp_encryption_enable", "esp_secure_boot_enable"):
+            planned = getattr(self, tool)(**{**arguments, "apply": False})
+            if planned.refused:
+                raise RefusedError(planned.refused, board=arguments.get("port"), attempted=tool)
+            burns = planned.burns
+        else:
             return words
-        with self.bridge.boards.use(arguments.get("port")) as esp:
-            planned = esp.efuse.plan(arguments["efuse_name"], arguments["value"])
-        if not planned.new_bits:
+        count = sum(one.new_bits for one in burns)
+        if not count:
             return f"{words}; it is burnt already, and nothing would change"
-        changes = ", ".join(f"{one.name} {_bits(one.before)} -> {_bits(one.after)}" for one in planned.changes)
-        return f"{words}; {planned.new_bits} bit(s) would be burnt for ever: {changes}"
+        changes = ", ".join(
+            f"{one.name} {_bits(one.before)} -> {_bits(one.after)}" for burn in burns for one in burn.changes
+        )
+        return f"{words}; {count} bit(s) would be burnt for ever: {changes}"
 
 
 def _bits(bits: str | None) -> str:

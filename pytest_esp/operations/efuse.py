@@ -11,12 +11,12 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pytest_esp.errors import LinkError, OperationError, RefusedError
+from pytest_esp.errors import EspError, LinkError, OperationError, RefusedError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.names import nearest
@@ -28,6 +28,9 @@ AUDIT_FILE = "efuse-audit.jsonl"
 
 EfuseValue = bool | int | str | bytes
 """What can be asked for: a bool or a number (also as text), bytes or hex digits for fields of bytes, a MAC address."""
+
+Burns = Sequence[tuple[str, EfuseValue]]
+"""eFuses to burn, in order, each with its value."""
 
 # Fields that espefuse joins with what is burnt already: bits are only ever added.
 _ADDED_TO = frozenset({"WR_DIS", "RD_DIS"})
@@ -219,6 +222,60 @@ def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
     return _uninterrupted(lambda: _burn_and_prove(link, name, value))
 
 
+def plan_all(link: Link, burns: Burns) -> tuple[BurnPlan, ...]:
+    """Return what `burn_all` with the same burns would do, each on the eFuses as they are now, and touch nothing.
+
+    Raises:
+        OperationError: see `plan`.
+    """
+    with link.session.use(f"planning to burn {', '.join(name for name, _ in burns)}", stub=False) as esp:
+        commands = _commands(link, esp)
+        return tuple(_Intent(commands, name, value).plan for name, value in burns)
+
+
+def burn_all(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
+    """Burn several eFuses in order, each as `burn` does; all of them are planned before the first is burnt.
+
+    Neither Ctrl-C nor a call that is cancelled stops between two of them.
+
+    Raises:
+        RefusedError: see `require_consents`; nothing was touched.
+        OperationError: see `plan`: nothing was burnt. If one fails later, ``details["burnt"]`` names those before it.
+    """
+    require_consents(link, [name for name, _ in burns])
+    plan_all(link, burns)
+    return _uninterrupted(lambda: _burn_in_order(link, burns))
+
+
+def _burn_in_order(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
+    done: list[BurnResult] = []
+    for name, value in burns:
+        try:
+            done.append(_burn_and_prove(link, name, value))
+        except EspError as error:
+            burnt = [one.name for one in done if one.burnt_bits]
+            error.details["burnt"] = burnt
+            left = ", ".join(other for other, _ in burns[len(done) :])
+            error.hint = f"burnt already: {', '.join(burnt) or 'nothing'}; still to be burnt: {left}" + (
+                f"; {error.hint}" if error.hint else ""
+            )
+            raise
+    return tuple(done)
+
+
+def key_purposes(link: Link) -> dict[str, int]:
+    """Return the numbers of the purposes that a key block of this chip can have; empty where blocks have none.
+
+    Source: espefuse's definitions of the chip.
+    """
+    with link.session.use("looking up the key purposes", stub=False) as esp:
+        efuses = _commands(link, esp).efuses
+        field = next((field for field in efuses if field.name == "KEY_PURPOSE_0"), None)
+        if field is None:
+            return {}
+        return {str(name): int(number) for name, number, *_ in field.KEY_PURPOSES if number >= 0}
+
+
 def protection_masks(link: Link, name: str) -> tuple[int, int]:
     """Return the bits of RD_DIS and of WR_DIS that protect an eFuse; 0 where it cannot be protected so.
 
@@ -365,9 +422,10 @@ def _text(value: EfuseValue) -> str:
 
 
 def _is_key(efuses: Any, field: Any) -> bool:
-    """Tell whether a field is a whole block that can be read-protected: such blocks are made for keys."""
+    """Tell whether a field is a key: a whole block that can be read-protected, or one half of the ESP32-C2's."""
     block = efuses.blocks[field.block]
-    return field.read_disable_bit is not None and field.name in (block.name, *block.alias)
+    whole = field.name in (block.name, *block.alias)
+    return field.read_disable_bit is not None and (whole or field.name.startswith("BLOCK_KEY"))
 
 
 def _requested(commands: Any, field: Any, value: EfuseValue, secret: bool) -> tuple[int | bytes, str]:
@@ -438,22 +496,36 @@ def require_consent(link: Link, name: str) -> None:
     Raises:
         RefusedError: if not.
     """
+    require_consents(link, [name])
+
+
+def require_consents(link: Link, names: Sequence[str]) -> None:
+    """Check that all these eFuses may be burnt on this board in this run; see `burn`.
+
+    Raises:
+        RefusedError: if not; it names every eFuse that boards.toml lacks, else the switch of the run.
+    """
     board = link.board
     if board.virtual:
         return
-    if name.upper() not in board.spec.allow_burn:
+    missing = [name.upper() for name in dict.fromkeys(names) if name.upper() not in board.spec.allow_burn]
+    attempted = f"burning {', '.join(dict.fromkeys(names))}"
+    if missing:
         raise RefusedError(
-            f"boards.toml does not allow {name} to be burnt on this board",
+            f"boards.toml does not allow {', '.join(missing)} to be burnt on this board",
             board=board.name,
-            attempted=f"burning {name}",
-            hint=f'add "{name.upper()}" to `allow_burn` of [boards.{board.name}]; it cannot be undone',
+            attempted=attempted,
+            hint=f"add {', '.join(map(json.dumps, missing))} to `allow_burn` of [boards.{board.name}]; "
+            "it cannot be undone",
+            details={"allow_burn": missing},
         )
     if not link.burns_enabled:
         raise RefusedError(
             "this run was not told to burn eFuses",
             board=board.name,
-            attempted=f"burning {name}",
-            hint="start it with --esp-allow-burn; it cannot be undone",
+            attempted=attempted,
+            hint="start pytest with --esp-allow-burn (`pytest-esp op` and the MCP server with --allow-burn); "
+            "it cannot be undone",
         )
 
 

@@ -15,21 +15,21 @@ from typing import Literal
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
-from pytest_esp.operations import chip, efuse, flash
+from pytest_esp.operations import chip, efuse, flash, secure_boot
 from pytest_esp.operations.access import reach
-from pytest_esp.operations.efuse import Efuse
-from pytest_esp.operations.findings import COUNTERS, is_encryption_key, key_blocks_of
+from pytest_esp.operations.efuse import BurnPlan, Burns, Efuse, EfuseValue
+from pytest_esp.operations.findings import COUNTERS
 from pytest_esp.operations.firmware import Contents, load
 from pytest_esp.operations.images import check_image
+from pytest_esp.operations.key_blocks import for_flash_key
 from pytest_esp.operations.regions import Region, check_fits
-from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.registry import Effect, operation, require
 from pytest_esp.operations.table import MAGIC, Partition, parse
 
 Mode = Literal["development", "release"]
 
-_KEY_SIZE = 32
+_KEY_SIZES = {"esp32": (32,), "esp32c2": (16, 32)}
 _WHOLE_KEY = 0xF  # of FLASH_CRYPT_CONFIG
-_XTS_AES_128 = 4  # key purpose
 _ENCRYPTED_DATA = ("ota", "nvs_keys")
 _DOWNLOAD_LOCKS = {
     "development": ("DISABLE_DL_DECRYPT", "DISABLE_DL_CACHE", "DIS_DOWNLOAD_ICACHE", "DIS_DOWNLOAD_DCACHE"),
@@ -45,7 +45,7 @@ def encrypt_data(data: bytes, key: bytes, address: int, chip_name: str, config: 
 
     Args:
         data: padded with 0xFF to what is encrypted at once: 16 bytes, 32 on an ESP32.
-        key: 32 bytes, or 64 for XTS-AES-256 (not on an ESP32).
+        key: 32 bytes; 64 for XTS-AES-256 (not on an ESP32); 16 on an ESP32-C2 that shares its key block.
         address: in flash, a multiple of that.
         chip_name: as esptool names it.
         config: FLASH_CRYPT_CONFIG of an ESP32.
@@ -57,7 +57,7 @@ def encrypt_data(data: bytes, key: bytes, address: int, chip_name: str, config: 
     import esptool
 
     unit = 32 if chip_name == "esp32" else 16
-    sizes = (_KEY_SIZE,) if chip_name == "esp32" else (_KEY_SIZE, 2 * _KEY_SIZE)
+    sizes = _KEY_SIZES.get(chip_name, (32, 64))
     if len(key) not in sizes:
         raise OperationError(f"the key has {len(key)} bytes, not {' or '.join(map(str, sizes))}")
     if address % unit:
@@ -140,8 +140,8 @@ def _steps(fields: dict[str, Efuse], counter: str, encrypted: bool) -> tuple[str
     if encrypted:
         return (f"burn {counter} to {full:#x}, so that it stays on", f"burn the locks of download mode: {locks}")
     key = [
-        "generate a key of 32 bytes, and keep it or forget it for ever",
-        "burn it into a free key block with its purpose, and read-protect and write-protect the block",
+        "generate a key (32 bytes; 64 for XTS-AES-256 where the chip has it), and keep it or forget it for ever",
+        "burn it into a free key block with its purpose (64 bytes: into two), and read-protect and write-protect it",
     ]
     config = ["burn FLASH_CRYPT_CONFIG to 0xF"] if "FLASH_CRYPT_CONFIG" in fields else []
     return (
@@ -158,6 +158,26 @@ def _steps(fields: dict[str, Efuse], counter: str, encrypted: bool) -> tuple[str
 
 
 @dataclass(frozen=True)
+class EncryptionPlan:
+    """What `enable` with the same arguments would do.
+
+    Attributes:
+        key_blocks: where the key (and, with secure boot, the digest) would lie.
+        burns: the eFuses in order, with their bits before and after.
+        encrypted, plain: addresses that would be flashed encrypted, and as they are: data that the app itself writes.
+        refused: why this board or run does not allow it, with the setting that would; None if nothing is in the way.
+    """
+
+    chip: str
+    mode: Mode
+    key_blocks: tuple[str, ...]
+    burns: tuple[BurnPlan, ...]
+    encrypted: tuple[int, ...]
+    plain: tuple[int, ...]
+    refused: str | None
+
+
+@dataclass(frozen=True)
 class EncryptionEnabled:
     """What was done: the eFuses that were burnt in order, what was flashed encrypted, and the boot that proves it.
 
@@ -165,45 +185,114 @@ class EncryptionEnabled:
     """
 
     mode: Mode
-    key_block: str
+    key_blocks: tuple[str, ...]
     burnt: tuple[str, ...]
     encrypted: tuple[int, ...]
     plain: tuple[int, ...]
     boot_output: str
 
 
+@operation(Effect.READ)
+def plan(
+    link: Link,
+    firmware: Contents,
+    key_file: str | os.PathLike[str],
+    mode: Mode = "development",
+    secure_boot_key: str | os.PathLike[str] | None = None,
+) -> EncryptionPlan:
+    """Check everything that `enable` with the same arguments checks, say what it would do, and touch nothing.
+
+    Args:
+        firmware, key_file, mode, secure_boot_key: see `enable`.
+
+    Raises:
+        FirmwareError, OperationError: if it cannot be done.
+    """
+    work = _prepare(link, firmware, key_file, mode, secure_boot_key)
+    try:
+        _check_allowed(link, work)
+        refused = None
+    except RefusedError as error:
+        refused = f"{error.message}: {error.hint}"
+    burns = efuse.plan_all(link, work.burns)
+    return EncryptionPlan(work.chip, mode, work.blocks, burns, work.encrypted, work.plain, refused)
+
+
 @operation(Effect.BURN)
 def enable(
-    link: Link, firmware: Contents, key_file: str | os.PathLike[str], mode: Mode = "development"
+    link: Link,
+    firmware: Contents,
+    key_file: str | os.PathLike[str],
+    mode: Mode = "development",
+    secure_boot_key: str | os.PathLike[str] | None = None,
 ) -> EncryptionEnabled:
-    """Enable flash encryption on a virtual board: key, counter, locks, encrypted images, and a boot that proves it.
+    """Enable flash encryption: key, counter, locks of download mode, encrypted images, and a boot that proves it.
 
-    Everything is read, checked and encrypted before the first eFuse is burnt.
+    Irreversible on real hardware. A real board needs "write" and "burn" in its ``allow``, each eFuse of `plan` in its
+    ``allow_burn``, and the run's consent. Everything is read, checked, encrypted and planned before the first eFuse is
+    burnt. Nothing stops it between two eFuses.
 
     Args:
         firmware: the whole build: bootloader, partition table and app, as regions of their own.
-        key_file: 32 bytes.
+        key_file: 32 bytes; 64 for XTS-AES-256 where the chip has it; 16 or 32 on an ESP32-C2.
         mode: development can be switched off again; release cannot.
+        secure_boot_key: enable secure boot v2 in the same go (see `secure_boot.enable_secure_boot`): an ESP32-C2 has
+            one key block for key and digest, which can be burnt only once.
 
     Raises:
-        RefusedError: on a real board, where each eFuse is burnt for itself (`efuse.burn`).
+        RefusedError: if the board or the run does not allow it; nothing was touched.
         OperationError: if the chip or its eFuses do not fit, or the boot does not prove it.
-        FirmwareError: if the build is not whole. FirmwareError, LinkError: see `flash.write`.
     """
-    if not link.board.virtual:
-        raise RefusedError(
-            "the whole procedure runs on virtual boards only",
-            board=link.board.name,
-            hint="it cannot be undone: take its steps one by one (encryption status, efuse burn, flash write)",
-        )
+    _check_may_write(link)
+    work = _prepare(link, firmware, key_file, mode, secure_boot_key)
+    _check_allowed(link, work)
+    efuse.plan_all(link, work.burns)
+    efuse.burn_all(link, work.first)
+    # It is encrypted here already, which is all that esptool would warn of.
+    flash.write(link, work.pairs, skip_unchanged=False, force=True)
+    if work.last:  # once secure boot is on, some chips run no stub any more
+        efuse.burn_all(link, work.last)
+    output = _proof(link)
+    burnt = tuple(name for name, _ in work.burns)
+    return EncryptionEnabled(mode, work.blocks, burnt, work.encrypted, work.plain, output)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be burnt before and after the images are flashed, and the images as they are flashed."""
+
+    chip: str
+    blocks: tuple[str, ...]
+    first: Burns
+    last: Burns
+    pairs: list[tuple[int, bytes]]
+    encrypted: tuple[int, ...]
+    plain: tuple[int, ...]
+
+    @property
+    def burns(self) -> Burns:
+        return [*self.first, *self.last]
+
+
+def _prepare(
+    link: Link,
+    firmware: Contents,
+    key_file: str | os.PathLike[str],
+    mode: Mode,
+    secure_boot_key: str | os.PathLike[str] | None,
+) -> _Work:
     summary = efuse.read_all(link)
     fields = dict(summary.fields)
     now = _status(summary.chip, fields)
     if now.count:
         raise OperationError(f"{now.counter} has bits burnt ({now.count:#x}) already", hint="take a virgin chip")
     key = _read_key(key_file)
-    burns, block = _burns(link, fields, now, key, mode)
+    keys = for_flash_key(link, fields, key)
     regions = _regions(link, firmware, summary.chip)
+    last: Burns = []
+    if secure_boot_key is not None:
+        digest, last = secure_boot.with_encryption(link, fields, regions, secure_boot_key)
+        keys += digest
     secret = _to_encrypt(regions)
     pairs = [
         (
@@ -212,19 +301,21 @@ def enable(
         )
         for region in regions
     ]
-    for name, value in burns:
-        efuse.burn(link, name, value)
-    # It is encrypted here already, which is all that esptool would warn of.
-    flash.write(link, pairs, skip_unchanged=False, force=True)
-    output = _proof(link)
-    return EncryptionEnabled(
-        mode=mode,
-        key_block=block,
-        burnt=tuple(name for name, _ in burns),
-        encrypted=tuple(region.address for region in regions if region in secret),
-        plain=tuple(region.address for region in regions if region not in secret),
-        boot_output=output,
-    )
+    encrypted = tuple(region.address for region in regions if region in secret)
+    plain = tuple(region.address for region in regions if region not in secret)
+    first = [*keys.all_burns(), *_burns(fields, now, mode)]
+    return _Work(summary.chip, keys.blocks, first, last, pairs, encrypted, plain)
+
+
+def _check_allowed(link: Link, work: _Work) -> None:
+    require(link, Effect.BURN, "encryption-enable")
+    _check_may_write(link)
+    efuse.require_consents(link, [name for name, _ in work.burns])
+
+
+def _check_may_write(link: Link) -> None:
+    """Refuse before the first burn what would be refused at the first write."""
+    require(link, Effect.WRITE, "encryption-enable")
 
 
 def _regions(link: Link, firmware: Contents, chip_name: str) -> Sequence[Region]:
@@ -242,50 +333,19 @@ def _regions(link: Link, firmware: Contents, chip_name: str) -> Sequence[Region]
 
 def _read_key(key_file: str | os.PathLike[str]) -> bytes:
     try:
-        key = Path(key_file).read_bytes()
+        return Path(key_file).read_bytes()
     except OSError as error:
         raise OperationError(f"{key_file} cannot be read: {error.strerror}") from error
-    if len(key) != _KEY_SIZE:
-        raise OperationError(f"the key has {len(key)} bytes, not {_KEY_SIZE}", hint="XTS-AES-256 is not supported here")
-    return key
 
 
-def _burns(
-    link: Link, fields: dict[str, Efuse], now: EncryptionStatus, key: bytes, mode: Mode
-) -> tuple[list[tuple[str, int | bytes]], str]:
-    """Return the eFuses to burn in order, and the name of the key block."""
-    block, purpose = _free_block(fields)
+def _burns(fields: dict[str, Efuse], now: EncryptionStatus, mode: Mode) -> list[tuple[str, EfuseValue]]:
+    """Return the eFuses to burn behind the key, in order."""
     full = (1 << fields[now.counter].bit_length) - 1
-    read_mask, write_mask = efuse.protection_masks(link, block)
-    # The hardware takes the key's last byte first.
-    burns: list[tuple[str, int | bytes]] = [(block, key[::-1])]
-    if purpose is not None:
-        burns.append((purpose, _XTS_AES_128))
-        write_mask |= efuse.protection_masks(link, purpose)[1]
-    burns += [("RD_DIS", read_mask), ("WR_DIS", write_mask)]
+    burns: list[tuple[str, EfuseValue]] = []
     if now.config is not None and now.config != _WHOLE_KEY:
         burns.append(("FLASH_CRYPT_CONFIG", _WHOLE_KEY))
     burns.append((now.counter, full if mode == "release" else 1))
-    burns += [(name, 1) for name in _missing(fields, mode)]
-    return burns, block
-
-
-def _free_block(fields: dict[str, Efuse]) -> tuple[str, str | None]:
-    """Return a key block that is empty, and the eFuse of its purpose."""
-    blocks = key_blocks_of(fields)
-    if any(is_encryption_key(item) and item.state != "empty" for item in blocks):
-        raise OperationError("a flash encryption key is burnt already", hint="take a virgin chip")
-    if any(item.name == "BLOCK1" and item.state == "empty" for item in blocks):
-        if _number(fields["CODING_SCHEME"]):
-            raise OperationError("the coding scheme of this ESP32 leaves no room for a whole key")
-        return "BLOCK1", None
-    for item in blocks:
-        if item.state == "empty" and item.writeable and item.purpose == "USER" and item.purpose_writeable:
-            return item.name, f"KEY_PURPOSE_{item.name[-1]}"
-    raise OperationError(
-        "no key block is free, or the chip has none of its own for this",
-        hint="the ESP32-C2 shares one block between two keys, which is not supported here",
-    )
+    return [*burns, *((name, 1) for name in _missing(fields, mode))]
 
 
 def _to_encrypt(regions: Sequence[Region]) -> list[Region]:
@@ -348,12 +408,10 @@ def configure(link: Link, mode: Mode = "release") -> EncryptionConfigured:
         raise OperationError("flash is not encrypted", hint="enable flash encryption first")
     fields = dict(efuse.read_all(link).fields)
     names = _missing(fields, mode)
-    burns = dict.fromkeys(names, 1)
+    burns: dict[str, EfuseValue] = dict.fromkeys(names, 1)
     counter = fields[now.counter]
     if mode == "release" and counter.writeable and "0" in (counter.bits or ""):
         burns[now.counter] = (1 << counter.bit_length) - 1
-    for name in burns:
-        efuse.require_consent(link, name)
-    for name, value in burns.items():
-        efuse.burn(link, name, value)
+    if burns:
+        efuse.burn_all(link, list(burns.items()))
     return EncryptionConfigured(status(link).mode, tuple(burns))

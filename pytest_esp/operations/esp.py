@@ -128,6 +128,7 @@ class SecurityFace(Face):
 
     info = bound(security.info)
     posture = bound(security.posture)
+    plan_secure_boot = bound(secure_boot.plan_secure_boot)
     enable_secure_boot = bound(secure_boot.enable_secure_boot)
 
 
@@ -135,6 +136,7 @@ class EncryptionFace(Face):
     """`pytest_esp.operations.encryption`."""
 
     status = bound(encryption.status)
+    plan = bound(encryption.plan)
     enable = bound(encryption.enable)
     configure = bound(encryption.configure)
 
@@ -196,7 +198,6 @@ class IdfFace(Face):
     tools = staticmethod(idf_tools.tools)
     check = staticmethod(idf_tools.check)
     install = staticmethod(idf_tools.install)
-
     build = staticmethod(project.build)
     flash_project = bound(project.flash_project)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -186,11 +187,14 @@ class Efuses:
         """Return the flash encryption key: 32 bytes, or 64 for XTS-AES-256; zeros where none was burnt.
 
         Key purposes: 2 and 3 are the halves of an XTS-AES-256 key, 4 is an XTS-AES-128 key (technical reference
-        manuals, chapter eFuse controller). The ESP32 has BLOCK1 for it.
+        manuals, chapter eFuse controller). The ESP32 has BLOCK1 for it. An ESP32-C2 makes its key from half a block
+        unless XTS_KEY_LENGTH_256 is burnt (``espsecure.encrypt_flash_data``).
         """
         if self._model.is_esp32:
             key = self.key("BLOCK1")
             return key + key[8:16] if len(key) == 24 else key  # the 3/4 coding scheme leaves room for 24 bytes
+        if self._model.chip == "esp32c2" and not self.field("XTS_KEY_LENGTH_256"):
+            return hashlib.sha256(self.key("BLOCK_KEY0")[16:]).digest()
         keys: dict[int, bytes] = {}
         for number in range(6):
             if f"BLOCK_KEY{number}" in self._map.blocks:
@@ -206,7 +210,9 @@ class Efuses:
         for block in self._key_blocks():
             data = self._block_bytes(block)
             if any(data):
-                self._keys[block] = data
+                # Both together: of the ESP32-C2's block one half may be wiped and the other not.
+                known = self._keys.get(block, bytes(len(data)))
+                self._keys[block] = bytes(one | other for one, other in zip(known, data, strict=True))
 
     def _key_blocks(self) -> list[str]:
         if self._model.is_esp32:

@@ -11,6 +11,8 @@ from espefuse.efuse_interface import SUPPORTED_CHIPS
 from esptool.targets import CHIP_DEFS, CHIP_LIST
 
 from pytest_esp.sim.chip import SimChip
+from pytest_esp.wire import endpoints
+from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
 
 AUDIT_KEYS = {"success", "port", "chip_id", "security_info", "efuse_summary", "security_fuses", "posture"}
 LOCKS = {"FLASH_CRYPT_CNT": 1, "SPI_BOOT_CRYPT_CNT": 7, "ABS_DONE_1": 1, "SECURE_BOOT_EN": 1, "JTAG_DISABLE": 1,
@@ -206,8 +208,16 @@ def test_encryption_from_key_to_boot_and_release(server, firmware_folder):
     shutil.copytree(firmware_folder / "hello_world_esp32c3", server.folder / "build")
     (server.folder / "key.bin").write_bytes(os.urandom(32))
     arguments = {"port": "c3", "key_file": "key.bin", "firmware_path": "build"}
+    plan = server.call("esp_encryption_enable", **arguments)
+    assert plan["refused"] is None
+    assert {burn["name"] for burn in plan["burns"]} >= {"BLOCK_KEY0", "SPI_BOOT_CRYPT_CNT", "RD_DIS", "WR_DIS"}
+    assert server.call("esp_security_audit", port="c3")["posture"]["flash_encryption"] == "disabled"
+    arguments["apply"] = True
     asked = server.call("esp_encryption_enable", **arguments)
     assert not asked["success"]
+    assert "SPI_BOOT_CRYPT_CNT 000 -> 001" in asked["plan"]
+    key = (server.folder / "key.bin").read_bytes()
+    assert not any(form in json.dumps([plan, asked]) for form in (key.hex(), key[::-1].hex()))
     done = server.call("esp_encryption_enable", **arguments, confirm=asked["confirm"])
     assert "Loaded app from partition" in done["boot_output"]
     assert server.call("esp_security_audit", port="c3")["posture"]["flash_encryption"] == "enabled"
@@ -234,7 +244,7 @@ def test_an_image_is_encrypted_on_the_host(server):
 
 
 def test_encryption_that_is_refused(server):
-    answer = server.call("esp_encryption_enable", port="guarded", key_file="k.bin", firmware_path="b")
+    answer = server.call("esp_encryption_enable", port="guarded", key_file="k.bin", firmware_path="b", apply=True)
     assert "does not allow 'burn'" in answer["error"]
     token = server.call("esp_flash_encryption_configure", port="c3")["confirm"]
     answer = server.call("esp_flash_encryption_configure", port="c3", confirm=token)
@@ -248,22 +258,67 @@ def test_secure_boot_from_signing_to_boot(server, firmware_folder):
     build, key = server.folder / "build", server.folder / "key.pem"
     shutil.copytree(firmware_folder / "hello_world_esp32c3", build)
     arguments = {"port": "c3", "key_file": "key.pem", "firmware_path": "build"}
-    token = server.call("esp_secure_boot_enable", **arguments)["confirm"]
-    assert "key.pem" in server.call("esp_secure_boot_enable", **arguments, confirm=token)["error"]
+    assert "key.pem" in server.call("esp_secure_boot_enable", **arguments)["error"]
     espsecure = [sys.executable, "-m", "espsecure"]
     subprocess.run(
         [*espsecure, "generate-signing-key", "--version", "2", "--scheme", "rsa3072", key], check=True, timeout=100
     )
-    assert "is not signed by this key" in server.call("esp_secure_boot_enable", **arguments, confirm=token)["error"]
+    for apply in (False, True):  # before anybody is asked
+        answer = server.call("esp_secure_boot_enable", **arguments, apply=apply)
+        assert "is not signed by this key" in answer["error"]
+        assert "confirm" not in answer
     for image in (build / "bootloader" / "bootloader.bin", build / "hello_world.bin"):
         plain = image.rename(image.with_suffix(".plain"))
         sign = [*espsecure, "sign-data", "--version", "2", "--keyfile", key, "--output", image, plain]
         subprocess.run(sign, check=True, timeout=100)
-    done = server.call("esp_secure_boot_enable", **arguments, confirm=token)
+    plan = server.call("esp_secure_boot_enable", **arguments)
+    assert (plan["version"], plan["refused"]) == ("v2", None)
+    token = server.call("esp_secure_boot_enable", **arguments, apply=True)["confirm"]
+    done = server.call("esp_secure_boot_enable", **arguments, apply=True, confirm=token)
     assert "SECURE_BOOT_EN" in done["burnt"]
     assert server.call("esp_security_audit", port="c3")["posture"]["secure_boot"] == "enabled (v2)"
 
 
 def test_secure_boot_that_is_refused(server):
-    answer = server.call("esp_secure_boot_enable", port="guarded", key_file="k.pem", firmware_path="build")
+    arguments = {"port": "guarded", "key_file": "k.pem", "firmware_path": "build"}
+    answer = server.call("esp_secure_boot_enable", **arguments, apply=True)
     assert "does not allow 'burn'" in answer["error"]
+
+
+def test_a_real_board_must_name_each_efuse_and_the_server_its_switch(serve, firmware_folder, tmp_path):
+    """The chip is simulated; for the server it is a board at the far end of a port."""
+    simulated = SimChip("esp32c3", rise_time=SLOW_HOST_RISE_TIME)
+    simulated.reset(bootloader=False)
+    endpoint = endpoints.serve(simulated.wire, "rfc2217://127.0.0.1:0")
+    names = ["BLOCK_KEY0", "KEY_PURPOSE_0", "RD_DIS", "WR_DIS", "SPI_BOOT_CRYPT_CNT", "DIS_DOWNLOAD_ICACHE"]
+    entry = f'[boards.real]\nbackend="serial"\nchip="esp32c3"\nport="{endpoint.url}"\nallow=["read","write","burn"]\n'
+    arguments = {"port": "real", "key_file": "key.bin", "firmware_path": "build"}
+
+    def serve_on(text, **settings):
+        (tmp_path / "real.toml").write_text(text)
+        return serve(rack=tmp_path / "real.toml", **settings)
+
+    try:
+        for burns, switch, words in [
+            ([], True, '"SPI_BOOT_CRYPT_CNT"'),
+            (names, False, "--allow-burn"),
+            (names, True, None),
+        ]:
+            server = serve_on(entry + f"allow_burn={json.dumps(burns)}\n", burns_enabled=switch)
+            if not (server.folder / "build").exists():
+                shutil.copytree(firmware_folder / "hello_world_esp32c3", server.folder / "build")
+                (server.folder / "key.bin").write_bytes(os.urandom(32))
+            plan = server.call("esp_encryption_enable", **arguments)
+            asked = server.call("esp_encryption_enable", **arguments, apply=True)
+            if words is not None:
+                assert words in plan["refused"]
+                assert words in asked["error"]
+                assert "confirm" not in asked
+            else:
+                done = server.call("esp_encryption_enable", **arguments, apply=True, confirm=asked["confirm"])
+                assert done["burnt"] == names
+            server.call("esp_release", board="real")
+            assert bool(simulated.efuses.field("SPI_BOOT_CRYPT_CNT")) == (words is None)
+    finally:
+        endpoint.close()
+        simulated.close()
