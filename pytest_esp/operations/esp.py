@@ -177,6 +177,7 @@ class DiagnosticsFace(Face):
     register_dump = bound(diagnostics.register_dump)
     core_dump = bound(diagnostics.core_dump)
     rf_calibration_check = bound(diagnostics.rf_calibration_check)
+    thermal_status = bound(diagnostics.thermal_status)
 
 
 class FirmwareFace(Face):

@@ -3,15 +3,18 @@
 from pytest_esp.operations.diagnostics.core_dump import CoreDump, core_dump, core_dump_of
 from pytest_esp.operations.diagnostics.memory import MemoryDump, RegisterDump, memory_dump, register_dump
 from pytest_esp.operations.diagnostics.radio import RadioCalibration, rf_calibration_check
+from pytest_esp.operations.diagnostics.thermal import ThermalStatus, thermal_status
 
 __all__ = [
     "CoreDump",
     "MemoryDump",
     "RadioCalibration",
     "RegisterDump",
+    "ThermalStatus",
     "core_dump",
     "core_dump_of",
     "memory_dump",
     "register_dump",
     "rf_calibration_check",
+    "thermal_status",
 ]
