@@ -20,7 +20,8 @@ _XTENSA = ("esp8266", "esp32", "esp32s2", "esp32s3")
 _ARCHITECTURES = {"EM_XTENSA": "xtensa", "EM_RISCV": "riscv"}
 _ALLOC, _WRITE, _EXECUTE = 2, 1, 4  # SHF_...
 _NO_CONTENT = "SHT_NOBITS"
-_NO_MEMORY = ("PADDING",)  # in esptool's memory maps: what only fills an image
+# In esptool's memory maps: what only fills an image, and a window that spans memories and the holes between them.
+_NO_MEMORY = ("PADDING", "MEM_INTERNAL")
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,11 @@ class AppDetails:
 
 @dataclass(frozen=True)
 class BootloaderDetails:
-    """A bootloader's descriptor (``esp_bootloader_desc_t``)."""
+    """A bootloader's descriptor (``esp_bootloader_desc_t``); *compiled* is None in reproducible builds."""
 
     version: int
     idf_version: str
-    compiled: str
+    compiled: str | None
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def analyze(
         images=images,
         partitions=partitions,
         fits=fits,
-        problems=(*problems, *_problems(images, fits, chip)),
+        problems=(*problems, *_problems(images, fits, chip), *(() if kind == "merged" else _surplus(images, data))),
     )
 
 
@@ -316,7 +316,7 @@ def _bootloader_details(image: bytes) -> BootloaderDetails | None:
     if len(image) < _DESCRIPTOR + _BOOTLOADER_DESCRIPTOR.size or image[_DESCRIPTOR] != _BOOTLOADER_MAGIC:
         return None
     _, version, idf, compiled = _BOOTLOADER_DESCRIPTOR.unpack_from(image, _DESCRIPTOR)
-    return BootloaderDetails(version, _text(idf), _text(compiled))
+    return BootloaderDetails(version, _text(idf), _text(compiled) or None)
 
 
 def _text(field: bytes) -> str:
@@ -416,3 +416,11 @@ def _problems(images: Sequence[ImageReport], fits: Sequence[Fit], chip: str | No
         if image.signature is not None and image.signature.by_given_key is False:
             yield f"{where}it is not signed by the given key"
     yield from (f"it does not fit into {fit.place}: {-fit.free} bytes too large" for fit in fits if not fit.fits)
+
+
+def _surplus(images: Sequence[ImageReport], data: bytes) -> Iterator[str]:
+    """Tell of bytes behind an image that are neither its signature nor padding."""
+    for image in images:
+        rest = data[image.end :]
+        if image.chip != "esp8266" and not is_blank(rest) and any(rest):
+            yield f"{len(rest)} bytes at {image.end:#x} are behind the image, and belong to nothing"

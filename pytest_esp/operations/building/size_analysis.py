@@ -19,7 +19,7 @@ from pytest_esp.operations.images import chip_of
 from pytest_esp.operations.registry import file_operation
 
 _PLACEHOLDER = "dummy"  # in names of sections that only keep the room free that another bus shows at this address
-_OVERLAPPING = ("BYTE_ACCESSIBLE", "MEM_INTERNAL", "MEM_INTERNAL2")  # in memory maps: other names for what has one
+_OVERLAPPING = ("BYTE_ACCESSIBLE", "MEM_INTERNAL2")  # in memory maps: other names for what has one
 _CODE, _DATA = ("IRAM", "IROM"), ("DRAM", "DROM")
 
 
