@@ -20,7 +20,7 @@ flash_size = "8MB"
 
 
 class Agent:
-    """Calls tools as a client without elicitation does: what cannot be undone it confirms with the token it is given."""
+    """Calls tools like a client that cannot be asked: what cannot be undone it confirms with the token it is given."""
 
     def __init__(self, server):
         self._server = server
