@@ -148,6 +148,10 @@ class QemuMachine:
         if not control_lines and self._on_close != "keep" and self.is_in_loader and not ran_a_program:
             self._want_started(self._on_close == "bootloader")
 
+    def restart(self, reason: str) -> None:
+        """Start what flash holds anew; the machine itself knows of no *reason*."""
+        self._want_started(False)
+
     # -- inside: the loop's thread makes the machine what is wanted
 
     def _strap(self, bootloader: bool) -> int:

@@ -54,6 +54,7 @@ class SimChip:
             app, or everything as it is. With ``bootloader``, one that closes on a program in RAM or on a failed boot
             leaves the ROM loader too, unless it has just started that itself: the next one shall see its output.
         name: what the MAC address is made from if none is given.
+        wire: what it is connected to; one of its own if None.
 
     Raises:
         BackendError: for an unknown chip, a bad MAC address, files that cannot be used, or an eFuse file of a chip
@@ -74,6 +75,7 @@ class SimChip:
         rise_time: float = 0.0,
         on_close: OnClose = "bootloader",
         name: str | None = None,
+        wire: Wire | None = None,
     ) -> None:
         self.chip = chip
         self.model = ChipModel(chip)
@@ -85,7 +87,7 @@ class SimChip:
         if secure_download:
             self._burn_secure_download()
         self.flash = flash or NorFlash(flash_size)
-        self.wire = Wire()
+        self.wire = wire or Wire()
         self.wire.device = self
         self.baudrate = _ROM_BAUDRATE
         self._host_baudrate: int | None = None
@@ -115,6 +117,11 @@ class SimChip:
     def mac(self) -> str:
         """The base MAC address as ``7c:df:a1:00:00:01``."""
         return self.mac_bytes.hex(":")
+
+    @property
+    def is_in_loader(self) -> bool:
+        """Whether the ROM's loader or the stub runs."""
+        return self._loader is not None
 
     @property
     def secure_download(self) -> bool:
@@ -181,7 +188,7 @@ class SimChip:
             self._reset_later(_BOOT_LOOP_PERIOD, "TG0WDT_SYS_RST" if not self.model.is_esp32 else "RTCWDT_RTC_RST")
 
     def _start_app(self, app_class: type[App], result: BootResult | None) -> None:
-        self._app = app_class(self.transmit, self._restart_by_software, result)
+        self._app = app_class(self.transmit, self.restart, result)
         self._app.start()
 
     def _stop_app(self) -> None:
@@ -189,8 +196,8 @@ class SimChip:
         if app is not None:
             app.stop()
 
-    def _restart_by_software(self, reason: str = "RTC_SW_CPU_RST") -> None:
-        """Let the app restart the chip, as ``esp_restart`` or a panic does."""
+    def restart(self, reason: str = "RTC_SW_CPU_RST") -> None:
+        """Start what flash holds anew, as ``esp_restart``, a panic or a brownout does; the boot log says *reason*."""
         self._reset_reason = reason
         self.reset(bootloader=False)
 

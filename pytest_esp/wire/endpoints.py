@@ -96,10 +96,12 @@ class _TcpEndpoint:
 
     def connect(self, client: _TcpClient, *, control_lines: bool) -> HostSide | None:
         """Give the wire to *client* unless somebody else has it."""
-        if self._client is not None:
+        if self._client is not None or self._wire.gone is not None:
             return None
         self._client = client
-        return self._wire.connect(client.deliver, control_lines=control_lines)
+        return self._wire.connect(
+            client.deliver, control_lines=control_lines, on_loss=lambda reason: on_loop(client.abort)
+        )
 
     def leave(self, client: _TcpClient) -> None:
         """Take it back."""

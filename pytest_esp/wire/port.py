@@ -43,12 +43,18 @@ class VirtualPort(serial.SerialBase):
     # -- opening and closing
 
     def open(self) -> None:
-        """Connect to the wire. Both lines go up together, which resets nothing (as pyserial does on Linux)."""
+        """Connect to the wire. Both lines go up together, which resets nothing (as pyserial does on Linux).
+
+        Raises:
+            serial.SerialException: if it is open, or has vanished.
+        """
         if self.is_open:
             raise serial.SerialException(f"{self.name} is already open")
         self._lost = None
         self._sink = self._on_loss = None
-        self._host = self._wire.connect(self._receive, control_lines=True)
+        if self._wire.gone is not None:
+            raise serial.SerialException(f"{self.name} vanished: {self._wire.gone}")
+        self._host = self._wire.connect(self._receive, control_lines=True, on_loss=self.lose)
         self.is_open = True
         self._host.set_baudrate(self._baudrate)
         self._update_lines()
