@@ -22,3 +22,19 @@ def add_prompts(app: FastMCP[Any]) -> None:
             "goes on where it was.\n"
             "4. Report where the backup lies and its SHA-256, and how esp_flash_restore brings it back."
         )
+
+    @app.prompt(description="Set up ESP-IDF for a chip, build a project for it, and run it on a board.")
+    def esp_idf_setup_target(target: str = "esp32c3", project_path: str = ".", port: str = "") -> str:
+        board = f"port={port!r}" if port else "port=NAME"
+        return (
+            f"Make the ESP-IDF project {project_path} run on an {target}.\n"
+            "1. esp_idf_env_info(): which ESP-IDF is there? If there is none, say how to install it, and stop.\n"
+            f"2. esp_idf_tools_check(target={target!r}): if a tool is missing or broken, ask the user (it is "
+            f"hundreds of megabytes), then esp_idf_tools_install(targets=[{target!r}]).\n"
+            f"3. esp_idf_build_project(project_path={project_path!r}, target={target!r}): another target than before "
+            "renames sdkconfig to sdkconfig.old, so say so first. If it fails, show the first of `errors` by file and "
+            "line with the hint, and mend that before the others.\n"
+            f"4. esp_detect_chip({board}): its chip_type must be {target!r}.\n"
+            f"5. esp_idf_flash_project(project_path={project_path!r}, {board}), then "
+            f"esp_idf_monitor(project_path={project_path!r}, {board}): report whether the app starts, or its crash."
+        )

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import FastMCP
@@ -22,11 +23,28 @@ if TYPE_CHECKING:
 _JSON = "application/json"
 _LINES = 100
 
-# What a resource shows of every board: the last answers of these tools.
+# What a resource shows of every board: the last answers of those of these tools that are loaded.
 _VIEWS = {
     "esp://flash/status": ("esp_flash_status", "esp_flash_size_detect", "esp_flash_analyze", "esp_detect_chip"),
     "esp://security/info": ("esp_security_audit", "esp_security_info"),
     "esp://partitions": ("esp_partition_read", "esp_partition_analyze"),
+    "esp://firmware/info": (
+        "esp_run_firmware",
+        "esp_partition_analyze",
+        "esp_flash_analyze",
+        "esp_flash_firmware",
+        "esp_idf_flash_project",
+    ),
+    "esp://diagnostics": (
+        "esp_diagnostic_report",
+        "esp_test_connection",
+        "esp_performance_profile",
+        "esp_core_dump_analyze",
+        "esp_thermal_status",
+        "esp_power_analysis",
+        "esp_rf_calibration_check",
+        "esp_recover_chip",
+    ),
 }
 
 
@@ -60,9 +78,13 @@ def add_resources(app: FastMCP[Any], bridge: Bridge) -> None:
     add("esp://server/status", "server_status", "Health of the components, and the rack.", lambda: _status(bridge))
     add("esp://config", "config", "How this server was started.", lambda: _config(bridge))
     add("esp://capabilities", "capabilities", "Components, tools and backends.", lambda: _capabilities(bridge))
-    for uri, tools in _VIEWS.items():
-        name = uri.removeprefix("esp://").replace("/", "_")
-        add(uri, name, f"The last answers of {', '.join(tools)} about each board.", _view(bridge, tools))
+    add("esp://products/catalog", "products_catalog", "Chips and modules, with their lifecycle.", _products)
+    add("esp://idf/status", "idf_status", "The ESP-IDF that is installed here, and its tools.", _idf)
+    views = {uri: _loaded(bridge, tools) for uri, tools in _VIEWS.items()}
+    for uri, tools in views.items():
+        if tools:
+            name = uri.removeprefix("esp://").replace("/", "_")
+            add(uri, name, f"The last answers of {', '.join(tools)} about each board.", _view(bridge, tools))
 
     def board(board: str) -> str:
         return _guarded(lambda: _board(bridge, board))
@@ -71,7 +93,7 @@ def add_resources(app: FastMCP[Any], bridge: Bridge) -> None:
         return _guarded(lambda: _console(bridge, board, lines))
 
     def partitions(board: str) -> str:
-        return _guarded(lambda: _view_of(bridge, board, _VIEWS["esp://partitions"]))
+        return _guarded(lambda: _view_of(bridge, board, views["esp://partitions"]))
 
     add("esp://boards/{board}", "board", "One board: its entry, who holds it, what it has said.", board)
     add("esp://boards/{board}/console{?lines}", "console", "The last lines of a board that is held here.", console)
@@ -142,6 +164,42 @@ def _capabilities(bridge: Bridge) -> str:
     return _text({"components": tools, "backends": list(BACKENDS), "not_built_yet": ["labgrid"]})
 
 
+def _products() -> str:
+    from pytest_esp.operations.catalogue.queries import search
+
+    def read() -> dict[str, Any]:
+        found = search()
+        return {"as_of": found.as_of, "products": [asdict(product) for product in found.products]}
+
+    return _guarded(read)
+
+
+def _idf() -> str:
+    from pytest_esp.operations.idf.installation import environment
+    from pytest_esp.operations.idf.tools import tools
+
+    def read() -> dict[str, Any]:
+        found = environment()
+        wanted = tools().tools if found.idf is not None else ()
+        rows = [
+            {
+                "name": tool.name,
+                "install": tool.install,
+                "wanted": tool.recommended,
+                "installed": [version.version for version in tool.versions if version.installed],
+            }
+            for tool in wanted
+        ]
+        return {**asdict(found), "tools": rows}
+
+    return _guarded(read)
+
+
+def _loaded(bridge: Bridge, tools: tuple[str, ...]) -> tuple[str, ...]:
+    known = {name for component in bridge.components.values() for name in tools_of(component)}
+    return tuple(tool for tool in tools if tool in known)
+
+
 def _view(bridge: Bridge, tools: tuple[str, ...]) -> Callable[[], str]:
     return lambda: _text({"boards": [_view_of(bridge, name, tools) for name in bridge.rack.boards]})
 
@@ -149,7 +207,8 @@ def _view(bridge: Bridge, tools: tuple[str, ...]) -> Callable[[], str]:
 def _view_of(bridge: Bridge, name: str, tools: tuple[str, ...]) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
     found = bridge.seen.of(spec.name, tools)
-    return {"board": spec.name, **found} if found else {"board": spec.name, "hint": f"call {tools[0]} first"}
+    hint = f"call {tools[0]} first" if tools else "no tool is loaded that tells this: see --components"
+    return {"board": spec.name, **found} if found else {"board": spec.name, "hint": hint}
 
 
 def _board(bridge: Bridge, name: str) -> dict[str, Any]:

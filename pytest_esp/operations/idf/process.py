@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pytest_esp.errors import OperationError
 from pytest_esp.qemu.process import spawn_guarded
 
-_POLL = 0.1  # seconds between looks at the clock and at whoever may stop it
+_POLL = 0.1  # seconds between calls of `on_wait`
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _MOST_LINES = 20_000  # that are kept
@@ -49,7 +49,7 @@ def run(
         environment: all of its variables.
         timeout: seconds.
         on_line: called with each line of its output and errors.
-        on_wait: called at least ten times a second; what it raises stops the command.
+        on_wait: called ten times a second; what it raises stops the command.
 
     Raises:
         OperationError: if it cannot be started, or takes longer than *timeout*.
@@ -62,10 +62,13 @@ def run(
     thread = threading.Thread(target=_read, args=(reader, lines), name="pytest-esp-idf", daemon=True)
     thread.start()
     kept: list[str] = []
+    due = begun
     try:
         while (line := _next(lines, process)) is not None:
-            on_wait()
-            if time.monotonic() - begun > timeout:
+            if (now := time.monotonic()) >= due:
+                due = now + _POLL
+                on_wait()
+            if now - begun > timeout:
                 raise _too_long(command, timeout, kept)
             if line:
                 kept.append(line)

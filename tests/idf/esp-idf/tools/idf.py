@@ -65,7 +65,7 @@ def build(project, build_dir, target):
         fail(LINK_ERRORS, project)
     for step in range(2, 9):
         say(f"[{step}/8] Building C object part{step}.c.obj")
-        time.sleep(0.01)
+        time.sleep(0.06)
     shutil.copytree(Path(os.environ["FAKE_IDF_BUILDS"]) / target, build_dir, dirs_exist_ok=True)
     (build_dir / "project_description.json").write_text(
         json.dumps({"target": target, "app_elf": "pytest_esp_test.elf"})

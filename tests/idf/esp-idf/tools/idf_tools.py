@@ -26,7 +26,7 @@ def install_one(name, version):
         sys.exit("ERROR: Failed to download, and retry count has expired")
     size = next(item["any"]["size"] for item in tool["versions"] if item["name"] == version)
     archive.write_bytes(bytes(size // 2))
-    time.sleep(float(os.environ.get("FAKE_IDF_SLOW", "0.15")))
+    time.sleep(float(os.environ.get("FAKE_IDF_SLOW", "0.3")))
     archive.write_bytes(bytes(size))
     programs = folder.joinpath(*tool["export_paths"][0])
     programs.mkdir(parents=True)
