@@ -210,7 +210,7 @@ def report(
     """
     image = data[offset:]
     made_for = _chip_in(image) or chip
-    if made_for is None:
+    if made_for is None or image[0] not in (_IMAGE_MAGIC, _IMAGE_MAGIC_V2):
         raise FirmwareError(
             f"{source} is no image: it begins with {image[:4].hex(' ') or 'nothing'}",
             hint="an encrypted image must be decrypted first; an ELF file must be made an image",
