@@ -231,7 +231,8 @@ class Session:
 
     def _started_stub(self, esp: FastLoader) -> FastLoader:
         # esptool waits for the stub's first word with whatever time-out the port has, which may be none.
-        saved, self.port.timeout = self.port.timeout, min(DEFAULT_TIMEOUT, FastLoader.longest_wait)
+        wait = min(max(DEFAULT_TIMEOUT, self._boot_seconds), FastLoader.longest_wait)
+        saved, self.port.timeout = self.port.timeout, wait
         try:
             return cast(FastLoader, cmds.run_stub(esp))
         finally:
@@ -260,6 +261,8 @@ class Session:
             ) from error
         except serial.SerialException as error:
             self.drop()
+            with contextlib.suppress(OSError):  # one that vanished and returned must be opened anew
+                self.port.close()
             raise PortError(
                 f"its port failed: {error}",
                 attempted=attempted,
