@@ -80,7 +80,8 @@ def add_resources(app: FastMCP[Any], bridge: Bridge) -> None:
     add("esp://capabilities", "capabilities", "Components, tools and backends.", lambda: _capabilities(bridge))
     add("esp://products/catalog", "products_catalog", "Chips and modules, with their lifecycle.", _products)
     add("esp://idf/status", "idf_status", "The ESP-IDF that is installed here, and its tools.", _idf)
-    views = {uri: _loaded(bridge, tools) for uri, tools in _VIEWS.items()}
+    known = {tool for component in bridge.components.values() for tool in tools_of(component)}
+    views = {uri: tuple(tool for tool in tools if tool in known) for uri, tools in _VIEWS.items()}
     for uri, tools in views.items():
         if tools:
             name = uri.removeprefix("esp://").replace("/", "_")
@@ -193,11 +194,6 @@ def _idf() -> str:
         return {**asdict(found), "tools": rows}
 
     return _guarded(read)
-
-
-def _loaded(bridge: Bridge, tools: tuple[str, ...]) -> tuple[str, ...]:
-    known = {name for component in bridge.components.values() for name in tools_of(component)}
-    return tuple(tool for tool in tools if tool in known)
 
 
 def _view(bridge: Bridge, tools: tuple[str, ...]) -> Callable[[], str]:

@@ -12,6 +12,31 @@ def test_all_resources_are_json(server):
         assert server.read(uri)
 
 
+def test_there_is_one_of_each_kind(server):
+    assert {
+        "esp://chips",
+        "esp://flash/status",
+        "esp://security/info",
+        "esp://partitions",
+        "esp://firmware/info",
+        "esp://diagnostics",
+        "esp://server/status",
+        "esp://config",
+        "esp://capabilities",
+        "esp://products/catalog",
+        "esp://idf/status",
+    } <= set(server.list_resources())
+
+
+def test_what_no_loaded_tool_can_tell_is_not_offered(serve):
+    server = serve(components=("server", "partition_manager"))
+    uris = server.list_resources()
+    assert "esp://partitions" in uris
+    assert "esp://security/info" not in uris
+    hint = server.read("esp://firmware/info")["boards"][0]["hint"]
+    assert hint == "call esp_partition_analyze first"
+
+
 def test_chips_are_those_of_esptool(server):
     from esptool.targets import CHIP_LIST
 
