@@ -179,6 +179,7 @@ class DiagnosticsFace(Face):
     core_dump = bound(diagnostics.core_dump)
     rf_calibration_check = bound(diagnostics.rf_calibration_check)
     thermal_status = bound(diagnostics.thermal_status)
+    power_analysis = bound(diagnostics.power_analysis)
 
 
 class FirmwareFace(Face):

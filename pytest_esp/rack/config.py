@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
 from pytest_esp.rack.rack import Rack
-from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power, misfits
+from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power, PowerMeterSpec, misfits
 from pytest_esp.rack.toml_lines import locate_keys
 
 if TYPE_CHECKING:
@@ -116,8 +116,9 @@ def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> lis
         return []
     entry = cast(dict[str, Any], entry)
     problems.check_names(key, entry, _BOARD_KEYS)
-    if isinstance(entry.get("power"), dict):
-        problems.check_names((*key, "power"), cast(dict[str, Any], entry["power"]), Power.model_fields)
+    for table, model in (("power", Power), ("power_meter", PowerMeterSpec)):
+        if isinstance(entry.get(table), dict):
+            problems.check_names((*key, table), cast(dict[str, Any], entry[table]), model.model_fields)
     _check_choice(problems, (*key, "backend"), entry, _backends())
     if "chip" in entry or entry.get("backend") != "labgrid":
         _check_choice(problems, (*key, "chip"), entry, _chips())

@@ -43,6 +43,7 @@ _KEYS_OF = {
     "mac": VIRTUAL_BACKENDS,
     "revision": VIRTUAL_BACKENDS,
     "secure_download": ("sim",),
+    "faults": ("serial", *VIRTUAL_BACKENDS),
     "app": ("sim",),
     "coordinator": ("labgrid",),
     "place": ("labgrid",),
@@ -58,6 +59,60 @@ class Power(BaseModel):
 
     off: str = Field(min_length=1)
     on: str = Field(min_length=1)
+
+
+class PowerMeterSpec(BaseModel):
+    """What measures the current that a board takes.
+
+    Attributes:
+        driver: its kind: "ppk2", "sim", or one of another package.
+        port: where it is plugged in.
+        mode: "ampere" measures in the supply line; "source" supplies the board, too.
+        voltage_mv: what it supplies, or what the board is supplied with, in millivolts.
+        options: for drivers of other packages, and for "sim".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    driver: str = Field(min_length=1)
+    port: str | None = None
+    mode: Literal["ampere", "source"] = "ampere"
+    voltage_mv: int = Field(default=3300, ge=800, le=5000, strict=True)
+    options: dict[str, Any] = {}
+
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class WireFaultSpec(BaseModel):
+    """What happens to the bytes of one direction; see `wire.faults.Fault`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lose: Probability = 0.0
+    corrupt: Probability = 0.0
+    double: Probability = 0.0
+    cut: Probability = 0.0
+    silent_after: int | None = Field(default=None, ge=0, strict=True)
+    latency: float = Field(default=0.0, ge=0.0, le=60.0)
+    seed: int = Field(default=0, strict=True)
+
+
+class FaultSpec(BaseModel):
+    """What goes wrong on a board from its start; see `wire.faults.Faults` and `boards.faults.BoardFaults`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to_device: WireFaultSpec | None = None
+    to_host: WireFaultSpec | None = None
+    vanish_after: int | None = Field(default=None, ge=0, strict=True)
+    vanish_seconds: float | None = Field(default=None, ge=0.0)
+    reset_after: int | None = Field(default=None, ge=0, strict=True)
+    reset_cause: Literal["reset", "brownout"] | None = None
+    boot_loop: float | None = Field(default=None, gt=0.0)
+    secure_download: bool | None = None
+    stuck: dict[Annotated[str, Field(pattern=r"^(0[xX][0-9a-fA-F]+|[0-9]+)$")], int] | None = None
+    wrong_chip: str | None = None
 
 
 class BoardSpec(BaseModel):
@@ -78,6 +133,7 @@ class BoardSpec(BaseModel):
     allow: Annotated[frozenset[Effect], Names] = frozenset()
     allow_burn: Annotated[tuple[str, ...], Names] = ()
     power: Power | None = None
+    power_meter: PowerMeterSpec | None = None
     count: int = Field(default=1, ge=1, le=1000, strict=True)
     flash_file: Path | None = None
     efuse_file: Path | None = None
@@ -88,6 +144,7 @@ class BoardSpec(BaseModel):
     coordinator: str | None = None
     place: str | None = None
     tags: dict[str, str] | None = None
+    faults: FaultSpec | None = None
     options: dict[str, Any] | None = None
 
     @property

@@ -1,0 +1,110 @@
+"""Nordic Semiconductor's Power Profiler Kit II, by the library ppk2-api (the extra "ppk2")."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import serial
+
+from pytest_esp.boards.power_meter import Current, PowerMeter
+from pytest_esp.errors import BackendError, PortError
+
+_POLL = 0.01  # seconds
+_SETTLE = 0.1  # seconds after the mode was set
+
+
+class Ppk2(PowerMeter):
+    """A PPK2, as an ampere meter in the supply line, or as the supply (``mode = "source"``).
+
+    As the supply it switches the board on, and leaves it on. It takes 100,000 samples a second; their sum is what
+    counts, short peaks are filtered as the library does.
+    """
+
+    _device: Any = None
+
+    def open(self) -> None:
+        """Take the meter, read its calibration, and set its mode and voltage.
+
+        Raises:
+            PortError: if its port cannot be opened; BackendError: without the library, or if no PPK2 answers.
+        """
+        try:
+            from ppk2_api.ppk2_api import PPK2_API  # type: ignore[reportMissingTypeStubs]
+        except ImportError as error:
+            raise BackendError(
+                "the library of the PPK2 is not installed", board=self.board, hint="pip install pytest-esp[ppk2]"
+            ) from error
+        if self.spec.port is None:
+            raise BackendError(
+                "a PPK2 needs its port",
+                board=self.board,
+                hint='power_meter = { driver = "ppk2", port = "/dev/serial/by-id/..." }',
+            )
+        try:
+            device: Any = PPK2_API(self.spec.port, timeout=1, exclusive=True)
+        except (serial.SerialException, OSError, ValueError) as error:
+            raise PortError(
+                f"the port of its power meter, {self.spec.port}, cannot be opened: {error}",
+                board=self.board,
+                hint="is the meter plugged in, and does nobody else use it?",
+            ) from error
+        self._device = device
+        device.stop_measuring()  # whoever used it last may have left it measuring
+        device.ser.reset_input_buffer()
+        if not self._has_calibration(device):
+            self.close()
+            raise BackendError(
+                f"no PPK2 answers at {self.spec.port}",
+                board=self.board,
+                hint="a PPK2 has two ports: give the other one",
+            )
+        if self.spec.mode == "source":
+            device.use_source_meter()
+        else:
+            device.use_ampere_meter()
+        device.set_source_voltage(self.spec.voltage_mv)
+        device.toggle_DUT_power("ON")
+        time.sleep(_SETTLE)
+
+    @staticmethod
+    def _has_calibration(device: Any) -> bool:
+        try:
+            return bool(device.get_modifiers()) and device.modifiers["Calibrated"] is not None
+        except (UnicodeDecodeError, serial.SerialException, OSError):
+            return False
+
+    def close(self) -> None:
+        """Stop measuring and give the port back."""
+        device, self._device = self._device, None
+        if device is not None:
+            device.stop_measuring()
+            device.ser.close()
+
+    def measure(self, seconds: float) -> Current:
+        """Return the current over the next *seconds*.
+
+        Raises:
+            PortError: if the meter is gone, or sends nothing.
+        """
+        self._device.ser.reset_input_buffer()
+        begun = time.monotonic()
+        self._device.start_measuring()
+        try:
+            microamperes = list(self._samples(begun + seconds))
+        except (serial.SerialException, OSError) as error:
+            raise PortError(f"its power meter failed: {error}", board=self.board) from error
+        finally:
+            self._device.stop_measuring()
+        if not microamperes:
+            raise PortError("its power meter sends no samples", board=self.board, hint="unplug it and plug it in again")
+        return Current([value / 1e6 for value in microamperes], time.monotonic() - begun)
+
+    def _samples(self, end: float) -> Iterator[float]:
+        while time.monotonic() < end:
+            time.sleep(_POLL)
+            data = self._device.get_data()
+            if data:
+                values, _ = self._device.get_samples(data)
+                yield from values
