@@ -259,6 +259,7 @@ def _run(command: Sequence[str], variables: Mapping[str, str], timeout: float, p
             progress(done[0], done[1])
 
     ended = run(command, variables, timeout, on_line, on_wait)
+    on_wait()  # the last step, too
     if ended.code:
         errors = findings(ended.lines).errors
         last = next((line for line in reversed(ended.lines) if line.strip()), "it does not say why")
