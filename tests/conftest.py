@@ -67,7 +67,7 @@ class FakeIdf:
 
     def install(self):
         """Install its tools, as a user would have done."""
-        variables = os.environ | {"IDF_TOOLS_PATH": str(self.tools), "FAKE_IDF_SLOW": "0"}
+        variables = os.environ | {"IDF_PATH": str(self.path), "IDF_TOOLS_PATH": str(self.tools), "FAKE_IDF_SLOW": "0"}
         for command in (["install", "required"], ["install-python-env"]):
             subprocess.run(
                 [sys.executable, self.path / "tools" / "idf_tools.py", *command],

@@ -7,6 +7,7 @@ Looked for in this order: ``IDF_PATH``, ``ESP_IDF_PATH``; then where Espressif's
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -39,6 +40,7 @@ class Installation:
         found_by: the variable, or the place.
         tools: the folder of its tools (which may not exist yet).
         python: the interpreter of its Python environment; None if that is not installed.
+        targets: the chips that its tools were installed for; empty if nobody has said, which means all.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Installation:
     found_by: str
     tools: Path
     python: Path | None
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,17 @@ def _is_idf(path: Path) -> bool:
 def _look_at(path: Path, found_by: str) -> Installation:
     version = _version_of(path)
     tools = tools_folders()[0]
-    return Installation(path, version, found_by, tools, _python_of(tools, version))
+    return Installation(path, version, found_by, tools, _python_of(tools, version), _targets_of(tools, path))
+
+
+def _targets_of(tools: Path, path: Path) -> tuple[str, ...]:
+    """Return the chips that the installer has noted for this ESP-IDF in ``idf-env.json``; a damaged file notes none."""
+    try:
+        records = json.loads((tools / "idf-env.json").read_text("utf-8"))["idfInstalled"].values()
+        noted = {name for record in records if Path(record["path"]) == path for name in record.get("targets", [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    return tuple(sorted(noted))
 
 
 def _version_of(path: Path) -> str | None:

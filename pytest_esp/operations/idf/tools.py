@@ -204,13 +204,13 @@ def check(target: str | None = None) -> ToolsCheck:
     """Check the tools of the installed ESP-IDF: each is asked for its version, and that is compared with the wanted.
 
     Args:
-        target: a chip: only its tools.
+        target: a chip: only its tools; by default those of the chips that tools were installed for.
 
     Raises:
         OperationError: if there is no ESP-IDF, or its tools.json is damaged.
     """
     idf = installation()
-    listed = tools(target).tools
+    listed = [tool for tool in tools(target).tools if target or _is_for(tool, idf.targets)]
     entries = {entry["name"]: entry for entry in _entries(idf)}
     checks = tuple(_check(idf, tool, entries[tool.name]) for tool in listed if tool.install != "never")
     bad = [check.name for check in checks if check.state in ("missing", "broken", "outdated")]

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError, StoppedError
 from pytest_esp.operations.idf.project import build
+from pytest_esp.operations.idf.tools import install
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ESP-IDF is run on Linux and macOS only")
 
@@ -165,6 +166,12 @@ def test_tools_that_are_not_installed(make_idf):
     (idf.tools / "tools" / "esp-rom-elfs").rename(idf.tools / "elsewhere")
     with pytest.raises(OperationError, match="esp-rom-elfs has no installed versions"):
         build(idf.project)
+
+
+def test_the_tools_of_one_chip_are_enough_for_it(make_idf):
+    idf = make_idf()
+    install(targets=["esp32c3"])
+    assert build(idf.project, "esp32c3").target == "esp32c3"
 
 
 # -- the end of a build

@@ -141,6 +141,9 @@ def test_all_that_builds_need(idf):
 
 def test_those_of_a_chip_or_by_name(idf):
     assert install(targets=["esp32c3"]).installed == NEEDED[1:]
+    assert environment().idf.targets == ("esp32c3",)
+    assert states(check()) == {"riscv32-esp-elf": "ok", "esp-rom-elfs": "ok", "esp-clang": "optional"}
+    assert states(check("esp32"))["xtensa-esp-elf"] == "missing"
     result = install(["xtensa-esp-elf@esp-13.2.0", "esp-clang"])
     assert result.installed == ("xtensa-esp-elf@esp-13.2.0", "esp-clang@21.1")
 

@@ -36,8 +36,24 @@ def install_one(name, version):
         program.chmod(0o755)
 
 
+def noted_targets():
+    try:
+        return json.loads((TOOLS / "idf-env.json").read_text())["idfInstalled"]["this"]["targets"]
+    except FileNotFoundError:
+        return []
+
+
+def note_targets(targets):
+    every = {target for tool in LISTED.values() for target in tool["supported_targets"]} - {"all"}
+    record = {"version": "5.5", "path": os.environ["IDF_PATH"], "features": ["core"]}
+    record["targets"] = sorted({*noted_targets(), *(targets or every)})
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    (TOOLS / "idf-env.json").write_text(json.dumps({"idfInstalled": {"this": record}}))
+
+
 def install(names, targets):
     if names == ["required"]:
+        note_targets(targets)
         names = [
             name
             for name, tool in LISTED.items()
@@ -62,7 +78,7 @@ def export():
         folder = TOOLS / "tools" / name / tool["versions"][0]["name"]
         if folder.is_dir():
             paths.append(str(folder.joinpath(*tool["export_paths"][0])))
-        elif tool["install"] == "always":
+        elif tool["install"] == "always" and {"all", *noted_targets()} & set(tool["supported_targets"]):
             sys.exit(f"ERROR: tool {name} has no installed versions. Please run 'idf_tools.py install' to install it.")
     print(f"ESP_IDF_VERSION=5.5\nPATH={os.pathsep.join(paths)}:$PATH")
 
