@@ -9,6 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mcp_bridge.tool import progress
 from pytest_esp.boards.board import Board
 from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError
@@ -21,6 +22,8 @@ from pytest_esp.rack.spec import BoardSpec
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
 
+_SCHEMES = ("rfc2217", "socket")  # of pyserial's others, spy:// writes to any file that its URL names
+_LONGEST_WAIT = 3600.0  # seconds that a call waits for another process; its own time-out may be shorter
 _LONGEST_QUEUE = 600.0  # seconds that a call waits for another call on the same board
 
 
@@ -80,6 +83,11 @@ class BoardPool:
             with contextlib.suppress(PortError):
                 if spec.backend == "serial" and identity(spec, self.rack) == canonical_port(port):
                     return spec
+        scheme, separator, _ = port.partition("://")
+        if separator and scheme.lower() not in _SCHEMES:
+            raise PortError(
+                f"{scheme}:// is no port that may be named here", hint="use rfc2217://HOST:PORT or socket://HOST:PORT"
+            )
         try:
             return BoardSpec.model_validate({"name": port, "backend": "serial", "chip": "auto", "port": port})
         except ValueError as error:
@@ -121,7 +129,14 @@ class BoardPool:
 
     def _link(self, slot: _Slot, wait: float) -> Link:
         if slot.lease is None:
-            (slot.lease,) = acquire([slot.spec], rack=self.rack, purpose=self._purpose, timeout=wait)
+            wait = min(max(wait, 0.0), _LONGEST_WAIT)
+            (slot.lease,) = acquire(
+                [slot.spec],
+                rack=self.rack,
+                purpose=self._purpose,
+                timeout=wait,
+                on_wait=lambda _holders, waited: progress(int(waited), int(wait)),  # where a call can be stopped
+            )
         if slot.link is None:
             board = self._own.get(slot.spec.name) or make_board(slot.spec, self.rack)
             slot.link = Link(board, burns_enabled=self._burns_enabled, holder=self._purpose)

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from fastmcp import FastMCP
 
+from mcp_bridge.answers import Guard
 from mcp_bridge.boards import BoardPool
 from mcp_bridge.components import COMPONENT_REGISTRY, component_class
 from mcp_bridge.components.base import Component
@@ -76,6 +77,7 @@ class Bridge:
         app: FastMCP[Any] = FastMCP(
             "pytest-esp", instructions=INSTRUCTIONS, version=__version__, lifespan=lifespan, on_duplicate="error"
         )
+        app.add_middleware(Guard())
         for component in self.components.values():
             register(app, component, threads)
         add_resources(app, self)

@@ -18,6 +18,7 @@ from fastmcp.tools.base import ToolResult
 from mcp.types import InputRequiredResult, ToolAnnotations
 from pydantic import TypeAdapter
 
+from mcp_bridge.answers import check_finite, defect, error_answer, file_error, value_error
 from mcp_bridge.consent import ask
 from pytest_esp.errors import EspError, StoppedError
 from pytest_esp.operations.registry import Effect
@@ -192,6 +193,7 @@ def _wrapper(
     async def call(ctx: Context, **arguments: Any) -> ToolResult | InputRequiredResult:
         port = arguments.get("port")
         try:
+            check_finite(arguments)
             confirm = arguments.pop("confirm", None) if asks else None
             effect = info.effect_of(arguments)
             takes_board = "port" in hints and info.takes_board(arguments)
@@ -207,9 +209,13 @@ def _wrapper(
                 component.bridge.seen.remember(spec.name, name, result)
             return ToolResult(structured_content={"success": True, "port": spec.name if spec else port, **result})
         except EspError as error:
-            return _error(error, port)
-        except (OSError, ValueError) as error:  # a file that cannot be read, a value that no operation has looked at
-            return _error(EspError(f"{type(error).__name__}: {error}"), port)
+            return error_answer(error, port)
+        except OSError as error:
+            return error_answer(file_error(error), port)
+        except ValueError as error:
+            return error_answer(value_error(error), port)
+        except Exception as error:
+            return error_answer(defect(error, name), port)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=Context)]
     parameters += [
@@ -268,10 +274,3 @@ def _plain(result: Any) -> dict[str, Any]:
 @functools.cache
 def _adapter(result_type: type) -> TypeAdapter[Any]:
     return TypeAdapter(result_type)
-
-
-def _error(error: EspError, port: str | None) -> ToolResult:
-    record = {"success": False, "error": error.message, "port": error.board or port, "hint": error.hint}
-    if error.attempted:
-        record["attempted"] = error.attempted
-    return ToolResult(structured_content={**record, **error.details}, is_error=True)
