@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pydantic import ValidationError
+
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.boards.board import Board
+from pytest_esp.boards.faults import BoardFaults
 from pytest_esp.boards.qemu import QemuBoard
 from pytest_esp.boards.sim import SimBoard
 from pytest_esp.errors import BackendError, EspError, OperationError
 from pytest_esp.qemu.find import find_all
 from pytest_esp.qemu.machines import machine_for
-from pytest_esp.rack.spec import BoardSpec
+from pytest_esp.rack.spec import BoardSpec, FaultSpec
 from pytest_esp.wire.endpoints import Endpoint
-from pytest_esp.wire.faults import Fault, Faults
 from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
 
 _BASE_PORT = "QEMU_BASE_PORT"
@@ -79,7 +81,7 @@ class Flashed:
 
 @dataclass(frozen=True)
 class FaultReport:
-    """What goes wrong on a simulated chip's wire from now on."""
+    """What goes wrong on a virtual board from now on; *faults* has all that is switched on."""
 
     instance_id: str
     direction: str
@@ -87,6 +89,7 @@ class FaultReport:
     corrupt: float
     double: float
     silent_after: int | None
+    faults: dict[str, Any]
 
 
 @dataclass
@@ -100,6 +103,7 @@ class _Running:
     boot_mode: str
     raw: Endpoint
     rfc2217: Endpoint
+    faults: BoardFaults | None = None
 
     def describe(self) -> Instance:
         port = int(self.raw.url.rpartition(":")[2])
@@ -224,18 +228,64 @@ class QemuManager(Component):
         double: float = 0.0,
         silent_after: int | None = None,
         seed: int = 0,
+        cut: float = 0.0,
+        latency: float = 0.0,
+        vanish_after: int | None = None,
+        vanish_seconds: float | None = None,
+        reset_after: int | None = None,
+        reset_cause: Literal["reset", "brownout"] = "reset",
+        boot_loop: float | None = None,
+        secure_download: bool = False,
+        stuck: dict[str, int] | None = None,
+        wrong_chip: str | None = None,
     ) -> FaultReport:
-        """Spoil a simulated chip's wire: probabilities per byte, and silence after so many bytes; all zero mends it."""
-        running = self._find("sim", instance_id)
-        if not all(0.0 <= chance <= 1.0 for chance in (lose, corrupt, double)) or (silent_after or 0) < 0:
-            raise OperationError("probabilities lie between 0 and 1, and silent_after is not negative")
-        wire = running.board.wire
-        assert wire is not None
-        with wire.lock:
-            wire.faults = wire.faults or Faults()
-            fault = Fault(lose=lose, corrupt=corrupt, double=double, silent_after=silent_after, seed=seed)
-            setattr(wire.faults, direction, fault)
-        return FaultReport(instance_id, direction, lose, corrupt, double, silent_after)
+        """Let things go wrong on a simulated chip or QEMU machine. A call without any of them mends everything.
+
+        Bytes of one direction: probabilities, silence after so many bytes, latency in seconds. After so many bytes
+        from the host, in the middle of a write: the port vanishes (for vanish_seconds), or a reset or brownout;
+        0 does it at the next byte. boot_loop: seconds from start to start. Simulated chips only: secure download mode,
+        stuck flash bits (address: mask), a wrong chip.
+        """
+        running = self._running.get(instance_id) or self._find("sim", instance_id)
+        one_way = {"lose": lose, "corrupt": corrupt, "double": double, "cut": cut, "latency": latency, "seed": seed}
+        wanted = {
+            direction: {**one_way, "silent_after": silent_after},
+            "vanish_after": vanish_after,
+            "vanish_seconds": vanish_seconds,
+            "reset_after": reset_after,
+            "reset_cause": reset_cause if reset_after is not None else None,
+            "boot_loop": boot_loop,
+            "secure_download": secure_download or None,
+            "stuck": stuck,
+            "wrong_chip": wrong_chip,
+        }
+        try:
+            spec = FaultSpec.model_validate(wanted)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise OperationError(f"{first['loc'][-1]}: {first['msg']}") from error
+        report = {key: value for key, value in spec.model_dump(exclude_defaults=True).items() if value != {}}
+        with self.bridge.boards.use(instance_id) as esp:
+            self._spoil(running, spec if report else None, direction)
+            if not report or secure_download or wrong_chip:
+                esp.link.session.drop()
+        return FaultReport(instance_id, direction, lose, corrupt, double, silent_after, report)
+
+    @staticmethod
+    def _spoil(running: _Running, spec: FaultSpec | None, direction: str) -> None:
+        """Add to the faults that are on already; None ends all of them."""
+        old = running.faults
+        if spec is None:
+            if old is not None:
+                old.end()
+            running.faults = None
+            return
+        if old is None:
+            old = running.faults = BoardFaults(running.board)
+        other = "to_device" if direction == "to_host" else "to_host"
+        kept = getattr(old, other)
+        old.switch_on(spec)
+        setattr(old, other, kept)
 
     # -- inside
 

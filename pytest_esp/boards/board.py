@@ -139,6 +139,17 @@ class Board(ABC):
         """
         return None
 
+    def switch_on_faults(self) -> None:
+        """Switch on the faults of the board's entry; for backends, once their wire is there.
+
+        Raises:
+            BackendError: if there is one that this backend cannot have.
+        """
+        if self.spec.faults is not None:
+            from pytest_esp.boards.faults import BoardFaults
+
+            BoardFaults(self).switch_on(self.spec.faults)
+
     def serve(self, url: str) -> Endpoint:
         """Serve an open virtual board at *url* as well (see `wire.endpoints.serve`).
 

@@ -135,6 +135,7 @@ class QemuBoard(Board):
             raise
         self._port = VirtualPort(self._qemu.wire, f"qemu:{self.name}")
         self._port.open()
+        self.switch_on_faults()
         return self._port
 
     def _make(self, machine: Machine) -> QemuMachine:

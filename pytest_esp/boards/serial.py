@@ -19,17 +19,30 @@ from pytest_esp.names import nearest
 from pytest_esp.rack.identity import resolve_port
 from pytest_esp.wire import rfc2217
 from pytest_esp.wire.loop import settle
+from pytest_esp.wire.port import VirtualPort
+from pytest_esp.wire.proxy import PortProxy
+from pytest_esp.wire.wire import Wire
 
 _ROM_BAUDRATE = 115200
 
 
 class SerialBoard(Board):
-    """A real board. Its port is opened exclusively: a monitor that is running already, or comes later, is refused."""
+    """A real board. Its port is opened exclusively: a monitor that is running already, or comes later, is refused.
+
+    If its entry has ``faults``, a proxy lies in front of the port, which can spoil what passes.
+    """
 
     backend: ClassVar[str] = "serial"
     virtual: ClassVar[bool] = False
 
     _port: serial.SerialBase | None = None
+    _proxy: PortProxy | None = None
+    _front: VirtualPort | None = None
+
+    @property
+    def wire(self) -> Wire | None:
+        """The proxy's, which is in front of the port if the entry has ``faults``, while the board is open."""
+        return self._proxy.wire if self._proxy else None
 
     def open(self) -> Port:
         """Open the port exclusively, with both lines as pyserial sets them."""
@@ -44,12 +57,25 @@ class SerialBoard(Board):
         except (OSError, ValueError) as error:  # SerialException is an OSError
             raise self._explain(where, error) from error
         self._port = port
-        return cast(Port, port)
+        if self.spec.faults is None:
+            return cast(Port, port)
+        self._proxy = PortProxy(port)
+        # Named as remote ports are: esptool then drives its lines one by one, and not by the device's own calls.
+        self._front = VirtualPort(self._proxy.wire, f"rfc2217:proxy:{where}")
+        self._front.open()
+        self.switch_on_faults()
+        return self._front
 
     def close(self) -> None:
         """Close the port."""
         port, self._port = self._port, None
-        if port is not None:
+        proxy, self._proxy = self._proxy, None
+        front, self._front = self._front, None
+        if front is not None:
+            front.close()
+        if proxy is not None:
+            proxy.close()
+        elif port is not None:
             settle()  # the loop may not yet have let go of its descriptor
             port.close()
 

@@ -70,7 +70,8 @@ class SimBoard(Board):
             raise
         self._port = VirtualPort(self.simulated.wire, f"sim:{self.name}")
         self._port.open()
-        self.simulated.reset(bootloader=False)  # with somebody there to hear its first words
+        self.switch_on_faults()
+        self.reset(bootloader=False)  # with somebody there to hear its first words
         return self._port
 
     def close(self) -> None:
@@ -84,7 +85,9 @@ class SimBoard(Board):
 
     def reset(self, bootloader: bool) -> bool:
         """Reset the chip at once, with no lines and no delays."""
-        self._running().reset(bootloader)
+        device = self._running().wire.device  # another chip, if that is the fault
+        assert isinstance(device, SimChip)
+        device.reset(bootloader)
         return True
 
     def power_cycle(self) -> None:

@@ -16,11 +16,11 @@ from pytest_esp.plugin.selection import Plan, make_plan, plan_of, rack_of
 
 if TYPE_CHECKING:
     from pytest_esp.boards.board import Board
+    from pytest_esp.boards.faults import BoardFaults
     from pytest_esp.link.console import Console
     from pytest_esp.operations.esp import Esp
     from pytest_esp.operations.firmware import Firmware
     from pytest_esp.rack.rack import Rack
-    from pytest_esp.wire.faults import Faults
 
 BENCH = pytest.StashKey[Bench]()
 _LINK_FIXTURES = frozenset({"esp", "console", "session_esp"})
@@ -140,16 +140,18 @@ def firmware(_esp_held: list[Held]) -> Firmware:
 
 
 @pytest.fixture
-def faults(_esp_held: list[Held]) -> Generator[Faults]:
-    """What goes wrong on the wire of `board`, a virtual one, during the test: ``faults.to_device.lose = 0.01``."""
-    from pytest_esp.wire.faults import Faults
+def faults(_esp_held: list[Held]) -> Generator[BoardFaults]:
+    """What goes wrong on `board` during the test: ``faults.to_device.lose = 0.01``, ``faults.vanish(1.0)``...
+
+    `board` is a virtual one, or a real one whose entry has ``faults``, which puts a proxy in front of its port.
+    """
+    from pytest_esp.boards.faults import BoardFaults
 
     held = _esp_held[0]
-    wire = held.board.wire
-    assert wire is not None
-    wire.faults = Faults()
-    yield wire.faults
-    wire.faults = None
+    assert held.link.port.is_open
+    switched = BoardFaults(held.board)
+    yield switched
+    switched.end()
     held.link.close()
 
 

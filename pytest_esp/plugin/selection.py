@@ -221,8 +221,8 @@ def _why_not(config: pytest.Config, want: Wanted, sources: tuple[Path, ...], spe
             return f"it does not allow {effect!r}"
     if want.burns and not spec.virtual and not options_of(config).allow_burn:
         return "eFuses of real boards are burnt with --esp-allow-burn only"
-    if want.faults and not spec.virtual:
-        return "faults are for virtual boards"
+    if want.faults and not spec.virtual and spec.faults is None:
+        return "faults are for virtual boards, and for real ones with `faults` in their entry"
     lack = _requirement(want).why_not(spec)
     return lack or ("" if want.firmware is None else why_not(config, sources, spec.chip))
 

@@ -153,6 +153,13 @@ class Efuses:
         self._burn(address, value << bit)
         self.save()
 
+    def take_back(self, name: str) -> None:
+        """Clear a field, which no chip can do: the end of a fault."""
+        address, bit, length = self._map.fields[name]
+        mask = ((1 << length) - 1) << bit
+        struct.pack_into("<I", self._registers, address - self.base, self.read(address) & ~mask & 0xFFFFFFFF)
+        self.save()
+
     def has_field(self, name: str) -> bool:
         """Tell whether the chip has an eFuse of that name."""
         return name in self._map.fields

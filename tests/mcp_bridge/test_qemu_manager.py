@@ -48,6 +48,52 @@ def test_a_fault_is_noticed_and_mended(server):
 
 
 @pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ({"secure_download": True}, "secure download mode"),
+        ({"wrong_chip": "esp32s3"}, "this is an ESP32-S3, not an ESP32-C3"),
+        ({"vanish_after": 0}, "its cable was pulled"),
+        ({"reset_after": 0, "reset_cause": "brownout"}, "not answer"),
+        ({"direction": "to_device", "cut": 1.0}, "not answer"),
+    ],
+)
+def test_every_fault_is_noticed_and_mended(server, fault, error):
+    name = server.call("esp_sim_start", chip_type="esp32c3")["instance_id"]
+    assert server.call("esp_efuse_read", port=name, efuse_name="MAC")["success"]
+    told = server.call("esp_sim_fault", instance_id=name, **fault)
+    assert told["faults"]
+    answer = server.call("esp_efuse_read", port=name, efuse_name="MAC")
+    assert error in answer["error"]
+    assert server.call("esp_sim_fault", instance_id=name)["faults"] == {}
+    assert server.call("esp_efuse_read", port=name, efuse_name="MAC")["success"]
+
+
+def test_stuck_bits_are_noticed(server):
+    (server.folder / "image.bin").write_bytes(b"\x55" * 4096)
+    name = server.call("esp_sim_start", chip_type="esp32c3")["instance_id"]
+    server.call("esp_sim_fault", instance_id=name, stuck={"0x10000": 255})
+    arguments = {"port": name, "firmware_path": "image.bin", "address": "0x10000"}
+    assert not server.call("esp_flash_firmware", **arguments)["success"]
+    server.call("esp_sim_fault", instance_id=name)
+    assert server.call("esp_flash_firmware", **arguments)["success"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ({"lose": 2.0}, "lose: Input should be less"),
+        ({"boot_loop": 0.0}, "boot_loop"),
+        ({"wrong_chip": "x"}, "no chip 'x'"),
+    ],
+)
+def test_a_fault_that_there_is_not(server, fault, error):
+    name = server.call("esp_sim_start", chip_type="esp32c3")["instance_id"]
+    answer = server.call("esp_sim_fault", instance_id=name, **fault)
+    assert error in answer["error"]
+    assert server.call("esp_detect_chip", port=name)["success"]
+
+
+@pytest.mark.parametrize(
     ("tool", "arguments", "error"),
     [
         ("esp_sim_stop", {"instance_id": "none"}, "no instance 'none'"),

@@ -1,0 +1,141 @@
+"""The faults of one open board: those of its wire, and those of a simulated chip itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pytest_esp.errors import BackendError
+from pytest_esp.wire.faults import Fault, Faults, ResetCause, restart
+
+if TYPE_CHECKING:
+    from pytest_esp.boards.board import Board
+    from pytest_esp.rack.spec import FaultSpec
+    from pytest_esp.sim.chip import SimChip
+    from pytest_esp.wire.wire import Wire
+
+
+class BoardFaults(Faults):
+    """What goes wrong on *board*, from now until `end`. Its attributes (see `Faults`) may be set at any time.
+
+    Raises:
+        BackendError: if the board is not open, or is a real one without ``faults`` in its entry (which puts the proxy
+            in front of its port).
+    """
+
+    def __init__(self, board: Board) -> None:
+        super().__init__()
+        wire = board.wire
+        if wire is None:
+            raise BackendError(
+                "faults need an open virtual board, or a real one whose port has a proxy in front of it",
+                board=board.name,
+                hint="a real board gets the proxy by `faults = {}` in its entry",
+            )
+        self._board = board
+        self._wire: Wire = wire
+        self._undo: list[Callable[[], None]] = []
+        wire.faults = self
+
+    def switch_on(self, spec: FaultSpec) -> None:
+        """Switch on what a board's entry says."""
+        wanted = spec.model_dump(exclude_none=True)
+        self.sent = 0
+        for direction in ("to_device", "to_host"):
+            setattr(self, direction, Fault(**wanted.pop(direction, {})))
+        if wanted.pop("secure_download", False):
+            self.secure_download()
+        for address, mask in wanted.pop("stuck", {}).items():
+            self.stuck(int(address, 0), mask)
+        if "wrong_chip" in wanted:
+            self.wrong_chip(wanted.pop("wrong_chip"))
+        for name, value in wanted.items():
+            setattr(self, name, value)
+
+    def end(self) -> None:
+        """Let everything work again."""
+        while self._undo:
+            self._undo.pop()()
+        if self._wire.faults is self:
+            self._wire.faults = None
+        self._wire.come_back()
+
+    # -- the port and the supply
+
+    def vanish(self, seconds: float | None = None) -> None:
+        """Let the port vanish now, for *seconds*, or until `come_back`."""
+        self._wire.vanish(seconds=seconds)
+
+    def come_back(self) -> None:
+        """Let a port that has vanished be there again."""
+        self._wire.come_back()
+
+    def reset(self, cause: ResetCause = "reset") -> None:
+        """Reset the chip now, whatever it does; by its reset line, or by a brownout."""
+        restart(self._wire, cause)
+
+    # -- simulated chips
+
+    def secure_download(self) -> None:
+        """Let the ROM be in secure download mode, as if ENABLE_SECURITY_DOWNLOAD were burnt.
+
+        Raises:
+            BackendError: if the board is no simulated chip, or its chip has no such mode.
+        """
+        chip = self._simulated("secure download mode")
+        if chip.efuses is None or not chip.efuses.has_field("ENABLE_SECURITY_DOWNLOAD"):
+            raise BackendError(f"the {chip.model.name} has no secure download mode", board=self._board.name)
+        if chip.secure_download:
+            return
+        efuses = chip.efuses
+        efuses.preset("ENABLE_SECURITY_DOWNLOAD", 1)
+        self._undo.append(lambda: efuses.take_back("ENABLE_SECURITY_DOWNLOAD"))
+
+    def stuck(self, address: int, mask: int = 0xFF) -> None:
+        """Let the bits of *mask* at a flash *address* stay 0, whatever is erased and written.
+
+        Raises:
+            BackendError: if the board is no simulated chip.
+        """
+        flash = self._simulated("stuck bits").flash
+        flash.stuck[address] = mask
+
+        def mend() -> None:
+            flash.stuck.pop(address, None)
+
+        self._undo.append(mend)
+
+    def wrong_chip(self, chip: str) -> None:
+        """Let another chip sit on the board than boards.toml says, with the same flash.
+
+        Raises:
+            BackendError: if the board is no simulated chip, or there is no such chip.
+        """
+        from pytest_esp.sim.chip import SimChip
+
+        right = self._simulated("a wrong chip")
+        wire = self._wire
+        with wire.lock:
+            right.power_off()
+            try:
+                wrong = SimChip(chip, flash=right.flash, wire=wire)
+            except BackendError:
+                wire.device = right
+                raise
+            wrong.reset(bootloader=False)
+
+        def change_back() -> None:
+            with wire.lock:
+                wrong.power_off()
+                wire.device = right
+                right.reset(bootloader=False)
+
+        self._undo.append(change_back)
+
+    def _simulated(self, what: str) -> SimChip:
+        found: SimChip | None = getattr(self._board, "simulated", None)
+        if found is None:
+            raise BackendError(
+                f"{what}: only a simulated chip can do that", board=self._board.name, hint='take one of backend "sim"'
+            )
+        return found
