@@ -40,7 +40,7 @@ from pytest_esp.operations.building import (
 from pytest_esp.operations.catalogue import queries, refresh
 from pytest_esp.operations.idf import installation, project
 from pytest_esp.operations.idf import tools as idf_tools
-from pytest_esp.operations.ota import slots
+from pytest_esp.operations.ota import package, slots, upload
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -164,8 +164,11 @@ class NvsFace(Face):
 
 
 class OtaFace(Face):
-    """`pytest_esp.operations.ota.slots`."""
+    """`pytest_esp.operations.ota`: slots of a board, and packages and uploads, which take none."""
 
+    create = staticmethod(package.create)
+    read = staticmethod(package.read)
+    upload = staticmethod(upload.upload)
     prepare = bound(slots.prepare)
     deploy = bound(slots.deploy)
     rollback = bound(slots.rollback)
@@ -180,6 +183,7 @@ class DiagnosticsFace(Face):
     rf_calibration_check = bound(diagnostics.rf_calibration_check)
     thermal_status = bound(diagnostics.thermal_status)
     power_analysis = bound(diagnostics.power_analysis)
+    performance_profile = bound(diagnostics.performance_profile)
 
 
 class FirmwareFace(Face):

@@ -56,6 +56,58 @@ def test_for_people(op):
     assert "chip: esp32c3\n" in output
 
 
+@pytest.fixture
+def without_rack(tmp_path, monkeypatch):
+    """A folder without a rack file; returns a function that runs ``pytest-esp op`` there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTEST_ESP_RACK", str(tmp_path / "none.toml"))
+    return lambda *arguments: CliRunner().invoke(cli, ["op", *map(str, arguments)])
+
+
+def test_files_alone_need_neither_board_nor_rack(without_rack, build_of, tmp_path):
+    lines = without_rack().output.splitlines()
+    assert any(line.split()[:2] == ["firmware-merge", "files"] for line in lines)
+    build = build_of("esp32c3")
+    made = json.loads(without_rack("firmware-merge", f"files={build}", "output-file=all.bin", "--json").output)
+    assert (made["success"], made["port"], made["format"]) == (True, None, "raw")
+    pairs = json.dumps([["0x0", str(tmp_path / "all.bin")]])
+    assert without_rack("firmware-merge", f"files={pairs}", "output_file=again.hex").output.startswith(
+        "output_file: again.hex\n"
+    )
+    analysis = json.loads(without_rack("firmware-analyze", "binary_file=all.bin", "--json").output)
+    assert [image["kind"] for image in analysis["images"]] == ["image", "app"]
+    sizes = json.loads(
+        without_rack("firmware-size", f"elf_file={build / 'pytest_esp_test.elf'}", "top=2", "--json").output
+    )
+    assert (sizes["chip"], len(sizes["symbols"])) == ("esp32c3", 2)
+    loader = build / "bootloader" / "bootloader.bin"
+    made = json.loads(
+        without_rack(
+            "firmware-bootloader", "chip=esp32c3", f"image={loader}", "output_file=b.bin", "flash_size=8MB", "--json"
+        ).output
+    )
+    assert made["image"]["flash_size"] == "8MB"
+
+
+def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
+    for arguments, error, hint in [
+        (("firmware-size", "elf_file=none.elf"), "none.elf cannot be read", ""),
+        (("firmware-size",), "firmware-size needs elf_file", "as the linker made it"),
+        (
+            ("firmware-size", "elf_file=x", "--board", "c3"),
+            "firmware-size works on files alone",
+            "leave out --board c3",
+        ),
+        (("firmware-merge", "files=[[0", "output_file=x"), "this is not JSON", ""),
+        (("firmware-optimize", "firmware=x", "output_dir=y", "prefer=speed"), "should be 'bytes' or 'time'", ""),
+    ]:
+        result = without_rack(*arguments, "--json")
+        record = json.loads(result.output)
+        assert (result.exit_code, record["success"], record["port"]) == (1, False, "c3" if "c3" in arguments else None)
+        assert error in record["error"]
+        assert hint in (record["hint"] or "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [

@@ -49,10 +49,29 @@ def test_effects_are_what_the_operations_do():
         "encryption-configure": Effect.BURN,
         "partitions-write": Effect.ERASE,
         "partitions-setup-ota": Effect.ERASE,
+        "ota-prepare": Effect.WRITE,
+        "ota-deploy": Effect.WRITE,
+        "ota-rollback": Effect.WRITE,
         "idf-flash-project": Effect.WRITE,
         "unity-run": Effect.WRITE,
         "unity-run-all": Effect.WRITE,
     }
+
+
+def test_operations_on_files_take_no_board(esp_of, tmp_path):
+    """They are methods like the others, with the same names for their arguments, and touch no port."""
+    merge = OPERATIONS["firmware-merge"]
+    assert merge.effect is None
+    assert [parameter.name for parameter in merge.parameters[:2]] == ["files", "output_file"]
+    assert merge.parameters[0].description.startswith("a build folder, or pairs")
+    (tmp_path / "a").write_bytes(b"abcd")
+    esp = esp_of("esp32c3")
+    made = esp.firmware.merge({0x10: tmp_path / "a"}, tmp_path / "merged.bin", chip="esp32c3")
+    assert made == merge.function({0x10: tmp_path / "a"}, tmp_path / "merged.bin", chip="esp32c3", overwrite=True)
+    with pytest.raises(EspError) as caught:
+        esp.firmware.merge({}, tmp_path / "x.bin")
+    assert (caught.value.board, caught.value.attempted) == (None, "firmware-merge")
+    assert not esp.link.is_open
 
 
 def test_parameters_can_be_listed():
