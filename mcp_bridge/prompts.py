@@ -38,3 +38,68 @@ def add_prompts(app: FastMCP[Any]) -> None:
             f"5. esp_idf_flash_project(project_path={project_path!r}, {board}), then "
             f"esp_idf_monitor(project_path={project_path!r}, {board}): report whether the app starts, or its crash."
         )
+
+    @app.prompt(description="Try firmware in a chip's RAM, so that its flash is not worn and keeps what it has.")
+    def esp_test_in_ram(port: str, firmware: str = "") -> str:
+        run = (
+            f"esp_load_ram(port={port!r}, firmware={firmware!r}, until=TEXT): TEXT is what the program prints when it "
+            "is well. It has to be linked for RAM; esp_elf_to_ram_binary makes an image of such an ELF file."
+            if firmware
+            else f"esp_load_test_firmware(port={port!r}): the self-test of RAM, CRC, timer and UART."
+        )
+        return (
+            f"Run firmware on the board {port} without writing to its flash.\n"
+            f"1. esp_detect_chip(port={port!r}): the program must be made for this chip_type.\n"
+            f"2. {run}\n"
+            f"3. If nothing comes, esp_test_connection(port={port!r}) tells whether the wire is to blame.\n"
+            f"4. esp_reset_chip(port={port!r}) starts what the flash holds again. Report what the program said."
+        )
+
+    @app.prompt(description="Make a board ready for updates over the air, and install one.")
+    def esp_ota_ready_device(port: str, firmware: str = "build", app_size: str = "") -> str:
+        room = f", app_size={app_size!r}" if app_size else ""
+        return (
+            f"Make the board {port} ready for updates over the air.\n"
+            f"1. esp_detect_chip(port={port!r}): note chip_type and flash_size. If esp_flash_analyze(port={port!r}) "
+            f"finds data, offer esp_flash_backup(port={port!r}, output_dir=...) first.\n"
+            f"2. esp_partition_create_ota(flash_size=FLASH_SIZE{room}, output_file='table.bin'): two slots.\n"
+            "3. esp_bootloader_build(chip_type=CHIP, config={'image': BOOTLOADER, 'flash_size': FLASH_SIZE}, "
+            "output_file='bootloader.bin'): `done` says what it did.\n"
+            f"4. esp_flash_firmware(port={port!r}, files=[...]): the bootloader at its `offset`, the table at its "
+            f"`table_offset`, the app of {firmware} in the first slot.\n"
+            f"5. esp_ota_flash_prepare(port={port!r}): there must be no `warnings`.\n"
+            f"6. For an update: esp_ota_package_create(firmware_file=..., version=...), then "
+            f"esp_ota_deploy(package=..., port={port!r}); `started` is the proof by the boot log. "
+            f"esp_ota_rollback(port={port!r}) goes back."
+        )
+
+    @app.prompt(description="Program, provision and check many boards in one go.")
+    def esp_batch_production(ports: str, firmware: str = "build") -> str:
+        return (
+            f"Program the boards {ports} with {firmware} for production.\n"
+            "1. esp_rack_status(): all of them must be free. esp_detect_chip(port=...) of each: the same chip_type as "
+            "the firmware's; note the MAC addresses.\n"
+            "2. esp_firmware_analyze(binary_file=...): the images must be valid and fit the flash.\n"
+            "3. esp_batch_program(ports=[...], firmware=..., ...) with serial numbers and data per board. One failure "
+            "stops no other board; read the record, and repeat for the failed ones only.\n"
+            "4. esp_manufacturing_data_write(port=..., data=...) where data was not part of the batch.\n"
+            "5. esp_quality_control(port=...), and esp_production_test(port=..., test_suite=...) of each.\n"
+            "6. Report per MAC address: passed, or what failed and in which state the board is. Never print secrets."
+        )
+
+    @app.prompt(description="Turn on secure boot and flash encryption. Irreversible on a real board.")
+    def esp_secure_device(port: str, firmware: str = "build") -> str:
+        return (
+            f"Secure the board {port}. On a real board what is burnt cannot be undone: ask before every step with "
+            "apply=true, and never go on after an error without a look at the audit.\n"
+            f"1. esp_security_audit(port={port!r}): report posture and findings; stop if it is secured already.\n"
+            f"2. The bootloader and the app of {firmware} must be signed with the user's key; the key stays with the "
+            "user, and has a backup.\n"
+            f"3. esp_encryption_enable(port={port!r}, key_file=..., secure_boot_key=..., firmware_path={firmware!r}, "
+            "mode='development' or 'release') without apply: show the plan, eFuse by eFuse.\n"
+            "4. When the user agrees, the same with apply=true: images and signatures are checked before the first "
+            "burn, and a boot proves it. (esp_secure_boot_enable does secure boot alone.)\n"
+            f"5. esp_efuse_burn(port={port!r}, efuse_name='DIS_PAD_JTAG' or what the findings name, value='1').\n"
+            f"6. After development mode: esp_flash_encryption_configure(port={port!r}, mode='release').\n"
+            f"7. esp_security_audit(port={port!r}) again: report what is left."
+        )
