@@ -166,7 +166,7 @@ def _version_of(path: Path) -> str | None:
 def _python_of(tools: Path, version: str | None) -> Path | None:
     """Return the interpreter of ``python_env/idf5.5_py3.12_env``, or of IDF_PYTHON_ENV_PATH."""
     named = os.environ.get("IDF_PYTHON_ENV_PATH")
-    short = ".".join((version or "").split(".")[:2])
+    short = found[0] if (found := re.match(r"\d+\.\d+", version or "")) else ""
     folders = [Path(named)] if named else sorted((tools / "python_env").glob(f"idf{short}_py*_env"), reverse=True)
     for folder in folders:
         for name in ("bin/python", "Scripts/python.exe"):

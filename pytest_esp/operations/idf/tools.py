@@ -397,9 +397,10 @@ def _is_for(tool: Tool, targets: Sequence[str] | None) -> bool:
 def _call(idf: Installation, arguments: Sequence[str], meter: _Meter, timeout: float) -> float:
     done = run(tools_command(idf, *arguments), base_environment(idf), timeout, meter.on_line, meter.on_wait)
     if done.code:
-        last = next((line for line in reversed(done.lines) if line.strip()), "it does not say why")
+        said = [line for line in done.lines if line.strip()] or ["it does not say why"]
+        errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
         raise OperationError(
-            f"the installer of ESP-IDF failed ({done.code}): {last}",
+            f"the installer of ESP-IDF failed ({done.code}): {(errors or said)[-1]}",
             hint="IDF_GITHUB_ASSETS=dl.espressif.com/github_assets takes Espressif's own server, https_proxy a proxy",
             details={"last_lines": list(done.lines[-30:])},
         )
