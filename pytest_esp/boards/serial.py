@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 from typing import ClassVar, cast
@@ -48,6 +49,8 @@ class SerialBoard(Board):
         """Open the port exclusively, with both lines as pyserial sets them."""
         rfc2217.register()
         where = resolve_port(self.spec)
+        if _is_file(where):  # not even opened: whoever names a port need not be allowed to touch files
+            raise self._explain(where, OSError(errno.ENOTTY, os.strerror(errno.ENOTTY)))
         try:
             port = serial.serial_for_url(where, baudrate=_ROM_BAUDRATE, do_not_open=True, exclusive=True)
             if sys.platform == "win32":
@@ -82,6 +85,14 @@ class SerialBoard(Board):
     def _explain(self, where: str, error: Exception) -> PortError:
         message, hint = _explain(where, error)
         return PortError(message, board=self.name, attempted=f"opening {where}", hint=hint)
+
+
+def _is_file(where: str) -> bool:
+    """Return whether *where* is there, and no device."""
+    try:
+        return "://" not in where and sys.platform != "win32" and not stat.S_ISCHR(os.stat(where).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _explain(where: str, error: Exception) -> tuple[str, str]:  # noqa: PLR0911 - a table in the form of ifs

@@ -3,6 +3,7 @@
 import json
 from contextlib import ExitStack
 
+import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 from fastmcp import Client
@@ -62,6 +63,15 @@ class Server:
         assert result.is_error != result.structured_content["success"]
         return result.structured_content
 
+    def try_call(self, name, arguments, seconds):
+        """Return the whole result of a call with any arguments, which must come in time."""
+
+        async def call():
+            with anyio.fail_after(seconds):
+                return await self._client.call_tool(name, arguments, raise_on_error=False)
+
+        return self._portal.call(call)
+
     def list_resources(self):
         return [str(resource.uri) for resource in self._portal.call(self._client.list_resources)]
 
@@ -90,7 +100,7 @@ def serve(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_ESP_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
     folder = tmp_path / "project"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "boards.toml").write_text(RACK)
     with ExitStack() as stack:
         yield lambda **settings: Server(stack, folder, **settings)
