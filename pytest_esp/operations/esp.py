@@ -41,6 +41,7 @@ from pytest_esp.operations.catalogue import queries, refresh
 from pytest_esp.operations.idf import installation, project
 from pytest_esp.operations.idf import tools as idf_tools
 from pytest_esp.operations.ota import package, slots, upload
+from pytest_esp.operations.production import batch, factory, provisioning, quality, testing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +64,7 @@ class bound(Generic[P, R]):  # noqa: N801 - used like a decorator
             return self
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            __tracebackhide__ = True  # pytest shows the arguments of frames, and some are secret
             return self.function(face.link, *args, **kwargs)
 
         call.__name__ = self.function.__name__
@@ -220,6 +222,19 @@ class ProductsFace(Face):
     refresh = staticmethod(refresh.refresh)
 
 
+class ProductionFace(Face):
+    """`pytest_esp.operations.production`. Those that lease boards by name need no link: they may be of other boards."""
+
+    factory_program = bound(factory.factory_program)
+    factory_reset = bound(factory.factory_reset)
+    inspect = bound(quality.inspect)
+    provision = bound(provisioning.provision)
+    write_calibration_data = bound(provisioning.write_calibration_data)
+    write_manufacturing_data = bound(provisioning.write_manufacturing_data)
+    batch_program = staticmethod(batch.batch_program)
+    run_tests = staticmethod(testing.run_tests)
+
+
 class UnityFace(Face):
     """`pytest_esp.operations.unity`."""
 
@@ -249,6 +264,7 @@ class Esp:
         self.firmware = FirmwareFace(link)
         self.idf = IdfFace(link)
         self.products = ProductsFace(link)
+        self.production = ProductionFace(link)
         self.unity = UnityFace(link)
 
     @property

@@ -53,6 +53,11 @@ _MODULES = (
     "idf.installation",
     "idf.tools",
     "idf.project",
+    "production.factory",
+    "production.quality",
+    "production.provisioning",
+    "production.batch",
+    "production.testing",
     "unity",
 )
 
@@ -156,6 +161,7 @@ def operation(
 
         @functools.wraps(function)
         def checked(link: Link, *args: P.args, **kwargs: P.kwargs) -> R:
+            __tracebackhide__ = True  # pytest shows the arguments of frames, and some are secret
             require(link, effect, name)
             try:
                 return function(link, *args, **kwargs)
@@ -181,6 +187,7 @@ def file_operation(*, group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def named(*args: P.args, **kwargs: P.kwargs) -> R:
+            __tracebackhide__ = True
             try:
                 return function(*args, **kwargs)
             except EspError as error:

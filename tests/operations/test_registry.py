@@ -53,6 +53,11 @@ def test_effects_are_what_the_operations_do():
         "ota-deploy": Effect.WRITE,
         "ota-rollback": Effect.WRITE,
         "idf-flash-project": Effect.WRITE,
+        "production-factory-program": Effect.ERASE,
+        "production-factory-reset": Effect.ERASE,
+        "production-provision": Effect.WRITE,
+        "production-write-calibration-data": Effect.WRITE,
+        "production-write-manufacturing-data": Effect.WRITE,
         "unity-run": Effect.WRITE,
         "unity-run-all": Effect.WRITE,
     }

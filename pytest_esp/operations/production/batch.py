@@ -1,0 +1,301 @@
+"""Many boards programmed by one call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pytest_esp.errors import OperationError
+from pytest_esp.link.logs import Progress
+from pytest_esp.names import nearest
+from pytest_esp.operations.production.config import FactoryConfig, Given, with_files
+from pytest_esp.operations.production.plan import Plan, make_plan
+from pytest_esp.operations.production.process import AVAILABLE, Job, WorkProcess, as_plain, leased, shares
+from pytest_esp.operations.production.record import RecordBook, serial_numbers
+from pytest_esp.operations.production.work import (
+    Batch,
+    BoardResult,
+    Desk,
+    Device,
+    OpenBoard,
+    check_serial_numbers,
+)
+from pytest_esp.operations.registry import file_operation
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+
+DEFAULT_FOLDER = "production"
+_WORTH_A_PROCESS = 12  # virtual boards: as much work as it takes to start another process
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What became of a batch.
+
+    Attributes:
+        batch: its name in the record.
+        passed, failed: how many boards.
+        boards: in the order in which they were given.
+        record_file, csv_file: where all of it is written down, with what was there before.
+        processes: in how many processes the boards were worked on; 1 is that of the caller.
+    """
+
+    batch: str
+    passed: int
+    failed: int
+    boards: tuple[BoardResult, ...]
+    record_file: Path
+    csv_file: Path
+    processes: int
+    elapsed_seconds: float
+
+
+class OwnData(BaseModel):
+    """What one board of a batch gets beside what all get; *board* is its name, else they are taken in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    board: str | None = None
+    serial_number: str | None = Field(default=None, min_length=1, max_length=64)
+    nvs: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
+
+
+@file_operation(group="production")
+def batch_program(
+    boards: list[str],
+    config: Given,
+    devices: list[dict[str, Any]] | None = None,
+    *,
+    first_index: int = 1,
+    output_dir: str | os.PathLike[str] = DEFAULT_FOLDER,
+    look: bool = True,
+    rack: str | os.PathLike[str] | None = None,
+    wait: float = 0.0,
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> BatchResult:
+    """Program many boards of the rack at once, as `factory_program` does; a board that fails stops no other.
+
+    Each board is leased, gets its own serial number and NVS values, and is looked at in the end. What becomes of it is
+    written to ``boards.jsonl`` and ``boards.csv``, by MAC address: one line when it is begun, one with the outcome.
+
+    Args:
+        boards: names, also patterns: ``line-*``.
+        config: as for `factory_program`; its serial_number may have {index}, {mac} and {board} in it.
+        devices: what is each board's own: board, serial_number, nvs; without board they are taken in order.
+        first_index: of the first board.
+        output_dir: of the record; it is only ever added to.
+        look: whether finished boards are inspected.
+        rack: the rack file; else the usual search.
+        wait: seconds for boards that somebody else holds.
+        processes: how many; by default one, and one per core where there is that much work for the processor.
+        progress: called with thousandths of boards done and to do.
+
+    Raises:
+        FirmwareError, OperationError, RackError: if something is wrong before the first board is touched.
+    """
+    __tracebackhide__ = True
+    from pytest_esp.rack.config import load_rack
+
+    found = load_rack(Path(rack) if rack is not None else None)
+    names = board_names(boards, found)
+    plan, own = checked(names, config, devices, first_index)
+    return run_batch(found, plan, own, Path(output_dir), look=look, wait=wait, processes=processes, progress=progress)
+
+
+def board_names(wanted: Sequence[str], rack: Rack) -> list[str]:
+    """Return the boards of *rack* that names and patterns mean, each once.
+
+    Raises:
+        OperationError: if one means none.
+    """
+    names: dict[str, None] = {}
+    for pattern in wanted:
+        found = [name for name in rack.boards if fnmatchcase(name, pattern)]
+        if not found:
+            raise OperationError(f"the rack has no board {pattern!r}", hint=f"nearest: {nearest(pattern, rack.boards)}")
+        names.update(dict.fromkeys(found))
+    if not names:
+        raise OperationError("no boards were named", hint='names or patterns, e.g. ["line-*"]')
+    return list(names)
+
+
+def checked(
+    boards: Sequence[str], config: Given, own: Sequence[Mapping[str, Any]] | None, first_index: int
+) -> tuple[Plan, list[Device]]:
+    """Return what all boards get, and what each gets, after every check that needs no board.
+
+    Raises:
+        FirmwareError, OperationError: if something is wrong.
+    """
+    __tracebackhide__ = True
+    settings = FactoryConfig.load(config)
+    common = make_plan(settings.model_copy(update={"serial_number": None}))
+    given = _by_board(boards, own or ())
+    devices = [
+        Device(board, first_index + number, given[board].serial_number or settings.serial_number, given[board].nvs)
+        for number, board in enumerate(boards)
+    ]
+    check_serial_numbers(devices)
+    for device in devices:  # values that do not fit are found before the first board is touched
+        common.with_values(device.serial_for("00:00:00:00:00:00"), device.nvs)
+    return common, devices
+
+
+def _by_board(boards: Sequence[str], own: Sequence[Mapping[str, Any]]) -> dict[str, OwnData]:
+    __tracebackhide__ = True
+    named: dict[str, OwnData] = {}
+    unnamed: list[OwnData] = []
+    for number, table in enumerate(own):
+        try:
+            data = OwnData.model_validate(table)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise OperationError(f"devices[{number}].{where}: {first['msg']}") from None
+        data = data.model_copy(update={"nvs": with_files(data.nvs)})
+        if data.board is None:
+            unnamed.append(data)
+        elif data.board in named or data.board not in boards:
+            raise OperationError(
+                f"devices[{number}]: the board {data.board!r} is "
+                + ("there twice" if data.board in named else "not in this batch")
+            )
+        else:
+            named[data.board] = data
+    rest = [board for board in boards if board not in named]
+    if unnamed and len(unnamed) != len(rest):
+        raise OperationError(
+            f"there is data for {len(unnamed)} boards, and {len(rest)} boards to get it",
+            hint="one entry for each board, or entries that name theirs",
+        )
+    return {**dict.fromkeys(rest, OwnData()), **dict(zip(rest, unnamed, strict=False)), **named}
+
+
+def run_batch(
+    rack: Rack,
+    plan: Plan,
+    devices: Sequence[Device],
+    folder: Path,
+    *,
+    look: bool = True,
+    wait: float = 0.0,
+    processes: int | None = None,
+    open_board: OpenBoard | None = None,
+    progress: Progress | None = None,
+) -> BatchResult:
+    """Program boards by a plan that was checked; see `batch_program`.
+
+    Args:
+        rack: has the boards.
+        plan: what all get.
+        devices: what each gets.
+        folder: of the record.
+        look: whether finished boards are inspected.
+        wait: seconds for boards that somebody else holds.
+        processes: see `batch_program`.
+        open_board: leases and opens boards, where they are not simply those of the rack; then no process is started.
+        progress: called with thousandths of boards done and to do.
+
+    Raises:
+        OperationError: if the record cannot be written or read. StoppedError: from the progress callback.
+    """
+    begun = time.time()
+    name = datetime.fromtimestamp(begun, UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3] + "Z"
+    count = 1 if open_board is not None else processes or _worth(rack, devices)
+    if not AVAILABLE:
+        count = 1
+    desk = Desk([device.board for device in devices], progress)
+    with RecordBook(folder) as book:
+        used = serial_numbers(folder)
+        if count == 1:
+            batch = Batch(name, plan, open_board or leased(rack, wait), desk.told.put, book.write, used, look=look)
+            with _threads(batch, devices):
+                results = desk.attend(batch.stop.set)
+        else:
+            jobs = _jobs(name, rack, plan, shares(devices, count), folder, used, look, wait)
+            with _processes(jobs, desk) as running:
+                results = desk.attend(lambda: _stop(running))
+        files = book.json_lines, book.csv
+    passed = sum(result.passed for result in results)
+    return BatchResult(name, passed, len(results) - passed, results, *files, count, time.time() - begun)
+
+
+def _worth(rack: Rack, devices: Sequence[Device]) -> int:
+    """Return how many processes pay: real boards wait for their wires, virtual ones keep a processor busy."""
+    virtual = sum(rack.board(device.board).virtual for device in devices)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(cores, virtual // _WORTH_A_PROCESS))
+
+
+def _jobs(
+    name: str,
+    rack: Rack,
+    plan: Plan,
+    dealt: Sequence[Sequence[Device]],
+    folder: Path,
+    used: Mapping[str, str],
+    look: bool,
+    wait: float,
+) -> list[Job]:
+    config = cast("dict[str, Any]", as_plain(plan.config.model_dump(exclude_none=True)))
+    return [
+        Job(
+            name=name,
+            rack_name=rack.name,
+            rack_path=str(rack.path) if rack.path else None,
+            lock_dir=str(rack.lock_dir) if rack.lock_dir else None,
+            specs=[rack.board(device.board).model_dump(mode="json", exclude_unset=True) for device in share],
+            config=config,
+            devices=[as_plain(asdict(device)) for device in share],
+            folder=str(folder),
+            used=dict(used),
+            look=look,
+            wait=wait,
+        )
+        for share in dealt
+    ]
+
+
+@contextlib.contextmanager
+def _threads(batch: Batch, devices: Sequence[Device]) -> Generator[None]:
+    """Let all boards be worked on in threads of this process."""
+    threads = batch.start(devices)
+    try:
+        yield
+    finally:
+        batch.stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _stop(running: Sequence[WorkProcess]) -> None:
+    for process in running:
+        process.stop()
+
+
+@contextlib.contextmanager
+def _processes(jobs: Sequence[Job], desk: Desk) -> Generator[list[WorkProcess]]:
+    """Let all boards be worked on in processes."""
+    running: list[WorkProcess] = []
+    try:
+        for job in jobs:
+            running.append(WorkProcess(job, desk.told.put))  # noqa: PERF401 - those that run must be known if one does not
+        yield running
+    except BaseException:
+        _stop(running)
+        raise
+    finally:
+        for process in running:
+            process.close()

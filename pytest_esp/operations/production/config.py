@@ -1,0 +1,231 @@
+"""What a production line is told: by a table, or by a JSON or TOML file. Errors name keys, never values."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pytest_esp.errors import OperationError
+from pytest_esp.names import nearest
+from pytest_esp.operations.nvs_pages import NvsData
+
+Resolve = Callable[[str], Path]
+"""Turns a file's name into its path; refuses what may not be read."""
+
+Given = Mapping[str, Any] | str | os.PathLike[str]
+"""A table, or the JSON or TOML file that has it; names of files in that file are relative to it."""
+
+SERIAL_NUMBER = "serial_number"
+MANUFACTURING = "manufacturing"
+CALIBRATION = "calibration"
+CREDENTIALS = "credentials"
+
+_MODEL = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+M = TypeVar("M", bound="Configured")
+
+
+class Configured(BaseModel):
+    """A table of settings, checked."""
+
+    model_config = _MODEL
+
+    @classmethod
+    def load(cls, given: Given, resolve: Resolve = Path) -> Self:
+        """Return what *given* says, with all files found and read where they are values.
+
+        Raises:
+            OperationError: if a file cannot be read, or a key is unknown, missing or wrong.
+        """
+        __tracebackhide__ = True
+        values = cls.table(given, resolve)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_input=False, include_context=False)
+            found = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+            raise OperationError(_in_words(found["loc"], found["msg"], found["type"], cls)) from None
+
+    @classmethod
+    def table(cls, given: Given, resolve: Resolve = Path) -> dict[str, Any]:
+        """Return what *given* says as a table that `load` takes, with names of files turned into paths, or contents.
+
+        Raises:
+            OperationError: if a file cannot be read; whatever *resolve* raises.
+        """
+        values, resolve = opened(given, resolve)
+        return cls._resolved(dict(values), resolve)
+
+    @classmethod
+    def _resolved(cls, values: dict[str, Any], resolve: Resolve) -> dict[str, Any]:
+        """Return *values* with names of files turned into paths, or what is in them."""
+        return values
+
+
+def _in_words(place: tuple[str | int, ...], message: str, kind: str, model: type[BaseModel]) -> str:
+    where = ".".join(map(str, place))
+    if kind == "extra_forbidden" and len(place) == 1:
+        return f"there is no setting {where!r}; nearest: {nearest(where, model.model_fields)}"
+    return f"{where}: {message[:1].lower()}{message[1:]}" if where else message
+
+
+class Boot(BaseModel):
+    """How the boot is checked: *wait* seconds of listening, ended by the text *expect* if that comes."""
+
+    model_config = _MODEL
+
+    wait: float = Field(default=3.0, gt=0, le=300)
+    expect: str | None = None
+
+
+class FactoryConfig(Configured):
+    """How a board is programmed.
+
+    Attributes:
+        firmware: a build folder, a merged image, or an app alone (which needs *partition_table* and has no bootloader).
+        chip: that the board must have; by default what the firmware is for.
+        mac: that the board must have.
+        partition_table: a CSV or binary, or the name of a usual layout; by default that of the firmware.
+        serial_number: goes into NVS, namespace ``manufacturing``, key ``serial_number``. In a batch it may have
+            ``{index}``, ``{mac}`` and ``{board}`` in it.
+        nvs: values by namespace and key, or a CSV for Espressif's generator; a value may be ``{"file": NAME}``.
+        nvs_partition: its name.
+        nvs_key_file: of NVS encryption.
+        boot: how the boot is checked; false for not at all.
+    """
+
+    firmware: Path
+    chip: str | None = None
+    mac: str | None = Field(default=None, pattern=r"^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$")
+    partition_table: Path | str | None = None
+    serial_number: str | None = Field(default=None, min_length=1, max_length=64)
+    nvs: dict[str, dict[str, Any]] | Path = Field(default_factory=dict[str, dict[str, Any]])
+    nvs_partition: str = "nvs"
+    nvs_key_file: Path | None = None
+    boot: Boot | Literal[False] = Boot()
+
+    @field_validator("serial_number")
+    @classmethod
+    def _printable(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("a serial number is printable text")
+        return value
+
+    @classmethod
+    def _resolved(cls, values: dict[str, Any], resolve: Resolve) -> dict[str, Any]:
+        for key in ("firmware", "nvs_key_file"):
+            if isinstance(values.get(key), (str, os.PathLike)):
+                values[key] = resolve(os.fspath(values[key]))
+        table = values.get("partition_table")
+        if isinstance(table, (str, os.PathLike)) and Path(table).suffix in (".csv", ".bin"):
+            values["partition_table"] = resolve(os.fspath(table))
+        nvs = values.get("nvs")
+        if isinstance(nvs, (str, os.PathLike)):
+            values["nvs"] = resolve(os.fspath(nvs))
+        elif isinstance(nvs, Mapping):
+            values["nvs"] = with_files(cast("NvsData", nvs), resolve)
+        return values
+
+
+class Wifi(BaseModel):
+    """A network. *store*: ``esp-idf`` is where its Wi-Fi library looks; ``namespace`` is NVS ``wifi``: ssid, password.
+
+    An open network has no password; else it is 8 to 63 characters, or the key itself as 64 hex digits.
+    """
+
+    model_config = _MODEL
+
+    ssid: str = Field(min_length=1)
+    password: str = Field(default="", repr=False)
+    store: Literal["esp-idf", "namespace", "both"] = "esp-idf"
+
+    @field_validator("ssid")
+    @classmethod
+    def _short(cls, value: str) -> str:
+        if len(value.encode()) > 32:
+            raise ValueError("an SSID has 32 bytes at most")
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _fits(cls, value: str) -> str:
+        size = len(value.encode())
+        is_key = size == 64 and all(digit in "0123456789abcdefABCDEF" for digit in value)
+        if value and not 8 <= size <= 63 and not is_key:
+            raise ValueError("a password has 8 to 63 characters, or 64 hex digits")
+        return value
+
+
+class ProvisionConfig(Configured):
+    """What a board is given: *credentials* are NVS values by key, in *namespace*; a value may be ``{"file": NAME}``."""
+
+    wifi: Wifi | None = None
+    credentials: dict[str, Any] = Field(default_factory=dict[str, Any], repr=False)
+    namespace: str = CREDENTIALS
+    nvs_partition: str = "nvs"
+    nvs_key_file: Path | None = None
+
+    @classmethod
+    def _resolved(cls, values: dict[str, Any], resolve: Resolve) -> dict[str, Any]:
+        if isinstance(values.get("nvs_key_file"), (str, os.PathLike)):
+            values["nvs_key_file"] = resolve(os.fspath(values["nvs_key_file"]))
+        given = values.get("credentials")
+        if isinstance(given, Mapping):
+            values["credentials"] = with_files({"": cast("Mapping[str, Any]", given)}, resolve)[""]
+        return values
+
+
+def with_files(values: NvsData, resolve: Resolve = Path) -> dict[str, dict[str, Any]]:
+    """Return NVS values with the contents of the files that they name (``{"file": NAME}``: blobs, or of *type* string).
+
+    Raises:
+        OperationError: if one cannot be read, or a namespace has no keys.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for namespace, keys in values.items():
+        if not isinstance(keys, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it may come from JSON
+            raise OperationError(f"the namespace {namespace!r} has no keys", hint='{"namespace": {"key": value}}')
+        found[namespace] = {key: _contents(key, value, resolve) for key, value in keys.items()}
+    return found
+
+
+def _contents(key: str, value: Any, resolve: Resolve) -> Any:
+    if not isinstance(value, Mapping) or "file" not in value:
+        return value
+    given = cast("Mapping[str, Any]", value)
+    path = resolve(str(given["file"]))
+    try:
+        data = path.read_bytes()
+        return data.decode() if given.get("type") == "string" else data
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise OperationError(f"the file {path} of {key!r} cannot be read: {reason}") from None
+
+
+def opened(given: Given, resolve: Resolve = Path) -> tuple[Mapping[str, Any], Resolve]:
+    """Return the table that *given* is or names, and what finds the files that it names.
+
+    Raises:
+        OperationError: if its file cannot be read, or is neither JSON nor TOML.
+    """
+    if isinstance(given, Mapping):
+        return given, resolve
+    path = resolve(os.fspath(given))
+    try:
+        text = path.read_text("utf-8")
+        loaded: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise OperationError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # its words may have a line of the file in them
+        kind = "TOML" if path.suffix == ".toml" else "JSON"
+        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise OperationError(f"{path} is no {kind}{place}") from None
+    if not isinstance(loaded, dict):
+        raise OperationError(f"{path} has no table in it", hint='{"firmware": "build", ...}')
+    folder = path.resolve().parent
+    return cast("dict[str, Any]", loaded), lambda name: resolve(str(folder / name))

@@ -1,0 +1,220 @@
+"""Boards of a batch in processes of their own: what is work for the processor has all its cores.
+
+Threads of one Python process share one core. For fifty real boards that is enough, as they wait for their wires; for
+fifty simulated ones it is not. A process takes its job from a pipe, so that no secret is in a file, in its environment
+or on its command line, and says on its output, line by line, what becomes of its boards. It never outlives its caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pytest_esp.errors import OperationError
+from pytest_esp.link.link import Link
+from pytest_esp.operations.production.config import FactoryConfig
+from pytest_esp.operations.production.plan import make_plan
+from pytest_esp.operations.production.record import RecordBook
+from pytest_esp.operations.production.work import Batch, BoardResult, Device, OpenBoard, Tell, Told
+from pytest_esp.qemu.process import spawn_guarded
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+
+PURPOSE = "batch programming"
+AVAILABLE = sys.platform != "win32"
+"""Whether a process can be ended with its caller here."""
+
+_GRACE = 20.0  # seconds for all boards of a process to come to a safe point
+_LAST_WORDS = 2000  # characters
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process is to do; plain data.
+
+    Attributes:
+        specs: of its boards, as in boards.toml.
+        wait: seconds for a board that somebody else holds.
+    """
+
+    name: str
+    rack_name: str
+    rack_path: str | None
+    lock_dir: str | None
+    specs: list[dict[str, Any]]
+    config: dict[str, Any]
+    devices: list[dict[str, Any]]
+    folder: str
+    used: dict[str, str]
+    look: bool
+    wait: float
+
+
+class WorkProcess:
+    """A process and the thread that listens to it."""
+
+    def __init__(self, job: Job, tell: Tell) -> None:
+        self._boards = [str(device["board"]) for device in job.devices]
+        self._tell = tell
+        self._reader, writer = os.pipe()
+        job_end, our_end = os.pipe()
+        command = [sys.executable, "-m", "pytest_esp.operations.production.process", str(job_end)]
+        try:
+            self._process = spawn_guarded(command, (job_end,), writer, os.environ)
+        finally:
+            os.close(writer)
+            os.close(job_end)
+        self._listener = threading.Thread(target=self._listen, name="production-listener", daemon=True)
+        self._listener.start()
+        with contextlib.suppress(BrokenPipeError), open(our_end, "w", encoding="utf-8") as pipe:
+            json.dump(asdict(job), pipe)
+
+    def stop(self) -> None:
+        """Ask it to bring its boards to a safe point, and end."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        """Wait for its end, or end it if it takes too long."""
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._listener.join(_GRACE)
+
+    def _listen(self) -> None:
+        left = set(self._boards)
+        said = ""
+        with open(self._reader, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                told = _told(line)
+                if told is None:
+                    said = (said + line)[-_LAST_WORDS:]
+                    continue
+                if told.result is not None:
+                    left.discard(told.board)
+                self._tell(told)
+                if not left:
+                    break
+        for board in left:
+            self._tell(Told(board, result=_died(board, said)))
+
+
+def _died(board: str, said: str) -> BoardResult:
+    last = said.strip().splitlines()[-1:] or ["it said nothing"]
+    return BoardResult(
+        board=board,
+        mac=None,
+        chip=None,
+        serial_number=None,
+        passed=False,
+        stage="process",
+        state="not known: see its last line in the record",
+        error=f"the process that programmed it died: {last[0]}",
+        hint="program it again",
+        quality=None,
+        bytes_written=0,
+        seconds=0.0,
+    )
+
+
+def _told(line: str) -> Told | None:
+    if not line.startswith('{"board"'):
+        return None
+    try:
+        table = cast("dict[str, Any]", json.loads(line))
+        result = table.pop("result")
+        return Told(**table, result=BoardResult(**result) if result else None)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def as_plain(value: Any) -> Any:
+    """Return NVS values as JSON can carry them: bytes as blobs in hex."""
+    if isinstance(value, bytes):
+        return {"type": "blob", "value": value.hex()}
+    if isinstance(value, Mapping):
+        given = cast("Mapping[str, Any]", value)
+        if isinstance(given.get("value"), bytes):
+            return as_plain(given["value"])
+        return {str(key): as_plain(item) for key, item in given.items()}
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def leased(rack: Rack, wait: float) -> OpenBoard:
+    """Return what leases boards of *rack* and opens them."""
+    from pytest_esp.boards.registry import make_board
+    from pytest_esp.rack.lease import acquire
+
+    @contextlib.contextmanager
+    def open_board(name: str) -> Generator[Link]:
+        spec = rack.board(name)
+        (lease,) = acquire([spec], rack=rack, purpose=PURPOSE, timeout=wait)
+        with lease, Link(make_board(spec, rack), holder=PURPOSE) as link:
+            yield link
+
+    return open_board
+
+
+def shares(devices: Sequence[Device], count: int) -> list[list[Device]]:
+    """Return *devices* dealt out to *count* processes."""
+    return [share for share in (list(devices[number::count]) for number in range(count)) if share]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do the job that comes from the pipe whose descriptor is the argument."""
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.spec import BoardSpec
+
+    with open(int(arguments[0]), encoding="utf-8") as pipe:
+        job = Job(**json.load(pipe))
+    boards = {str(spec["name"]): BoardSpec.model_validate(spec) for spec in job.specs}
+    rack = Rack(
+        job.rack_name,
+        Path(job.rack_path) if job.rack_path else None,
+        boards,
+        Path(job.lock_dir) if job.lock_dir else None,
+    )
+    plan = make_plan(FactoryConfig.load(job.config))
+    out = sys.stdout.buffer
+    lock = threading.Lock()
+
+    def tell(told: Told) -> None:
+        with lock:
+            out.write((json.dumps(asdict(told)) + "\n").encode())
+            out.flush()
+
+    with RecordBook(Path(job.folder)) as book:
+        batch = Batch(job.name, plan, leased(rack, job.wait), tell, book.write, job.used, look=job.look)
+
+        def stop(_number: int, _frame: object) -> None:
+            batch.stop.set()
+
+        signal.signal(signal.SIGTERM, stop)
+        for thread in batch.start([Device(**device) for device in job.devices]):
+            thread.join()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except OperationError as error:  # the caller has checked all of it: a file has changed meanwhile
+        print(error.message)
+        sys.exit(1)

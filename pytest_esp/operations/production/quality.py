@@ -1,0 +1,139 @@
+"""A look at a finished board: who it is, what is in it, and that it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytest_esp.errors import EspError, OperationError
+from pytest_esp.link.link import Link
+from pytest_esp.operations import flash, nvs, partitions
+from pytest_esp.operations.chip import identify
+from pytest_esp.operations.images import App
+from pytest_esp.operations.production.config import MANUFACTURING, SERIAL_NUMBER, Boot
+from pytest_esp.operations.production.factory import check_boot
+from pytest_esp.operations.registry import Effect, operation
+
+
+@dataclass(frozen=True)
+class QualityCheck:
+    """One look: what for, whether it is well, and what was found or what is wrong."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found; *passed* is whether all of it is well.
+
+    *serial_number* is that in NVS; None if there is none.
+    """
+
+    passed: bool
+    checks: tuple[QualityCheck, ...]
+    mac: str | None
+    serial_number: str | None
+    app: App | None
+
+
+@operation(Effect.READ, group="production")
+def inspect(
+    link: Link,
+    serial_number: str | None = None,
+    elf_sha256: str | None = None,
+    *,
+    boot: bool = True,
+    wait: float = 3.0,
+    expect: str | None = None,
+    partition: str = "nvs",
+    key_file: str | os.PathLike[str] | None = None,
+) -> Inspection:
+    """Look at a finished board and change nothing: chip, flash, partition table, app, NVS, serial number, boot.
+
+    What is wrong is a check that failed, not an error.
+
+    Args:
+        serial_number: that it must have; by default any, or none.
+        elf_sha256: of the app that it must have (64 hex digits); by default any.
+        boot: whether it is restarted, to see the app start.
+        wait: seconds to listen to it.
+        expect: text that it must say.
+        partition: of NVS.
+        key_file: of NVS encryption.
+    """
+    return _Looking(link, partition, key_file).look(serial_number, elf_sha256, Boot(wait=wait, expect=expect), boot)
+
+
+class _Looking:
+    """An inspection under way."""
+
+    def __init__(self, link: Link, partition: str, key_file: str | os.PathLike[str] | None) -> None:
+        self._link = link
+        self._partition = partition
+        self._key_file = key_file
+        self._checks: list[QualityCheck] = []
+        self._mac: str | None = None
+        self._serial_number: str | None = None
+        self._app: App | None = None
+
+    def look(self, serial_number: str | None, elf_sha256: str | None, how: Boot, boot: bool) -> Inspection:
+        self._check("chip", self._chip)
+        self._check("flash", self._flash)
+        self._check("partition table", self._table)
+        self._check("app", lambda: self._installed(elf_sha256))
+        self._check("nvs", lambda: self._nvs(serial_number))
+        if boot:
+            self._check("boot", lambda: self._boot(how))
+        passed = all(check.passed for check in self._checks)
+        return Inspection(passed, tuple(self._checks), self._mac, self._serial_number, self._app)
+
+    def _check(self, name: str, look: Callable[[], str]) -> None:
+        try:
+            self._checks.append(QualityCheck(name, True, look()))
+        except EspError as error:
+            self._checks.append(QualityCheck(name, False, error.message))
+
+    def _chip(self) -> str:
+        who = identify(self._link)
+        self._mac = who.mac
+        if who.mac is not None and (who.mac in ("00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff") or int(who.mac[:2], 16) & 1):
+            raise OperationError(f"the MAC address {who.mac} is none that a chip has")
+        return f"{who.description}, {who.mac}"
+
+    def _flash(self) -> str:
+        found, promised = flash.info(self._link).size, self._link.board.spec.flash_size
+        if promised is not None and found != promised:
+            raise OperationError(f"the flash has {found} bytes, and boards.toml says {promised}")
+        return f"{found} bytes"
+
+    def _table(self) -> str:
+        table = partitions.read(self._link)
+        names = ", ".join(part.name for part in table.partitions)
+        return f"at {table.offset:#x}: {names}"
+
+    def _installed(self, elf_sha256: str | None) -> str:
+        installed = partitions.app(self._link)
+        self._app = installed.app
+        if installed.app is None:
+            raise OperationError(f"there is no app in {installed.slot.name}")
+        if elf_sha256 not in (None, installed.app.elf_sha256):
+            raise OperationError(f"another app is in {installed.slot.name}: {installed.app.elf_sha256[:9]}")
+        return f"{installed.app.project} {installed.app.version} in {installed.slot.name}"
+
+    def _nvs(self, serial_number: str | None) -> str:
+        contents = nvs.read(self._link, self._partition, key_file=self._key_file)
+        if contents.problems:
+            raise OperationError(contents.problems[0])
+        for entry in contents.entries:
+            if (entry.namespace, entry.key) == (MANUFACTURING, SERIAL_NUMBER):
+                self._serial_number = str(entry.value)
+        if serial_number not in (None, self._serial_number):
+            raise OperationError(f"the serial number is {self._serial_number}, not {serial_number}")
+        return f"{len(contents.entries)} values, serial number {self._serial_number}"
+
+    def _boot(self, how: Boot) -> str:
+        check_boot(self._link, how, self._app)
+        return "the app starts"

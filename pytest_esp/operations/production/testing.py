@@ -1,0 +1,271 @@
+"""A pytest suite run on one board, in a process of its own that takes the board's lease."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from xml.etree import ElementTree
+
+from pytest_esp.errors import OperationError
+from pytest_esp.link.logs import Progress
+from pytest_esp.names import nearest
+from pytest_esp.operations.idf.process import Finished, run
+from pytest_esp.operations.registry import Effect, file_operation
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.rack import Rack
+    from pytest_esp.rack.spec import BoardSpec
+
+Outcome = Literal["passed", "failed", "error", "skipped"]
+
+_SUITES = Path(__file__).parents[2] / "suites"
+_EVERYTHING = "all"
+_INTERNAL, _USAGE, _NOTHING = 3, 4, 5  # pytest's exit codes
+_LONGEST_MESSAGE = 2000
+_MOST_OUTPUT = 4000  # characters of pytest's own words in an error
+_SETTLING = 30.0  # seconds that the board's lease may take to be free
+# Outcomes as pytest prints them with -v, at the end of the line of a test.
+_RESULT_LINE = re.compile(r"::.* (?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+_COLLECTED = re.compile(r"collected (\d+) items?(?:.* / (\d+) selected)?")
+# Marks of tests that do more than a caller may; see pytest_esp.plugin.options.
+_MARKS = {Effect.ERASE: "erases", Effect.BURN: "burns"}
+
+
+@dataclass(frozen=True)
+class TestOutcome:
+    """One test: its name with its module, how it ended, and why, if not well."""
+
+    __test__ = False
+
+    name: str
+    outcome: Outcome
+    seconds: float
+    message: str | None
+
+
+@dataclass(frozen=True)
+class TestRun:
+    """What a suite found on a board.
+
+    Attributes:
+        passed: whether at least one test ran, and none failed.
+        counts: of the tests, by outcome.
+        summary: pytest's last line.
+    """
+
+    __test__ = False
+
+    board: str
+    suite: str
+    passed: bool
+    counts: dict[str, int]
+    tests: tuple[TestOutcome, ...]
+    summary: str
+    seconds: float
+
+
+def suites() -> tuple[str, ...]:
+    """Return the names of the suites of this package: ``pytest_esp.suites`` has them."""
+    return tuple(sorted(path.stem.removeprefix("test_") for path in _SUITES.glob("test_*.py")))
+
+
+@file_operation(group="production")
+def run_tests(
+    board: str,
+    suite: str | os.PathLike[str] = _EVERYTHING,
+    *,
+    keyword: str | None = None,
+    timeout: float = 600.0,
+    rack: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> TestRun:
+    """Run a pytest suite on a board of the rack, in a process that takes the board's lease and dies with this one.
+
+    Args:
+        board: its name; nobody may hold it, this process included.
+        suite: "all" or names of our suites (``identity,reset``), or a file or folder with tests of your own.
+        keyword: as pytest's -k.
+        timeout: seconds; then it is ended.
+        rack: the rack file; else the usual search.
+        progress: called with tests done and to do.
+
+    Raises:
+        OperationError: if there is no such suite, pytest itself fails, or the time is over.
+        RackError: if there is no such board.
+    """
+    from pytest_esp.rack.config import load_rack
+
+    found = load_rack(Path(rack) if rack is not None else None)
+    return run_suite(found.board(board), found, suite, keyword=keyword, timeout=timeout, progress=progress)
+
+
+def run_suite(
+    spec: BoardSpec,
+    rack: Rack,
+    suite: str | os.PathLike[str],
+    *,
+    keyword: str | None = None,
+    effects: frozenset[Effect] = frozenset({Effect.READ, Effect.WRITE, Effect.ERASE, Effect.BURN}),
+    allow_burn: bool = False,
+    timeout: float = 600.0,
+    progress: Progress | None = None,
+) -> TestRun:
+    """Run a suite as `run_tests` does, on a board that need not be in the rack's file.
+
+    Args:
+        spec: the board.
+        rack: that it belongs to.
+        suite, keyword, timeout, progress: see `run_tests`.
+        effects: what tests may do at most: those that are marked with more are left out.
+        allow_burn: consent to burn eFuses of a real board, as --esp-allow-burn.
+
+    Raises:
+        OperationError: see `run_tests`.
+    """
+    targets = _targets(suite)
+    with tempfile.TemporaryDirectory(prefix="pytest-esp-") as name, _rack_file(spec, rack, Path(name)) as file:
+        report = Path(name) / "junit.xml"
+        command = [
+            *(sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "-o", "addopts="),
+            *(f"--rootdir={name}" if targets[0] == "--pyargs" else f"--rootdir={_folder_of(Path(targets[0]))}",),
+            f"--basetemp={Path(name) / 'tmp'}",
+            f"--junitxml={report}",
+            *(("--rack", str(file)) if file is not None else ()),
+            *("--board", spec.name, "--esp-strict", "--esp-lock-timeout", str(min(timeout, _SETTLING))),
+            *(("--esp-allow-burn",) if allow_burn else ()),
+            *(("-k", keyword) if keyword else ()),
+            *_left_out(effects),
+            *targets,
+        ]
+        watch = _Watch(progress)
+        finished = run(command, _environment(rack, targets), timeout, watch.line, watch.wait)
+        tests = _read_report(report, finished)
+    counts = Counter[str](test.outcome for test in tests)
+    bad = counts["failed"] + counts["error"]
+    passed = finished.code == 0 and not bad and counts["passed"] > 0
+    last = next((line for line in reversed(finished.lines) if line.strip()), "")
+    return TestRun(
+        board=spec.name,
+        suite=os.fspath(suite),
+        passed=passed,
+        counts={outcome: counts[outcome] for outcome in ("passed", "failed", "error", "skipped")},
+        tests=tests,
+        summary=last.strip("= "),
+        seconds=round(finished.seconds, 3),
+    )
+
+
+def _targets(suite: str | os.PathLike[str]) -> list[str]:
+    """Return what pytest is to run: modules of ours, or a path."""
+    names = [name.strip() for name in os.fspath(suite).split(",")] if isinstance(suite, str) else []
+    known = suites()
+    if names == [_EVERYTHING]:
+        return ["--pyargs", "pytest_esp.suites"]
+    if names and all(name in known for name in names):
+        return ["--pyargs", *(f"pytest_esp.suites.test_{name}" for name in names)]
+    path = Path(suite)
+    if not path.exists():
+        wrong = next((name for name in names if name not in known), os.fspath(suite))
+        raise OperationError(
+            f"there is no suite {wrong!r}, and no such file",
+            hint=f"nearest: {nearest(wrong, known)}; suites: {', '.join(known)}, all; or a path to tests of your own",
+        )
+    return [str(path.resolve())]
+
+
+def _folder_of(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _left_out(effects: frozenset[Effect]) -> Sequence[str]:
+    words = [f"not {mark}" for effect, mark in _MARKS.items() if effect not in effects]
+    return ("-m", " and ".join(words)) if words else ()
+
+
+def _environment(rack: Rack, targets: Sequence[str]) -> Mapping[str, str]:
+    """Return the environment of the tests: without the options of a pytest that may run around this call."""
+    from pytest_esp.rack.lease import ENVIRONMENT
+
+    dropped = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    if rack.lock_dir is not None:
+        environment.setdefault(ENVIRONMENT, str(rack.lock_dir))
+    return environment
+
+
+@contextlib.contextmanager
+def _rack_file(spec: BoardSpec, rack: Rack, folder: Path) -> Generator[Path | None]:
+    """Yield a rack file that has the board: that of its rack, or one that is made for a port that no rack names.
+
+    None is the built-in rack.
+    """
+    if spec.name in rack.boards:
+        yield rack.path
+        return
+    file = folder / "boards.toml"
+    entry = {key: value for key, value in spec.model_dump(mode="json", exclude_unset=True).items() if key != "name"}
+    lines = [f"[boards.{json.dumps(spec.name)}]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    yield file
+
+
+class _Watch:
+    """Counts the tests that have ended, as pytest says so."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._done = 0
+        self._total = 1
+
+    def line(self, line: str) -> None:
+        if found := _COLLECTED.search(line):
+            self._total = max(1, int(found[2] or found[1]))
+        if _RESULT_LINE.search(line):
+            self._done = min(self._done + 1, self._total)
+
+    def wait(self) -> None:
+        """Report; what the callback raises ends the run."""
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _read_report(report: Path, finished: Finished) -> tuple[TestOutcome, ...]:
+    """Return the tests in pytest's report.
+
+    Raises:
+        OperationError: if there is none, or pytest could not do what it was asked for.
+    """
+    said = "\n".join(finished.lines)[-_MOST_OUTPUT:]
+    if finished.code == _NOTHING:
+        raise OperationError("there is no such test for this board", hint="see the output", details={"output": said})
+    if finished.code in (_INTERNAL, _USAGE) or not report.exists():
+        told = [line for line in finished.lines if line.strip()]
+        reason = next((line for line in told if line.startswith(("ERROR", "E "))), told[-1] if told else "")
+        raise OperationError(
+            f"pytest ended with {finished.code}: {reason.strip()}", hint="see the output", details={"output": said}
+        )
+    try:
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    except ElementTree.ParseError as error:
+        raise OperationError(f"pytest's report cannot be read: {error}") from error
+    return tuple(_outcome(case) for case in cases)
+
+
+def _outcome(case: Any) -> TestOutcome:
+    kinds: dict[str, Outcome] = {"failure": "failed", "error": "error", "skipped": "skipped"}
+    name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
+    for tag, outcome in kinds.items():
+        found = case.find(tag)
+        if found is not None:
+            message = str(found.get("message") or found.text or "")[:_LONGEST_MESSAGE]
+            return TestOutcome(name, outcome, float(case.get("time") or 0), message)
+    return TestOutcome(name, "passed", float(case.get("time") or 0), None)
