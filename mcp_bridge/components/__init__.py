@@ -20,6 +20,7 @@ COMPONENT_REGISTRY: dict[str, str] = {
     "partition_manager": "mcp_bridge.components.partition_manager:PartitionManager",
     "firmware_builder": "mcp_bridge.components.firmware_builder:FirmwareBuilder",
     "ota_manager": "mcp_bridge.components.ota_manager:OtaManager",
+    "diagnostics": "mcp_bridge.components.diagnostics:Diagnostics",
     "qemu_manager": "mcp_bridge.components.qemu_manager:QemuManager",
     "idf_integration": "mcp_bridge.components.idf_integration:IdfIntegration",
     "product_catalog": "mcp_bridge.components.product_catalog:ProductCatalog",

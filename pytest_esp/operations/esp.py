@@ -186,6 +186,7 @@ class DiagnosticsFace(Face):
     thermal_status = bound(diagnostics.thermal_status)
     power_analysis = bound(diagnostics.power_analysis)
     performance_profile = bound(diagnostics.performance_profile)
+    diagnostic_report = bound(diagnostics.diagnostic_report)
 
 
 class FirmwareFace(Face):

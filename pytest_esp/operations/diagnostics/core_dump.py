@@ -16,7 +16,7 @@ from pytest_esp.operations import flash, partitions
 from pytest_esp.operations.diagnostics.core_image import HEADER_SIZE, CoreImage, TaskImage, from_file, from_text
 from pytest_esp.operations.diagnostics.core_image import length_of as length_of_dump
 from pytest_esp.operations.diagnostics.core_image import read as read_image
-from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.registry import Effect, file_operation, operation
 
 _MOST_FRAMES = 64
 _INVALID_CAUSE = 0xFFFF
@@ -127,24 +127,23 @@ def core_dump(
     return analyze(from_text(text), elf, source="console")
 
 
-def core_dump_of(
-    dump: str | os.PathLike[str] | bytes, elf: str | os.PathLike[str] | None = None, *, log: bool = False
-) -> CoreDump:
+@file_operation(group="diagnostics")
+def core_dump_of(dump_file: str | os.PathLike[str], elf: str | os.PathLike[str] | None = None) -> CoreDump:
     """Return what a core dump in a file tells, without a board.
 
     Args:
-        dump: the file: as the chip wrote it (raw or base64), an ELF core file, or a log that has one. Or its bytes.
-        elf: see `core_dump`.
-        log: whether *dump* is itself the text of a log.
+        dump_file: as the chip wrote it (raw or base64), an ELF core file, or a log that has one.
+        elf: the ELF file of the firmware that crashed, for functions and lines.
 
     Raises:
         FirmwareError: see `core_dump`.
     """
-    if isinstance(dump, bytes):
-        return analyze(dump, elf, source="bytes")
-    if log:
-        return analyze(from_text(str(dump)), elf, source="log")
-    return analyze(from_file(Path(dump)), elf, source=os.fspath(dump))
+    return analyze(from_file(Path(dump_file)), elf, source=os.fspath(dump_file))
+
+
+def core_dump_in(log: str, elf: str | os.PathLike[str] | None = None) -> CoreDump:
+    """Return what the last core dump in a console's *log* (its text) tells; see `core_dump_of`."""
+    return analyze(from_text(log), elf, source="log")
 
 
 def analyze(data: bytes, elf: str | os.PathLike[str] | None, *, source: str) -> CoreDump:

@@ -7,7 +7,7 @@ import pytest
 
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.link.panic import decode
-from pytest_esp.operations.diagnostics import core_dump_of
+from pytest_esp.operations.diagnostics import analyze, core_dump_in, core_dump_of
 from pytest_esp.operations.diagnostics.core_image import from_file
 
 NVS = {"name": "nvs", "type": "data", "subtype": "nvs", "offset": 0x9000, "size": 0x4000}
@@ -42,7 +42,7 @@ def test_it_agrees_with_the_panic_on_the_console(esp32_log, crashed_esp32):
 
 
 def test_a_riscv_chip(riscv_dump, crashed_esp32c3):
-    dump = core_dump_of(riscv_dump, crashed_esp32c3)
+    dump = analyze(riscv_dump, crashed_esp32c3, source="made here")
     assert (dump.chip, dump.chip_revision, dump.elf_matches) == ("esp32c3", 4, True)
     assert (dump.reason, dump.crashed_task.name) == ("Store access fault", "main")
     assert [frame.function for frame in dump.crashed_task.backtrace][:2] == ["app_main", "main_task"]
@@ -91,20 +91,20 @@ def test_every_form_of_a_file(form, esp32_log, crashed_esp32, tmp_path):
 )
 def test_damage_is_named(damage, error, esp32_log):
     with pytest.raises(FirmwareError, match=error):
-        core_dump_of(damage(from_file(esp32_log)))
+        analyze(damage(from_file(esp32_log)), None, source="")
 
 
 def test_a_log_that_lost_bytes(esp32_log):
     text = esp32_log.read_text(errors="replace")
     with pytest.raises(FirmwareError, match="has no end"):
-        core_dump_of(text[: text.index("CORE DUMP END")], log=True)
+        core_dump_in(text[: text.index("CORE DUMP END")])
     with pytest.raises(FirmwareError, match="no core dump in this log"):
-        core_dump_of("Hello world!", log=True)
+        core_dump_in("Hello world!")
     lines = text.splitlines()
     dumped = [number for number, line in enumerate(lines) if re.fullmatch(r"[A-Za-z0-9+/]{40,}", line)]
     del lines[dumped[10]]
     with pytest.raises(FirmwareError, match=r"cut off|damaged"):
-        core_dump_of("\n".join(lines), log=True)
+        core_dump_in("\n".join(lines))
 
 
 # -- on boards

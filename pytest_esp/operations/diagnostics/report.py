@@ -1,0 +1,224 @@
+"""Everything that the diagnostics tell of a board, in one report: structured, as Markdown, and as one page of HTML."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_esp.errors import EspError, OperationError, PortError
+from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
+from pytest_esp.operations import analysis, chip, flash, partitions, security
+from pytest_esp.operations.diagnostics import memory, power, profile, radio, report_text, thermal
+from pytest_esp.operations.diagnostics.core_dump import core_dump
+from pytest_esp.operations.diagnostics.soc import soc_of
+from pytest_esp.operations.registry import Effect, operation, to_dict
+
+_RAM_SIZE = 1024  # bytes of RAM that are shown
+_HOT = 85.0  # degrees Celsius; what most of these chips are specified for, as ambient temperature
+
+Severity = Literal["high", "medium", "info"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report.
+
+    Attributes:
+        name: e.g. ``"core_dump"``; title: for people.
+        data: what was found; None if it could not be.
+        problem, hint: why not.
+    """
+
+    name: str
+    title: str
+    data: Mapping[str, Any] | None
+    problem: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that is wrong, or worth a look."""
+
+    severity: Severity
+    section: str
+    what: str
+
+
+@dataclass(frozen=True)
+class DiagnosticReport:
+    """What the diagnostics tell of a board.
+
+    Attributes:
+        board, chip: which; *chip* is None if it did not answer.
+        made: when, UTC, ISO 8601.
+        notices: the worst first.
+        sections: all parts, also those that could not be had.
+        flash_map: a picture of the flash and its partitions, SVG; None if it could not be read.
+        output_file: where it was saved, if it was.
+    """
+
+    board: str
+    chip: str | None
+    made: str
+    notices: tuple[Notice, ...]
+    sections: tuple[Section, ...]
+    flash_map: str | None = field(repr=False)
+    output_file: Path | None = None
+
+    def __getitem__(self, name: str) -> Section:
+        """Return a section by its name."""
+        return next(section for section in self.sections if section.name == name)
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        return report_text.markdown(self)
+
+    def html(self) -> str:
+        """Return it as one page of HTML, which needs no other file."""
+        return report_text.html(self)
+
+
+@operation(Effect.READ, group="diagnostics")
+def diagnostic_report(
+    link: Link,
+    include_memory: bool = False,
+    output_file: str | os.PathLike[str] | None = None,
+    *,
+    elf: str | os.PathLike[str] | None = None,
+    duration: float = 3.0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> DiagnosticReport:
+    """Return all that the diagnostics tell of the board; what cannot be had is told with its reason.
+
+    The app is started for its console first; at the end the chip is in its loader.
+
+    Args:
+        include_memory: whether 1 KB of RAM is shown, too.
+        output_file: saves it: as HTML, or as Markdown if its name ends with ``.md``.
+        elf: the ELF file of the firmware, for the functions of a core dump.
+        duration: seconds to listen to the console.
+        overwrite: whether *output_file* may exist already.
+        progress: called with sections done and to do.
+
+    Raises:
+        OperationError: if the file exists already, or cannot be written.
+        PortError: if the port is gone.
+    """
+    path = Path(output_file) if output_file is not None else None
+    if path is not None and path.exists() and not overwrite:
+        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    parts = _parts(link, include_memory, elf, duration)
+    sections: list[Section] = []
+    for number, (name, title, ask) in enumerate(parts):
+        sections.append(_section(name, title, ask))
+        if progress is not None:
+            progress(number + 1, len(parts))
+    svg = _flash_map(sections)
+    identity = sections[1].data
+    report = DiagnosticReport(
+        board=link.board.name,
+        chip=identity["chip"] if identity else None,
+        made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        notices=tuple(sorted(_notices(sections), key=lambda notice: ("high", "medium", "info").index(notice.severity))),
+        sections=tuple(sections),
+        flash_map=svg,
+        output_file=path,
+    )
+    if path is not None:
+        text = report.markdown() if path.suffix == ".md" else report.html()
+        flash.save(path, text.encode())
+    return report
+
+
+def _parts(
+    link: Link, include_memory: bool, elf: str | os.PathLike[str] | None, duration: float
+) -> list[tuple[str, str, Callable[[], Any]]]:
+    """Return name, title and question of every section, the console first: the others stop the app."""
+    parts: list[tuple[str, str, Callable[[], Any]]] = [
+        ("performance", "Boot and console", lambda: profile.performance_profile(link, duration)),
+        ("identity", "Chip", lambda: chip.identify(link)),
+        ("core_dump", "Core dump", lambda: core_dump(link, elf)),
+        ("partitions", "Partition table", lambda: partitions.read(link)),
+        ("flash", "Flash", lambda: analysis.analyze(link)),
+        ("security", "Security", lambda: security.posture(link)),
+        ("thermal", "Temperature", lambda: thermal.thermal_status(link)),
+        ("power", "Supply", lambda: power.power_analysis(link, max(duration, 0.1))),
+        ("radio", "Radio calibration", lambda: radio.rf_calibration_check(link)),
+        ("registers", "Registers", lambda: memory.register_dump(link)),
+    ]
+    if include_memory:
+        parts.append(("memory", "Memory", lambda: _some_ram(link)))
+    return parts
+
+
+def _section(name: str, title: str, ask: Callable[[], Any]) -> Section:
+    try:
+        return Section(name, title, to_dict(ask()))
+    except PortError:
+        raise
+    except EspError as error:
+        return Section(name, title, None, error.message, error.hint)
+
+
+def _some_ram(link: Link) -> memory.MemoryDump:
+    soc = soc_of(link.session.chip or link.board.chip, None)
+    ram = next((area for area in soc.areas if area.kind == "RAM" and area.name == "DRAM"), None)
+    if ram is None:
+        raise OperationError(f"no RAM of the {soc.chip} is known")
+    return memory.memory_dump(link, ram.begin, _RAM_SIZE)
+
+
+def _flash_map(sections: list[Section]) -> str | None:
+    """Take the picture out of the section on flash, and return it."""
+    for number, section in enumerate(sections):
+        if section.name == "flash" and section.data is not None:
+            data = dict(section.data)
+            picture = data.pop("map", None)
+            sections[number] = Section(section.name, section.title, data)
+            return picture
+    return None
+
+
+def _notices(sections: list[Section]) -> Iterator[Notice]:
+    data = {section.name: section.data for section in sections if section.data is not None}
+    if "performance" in data:
+        yield from _of_the_boot(data["performance"])
+    if "core_dump" in data:
+        task = (data["core_dump"]["crashed_task"] or {}).get("name")
+        what = f"there is a core dump: {data['core_dump']['reason'] or 'a crash'}, in task {task}"
+        yield Notice("high", "core_dump", what)
+    for image in data.get("flash", {}).get("images", ()):
+        if image["problem"]:
+            yield Notice("high", "flash", f"the image at {image['address']:#x} is damaged: {image['problem']}")
+    yield from (
+        Notice("medium" if found["severity"] == "high" else "info", "security", found["what"])
+        for found in data.get("security", {}).get("findings", ())
+    )
+    if "thermal" in data and data["thermal"]["celsius"] > _HOT:
+        yield Notice("high", "thermal", f"the chip is at {data['thermal']['celsius']} degrees Celsius")
+    supply = data.get("power", {}).get("supply") or {}
+    if (supply.get("brown_out") or {}).get("detected"):
+        yield Notice("high", "power", "the brown-out detector sees too low a supply")
+    yield from (Notice("info", "radio", found) for found in data.get("radio", {}).get("findings", ()))
+    yield from (Notice("info", one.name, one.problem) for one in sections if one.problem)
+
+
+def _of_the_boot(found: Mapping[str, Any]) -> Iterator[Notice]:
+    for crash in found["crashes"]:
+        yield Notice("high", "performance", crash)
+    if found["resets"]:
+        yield Notice("medium", "performance", f"the chip was reset {found['resets']} times while its console was heard")
+    if found["boots"] and found["boots"][0]["to_app"] is None and not found["crashes"]:
+        yield Notice("medium", "performance", "no app was seen to start")
+    if not found["boots"]:
+        yield Notice("info", "performance", "no boot was seen on the console: it may be on another port")
+    errors = found["log"]["levels"].get("error", 0)
+    if errors:
+        yield Notice("medium", "performance", f"the app logged {errors} errors")

@@ -1,0 +1,186 @@
+"""A diagnostic report as text: Markdown, and one page of HTML without scripts and without other files."""
+
+from __future__ import annotations
+
+import html as escaping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from pytest_esp.operations.diagnostics.report import DiagnosticReport, Section
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem 1.5rem; color: #1c2128; }
+h1 { font-size: 1.6rem; margin-bottom: 0; }
+h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #d0d7de; }
+h3 { font-size: 1rem; margin-bottom: .3rem; }
+table { border-collapse: collapse; margin: .5rem 0; font-size: .85rem; display: block; overflow-x: auto; }
+th, td { border: 1px solid #d0d7de; padding: .2rem .6rem; text-align: left; vertical-align: top; }
+th { background: #f6f8fa; } td { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+nav a { margin-right: .8rem; } .made { color: #59636e; margin-top: 0; } .problem { color: #59636e; font-style: italic; }
+.high { background: #ffebe9; } .medium { background: #fff8c5; } svg { max-width: 100%; height: auto; }
+pre { background: #f6f8fa; padding: .6rem; overflow-x: auto; font-size: .8rem; }
+"""
+_ADDRESSES = ("address", "offset", "begin", "tcb", "pc", "sp", "value")
+_HEX_FROM = 1024
+_MOST_DIGITS = 96  # of data, in hexadecimal
+_ROW = 16
+
+
+def markdown(report: DiagnosticReport) -> str:
+    """Return a report as Markdown."""
+    lines = [f"# Diagnostic report: {report.board}", "", f"{report.chip or 'no chip'}, {report.made}", ""]
+    lines += ["## Notices", ""]
+    lines += [f"- **{notice.severity}** ({notice.section}): {_inline(notice.what)}" for notice in report.notices]
+    if not report.notices:
+        lines.append("None.")
+    for section in report.sections:
+        lines += ["", f"## {section.title}", "", *_markdown_section(section)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_section(section: Section) -> Iterator[str]:
+    if section.data is None:
+        yield f"*{_inline(section.problem or '')}*" + (f" ({_inline(section.hint)})" if section.hint else "")
+        return
+    simple, tables = _parts(section.data)
+    if simple:
+        yield from _markdown_table(["", ""], simple)
+    for title, header, rows in tables:
+        yield from ["", f"### {title}", ""]
+        yield from _markdown_table(header, rows)
+    if section.name == "memory":
+        yield from ["", "```", _hexdump(section.data), "```"]
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "---|" * len(header)
+    for row in rows:
+        yield "| " + " | ".join(_inline(cell) for cell in row) + " |"
+
+
+def _inline(text: str) -> str:
+    """Return text as one line of Markdown, with nothing in it that is markup: it may come from a board."""
+    plain = " ".join(text.split())
+    return "".join(f"\\{character}" if character in "\\|*_`<>[]" else character for character in plain)
+
+
+def html(report: DiagnosticReport) -> str:
+    """Return a report as one page of HTML."""
+    title = f"Diagnostic report: {report.board}"
+    body = [f"<h1>{_safe(title)}</h1>", f'<p class="made">{_safe(report.chip or "no chip")}, {_safe(report.made)}</p>']
+    links = "".join(f'<a href="#{section.name}">{_safe(section.title)}</a>' for section in report.sections)
+    body += [f"<nav>{links}</nav>", '<h2 id="notices">Notices</h2>', *_html_notices(report)]
+    for section in report.sections:
+        body.append(f'<h2 id="{section.name}">{_safe(section.title)}</h2>')
+        if section.name == "flash" and report.flash_map:
+            body.append(report.flash_map)
+        body += _html_section(section)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_safe(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _html_notices(report: DiagnosticReport) -> Iterator[str]:
+    if not report.notices:
+        yield "<p>None.</p>"
+        return
+    rows = "".join(
+        f'<tr class="{notice.severity}"><td>{notice.severity}</td>'
+        f'<td><a href="#{notice.section}">{notice.section}</a></td><td>{_safe(notice.what)}</td></tr>\n'
+        for notice in report.notices
+    )
+    yield f"<table>\n{rows}</table>"
+
+
+def _html_section(section: Section) -> Iterator[str]:
+    if section.data is None:
+        hint = f" ({_safe(section.hint)})" if section.hint else ""
+        yield f'<p class="problem">{_safe(section.problem or "")}{hint}</p>'
+        return
+    simple, tables = _parts(section.data)
+    if simple:
+        yield _html_table((), simple)
+    for title, header, rows in tables:
+        yield f"<h3>{_safe(title)}</h3>"
+        yield _html_table(header, rows)
+    if section.name == "memory":
+        yield f"<pre>{_safe(_hexdump(section.data))}</pre>"
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "<tr>" + "".join(f"<th>{_safe(cell)}</th>" for cell in header) + "</tr>\n" if header else ""
+    body = "".join("<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f"<table>\n{head}{body}</table>"
+
+
+def _safe(text: str) -> str:
+    """Return text for HTML, without what no document may contain: it may come from a board."""
+    return escaping.escape(
+        "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
+    )
+
+
+# -- from data to tables
+
+Rows = list[list[str]]
+
+
+def _parts(data: Mapping[str, Any]) -> tuple[Rows, list[tuple[str, list[str], Rows]]]:
+    """Return the values of a section as rows of name and value, and its lists of records as tables with titles."""
+    simple: Rows = []
+    tables: list[tuple[str, list[str], Rows]] = []
+    for key, value in data.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            records = cast("list[dict[str, Any]]", value)
+            header = [name for name in records[0] if name != "fields"] + (["fields"] if "fields" in records[0] else [])
+            tables.append((_words(key), header, [[_shown(one.get(name), name) for name in header] for one in records]))
+        elif isinstance(value, dict) and value:
+            mapping = cast("dict[str, Any]", value)
+            tables.append((_words(key), ["", ""], [[name, _shown(one, name)] for name, one in mapping.items()]))
+        else:
+            simple.append([_words(key), _shown(value, key)])
+    return simple, tables
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _shown(value: Any, key: str) -> str:
+    if value is None or value in ("", [], {}):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:#x}" if key in _ADDRESSES and value >= _HEX_FROM else str(value)
+    if isinstance(value, str):
+        return value if len(value) <= _MOST_DIGITS or key != "data" else f"{value[:_MOST_DIGITS]}..."
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_shown(one, name)}" for name, one in cast("dict[str, Any]", value).items())
+    return _listed(cast("list[Any]", value), key) if isinstance(value, list) else json.dumps(value)
+
+
+def _listed(items: list[Any], key: str) -> str:
+    return "; ".join(_frame(one) if _is_frame(one) else _shown(one, key) for one in items)
+
+
+def _is_frame(value: Any) -> bool:
+    return isinstance(value, dict) and "pc" in value and "function" in value
+
+
+def _frame(frame: Mapping[str, Any]) -> str:
+    where = f" ({frame['file']}:{frame['line']})" if frame["file"] else ""
+    return f"{frame['pc']:#010x} {frame['function'] or '?'}{where}"
+
+
+def _hexdump(data: Mapping[str, Any]) -> str:
+    content, address = bytes.fromhex(data["data"]), int(data["address"])
+    rows = [(place, content[place : place + _ROW]) for place in range(0, len(content), _ROW)]
+    return "\n".join(f"{address + place:08x}  {row.hex(' ')}" for place, row in rows)

@@ -1,0 +1,126 @@
+"""The report on a board: structured, as Markdown and as a page that needs nothing else."""
+
+import html.parser
+from xml.etree import ElementTree
+
+import pytest
+
+from pytest_esp.errors import OperationError
+from pytest_esp.operations.diagnostics.core_image import from_file
+
+TABLE = [
+    {"name": "nvs", "type": "data", "subtype": "nvs", "offset": 0x9000, "size": 0x6000},
+    {"name": "core", "type": "data", "subtype": "coredump", "offset": 0x10000, "size": 0x10000},
+]
+VOID = ("meta", "br", "link", "img", "rect")
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page, and complains of what does not close, of scripts, and of other files."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.targets, self.rows, self.text = [], set(), set(), 0, []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        assert tag not in ("script", "iframe", "object", "img", "link")
+        assert "src" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+        if "id" in attributes:
+            self.ids.add(attributes["id"])
+        if "href" in attributes:
+            assert attributes["href"].startswith("#")
+            self.targets.add(attributes["href"][1:])
+        self.rows += tag == "tr"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def crashed(esp_of, esp32_log):
+    """A board with a core dump in its flash."""
+    esp = esp_of("esp32")
+    esp.partitions.write(TABLE)
+    esp.flash.write([(0x10000, from_file(esp32_log))])
+    return esp
+
+
+def test_a_board_that_has_crashed(crashed, crashed_esp32, tmp_path):
+    path = tmp_path / "report.html"
+    report = crashed.diagnostics.diagnostic_report(True, path, elf=crashed_esp32, duration=0.2)
+    assert report.chip == "esp32"
+    assert report["core_dump"].data["crashed_task"]["backtrace"][0]["function"] == "app_main"
+    assert ("high", "core_dump") in {(notice.severity, notice.section) for notice in report.notices}
+    assert report["thermal"].data is None
+    assert "took it out of the data sheet" in report["thermal"].problem
+    assert len(report["memory"].data["data"]) == 2048
+    page = Page(path.read_text())
+    assert page.targets <= page.ids
+    assert page.rows > 60
+    assert any("app_main" in text for text in page.text)
+    ElementTree.fromstring(report.flash_map)
+    assert report.flash_map in path.read_text()
+
+
+def test_markdown(crashed, tmp_path):
+    path = tmp_path / "report.md"
+    report = crashed.diagnostics.diagnostic_report(output_file=path, duration=0.2)
+    text = path.read_text()
+    assert text == report.markdown()
+    assert text.startswith("# Diagnostic report: esp32\n")
+    assert "- **high** (core\\_dump): there is a core dump" in text or "- **high** (core_dump): there is a core" in text
+    assert "## Partition table" in text
+    for line in text.splitlines():
+        assert not line.startswith("|") or line.endswith("|")
+
+
+def test_names_from_flash_are_no_markup(esp_of, tmp_path):
+    esp = esp_of("esp32c3")
+    esp.partitions.write([{**TABLE[0], "name": "<b>|x&"}])
+    path = tmp_path / "report.html"
+    report = esp.diagnostics.diagnostic_report(output_file=path, duration=0.2)
+    Page(path.read_text())
+    assert "<b>" not in path.read_text()
+    assert "&lt;b&gt;|x&amp;" in path.read_text()
+    assert "\\<b\\>\\|x&" in report.markdown()
+
+
+def test_boards_that_tell_little(esp_of):
+    report = esp_of("locked").diagnostics.diagnostic_report(duration=0.2)
+    assert report["registers"].problem.startswith("the chip is in secure download mode")
+    assert report["security"].data is not None
+    report = esp_of("esp8266").diagnostics.diagnostic_report(duration=0.2)
+    assert report.chip == "esp8266"
+    assert Page(report.html()).rows > 10
+
+
+def test_a_file_that_is_there_already(esp_of, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("mine")
+    with pytest.raises(OperationError, match="exists already"):
+        esp_of("esp32").diagnostics.diagnostic_report(output_file=path)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("chip", ["esp32c3"])
+def test_on_qemu(qemu_esp, firmware_folder, chip):
+    esp = qemu_esp(chip)
+    esp.flash.write(firmware_folder / f"hello_world_{chip}")
+    report = esp.diagnostics.diagnostic_report(duration=3.0)
+    assert report.chip == chip
+    assert report["performance"].data["boots"]
+    assert report["registers"].data["reset_reason"] == "CHIP_POWER_ON"
+    assert [image["problem"] for image in report["flash"].data["images"]] == [None, None]
+    Page(report.html())
