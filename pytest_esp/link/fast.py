@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
+import time
 from typing import Any, ClassVar, cast
 
 from esptool.loader import DEFAULT_TIMEOUT, MAX_TIMEOUT, ESPLoader
@@ -18,6 +19,7 @@ from esptool.util import FatalError, UnsupportedCommandError
 from pytest_esp.wire.framing import Decoder, checksum, encode
 
 _ROM_INVALID = 0x05  # status of a command that the ROM does not know
+_LONGEST_FRAME = 30.0  # seconds, at the lowest baud rates
 _STRAY_ANSWERS = 100  # of other commands, that are passed over: some ROMs answer a SYNC more often than others
 
 
@@ -46,11 +48,18 @@ class FastLoader(ESPLoader):
         Raises:
             FatalError: if none came within the port's time-out; with what came instead, if anything did.
         """
+        deadline = None
         while not self._packets:
             data = self._port.read(self._port.in_waiting or 1)
             if not data:
                 raise FatalError(_silence(self._decoder.leftover))
             self._packets = self._decoder.feed(data)
+            if not self._packets:
+                # A chip that was reset meanwhile may say something, which is no answer, for ever.
+                now = time.monotonic()
+                deadline = deadline or now + (self._port.timeout or MAX_TIMEOUT)
+                if now > deadline + (_LONGEST_FRAME if self._decoder.is_inside else 0.0):
+                    raise FatalError(_silence(self._decoder.leftover))
         return self._packets.pop(0)
 
     def flush_input(self) -> None:

@@ -58,6 +58,11 @@ class Decoder:
         return packets
 
     @property
+    def is_inside(self) -> bool:
+        """Whether a frame has begun that has not ended."""
+        return self._inside
+
+    @property
     def leftover(self) -> bytes:
         """The bytes since the last frame, and the noise before: what a chip says that does not speak the protocol."""
         return (self.noise + b"".join(self._pieces))[-_NOISE:]
