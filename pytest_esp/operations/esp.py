@@ -187,6 +187,7 @@ class DiagnosticsFace(Face):
     power_analysis = bound(diagnostics.power_analysis)
     performance_profile = bound(diagnostics.performance_profile)
     diagnostic_report = bound(diagnostics.diagnostic_report)
+    core_dump_of = staticmethod(diagnostics.core_dump_of)
 
 
 class FirmwareFace(Face):

@@ -18,6 +18,7 @@ h3 { font-size: 1rem; margin-bottom: .3rem; }
 table { border-collapse: collapse; margin: .5rem 0; font-size: .85rem; display: block; overflow-x: auto; }
 th, td { border: 1px solid #d0d7de; padding: .2rem .6rem; text-align: left; vertical-align: top; }
 th { background: #f6f8fa; } td { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+td:first-child, td:nth-child(2), th { white-space: nowrap; }
 nav a { margin-right: .8rem; } .made { color: #59636e; margin-top: 0; } .problem { color: #59636e; font-style: italic; }
 .high { background: #ffebe9; } .medium { background: #fff8c5; } svg { max-width: 100%; height: auto; }
 pre { background: #f6f8fa; padding: .6rem; overflow-x: auto; font-size: .8rem; }
@@ -115,7 +116,7 @@ def _html_section(section: Section) -> Iterator[str]:
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "<tr>" + "".join(f"<th>{_safe(cell)}</th>" for cell in header) + "</tr>\n" if header else ""
+    head = "<tr>" + "".join(f"<th>{_safe(cell)}</th>" for cell in header) + "</tr>\n" if any(header) else ""
     body = "".join("<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return f"<table>\n{head}{body}</table>"
 
@@ -159,7 +160,8 @@ def _shown(value: Any, key: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:#x}" if key in _ADDRESSES and value >= _HEX_FROM else str(value)
+        is_hex = key.isupper() or (key in _ADDRESSES and value >= _HEX_FROM)  # names of registers are upper case
+        return f"{value:#x}" if is_hex else str(value)
     if isinstance(value, str):
         return value if len(value) <= _MOST_DIGITS or key != "data" else f"{value[:_MOST_DIGITS]}..."
     if isinstance(value, dict):
@@ -168,6 +170,8 @@ def _shown(value: Any, key: str) -> str:
 
 
 def _listed(items: list[Any], key: str) -> str:
+    if key == "phases":
+        return "; ".join(f"{one['name']} {one['begin']:.3f} s" for one in items)
     return "; ".join(_frame(one) if _is_frame(one) else _shown(one, key) for one in items)
 
 
