@@ -18,7 +18,7 @@ h3 { font-size: 1rem; margin-bottom: .3rem; }
 table { border-collapse: collapse; margin: .5rem 0; font-size: .85rem; display: block; overflow-x: auto; }
 th, td { border: 1px solid #d0d7de; padding: .2rem .6rem; text-align: left; vertical-align: top; }
 th { background: #f6f8fa; } td { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
-td:first-child, td:nth-child(2), th { white-space: nowrap; }
+td:first-child, th { white-space: nowrap; }
 nav a { margin-right: .8rem; } .made { color: #59636e; margin-top: 0; } .problem { color: #59636e; font-style: italic; }
 .high { background: #ffebe9; } .medium { background: #fff8c5; } svg { max-width: 100%; height: auto; }
 pre { background: #f6f8fa; padding: .6rem; overflow-x: auto; font-size: .8rem; }
