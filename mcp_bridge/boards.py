@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -120,6 +120,30 @@ class BoardPool:
             slot.free_at = max(time.monotonic() + self._idle, slot.kept_until)
             slot.turn.release()
             self._wake_janitor()
+
+    @contextlib.contextmanager
+    def lend(self, ports: Sequence[str | None]) -> Generator[list[BoardSpec]]:
+        """Give boards back for another process that takes their leases, and let calls of this server wait meanwhile.
+
+        Raises:
+            RackError, PortError: see `resolve`; also for a board that only this server has, which cannot leave it.
+            LeaseError: if a call of this server uses one and does not end.
+        """
+        specs = {spec.name: spec for spec in map(self.resolve, ports)}
+        for name in specs.keys() & self._own.keys():
+            raise RackError(f"the board {name} was started by this server and lives in it", hint="name one of the rack")
+        with contextlib.ExitStack() as turns:
+            for name in sorted(specs):  # the same order for all: nobody waits for who waits for him
+                slot = self._slot(specs[name])
+                if not slot.turn.acquire(timeout=_LONGEST_QUEUE):
+                    raise LeaseError("another call uses it and does not end", board=name)
+                turns.callback(slot.turn.release)
+                self._give_back(slot)
+            yield list(specs.values())
+
+    def is_own(self, port: str | None) -> bool:
+        """Tell whether *port* is a board that only this server has."""
+        return port in self._own
 
     def _slot(self, spec: BoardSpec) -> _Slot:
         with self._changed:

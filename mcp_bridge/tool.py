@@ -52,11 +52,14 @@ class ToolInfo:
     idempotent: bool
     reads_unless: str | None = None
     boardless_with: str | None = None
+    writes_unless: str | None = None
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
         """Return what a call with these *arguments* does."""
-        reads = self.reads_unless is not None and not arguments.get(self.reads_unless)
-        return Effect.READ if reads else self.effect
+        for flag, less in ((self.reads_unless, Effect.READ), (self.writes_unless, Effect.WRITE)):
+            if flag is not None and not arguments.get(flag):
+                return less
+        return self.effect
 
     def takes_board(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether a call with these *arguments* is about a board of the rack."""
@@ -70,6 +73,7 @@ def tool(
     idempotent: bool | None = None,
     reads_unless: str | None = None,
     boardless_with: str | None = None,
+    writes_unless: str | None = None,
 ) -> Callable[[F], F]:
     """Make a method of a component a tool of the same name.
 
@@ -82,12 +86,13 @@ def tool(
         idempotent: whether doing it twice is as good as once; by default what only reads is.
         reads_unless: name of a flag of the method without which a call only reads, whatever *effect* is.
         boardless_with: name of a parameter with which a call is about something else than a board of the rack.
+        writes_unless: like *reads_unless*; without this flag a call writes, and does no more.
     """
     reads = effect in (None, Effect.READ)
 
     def mark(method: F) -> F:
         repeatable = reads if idempotent is None else idempotent
-        setattr(method, _MARK, ToolInfo(effect, timeout, repeatable, reads_unless, boardless_with))
+        setattr(method, _MARK, ToolInfo(effect, timeout, repeatable, reads_unless, boardless_with, writes_unless))
         return method
 
     return mark

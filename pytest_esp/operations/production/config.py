@@ -19,7 +19,7 @@ Resolve = Callable[[str], Path]
 """Turns a file's name into its path; refuses what may not be read."""
 
 Given = Mapping[str, Any] | str | os.PathLike[str]
-"""A table, or the JSON or TOML file that has it; names of files in that file are relative to it."""
+"""A table, its JSON text, or the JSON or TOML file that has it; names of files in that file are relative to it."""
 
 SERIAL_NUMBER = "serial_number"
 MANUFACTURING = "manufacturing"
@@ -215,17 +215,27 @@ def opened(given: Given, resolve: Resolve = Path) -> tuple[Mapping[str, Any], Re
     """
     if isinstance(given, Mapping):
         return given, resolve
-    path = resolve(os.fspath(given))
+    name = os.fspath(given)
+    if name.lstrip().startswith("{"):
+        return _parsed(name, "this table", is_toml=False), resolve
+    path = resolve(name)
     try:
         text = path.read_text("utf-8")
-        loaded: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise OperationError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # its words may have a line of the file in them
-        kind = "TOML" if path.suffix == ".toml" else "JSON"
-        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise OperationError(f"{path} is no {kind}{place}") from None
-    if not isinstance(loaded, dict):
-        raise OperationError(f"{path} has no table in it", hint='{"firmware": "build", ...}')
+    except UnicodeDecodeError:
+        raise OperationError(f"{path} is no text") from None
+    table = _parsed(text, str(path), is_toml=path.suffix == ".toml")
     folder = path.resolve().parent
-    return cast("dict[str, Any]", loaded), lambda name: resolve(str(folder / name))
+    return table, lambda name: resolve(str(folder / name))
+
+
+def _parsed(text: str, what: str, *, is_toml: bool) -> dict[str, Any]:
+    try:
+        loaded: Any = tomllib.loads(text) if is_toml else json.loads(text)
+    except ValueError as error:  # its words may have a piece of the text in them
+        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise OperationError(f"{what} is no {'TOML' if is_toml else 'JSON'}{place}") from None
+    if not isinstance(loaded, dict):
+        raise OperationError(f"{what} has no table in it", hint='{"key": value, ...}')
+    return cast("dict[str, Any]", loaded)
