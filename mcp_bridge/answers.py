@@ -125,20 +125,21 @@ def parameters_in_words(tool: str, schema: Mapping[str, Any]) -> str:
     """Return what a tool takes, from the JSON schema of its arguments."""
     properties: dict[str, Any] = schema.get("properties", {})
     needed = schema.get("required", [])
-    words = [f"{name} ({_kind(one)}{', needed' if name in needed else ''})" for name, one in properties.items()]
+    words = [f"{name} ({type_in_words(one)}{', needed' if name in needed else ''})" for name, one in properties.items()]
     return f"{tool} takes {', '.join(words) or 'nothing'}"
 
 
-def _kind(schema: Mapping[str, Any]) -> str:
+def type_in_words(schema: Mapping[str, Any]) -> str:
+    """Return what a JSON schema allows, in words."""
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
     if "const" in schema:
         return str(schema["const"])
     if "anyOf" in schema:
-        kinds = [_kind(one) for one in schema["anyOf"] if one.get("type") != "null"]
+        kinds = [type_in_words(one) for one in schema["anyOf"] if one.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if schema.get("type") == "array":
-        return f"list of {_kind(schema.get('items', {}))}"
+        return f"list of {type_in_words(schema.get('items', {}))}"
     return str(schema.get("type", "anything"))
 
 

@@ -84,6 +84,24 @@ FILES = ["image.bin", "table.csv", "table.bin", "build", "build/pytest_esp_test.
          "key.bin", "none.bin", "new.bin", "new", "text.txt", "."]  # fmt: skip
 WORDS = ["nvs", "all", "MAC", "CUSTOM_MAC", "SPI_BOOT_CRYPT_CNT", "two_ota", "1.0.0", "4MB", "0x1000", "esp32c3",
          "esp32", "littlefs", "keep", "ESP32-C3", "wifi"]  # fmt: skip
+# What a parameter takes, by its name; so that most calls get further than a file that is not there.
+MEANT = {
+    r"^ports?$|^board$": ["c3", "c3", "guarded"],
+    r"elf": ["build/pytest_esp_test.elf"],
+    r"chip|target$": ["esp32c3", "esp32c3", "esp32"],
+    r"firmware|package": ["build", "build/pytest_esp_test.bin"],
+    r"^path$|binary|image|input": ["build/pytest_esp_test.bin", "image.bin"],
+    r"partition_|layout": ["table.csv", "table.bin"],
+    r"key_file": ["key.bin"],
+    r"address|offset": ["0x10000", "128KB"],
+    r"size": ["4MB", "0x1000"],
+    r"output": ["new.bin", "new"],
+    r"project": ["blink"],
+    r"instance_id": ["sim-esp32-1"],
+    r"efuse_name": ["MAC", "CUSTOM_MAC"],
+    r"product|chips": ["ESP32-C3", "ESP32-C3-MINI-1"],
+    r"test_suite": ["identity"],
+}
 TIMES = re.compile(r"seconds|minutes|wait|timeout|duration|rounds|retries")
 
 
@@ -126,8 +144,9 @@ def like(name, schema, folder, depth=0):  # noqa: PLR0911 - one for each kind of
         if fixed:
             return st.fixed_dictionaries(fixed)
         return st.dictionaries(st.sampled_from(WORDS + KEYS), anything(folder, depth), max_size=4)
+    meant = next((values for words, values in MEANT.items() if kind == "string" and re.search(words, name)), [])
     simple = {
-        "string": st.sampled_from(["c3", "guarded"] if name in ("port", "board", "ports") else WORDS + FILES),
+        "string": st.sampled_from(meant * 8 + (WORDS + FILES if not re.search("^ports?$|^board$", name) else [])),
         "integer": st.sampled_from([0, 1, 2, 4096, 0x10000, 115200]),
         "number": st.sampled_from([0.0, 0.5, 1.0]),
         "boolean": st.booleans(),
@@ -185,8 +204,9 @@ class Watch:
         if not self.on or threading.current_thread() is threading.main_thread():
             return
         if event == "open":
-            path, mode, flags = arguments
-            writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) if mode is None else set(mode) & set("wax+")
+            path, _, flags = arguments
+            # Opening what is not there makes it only with O_CREAT.
+            writes = flags & os.O_CREAT or (flags & (os.O_WRONLY | os.O_RDWR) and exists(path))
             self._look(path, bool(writes), event)
         elif event in self.WRITES:
             names = 2 if event in ("os.rename", "os.link") else 1
@@ -202,6 +222,10 @@ class Watch:
         within = [place == folder or place.startswith(folder + os.sep) for folder in (self._forbidden, *self._ours)]
         if within[0] or (writes and not any(within[1:]) and not place.startswith(self.DEVICES)):
             self.trespasses.append((event, place))
+
+
+def exists(path):
+    return isinstance(path, int) or os.path.lexists(path)
 
 
 _watches = []
