@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench conformance clean
+.PHONY: help demo test lint bench docs conformance clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -29,6 +29,9 @@ lint: $(READY)  ## ruff, pyright (strict), import-linter
 
 bench: $(READY)  ## side-by-side benchmarks, one after the other
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+docs: $(READY)  ## write docs/tools.md anew, from a server that runs
+	$(BIN)/python docs/tools.py
 
 conformance: $(READY)  ## esptool's own hardware tests against the virtual chips: ESPTOOL_SRC=DIR [BACKEND=qemu] [CHIPS=..] [TRANSPORT=..]
 	$(BIN)/python tests/conformance/run.py --esptool-src "$(ESPTOOL_SRC)" $(if $(BACKEND),--backend "$(BACKEND)") $(if $(CHIPS),--chips "$(CHIPS)") $(if $(TRANSPORT),--transport "$(TRANSPORT)")
