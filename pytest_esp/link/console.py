@@ -288,6 +288,11 @@ class Console:
             while self._crashes.take() is not None:
                 pass
 
+    def rewind(self, mark: int) -> None:
+        """Let `expect` look again at what came after a `mark` was made."""
+        with self._changed:
+            self._position = max(mark, self._dropped)
+
     def expect_reset(self) -> None:
         """Say that the chip is about to be reset from outside: its next boot is no crash, whatever its ROM reports."""
         with self._changed:

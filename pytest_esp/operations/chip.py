@@ -176,6 +176,7 @@ def reset(
     mark = console.mark()
     _into_app(link, by)
     output = _boot_log(link, mark, wait)
+    console.rewind(mark)  # a test may look for any of it
     reason = reset_reason(output)
     if by == "watchdog" and "WDT" not in (reason or ""):
         raise LinkError(
