@@ -22,7 +22,6 @@ COMPONENT_REGISTRY: dict[str, str] = {
     "ota_manager": "mcp_bridge.components.ota_manager:OtaManager",
     "diagnostics": "mcp_bridge.components.diagnostics:Diagnostics",
     "production_tools": "mcp_bridge.components.production_tools:ProductionTools",
-    "diagnostics": "mcp_bridge.components.diagnostics:Diagnostics",
     "qemu_manager": "mcp_bridge.components.qemu_manager:QemuManager",
     "idf_integration": "mcp_bridge.components.idf_integration:IdfIntegration",
     "product_catalog": "mcp_bridge.components.product_catalog:ProductCatalog",

@@ -27,6 +27,12 @@ OpenBoard = Callable[[str], AbstractContextManager[Link]]
 """Leases the board of that name and yields a link to it."""
 
 _FIELDS = ("index", "mac", "board")
+# Of a board that failed where `program` had not begun, or was done.
+_STATES = {
+    "lease": "nothing was touched",
+    "check": "nothing was touched",
+    "quality": "all is written, verified and has started, but it is not well",
+}
 
 
 @dataclass(frozen=True)
@@ -293,7 +299,7 @@ class _Worker:
         message = ""
         if isinstance(error, EspError):
             message, hint = error.message, error.hint
-            state = error.details.get("state") or ("nothing was touched" if self._stage in ("lease", "check") else None)
+            state = error.details.get("state") or _STATES.get(self._stage)
         elif error is not None:
             message = f"{type(error).__name__}: {error}"
         secrets = self._plan.secrets
