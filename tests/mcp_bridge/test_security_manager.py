@@ -1,15 +1,23 @@
 """Tools for security: what they answer, what they refuse."""
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from espefuse.efuse_interface import SUPPORTED_CHIPS
 from esptool.targets import CHIP_DEFS, CHIP_LIST
 
+from mcp_bridge.tool import ToolInfo, _in_thread
+from pytest_esp.boards.registry import make_board
+from pytest_esp.link.link import Link
+from pytest_esp.operations.esp import Esp
+from pytest_esp.operations.registry import Effect
+from pytest_esp.rack.config import load_rack
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire import endpoints
 from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
@@ -322,3 +330,43 @@ def test_a_real_board_must_name_each_efuse_and_the_server_its_switch(serve, firm
     finally:
         endpoint.close()
         simulated.close()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "out of time"])
+def test_a_burn_is_never_cut_in_the_middle(tmp_path, monkeypatch, how):
+    """A call that nobody waits for any more, or that takes too long, ends when the burn has been read back."""
+    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
+    file = tmp_path / "slow.toml"
+    file.write_text('[boards.slow]\nbackend = "sim"\nchip = "esp32c3"\nfaults = { to_host = { latency = 0.002 } }\n')
+    rack = load_rack(file)
+    key, ends = os.urandom(32), []
+
+    async def run(esp, threads):
+        info = ToolInfo(Effect.BURN, 0.2 if how == "out of time" else 60.0, idempotent=False)
+
+        def burn():
+            ends.append(
+                esp.efuse.burn(
+                    "BLOCK_KEY0",
+                    key.hex(),
+                )
+            )
+
+        task = asyncio.create_task(_in_thread(None, burn, {}, info, threads))
+        await asyncio.sleep(0.2)
+        assert not ends
+        if how == "cancelled":
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            await task  # it is done, so there is nothing to complain about
+
+    with Link(make_board(rack.board("slow"), rack)) as link, ThreadPoolExecutor(1) as threads:
+        esp = Esp(link)
+        esp.chip.identify()
+        asyncio.run(run(esp, threads))
+        assert [result.verified for result in ends] == [True]
+        (block,) = [found for found in esp.security.posture().key_blocks if found.name == "BLOCK_KEY0"]
+        assert block.state == "burnt"
+        assert esp.efuse.read("BLOCK_KEY0").value.replace(" ", "") == key.hex()
