@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Collection, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -188,13 +188,22 @@ def _validate(problems: _Problems, key: tuple[str, ...], model: type[BaseModel],
 
 def _in_words(key: str, item: ErrorDetails, model: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
-        return _unknown_key(key, model.model_fields)
+        return _unknown_key(key, _table_at(model, item["loc"][:-1]).model_fields)
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "literal_error":
         expected = re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
         text += f"; nearest: {nearest(str(item['input']), expected)}"
     shown = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
     return f"`{key}`: {text}{shown}" if key else text
+
+
+def _table_at(model: type[BaseModel], place: Iterable[int | str]) -> type[BaseModel]:
+    """Return the model of a table within the one of *model*."""
+    for part in place:
+        field = model.model_fields.get(str(part))
+        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    return model
 
 
 def _unknown_key(name: str, names: Iterable[str]) -> str:

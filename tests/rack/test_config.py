@@ -79,6 +79,8 @@ def test_a_real_board_may_not_be_burnt_unless_it_says_so(tmp_path):
     ("text", "line", "expected"),
     [
         (SIM + 'flahs_size = "4MB"\n', 4, ["unknown key `flahs_size`", "flash_size"]),
+        (SIM + "faults = { to_host = { latancy = 1 } }\n", 4, ["unknown key `latancy`", "nearest: latency"]),
+        (SIM + "faults = { vanish = 1 }\n", 4, ["unknown key `vanish`", "vanish_after"]),
         ('[boards.a]\nbackend = "sim"\nchip = "esp32c33"\n', 3, ["'esp32c33'", "nearest: esp32c3"]),
         ('[boards.a]\nbackend = "sin"\nchip = "esp32"\n', 2, ["'sin'", "sim"]),
         ('[boards.a]\nchip = "esp32"\n', 1, ["`backend` is missing"]),
