@@ -54,7 +54,7 @@ class Session:
         transcript: Transcript | None = None,
     ) -> None:
         self.port = port
-        self.expected_chip = chip
+        self.expected_chip = None if chip == "auto" else chip  # a board that is named by its port alone
         self.chip = chip or ""
         self.board = board
         self.transcript = transcript or Transcript()

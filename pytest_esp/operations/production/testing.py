@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
@@ -18,7 +18,9 @@ from xml.etree import ElementTree
 from pytest_esp.errors import OperationError
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
+from pytest_esp.operations.chip import identify
 from pytest_esp.operations.idf.process import Finished, run
+from pytest_esp.operations.production.process import leased
 from pytest_esp.operations.registry import Effect, file_operation
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ _SUITES = Path(__file__).parents[2] / "suites"
 _EVERYTHING = "all"
 _INTERNAL, _USAGE, _NOTHING = 3, 4, 5  # pytest's exit codes
 _LONGEST_MESSAGE = 2000
+_PLAIN_NAME = "board"
 _MOST_OUTPUT = 4000  # characters of pytest's own words in an error
 _SETTLING = 30.0  # seconds that the board's lease may take to be free
 # Outcomes as pytest prints them with -v, at the end of the line of a test.
@@ -132,6 +135,8 @@ def run_suite(
         OperationError: see `run_tests`.
     """
     targets = _targets(suite)
+    if spec.name not in rack.boards:
+        spec = _as_an_entry(spec, rack)
     with tempfile.TemporaryDirectory(prefix="pytest-esp-") as name, _rack_file(spec, rack, Path(name)) as file:
         report = Path(name) / "junit.xml"
         command = [
@@ -202,17 +207,26 @@ def _environment(rack: Rack, targets: Sequence[str]) -> Mapping[str, str]:
     return environment
 
 
+def _as_an_entry(spec: BoardSpec, rack: Rack) -> BoardSpec:
+    """Return a board that is named by its port as boards.toml can have it: with a plain name, and its chip."""
+    if spec.chip != "auto":
+        return spec.model_copy(update={"name": _PLAIN_NAME})
+    with leased(replace(rack, boards={spec.name: spec}), _SETTLING)(spec.name) as link:
+        return spec.model_copy(update={"name": _PLAIN_NAME, "chip": identify(link).chip})
+
+
 @contextlib.contextmanager
 def _rack_file(spec: BoardSpec, rack: Rack, folder: Path) -> Generator[Path | None]:
     """Yield a rack file that has the board: that of its rack, or one that is made for a port that no rack names.
 
     None is the built-in rack.
     """
-    if spec.name in rack.boards:
+    if rack.boards.get(spec.name) == spec:
         yield rack.path
         return
     file = folder / "boards.toml"
-    entry = {key: value for key, value in spec.model_dump(mode="json", exclude_unset=True).items() if key != "name"}
+    told = spec.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    entry = {key: value for key, value in told.items() if key != "name"}
     lines = [f"[boards.{json.dumps(spec.name)}]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     yield file
@@ -266,6 +280,9 @@ def _outcome(case: Any) -> TestOutcome:
     for tag, outcome in kinds.items():
         found = case.find(tag)
         if found is not None:
-            message = str(found.get("message") or found.text or "")[:_LONGEST_MESSAGE]
+            message = str(found.get("message") or "")
+            if tag == "error" or not message:  # of a setup or a collection: pytest's words say only which
+                message = f"{message}\n{found.text or ''}".strip()
+            message = message[-_LONGEST_MESSAGE:] if tag == "error" else message[:_LONGEST_MESSAGE]
             return TestOutcome(name, outcome, float(case.get("time") or 0), message)
     return TestOutcome(name, "passed", float(case.get("time") or 0), None)

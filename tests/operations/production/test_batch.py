@@ -106,7 +106,7 @@ def test_boards_that_fail_are_told_and_stop_no_other(rack_file, tmp_path, config
     assert boards["pulled"].stage == "flash"
     assert "partly written" in boards["pulled"].state
     assert boards["absent"].state == boards["wrong"].state == "nothing was touched"
-    assert all(boards[name].error and boards[name].hint for name in ports)
+    assert all(boards[name].error and boards[name].state for name in ports)
     begun = {record.board for record in read_records(tmp_path / "record") if record.outcome == "begun"}
     assert begun >= {"pulled", "line-1", "line-2", "line-3"}
     assert not begun & {"wrong", "absent"}
