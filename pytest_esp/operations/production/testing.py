@@ -135,13 +135,14 @@ def run_suite(
         OperationError: see `run_tests`.
     """
     targets = _targets(suite)
+    ours = targets[0] == "--pyargs"
     if spec.name not in rack.boards:
         spec = _as_an_entry(spec, rack)
     with tempfile.TemporaryDirectory(prefix="pytest-esp-") as name, _rack_file(spec, rack, Path(name)) as file:
         report = Path(name) / "junit.xml"
         command = [
             *(sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "-o", "addopts="),
-            *(f"--rootdir={name}" if targets[0] == "--pyargs" else f"--rootdir={_folder_of(Path(targets[0]))}",),
+            *(f"--rootdir={name}" if ours else f"--rootdir={_folder_of(Path(targets[0]))}",),
             f"--basetemp={Path(name) / 'tmp'}",
             f"--junitxml={report}",
             *(("--rack", str(file)) if file is not None else ()),
@@ -149,10 +150,11 @@ def run_suite(
             *(("--esp-allow-burn",) if allow_burn else ()),
             *(("-k", keyword) if keyword else ()),
             *_left_out(effects),
+            *(("-p", "pytest_esp.plugin") if ours else ()),
             *targets,
         ]
         watch = _Watch(progress)
-        finished = run(command, _environment(rack, targets), timeout, watch.line, watch.wait)
+        finished = run(command, _environment(rack, ours), timeout, watch.line, watch.wait)
         tests = _read_report(report, finished)
     counts = Counter[str](test.outcome for test in tests)
     bad = counts["failed"] + counts["error"]
@@ -196,12 +198,17 @@ def _left_out(effects: frozenset[Effect]) -> Sequence[str]:
     return ("-m", " and ".join(words)) if words else ()
 
 
-def _environment(rack: Rack, targets: Sequence[str]) -> Mapping[str, str]:
-    """Return the environment of the tests: without the options of a pytest that may run around this call."""
+def _environment(rack: Rack, ours: bool) -> Mapping[str, str]:
+    """Return the environment of the tests: without the options of a pytest that may run around this call.
+
+    Our suites need no plugins of others, which take longer to be imported than a suite takes.
+    """
     from pytest_esp.rack.lease import ENVIRONMENT
 
     dropped = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    if ours:
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     if rack.lock_dir is not None:
         environment.setdefault(ENVIRONMENT, str(rack.lock_dir))
     return environment
