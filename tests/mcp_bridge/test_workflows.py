@@ -44,9 +44,9 @@ class Agent:
 def agent_with(serve, tmp_path):
     """An agent with one blank board, and the files that its user has given it."""
 
-    def make(backend, chip, build=None):
+    def make(backend, chip, build=None, more=""):
         rack = tmp_path / "rack.toml"
-        rack.write_text(RACK.format(backend=backend, chip=chip))
+        rack.write_text(RACK.format(backend=backend, chip=chip) + more)
         agent = Agent(serve(rack=rack))
         if build is not None:
             shutil.copytree(build, agent.folder / "build")
@@ -110,6 +110,42 @@ def test_a_blank_board_becomes_ready_for_updates_and_gets_one(agent_with, need_q
 def boot_log(agent):
     """What the board says when it starts now."""
     return str(agent.do("esp_serial_monitor", reset=True, duration_seconds=20, until="app_init")["lines"])
+
+
+def test_fifty_devices_in_production(agent_with):
+    agent = agent_with("sim", "esp32c3", BUILDS / "esp32c3", more="count = 50\n")
+    boards = [row["name"] for row in agent.do("esp_rack_status")["boards"] if row["state"] == "free"]
+    assert len(boards) == 50
+    macs = {agent.do("esp_detect_chip", port=name)["mac_address"] for name in boards}
+    assert len(macs) == 50
+    batch = agent.do(
+        "esp_batch_program",
+        ports=boards,
+        firmware="build",
+        serial_number="SN{index:05d}",
+        devices=[{"board": name, "nvs": {"cloud": {"id": f"device of {name}"}}} for name in boards],
+        config={"boot": {"wait": 30, "expect": "Calling app_main"}},
+        wait_s=30,
+    )
+    assert (batch["passed"], batch["failed"]) == (50, 0)
+    assert {device["mac"] for device in batch["boards"]} == macs
+    lines = Path(batch["record_file"]).read_text().splitlines()
+    assert len(lines) == 100  # begun, and passed
+    for number, name in enumerate(boards, 1):
+        agent.do("esp_manufacturing_data_write", port=name, mfg_data={"batch": "B7"})
+        wanted = {"serial_number": f"SN{number:05d}", "expect": "Calling app_main", "tests": False}
+        control = agent.do("esp_quality_control", port=name, **wanted)
+        assert control["passed"], control
+    values = {
+        (entry["namespace"], entry["key"]): entry["value"]
+        for entry in agent.do("esp_nvs_read", port=boards[7])["entries"]
+    }
+    assert values["cloud", "id"] == f"device of {boards[7]}"
+    assert values["manufacturing", "serial_number"] == "SN00008"
+    assert values["manufacturing", "batch"] == "B7"
+    tested = agent.do("esp_production_test", port=boards[0], test_suite="identity")
+    assert tested["passed"]
+    assert tested["counts"]["passed"] >= 3
 
 
 def espsecure(*arguments):
