@@ -49,6 +49,7 @@ class Link:
         self._echo: Callable[[str], None] | None = None
         self._runs_app = False
         self._boots = 0
+        self._connections = 0
         self._lock = threading.RLock()
 
     @property
@@ -105,6 +106,11 @@ class Link:
                 after_drop=self._begin_console_mode,
                 transcript=self.transcript,
             )
+        wire = self.board.wire
+        if wire is not None and wire.connections != self._connections:
+            if self._connections:  # another program has used the board at an endpoint: the chip may be in any state
+                self._session.drop()
+            self._connections = wire.connections
         return self._session
 
     @property

@@ -121,6 +121,8 @@ class Wire:
         self.faults: Faults | None = None
         self.gone: str | None = None
         self._hosts: list[HostSide] = []
+        self.connections = 0
+        """How many hosts have been attached so far: whoever talks to the device sees whether others have done so."""
 
     def connect(
         self,
@@ -135,6 +137,7 @@ class Wire:
         """
         host = HostSide(self, sink, control_lines, on_loss)
         with self.lock:
+            self.connections += 1
             self._hosts.append(host)
         return host
 
