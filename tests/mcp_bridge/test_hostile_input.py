@@ -178,9 +178,9 @@ def calls(draw, schema, folder):
             continue
         if name in spoilt:
             arguments[name] = draw(hostile(folder))
-        elif name in needed or name in ("port", "board") or TIMES.search(name) or draw(st.integers(0, 2)) == 0:
+        elif name in needed or name in ("port", "board") or TIMES.search(name) or draw(st.integers(0, 5)) == 5:
             arguments[name] = draw(like(name, one, folder))
-    if draw(st.integers(0, 9)) == 0:
+    if draw(st.integers(0, 9)) == 9:
         arguments[draw(st.sampled_from(["nonsense", "ctx", "self", ""]))] = draw(hostile(folder))
     return arguments
 
