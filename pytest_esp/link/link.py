@@ -49,7 +49,7 @@ class Link:
         self._echo: Callable[[str], None] | None = None
         self._runs_app = False
         self._boots = 0
-        self._connections = 0
+        self._other_connections = 0
         self._lock = threading.RLock()
 
     @property
@@ -67,6 +67,7 @@ class Link:
         with self._lock:
             if self._port is None:
                 self._port = self.board.open()
+                self._other_connections = 0
                 if self.board.virtual:
                     self._note_boot()
             return self._port
@@ -106,11 +107,10 @@ class Link:
                 after_drop=self._begin_console_mode,
                 transcript=self.transcript,
             )
-        wire = self.board.wire
-        if wire is not None and wire.connections != self._connections:
-            if self._connections:  # another program has used the board at an endpoint: the chip may be in any state
-                self._session.drop()
-            self._connections = wire.connections
+        others = getattr(port, "other_connections", 0)
+        if others != self._other_connections:
+            self._other_connections = others
+            self._session.drop()  # another program has used the board at an endpoint: the chip may be in any state
         return self._session
 
     @property

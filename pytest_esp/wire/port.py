@@ -36,6 +36,8 @@ class VirtualPort(serial.SerialBase):
         self._lost: str | None = None
         self._sink: Callable[[bytes], None] | None = None
         self._on_loss: Callable[[str], None] | None = None
+        self._connections_before = wire.connections
+        self._connections_of_ours = 0
         super().__init__(port=None, baudrate=baudrate)
         self.port = name
         self.name = name
@@ -55,9 +57,15 @@ class VirtualPort(serial.SerialBase):
         if self._wire.gone is not None:
             raise serial.SerialException(f"{self.name} vanished: {self._wire.gone}")
         self._host = self._wire.connect(self._receive, control_lines=True, on_loss=self.lose)
+        self._connections_of_ours += 1
         self.is_open = True
         self._host.set_baudrate(self._baudrate)
         self._update_lines()
+
+    @property
+    def other_connections(self) -> int:
+        """How many others have connected to the wire since this port was made."""
+        return self._wire.connections - self._connections_before - self._connections_of_ours
 
     def close(self) -> None:
         """Leave the wire; the lines go down together."""

@@ -122,7 +122,7 @@ class Wire:
         self.gone: str | None = None
         self._hosts: list[HostSide] = []
         self.connections = 0
-        """How many hosts have been attached so far: whoever talks to the device sees whether others have done so."""
+        """How many hosts have been attached so far; see `wire.port.VirtualPort.other_connections`."""
 
     def connect(
         self,

@@ -12,6 +12,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.operations import chip as chip_operations
 from pytest_esp.rack.config import load_rack
 from pytest_esp.sim.chip import SimChip
+from pytest_esp.wire.port import VirtualPort
 
 CHIPS = ["esp8266", "esp32", "esp32s2", "esp32s3", "esp32c2", "esp32c3", "esp32c6", "esp32h2", "esp32p4"]
 
@@ -200,3 +201,18 @@ def test_registers(esp):
     for address in (0x40001001, 1 << 32, -4, "here"):
         with pytest.raises(OperationError, match="address"):
             esp.chip.read_register(address)
+
+
+def test_a_board_that_another_program_has_used_is_connected_to_anew(esp_of):
+    """The warm connection knows nothing of what the other one has left behind: half a packet, another stub, an app."""
+    esp = esp_of("esp32c3")
+    first = esp.chip.identify()
+    assert esp.chip.identify().connect_seconds == 0.0  # warm
+    other = VirtualPort(esp.link.board.wire, "somebody else's")
+    other.open()
+    other.write(b"\xc0\x00\x0a\x04\x00half of a packet")
+    other.close()
+    again = esp.chip.identify()
+    assert again.mac == first.mac
+    assert again.connect_seconds > 0
+    assert esp.chip.identify().connect_seconds == 0.0
