@@ -238,7 +238,7 @@ class SecurityManager(Component):
     def esp_secure_boot_enable(
         self, key_file: str, firmware_path: str, port: str | None = None, apply: bool = False
     ) -> SecureBootPlan | SecureBootEnabled:
-        """Say which eFuses secure boot would burn; with apply=true do it: signed images, digest of the key, locks, boot.
+        """Say which eFuses secure boot would burn; with apply=true do it: signed images, key digest, locks, boot.
 
         v2, or v1 on an ESP32 before v3.0. firmware_path is a whole build folder, signed by key_file (PEM); that is
         checked before anything is flashed or burnt. On a real board it is irreversible, and its allow_burn must name

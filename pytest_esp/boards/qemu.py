@@ -229,7 +229,7 @@ class QemuBoard(Board):
     def ram_block(self) -> int | None:
         """Little enough that the machine drops nothing: its UART loses what the ROM is too late for.
 
-        On the ESP32 what fits into the FIFO of 128 bytes; the ESP32-S3 was seen to lose packets of 1200 bytes, not 1024.
+        On the ESP32 what fits into its FIFO of 128 bytes; the ESP32-S3 was seen to lose packets of 1200 bytes.
         """
         return {"esp32": 64, "esp32s3": 256}.get(self.chip)
 

@@ -66,8 +66,8 @@ class SecurityPosture:
         secure_boot: whether only signed images start; *secure_boot_version* is ``"v1"`` or ``"v2"`` then.
         jtag: whether a debugger can attach by any way that no eFuse closes.
         jtag_pads: by the pins; ``"soft-disabled"`` can be opened again by the HMAC key.
-        jtag_usb: by the USB-Serial-JTAG; ``"absent"`` where the chip has none, ``"unknown"`` where espefuse's definitions
-            of the chip do not say what closes it.
+        jtag_usb: by the USB-Serial-JTAG; ``"absent"`` where the chip has none, ``"unknown"`` where espefuse does not
+            say what closes it.
         download_mode: ``"secure"`` reads no register and runs no stub.
         source: what this was read from: the security info only where eFuses cannot be read.
         fuses: the eFuses, or flags of the security info, that decided, with their values.

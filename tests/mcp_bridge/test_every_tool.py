@@ -99,7 +99,7 @@ def twin(bench, request):
     started = bench.call(
         "esp_sim_start", {"chip_type": request.param, "flash_image": "contents.bin", "boot_mode": "download"}
     )
-    yield request.param, started["instance_id"], started["rfc2217_uri"]
+    yield request.param, started["instance_id"], started["socket_uri"]
     bench.call("esp_sim_stop", {"instance_id": started["instance_id"]})
 
 
