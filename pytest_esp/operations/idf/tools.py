@@ -295,6 +295,7 @@ class _Meter:
     present: list[str] = field(default_factory=list[str])
     _current: str | None = None
     _file: Path | None = None
+    _told: int = 0
 
     def on_line(self, line: str) -> None:
         if match := re.match(r"Skipping (\S+@\S+)", line):
@@ -319,7 +320,9 @@ class _Meter:
             return
         total = max(sum(self.sizes.values()), 1)
         here = self._file.stat().st_size if self._file is not None and self._file.is_file() else 0
-        self.progress(min(self.done + here, total), total)
+        # What has been downloaded is unpacked and removed, before the next line says that it is installed.
+        self._told = max(self._told, min(self.done + here, total))
+        self.progress(self._told, total)
 
     def close(self) -> None:
         self._finish()
