@@ -5,6 +5,7 @@ import inspect
 import json
 
 import pytest
+from pydantic import TypeAdapter
 
 from pytest_esp.errors import EspError, RefusedError
 from pytest_esp.operations.esp import Face
@@ -146,3 +147,10 @@ def test_results_become_plain_data(esp_of, tmp_path):
     assert to_dict(results[3])["regions"][0]["first_difference"] == 0x1002
     with pytest.raises(TypeError, match="is no result"):
         to_dict("text")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_command_line_can_give_every_argument(name):
+    """Its type is one that text can be turned into."""
+    for parameter in OPERATIONS[name].parameters:
+        assert TypeAdapter(parameter.annotation).core_schema

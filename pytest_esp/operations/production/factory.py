@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
@@ -284,7 +284,7 @@ class FactoryReset:
 
 
 @operation(Effect.ERASE, group="production")
-def factory_reset(link: Link, keep: Collection[str] = (), keep_namespaces: Collection[str] = ()) -> FactoryReset:
+def factory_reset(link: Link, keep: Sequence[str] = (), keep_namespaces: Sequence[str] = ()) -> FactoryReset:
     """Erase what a user has left on a board: NVS, otadata and other data partitions. Its apps stay.
 
     The radio's calibration, keys, read-only partitions and those that are named fctry or factory_nvs stay, too. otadata
@@ -341,7 +341,7 @@ def _why_keep_otadata(link: Link, table: Sequence[Partition]) -> str | None:
     return f"otadata was kept: without it {first.name} would start, which has no app"
 
 
-def _keep_namespaces(link: Link, partition: str, namespaces: Collection[str]) -> int:
+def _keep_namespaces(link: Link, partition: str, namespaces: Sequence[str]) -> int:
     entries = nvs.read(link, partition).entries
     going = [(entry.namespace, entry.key) for entry in entries if entry.namespace not in namespaces]
     return nvs_update.update(link, {}, partition=partition, remove=going).kept
