@@ -181,8 +181,8 @@ def test_opening_and_closing_leaks_nothing(rack):
     before, threads = descriptors(), threading.active_count()
     for _ in range(50):
         once()
-    assert descriptors() == before
-    assert threading.active_count() == threads
+    assert descriptors() <= before  # what an earlier test has left may end meanwhile
+    assert threading.active_count() <= threads
 
 
 def test_changing_the_mode_never_closes_the_port(link):
