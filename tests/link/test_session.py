@@ -1,5 +1,6 @@
 """The warm esptool session on simulated chips and on ports that are no chips."""
 
+import gc
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack
 from pytest_esp.wire.faults import Fault, Faults
+from pytest_esp.wire.loop import settle
 
 
 @pytest.fixture
@@ -178,11 +180,14 @@ def test_opening_and_closing_leaks_nothing(rack):
             Esp(link).chip.identify()
 
     once()
+    gc.collect()  # what an earlier test has left must not end between the counts
+    settle()
     before, threads = descriptors(), threading.active_count()
     for _ in range(50):
         once()
-    assert descriptors() <= before  # what an earlier test has left may end meanwhile
-    assert threading.active_count() <= threads
+    settle()
+    assert descriptors() == before
+    assert threading.active_count() == threads
 
 
 def test_changing_the_mode_never_closes_the_port(link):
