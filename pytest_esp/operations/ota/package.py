@@ -20,10 +20,9 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from esptool.bin_image import LoadFirmwareImage
-from esptool.util import FatalError
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.operations.building.image_report import report
 from pytest_esp.operations.firmware import Firmware
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.images import app_of, chip_of
@@ -188,20 +187,14 @@ def check_app(image: bytes, source: str) -> str:
     Raises:
         FirmwareError: if it is no image, or damaged.
     """
-    chip = chip_of(image)
-    if chip is None:
-        raise FirmwareError(f"{source} is no image of an app", hint="an ESP8266 has no updates of this kind")
-    try:
-        loaded: Any = LoadFirmwareImage(chip, image)
-        digests = not loaded.append_digest or loaded.stored_digest == loaded.calc_digest
-        intact = digests and loaded.checksum == loaded.calculate_checksum()
-    except (FatalError, ValueError, IndexError, OSError) as error:
-        raise FirmwareError(f"{source} is damaged: {error}", hint="build it again") from error
-    except Exception as error:  # esptool unpacks without looking at lengths
-        raise FirmwareError(f"{source} is cut off or damaged: {error}", hint="build it again") from error
-    if not intact:
+    found = report(image, source)
+    if found.chip == "esp8266":
+        raise FirmwareError(f"{source} is for the ESP8266", hint="its updates are not of this kind")
+    if not found.checksum_valid or found.hash_valid is False:
         raise FirmwareError(f"{source} is damaged: its checksum or hash is wrong", hint="build it again")
-    return chip
+    if found.problem is not None:
+        raise FirmwareError(f"{source} is damaged: {found.problem}", hint="build it again")
+    return found.chip
 
 
 # -- reading one
