@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
 
 DEFAULT_FOLDER = "production"
-_WORTH_A_PROCESS = 12  # virtual boards: as much work as it takes to start another process
+_WORTH_A_PROCESS = 16  # virtual boards that are done in the time in which another process starts
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BatchResult:
         passed, failed: how many boards.
         boards: in the order in which they were given.
         record_file, csv_file: where all of it is written down, with what was there before.
-        processes: in how many processes the boards were worked on; 1 is that of the caller.
+        processes: in how many processes the boards were worked on; that of the caller is one of them.
     """
 
     batch: str
@@ -99,7 +99,8 @@ def batch_program(
         look: whether finished boards are inspected.
         rack: the rack file; else the usual search.
         wait: seconds for boards that somebody else holds.
-        processes: how many; by default one, and one per core where there is that much work for the processor.
+        processes: how many, that of the caller included; by default one, and up to one per core where there is that
+            much work for the processor.
         progress: called with thousandths of boards done and to do.
 
     Raises:
@@ -217,19 +218,21 @@ def run_batch(
     if not AVAILABLE:
         count = 1
     desk = Desk([device.board for device in devices], progress)
+    own, others = shares(devices, count, 0 if processes else _WORTH_A_PROCESS)
     with RecordBook(folder) as book:
         used = serial_numbers(folder)
-        if count == 1:
-            batch = Batch(name, plan, open_board or leased(rack, wait), desk.told.put, book.write, used, look=look)
-            with _threads(batch, devices):
-                results = desk.attend(batch.stop.set)
-        else:
-            jobs = _jobs(name, rack, plan, shares(devices, count), folder, used, look, wait)
-            with _processes(jobs, desk) as running:
-                results = desk.attend(lambda: _stop(running))
+        jobs = _jobs(name, rack, plan, others, folder, used, look, wait)
+        batch = Batch(name, plan, open_board or leased(rack, wait), desk.told.put, book.write, used, look=look)
+        with _processes(jobs, desk, book) as running, _threads(batch, own):
+
+            def stop() -> None:
+                batch.stop.set()
+                _stop(running)
+
+            results = desk.attend(stop)
         files = book.json_lines, book.csv
     passed = sum(result.passed for result in results)
-    return BatchResult(name, passed, len(results) - passed, results, *files, count, time.time() - begun)
+    return BatchResult(name, passed, len(results) - passed, results, *files, 1 + len(others), time.time() - begun)
 
 
 def _worth(rack: Rack, devices: Sequence[Device]) -> int:
@@ -286,12 +289,12 @@ def _stop(running: Sequence[WorkProcess]) -> None:
 
 
 @contextlib.contextmanager
-def _processes(jobs: Sequence[Job], desk: Desk) -> Generator[list[WorkProcess]]:
+def _processes(jobs: Sequence[Job], desk: Desk, book: RecordBook) -> Generator[list[WorkProcess]]:
     """Let all boards be worked on in processes."""
     running: list[WorkProcess] = []
     try:
         for job in jobs:
-            running.append(WorkProcess(job, desk.told.put))  # noqa: PERF401 - those that run must be known if one does not
+            running.append(WorkProcess(job, desk.told.put, book))  # noqa: PERF401 - those that run must be known if one does not
         yield running
     except BaseException:
         _stop(running)

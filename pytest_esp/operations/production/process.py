@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +24,7 @@ from pytest_esp.errors import OperationError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.production.config import FactoryConfig
 from pytest_esp.operations.production.plan import make_plan
-from pytest_esp.operations.production.record import RecordBook
+from pytest_esp.operations.production.record import BoardRecord, RecordBook, read_records
 from pytest_esp.operations.production.work import Batch, BoardResult, Device, OpenBoard, Tell, Told
 from pytest_esp.qemu.process import spawn_guarded
 
@@ -36,6 +37,7 @@ AVAILABLE = sys.platform != "win32"
 
 _GRACE = 20.0  # seconds for all boards of a process to come to a safe point
 _LAST_WORDS = 2000  # characters
+_HINT = "program it again"
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,11 @@ class Job:
 class WorkProcess:
     """A process and the thread that listens to it."""
 
-    def __init__(self, job: Job, tell: Tell) -> None:
-        self._boards = [str(device["board"]) for device in job.devices]
+    def __init__(self, job: Job, tell: Tell, book: RecordBook) -> None:
+        self._job = job
         self._tell = tell
+        self._book = book
+        self._stopped = False
         self._reader, writer = os.pipe()
         job_end, our_end = os.pipe()
         command = [sys.executable, "-m", "pytest_esp.operations.production.process", str(job_end)]
@@ -81,6 +85,7 @@ class WorkProcess:
 
     def stop(self) -> None:
         """Ask it to bring its boards to a safe point, and end."""
+        self._stopped = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGTERM)
 
@@ -97,7 +102,7 @@ class WorkProcess:
         self._listener.join(_GRACE)
 
     def _listen(self) -> None:
-        left = set(self._boards)
+        left = {str(device["board"]) for device in self._job.devices}
         said = ""
         with open(self._reader, encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -110,26 +115,43 @@ class WorkProcess:
                 self._tell(told)
                 if not left:
                     break
-        for board in left:
-            self._tell(Told(board, result=_died(board, said)))
+        if left:
+            self._process.wait()  # it writes no more
+            self._give_up(left, said)
 
+    def _give_up(self, boards: Set[str], said: str) -> None:
+        """Write and tell what became of the boards of a process that died."""
+        last = said.strip().splitlines()[-1:] or ["it said nothing"]
+        error = f"the process that programmed it died: {last[0]}"
+        written: dict[str, BoardRecord] = {}
+        try:
+            written = {one.board: one for one in read_records(Path(self._job.folder)) if one.batch == self._job.name}
+        except OperationError as unread:
+            error = f"{error}; {unread.message}"
+        for board in boards:
+            record = written.get(board)
+            if record is None or record.outcome == "begun":
+                record = self._failed(board, record, error)
+            self._tell(Told(board, result=BoardResult.of(record, None if record.outcome == "passed" else _HINT)))
 
-def _died(board: str, said: str) -> BoardResult:
-    last = said.strip().splitlines()[-1:] or ["it said nothing"]
-    return BoardResult(
-        board=board,
-        mac=None,
-        chip=None,
-        serial_number=None,
-        passed=False,
-        stage="process",
-        state="not known: see its last line in the record",
-        error=f"the process that programmed it died: {last[0]}",
-        hint="program it again",
-        quality=None,
-        bytes_written=0,
-        seconds=0.0,
-    )
+    def _failed(self, board: str, begun: BoardRecord | None, error: str) -> BoardRecord:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if begun is not None:
+            state = "not known: it was under way"
+            record = replace(begun, time=now, outcome="failed", stage="process", state=state, error=error)
+        else:
+            record = BoardRecord(
+                time=now,
+                batch=self._job.name,
+                board=board,
+                outcome="failed",
+                stage="process",
+                state="nothing was touched",
+                error="the batch was stopped" if self._stopped else error,
+            )
+        with contextlib.suppress(OperationError):  # on a full disk the result tells it all the same
+            self._book.write(record)
+        return record
 
 
 def _told(line: str) -> Told | None:
@@ -172,9 +194,14 @@ def leased(rack: Rack, wait: float) -> OpenBoard:
     return open_board
 
 
-def shares(devices: Sequence[Device], count: int) -> list[list[Device]]:
-    """Return *devices* dealt out to *count* processes."""
-    return [share for share in (list(devices[number::count]) for number in range(count)) if share]
+def shares(devices: Sequence[Device], count: int, head_start: int) -> tuple[list[Device], list[list[Device]]]:
+    """Return the devices of the caller's own process, and those of each other one.
+
+    There are *count* processes in all; the caller has worked on *head_start* boards when the others have started.
+    """
+    theirs = max(0, len(devices) - head_start) // count * (count - 1) if count > 1 else 0
+    dealt, own = devices[:theirs], devices[theirs:]
+    return list(own), [share for share in (list(dealt[number :: count - 1]) for number in range(count - 1)) if share]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -214,7 +241,9 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
     except OperationError as error:  # the caller has checked all of it: a file has changed meanwhile
         print(error.message)
-        sys.exit(1)
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)  # the caller waits: all boards are closed, and to take modules and threads down costs 0.1 s

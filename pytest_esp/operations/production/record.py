@@ -22,7 +22,7 @@ JSON_LINES, CSV = "boards.jsonl", "boards.csv"
 Outcome = Literal["begun", "passed", "failed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BoardRecord:
     """One line. No NVS value is in it but the serial number.
 
@@ -38,19 +38,19 @@ class BoardRecord:
     time: str
     batch: str
     board: str
-    mac: str
-    chip: str
-    serial_number: str
+    mac: str = ""
+    chip: str = ""
+    serial_number: str = ""
     outcome: Outcome
     stage: str
-    state: str
-    error: str
-    firmware: str
-    elf_sha256: str
-    nvs_keys: str
-    quality: str
-    bytes_written: int
-    seconds: float
+    state: str = ""
+    error: str = ""
+    firmware: str = ""
+    elf_sha256: str = ""
+    nvs_keys: str = ""
+    quality: str = ""
+    bytes_written: int = 0
+    seconds: float = 0.0
 
 
 _COLUMNS = [field.name for field in fields(BoardRecord)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pytest_esp.errors import EspError, OperationError, StoppedError
 from pytest_esp.link.link import Link
@@ -82,6 +82,24 @@ class BoardResult:
     quality: bool | None
     bytes_written: int
     seconds: float
+
+    @classmethod
+    def of(cls, record: BoardRecord, hint: str | None) -> Self:
+        """Return what the last line of a board in the record says."""
+        return cls(
+            board=record.board,
+            mac=record.mac or None,
+            chip=record.chip or None,
+            serial_number=record.serial_number or None,
+            passed=record.outcome == "passed",
+            stage=record.stage,
+            state=record.state or None,
+            error=record.error or None,
+            hint=hint,
+            quality=record.quality == "passed" if record.quality else None,
+            bytes_written=record.bytes_written,
+            seconds=record.seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -305,20 +323,7 @@ class _Worker:
         secrets = self._plan.secrets
         message, hint = secrets.hide(message), hint and secrets.hide(hint)
         record = self._record("failed" if error is not None else "passed", message, state or "")
-        result = BoardResult(
-            board=self._device.board,
-            mac=record.mac or None,
-            chip=record.chip or None,
-            serial_number=record.serial_number or None,
-            passed=error is None,
-            stage=self._stage,
-            state=state,
-            error=message or None,
-            hint=hint,
-            quality=self._quality,
-            bytes_written=self._bytes,
-            seconds=record.seconds,
-        )
+        result = BoardResult.of(record, hint)
         try:
             self._batch.write(record)
         except OperationError as unwritten:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -193,9 +194,60 @@ def test_a_record_is_whole_after_kill_9(rack_file, tmp_path, config):
     assert (again.passed, again.failed) == (50, 0)
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process in /proc")
+@pytest.mark.parametrize("when", ["at its start", "at work"])
+def test_a_process_that_dies_takes_no_board_out_of_the_record(rack_file, tmp_path, config, when):
+    """All of its boards have an outcome: what was under way is not known, what was not is untouched; others go on."""
+    folder = tmp_path / "record"
+    killed = []
+
+    def kill(_done, _total):
+        begun = any(int(record.board.partition("-")[2]) <= 25 for record in read_records(folder))
+        if not killed and (when == "at its start" or begun):
+            killed.extend(workers_of(rack_file))
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    result = batch_program(["line-*"], config, output_dir=folder, rack=rack_file, processes=2, progress=kill)
+    assert len(killed) == 1
+    assert 25 <= result.passed < 50
+    last = {record.board: record for record in read_records(folder)}
+    assert len(last) == 50
+    for board in result.boards:
+        assert (board.passed, board.stage, board.error) == (
+            last[board.board].outcome == "passed",
+            last[board.board].stage,
+            last[board.board].error or None,
+        )
+        if not board.passed:
+            assert board.error.startswith("the process that programmed it died")
+            assert board.state == ("not known: it was under way" if board.mac else "nothing was touched")
+    rack = load_rack(rack_file)
+    assert not any(holder_of(spec, rack) for spec in rack.boards.values())
+
+
+def workers_of(rack_file):
+    """Return the processes of a batch beside that of the caller, waiting until there are some."""
+    mine = f"PYTEST_ESP_STATE_DIR={rack_file.parent / 'state'}".encode()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                works = b"pytest_esp.operations.production.process" in command and command[0] != b"/bin/sh"
+                if works and mine in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+        if found:
+            return found
+    raise AssertionError("no process was started")
+
+
 def test_lines_are_only_ever_added(tmp_path):
     """Also behind a line that a power failure has cut; text from elsewhere is no formula and no second line."""
-    record = BoardRecord("t", "b", "x", "m", "c", "=1+1", "failed", "check", "", "a\nb", "", "", "", "", 0, 0.0)
+    record = BoardRecord(
+        time="t", batch="b", board="x", serial_number="=1+1", outcome="failed", stage="check", error="a\nb"
+    )
     with RecordBook(tmp_path) as book:
         book.write(record)
     with (tmp_path / "boards.jsonl").open("a") as file:
