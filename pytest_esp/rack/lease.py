@@ -11,13 +11,11 @@ import json
 import os
 import random
 import re
-import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -25,7 +23,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from pytest_esp.errors import LeaseError, NoMatchError, PortError
+from pytest_esp.rack.holder import HOST, HolderRecord
 from pytest_esp.rack.identity import identity, user_id
+from pytest_esp.rack.processes import own_start, start_of
 
 if sys.platform != "win32":
     import fcntl
@@ -43,35 +43,6 @@ _REPORT_EVERY = 5.0
 _RESOLVE_EVERY = 1.0
 # A lock that nobody has signed is being taken, given back or looked at: worth another try, even past the time-out.
 _PASSING = 0.05
-_HOST = socket.gethostname()
-
-
-@dataclass(frozen=True)
-class HolderRecord:
-    """Who holds a board.
-
-    Attributes:
-        pid: of the holder; 0 if it has not signed yet.
-        purpose: the test, session or tool call.
-        since: seconds since the epoch.
-        started: when the process *pid* started, in clock ticks since the machine's start; None where that is unknown.
-    """
-
-    board: str
-    pid: int
-    host: str
-    user: str
-    purpose: str
-    since: float
-    started: int | None = None
-
-    def describe(self) -> str:
-        """Return it in words."""
-        if not self.pid:
-            return f"{self.board}: held by {self.purpose}"
-        held = max(0.0, time.time() - self.since)
-        who = "this process, " if (self.pid, self.host) == (os.getpid(), _HOST) else ""
-        return f"{self.board}: held for {held:.1f} s by {self.purpose} ({who}pid {self.pid}, {self.user}@{self.host})"
 
 
 OnWait = Callable[[list[HolderRecord], float], None]
@@ -220,7 +191,7 @@ class _Slot:
         """
         lease = Lease(self.spec, self.lock, self.record, waited)
         record = HolderRecord(
-            self.spec.name, os.getpid(), _HOST, _user_name(user_id()), purpose, lease.since, _own_start(os.getpid())
+            self.spec.name, os.getpid(), HOST, _user_name(user_id()), purpose, lease.since, own_start(os.getpid())
         )
         # Written beside and renamed, so that nobody reads half a record.
         part = f"{self.record}.{os.getpid()}.{threading.get_ident()}.part"
@@ -251,7 +222,7 @@ class _Slot:
         records = [record for path in self.folder.glob(f"{self.stem}.*.json") if (record := _read_record(path))]
         signed = max(records, key=lambda record: record.since, default=None)
         unsigned = "somebody who is just taking it or giving it back"
-        return signed or HolderRecord(self.spec.name, 0, _HOST, "?", unsigned, time.time())
+        return signed or HolderRecord(self.spec.name, 0, HOST, "?", unsigned, time.time())
 
     def _is_locked(self) -> bool:
         if sys.platform == "win32":
@@ -336,7 +307,7 @@ def _sign(taken: list[_Slot], purpose: str, waited: float) -> list[Lease]:
 
 def _is_passing(slots: list[_Slot], count: int) -> bool:
     """Tell whether so many slots are held by nobody who has signed: an observer's look also locks, for microseconds."""
-    signed = sum(1 for slot in slots if (holder := slot.holder()) is not None and holder.pid)
+    signed = sum(1 for slot in slots if (holder := slot.holder()) is not None and holder.is_signed)
     return len(slots) - signed >= count
 
 
@@ -346,21 +317,9 @@ def _read_record(path: Path) -> HolderRecord | None:
         record = HolderRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    if record.host != _HOST or record.started is None:
+    if record.host != HOST or record.started is None:
         return record
-    return record if _start_of(record.pid) == record.started else None
-
-
-def _start_of(pid: int) -> int | None:
-    """Return when a living process started, in clock ticks since the machine's start (proc(5)); else None."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-_own_start = functools.lru_cache(maxsize=2)(_start_of)
+    return record if start_of(record.pid) == record.started else None
 
 
 def lock_folder(rack: Rack) -> Path:

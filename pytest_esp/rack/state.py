@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_esp.errors import PortError
-from pytest_esp.rack.lease import HolderRecord, holder_of
+from pytest_esp.rack.holder import HolderRecord
+from pytest_esp.rack.lease import holder_of
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -62,5 +62,5 @@ def holder_to_dict(holder: HolderRecord) -> dict[str, Any]:
         "user": holder.user,
         "purpose": holder.purpose,
         "since": datetime.fromtimestamp(holder.since, UTC).isoformat(timespec="milliseconds"),
-        "seconds": round(max(0.0, time.time() - holder.since), 1),
+        "seconds": round(holder.seconds, 1),
     }
