@@ -162,7 +162,7 @@ def _config(bridge: Bridge) -> str:
 
 def _capabilities(bridge: Bridge) -> str:
     tools = {name: sorted(tools_of(component)) for name, component in bridge.components.items()}
-    return _text({"components": tools, "backends": list(BACKENDS), "not_built_yet": ["labgrid"]})
+    return _text({"components": tools, "backends": list(BACKENDS)})
 
 
 def _products() -> str:

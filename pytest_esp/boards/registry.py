@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "pytest_esp.backends"
 _BUILT_IN = {
+    "labgrid": "pytest_esp.boards.labgrid:LabgridBoard",
     "qemu": "pytest_esp.boards.qemu:QemuBoard",
     "serial": "pytest_esp.boards.serial:SerialBoard",
     "sim": "pytest_esp.boards.sim:SimBoard",

@@ -45,10 +45,18 @@ class SerialBoard(Board):
         """The proxy's, which is in front of the port if the entry has ``faults``, while the board is open."""
         return self._proxy.wire if self._proxy else None
 
+    def resolve(self) -> str:
+        """Return what to open: a device, or the URL of a remote port.
+
+        Raises:
+            PortError: if the board cannot be found.
+        """
+        return resolve_port(self.spec)
+
     def open(self) -> Port:
         """Open the port exclusively, with both lines as pyserial sets them."""
         rfc2217.register()
-        where = resolve_port(self.spec)
+        where = self.resolve()
         if _is_file(where):  # not even opened: whoever names a port need not be allowed to touch files
             raise self._explain(where, OSError(errno.ENOTTY, os.strerror(errno.ENOTTY)))
         try:

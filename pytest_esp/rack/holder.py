@@ -65,10 +65,16 @@ class PlaceHolder(HolderRecord):
 
     def describe(self) -> str:
         """Return it in words."""
-        who = f"{self.user}@{self.host}" if self.user else "a reservation"
-        who += f", {self.purpose}" if self.purpose else ""
+        return f"{self.board}: the labgrid place {self.place} is {self.how}"
+
+    @property
+    def how(self) -> str:
+        """How it is held, in words that follow "is"."""
         more = f"; so are {self.others} more that would do" if self.others else ""
-        return f"{self.board}: the labgrid place {self.place} is held for {self.seconds:.1f} s by {who}{more}"
+        if not self.user:
+            return f"{self.purpose or 'reserved for somebody else'}{more}"
+        what = f", {self.purpose}" if self.purpose else ""
+        return f"held for {self.seconds:.1f} s by {self.user}@{self.host}{what}{more}"
 
     @property
     def is_signed(self) -> bool:

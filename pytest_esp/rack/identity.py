@@ -30,14 +30,25 @@ def identity(spec: BoardSpec, rack: Rack) -> str:
     Raises:
         PortError: if it is named by USB ids and none, or more than one, is plugged in.
     """
+    where = os.path.realpath(rack.path) if rack.path else f"built-in of {user_id()}"
     if spec.backend == "labgrid":
-        place = spec.place or ",".join(f"{key}={value}" for key, value in sorted((spec.tags or {}).items()))
-        coordinator = (spec.coordinator or "").lower()
-        return f"labgrid:{coordinator if ':' in coordinator else f'{coordinator}:{_COORDINATOR_PORT}'}/{place}"
+        # Tags may mean many places: the lab itself sees to it that two boards get two.
+        return f"labgrid:{lab_address(spec)}" + ("" if spec.place else f":{where}:{spec.name}")
     if spec.port:
         return canonical_port(resolve_port(spec))
-    where = os.path.realpath(rack.path) if rack.path else f"built-in of {user_id()}"
     return f"{spec.backend}:{where}:{spec.name}"
+
+
+def lab_address(spec: BoardSpec) -> str:
+    """Return where a labgrid board is: ``coordinator:port/place``, or its tags instead of the place."""
+    tags = ",".join(f"{key}={value}" for key, value in sorted((spec.tags or {}).items()))
+    return f"{coordinator_address(spec)}/{spec.place or tags}"
+
+
+def coordinator_address(spec: BoardSpec) -> str:
+    """Return host and port of a labgrid board's coordinator."""
+    name = (spec.coordinator or "").lower()
+    return name if ":" in name else f"{name}:{_COORDINATOR_PORT}"
 
 
 def user_id() -> str:

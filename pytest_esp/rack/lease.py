@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from pytest_esp.errors import LeaseError, NoMatchError, PortError
+from pytest_esp.rack import labgrid
 from pytest_esp.rack.holder import HOST, HolderRecord
 from pytest_esp.rack.identity import identity, user_id
 from pytest_esp.rack.processes import own_start, start_of
@@ -31,6 +32,7 @@ if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
+    from pytest_esp.rack.labgrid import HeldPlace
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
@@ -38,6 +40,7 @@ ENVIRONMENT = "PYTEST_ESP_LOCK_DIR"
 _SHARED = Path("/run/lock/pytest-esp")
 # TMPDIR differs between users and shells; a lock must not.
 _TEMPORARY = (Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())) / "pytest-esp"
+LABGRID = "labgrid"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.025
 _REPORT_EVERY = 5.0
 _RESOLVE_EVERY = 1.0
@@ -50,7 +53,11 @@ OnWait = Callable[[list[HolderRecord], float], None]
 
 
 class Lease:
-    """A held board; a context manager. The kernel frees it, too, however the process dies."""
+    """A held board; a context manager. The kernel frees it, too, however the process dies.
+
+    Attributes:
+        place: what is held in a labgrid lab for the board; None for boards of this machine.
+    """
 
     def __init__(self, spec: BoardSpec, lock: FileLock, record: Path, waited: float) -> None:
         self.spec = spec
@@ -58,11 +65,12 @@ class Lease:
         self.since = time.time()
         self._locks = [lock]
         self._record = record
+        self.place: HeldPlace | None = None
 
     @property
     def held(self) -> bool:
-        """Whether it is still held; never in a forked child of the holder."""
-        return any(lock.is_locked for lock in self._locks)
+        """Whether it is still held; never in a forked child of the holder, or if a lab has lost the place."""
+        return any(lock.is_locked for lock in self._locks) and (self.place is None or self.place.lost is None)
 
     def release(self) -> None:
         """Give the board back. Releasing twice, or in a forked child, is harmless."""
@@ -71,6 +79,8 @@ class Lease:
         except IndexError:
             return
         if lock.is_locked:
+            if self.place is not None:
+                self.place.release()
             with contextlib.suppress(OSError):
                 self._record.unlink()
             lock.release()
@@ -95,6 +105,8 @@ def acquire(
 ) -> list[Lease]:
     """Take *count* of the *candidates*, whichever become free first; of those that are free, the first ones.
 
+    A labgrid board's place is acquired in its lab, too.
+
     Several boards are taken all at once or not at all, so that two takers of the same boards never wait for each
     other. Candidates that are not plugged in are passed over as long as there are *count* others. A process does not
     get a board twice. *timeout* is in seconds; None waits for ever.
@@ -109,26 +121,41 @@ def acquire(
     slots = _slots(candidates, rack, folder, count)
     reported: float | None = None
     pause = _FIRST_PAUSE
-    while True:
-        taken = _take(slots, count)
-        now = time.monotonic()
-        waited = now - begun
-        if taken:
-            return _sign(taken, purpose, waited)
-        left = _LONGEST_PAUSE if timeout is None else timeout - waited
-        if left > 0:
-            if on_wait is not None and (reported is None or waited - reported >= _REPORT_EVERY):
-                reported = waited
-                on_wait([holder for slot in slots if (holder := slot.holder()) is not None], waited)
-        elif left < -_PASSING or not _is_passing(slots, count):
-            raise _timed_out(slots, count, waited)
-        # The dice keep two takers of several boards out of step.
-        time.sleep(min(pause * random.uniform(0.5, 1.0), left if left > 0 else _FIRST_PAUSE))
-        pause = min(pause * 2, _LONGEST_PAUSE)
-        if now - resolved > _RESOLVE_EVERY:  # boards come, go, and come back under another device node
-            resolved = now
-            with contextlib.suppress(PortError, NoMatchError):
-                slots = _slots(candidates, rack, folder, count)
+    with _queues_of_labs(candidates, rack):
+        while True:
+            taken = _take(slots, count)
+            now = time.monotonic()
+            waited = now - begun
+            if taken:
+                return _sign(taken, purpose, waited)
+            left = _LONGEST_PAUSE if timeout is None else timeout - waited
+            if left > 0:
+                if on_wait is not None and (reported is None or waited - reported >= _REPORT_EVERY):
+                    reported = waited
+                    on_wait(_holders(slots), waited)
+                if count == 1:  # who waits for several must keep none of them from others
+                    for slot in slots:
+                        slot.queue()
+            elif left < -_PASSING or not _is_passing(slots, count):
+                raise _timed_out(slots, count, waited)
+            # The dice keep two takers of several boards out of step.
+            time.sleep(min(pause * random.uniform(0.5, 1.0), left if left > 0 else _FIRST_PAUSE))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            if now - resolved > _RESOLVE_EVERY:  # boards come, go, and come back under another device node
+                resolved = now
+                with contextlib.suppress(PortError, NoMatchError):
+                    slots = _slots(candidates, rack, folder, count)
+
+
+@contextlib.contextmanager
+def _queues_of_labs(candidates: Sequence[BoardSpec], rack: Rack) -> Generator[None]:
+    """Leave the queues of labs, in which a wait may have put this process, at the end."""
+    try:
+        yield
+    finally:
+        for spec in candidates:
+            if spec.backend == LABGRID:
+                labgrid.leave_queue(spec, identity(spec, rack))
 
 
 def holder_of(spec: BoardSpec, rack: Rack) -> HolderRecord | None:
@@ -138,7 +165,7 @@ def holder_of(spec: BoardSpec, rack: Rack) -> HolderRecord | None:
         LeaseError: if the lock folder cannot be used.
         PortError: if the board is not plugged in.
     """
-    return _Slot(spec, file_stem(spec, rack), lock_folder(rack)).holder()
+    return _slot(spec, rack, lock_folder(rack)).holder()
 
 
 def holders(candidates: Sequence[BoardSpec], rack: Rack) -> list[HolderRecord]:
@@ -205,6 +232,9 @@ class _Slot:
         os.replace(part, self.record)
         return lease
 
+    def queue(self) -> None:
+        """Stand in a queue for the board where there is one: the kernel's locks have none."""
+
     def unlock(self) -> None:
         """Give the lock back, and clear away what a killed holder of this user left."""
         with contextlib.suppress(OSError):
@@ -248,6 +278,64 @@ class _Slot:
         return False
 
 
+class _PlaceSlot(_Slot):
+    """A place of a labgrid lab: whoever has the lock acquires it there, too, against those on other machines."""
+
+    def __init__(self, spec: BoardSpec, stem: str, folder: Path, key: str) -> None:
+        super().__init__(spec, stem, folder)
+        self._key = key
+        self._place: HeldPlace | None = None
+
+    def try_lock(self) -> bool:
+        """Take the lock, and the place, if both are free."""
+        if not super().try_lock():
+            return False
+        try:
+            self._place = labgrid.take(self.spec, self._key)
+        finally:
+            if self._place is None:
+                super().unlock()
+        return self._place is not None
+
+    def sign(self, purpose: str, waited: float) -> Lease:
+        """Return the lease of both."""
+        lease = super().sign(purpose, waited)
+        lease.place = self._place
+        return lease
+
+    def unlock(self) -> None:
+        """Give both back."""
+        place, self._place = self._place, None
+        if place is not None:
+            place.release()
+        super().unlock()
+
+    def queue(self) -> None:
+        """Let the lab keep the place for us, once it is free."""
+        labgrid.queue(self.spec, self._key)
+
+    def holder(self) -> HolderRecord | None:
+        """Return who holds the board: by the lock, else by what the lab knows.
+
+        Raises:
+            PortError: if the coordinator does not answer.
+        """
+        return super().holder() or labgrid.holder(self.spec)
+
+
+def _slot(spec: BoardSpec, rack: Rack, folder: Path) -> _Slot:
+    """Return a board's slot.
+
+    Raises:
+        PortError: if the board cannot be found.
+    """
+    stem = file_stem(spec, rack)
+    if spec.backend != LABGRID:
+        return _Slot(spec, stem, folder)
+    labgrid.check(spec)
+    return _PlaceSlot(spec, stem, folder, identity(spec, rack))
+
+
 def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int) -> list[_Slot]:
     """Return the candidates that are plugged in, each piece of hardware once."""
     found: dict[str, _Slot] = {}
@@ -255,14 +343,14 @@ def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int
     missing: list[PortError] = []
     for spec in candidates:
         try:
-            stem = file_stem(spec, rack)
+            slot = _slot(spec, rack, folder)
         except PortError as error:
             missing.append(error)
             continue
-        if stem in found:
-            aliases.append(f"{spec.name} is the same hardware as {found[stem].spec.name}")
+        if slot.stem in found:
+            aliases.append(f"{spec.name} is the same hardware as {found[slot.stem].spec.name}")
         else:
-            found[stem] = _Slot(spec, stem, folder)
+            found[slot.stem] = slot
     if len(found) >= count:
         return list(found.values())
     if missing:
@@ -307,8 +395,18 @@ def _sign(taken: list[_Slot], purpose: str, waited: float) -> list[Lease]:
 
 def _is_passing(slots: list[_Slot], count: int) -> bool:
     """Tell whether so many slots are held by nobody who has signed: an observer's look also locks, for microseconds."""
-    signed = sum(1 for slot in slots if (holder := slot.holder()) is not None and holder.is_signed)
+    signed = sum(1 for holder in _holders(slots) if holder.is_signed)
     return len(slots) - signed >= count
+
+
+def _holders(slots: list[_Slot]) -> list[HolderRecord]:
+    """Return who holds any of the slots; who holds those that have gone meanwhile is unknown."""
+    found: list[HolderRecord] = []
+    for slot in slots:
+        with contextlib.suppress(PortError):
+            if (holder := slot.holder()) is not None:
+                found.append(holder)
+    return found
 
 
 def _read_record(path: Path) -> HolderRecord | None:
@@ -382,7 +480,13 @@ def _no_lock(folder: Path, error: Exception) -> LeaseError:
 
 
 def _timed_out(slots: list[_Slot], count: int, waited: float) -> LeaseError:
-    held = [holder.describe() for slot in slots if (holder := slot.holder()) is not None]
+    held: list[str] = []
+    for slot in slots:
+        try:
+            if (holder := slot.holder()) is not None:
+                held.append(holder.describe())
+        except PortError as error:
+            held.append(f"{slot.spec.name}: {error.message}")
     wanted = f"{count} of {len(slots)} boards" if count > 1 or len(slots) > 1 else slots[0].spec.name
     return LeaseError(
         f"{wanted} did not become free in {waited:.1f} s; " + ("; ".join(held) or "the holder has just let go"),

@@ -37,13 +37,13 @@ _KEYS_OF = {
     "port": ("serial",),
     "power": ("serial", "labgrid"),
     "allow_burn": ("serial", "labgrid"),
-    "count": VIRTUAL_BACKENDS,
+    "count": (*VIRTUAL_BACKENDS, "labgrid"),
     "flash_file": VIRTUAL_BACKENDS,
     "efuse_file": VIRTUAL_BACKENDS,
     "mac": VIRTUAL_BACKENDS,
     "revision": VIRTUAL_BACKENDS,
     "secure_download": ("sim",),
-    "faults": ("serial", *VIRTUAL_BACKENDS),
+    "faults": ("serial", "labgrid", *VIRTUAL_BACKENDS),
     "app": ("sim",),
     "coordinator": ("labgrid",),
     "place": ("labgrid",),
@@ -182,6 +182,10 @@ def misfits(entry: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
         yield ("port" if "port" in entry else None), 'a serial board needs its `port`, e.g. "/dev/ttyUSB0"'
     if backend == "labgrid" and not (entry.get("coordinator") and (entry.get("place") or entry.get("tags"))):
         yield None, "a labgrid board needs its `coordinator`, and `place` or `tags`"
+    if backend == "labgrid" and entry.get("place") and entry.get("tags"):
+        yield "tags", "a labgrid board has `place` or `tags`: the place is what its name says, whatever its tags are"
+    if backend == "labgrid" and entry.get("place") and entry.get("count", 1) != 1:
+        yield "count", "one `place` is one board; `tags` may mean several"
     if isinstance(port := entry.get("port"), str):
         try:
             check_port(port)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_esp.errors import PortError
-from pytest_esp.rack.holder import HolderRecord
+from pytest_esp.rack.holder import HolderRecord, PlaceHolder
 from pytest_esp.rack.lease import holder_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def state_of(spec: BoardSpec, rack: Rack) -> BoardState:
 
 def holder_to_dict(holder: HolderRecord) -> dict[str, Any]:
     """Return a holder as plain data; ``since`` is ISO 8601 in UTC, ``seconds`` how long it has held by now."""
-    return {
+    place = {"place": holder.place} if isinstance(holder, PlaceHolder) else {}
+    return place | {
         "pid": holder.pid,
         "host": holder.host,
         "user": holder.user,

@@ -45,6 +45,7 @@ class Serial(rfc2217.Serial):
         self._changed = threading.Condition()
         self._settings: tuple[Any, ...] | None = None
         self._lost = False
+        self._loss = _LOST
         self._sink: Callable[[bytes], None] | None = None
         self._on_loss: Callable[[str], None] | None = None
         super().open()
@@ -60,6 +61,13 @@ class Serial(rfc2217.Serial):
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(2)
+
+    def lose(self, reason: str) -> None:
+        """Disconnect as if the server had: reads and writes raise SerialException with *reason* from now on."""
+        self._loss = reason
+        if (connection := self._socket) is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     # -- settings and lines
 
@@ -127,7 +135,7 @@ class Serial(rfc2217.Serial):
                 if not self.is_open:
                     raise serial.PortNotOpenError()
                 if self._lost:
-                    raise serial.SerialException(_LOST)
+                    raise serial.SerialException(self._loss)
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     break
@@ -150,7 +158,7 @@ class Serial(rfc2217.Serial):
                 sink(bytes(self._received))
                 self._received.clear()
             if on_loss is not None and self._lost:
-                on_loss(_LOST)
+                on_loss(self._loss)
 
     def _telnet_read_loop(self) -> None:
         """Receive until the connection ends (the thread that the base class starts)."""
@@ -172,7 +180,7 @@ class Serial(rfc2217.Serial):
                 self._lost = True
                 self._changed.notify_all()
                 if self._on_loss is not None and self.is_open:
-                    self._on_loss(_LOST)
+                    self._on_loss(self._loss)
 
     def _take(self, data: bytes) -> bytes:
         """Sort *data* into plain bytes and Telnet commands; return the beginning of a command that is not whole."""

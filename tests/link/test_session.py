@@ -28,7 +28,6 @@ def rack(tmp_path, monkeypatch):
         '[boards.esp32]\nbackend="sim"\nchip="esp32"\nflash_size="4MB"\n'
         '[boards.locked]\nbackend="sim"\nchip="esp32s3"\nsecure_download=true\n'
         '[boards.old]\nbackend="sim"\nchip="esp8266"\n'
-        '[boards.machine]\nbackend="labgrid"\nchip="esp32"\ncoordinator="far:20408"\nplace="p"\n'
     )
     return load_rack(path)
 
@@ -202,8 +201,9 @@ def test_changing_the_mode_never_closes_the_port(link):
 
 
 def test_a_backend_that_this_version_has_not(rack):
-    with pytest.raises(BackendError, match="'labgrid' is not part of this version"):
-        make_board(rack.board("machine"), rack)
+    spec = rack.board("c3").model_copy(update={"backend": "jlink"})
+    with pytest.raises(BackendError, match="'jlink' is not part of this version"):
+        make_board(spec, rack)
 
 
 # -- real ports
