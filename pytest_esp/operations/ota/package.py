@@ -26,7 +26,7 @@ from pytest_esp.operations.building.image_report import report
 from pytest_esp.operations.firmware import Firmware
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.images import app_of, chip_of
-from pytest_esp.operations.regions import Region
+from pytest_esp.operations.regions import Region, is_blank
 from pytest_esp.operations.registry import file_operation
 
 FORMAT = "pytest-esp update 1"
@@ -35,6 +35,7 @@ _MANIFEST, _IMAGE, _SIGNATURE = "manifest.json", "app.bin", "manifest.sig"
 # No app is larger than what a chip can map; a manifest or a signature is far smaller than these.
 _LIMITS = {_MANIFEST: 64 * 1024, _IMAGE: 32 * 1024 * 1024, _SIGNATURE: 1024}
 _MAX_VERSION = 128
+_ONE_APP = "name the image of the app (an update replaces the app and nothing else)"
 
 _PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 _PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
@@ -159,9 +160,7 @@ def _app_of_build(firmware: Firmware) -> Region:
     if not apps and len(firmware.regions) == 1 and chip_of(firmware.regions[0].data):
         return firmware.regions[0]  # an app that was built without ESP-IDF has no descriptor
     what = f"{len(apps)} apps" if apps else "no app"
-    raise FirmwareError(
-        f"{firmware.name} has {what}", hint="name the image of the app (an update replaces the app and nothing else)"
-    )
+    raise FirmwareError(f"{firmware.name} has {what}", hint=_ONE_APP)
 
 
 def _describe(region: Region, version: str) -> Manifest:
@@ -185,7 +184,7 @@ def check_app(image: bytes, source: str) -> str:
     """Check an image's checksum and hash as the bootloader will; return its chip.
 
     Raises:
-        FirmwareError: if it is no image, or damaged.
+        FirmwareError: if it is no app, more than one, or damaged.
     """
     found = report(image, source)
     if found.chip == "esp8266":
@@ -194,6 +193,12 @@ def check_app(image: bytes, source: str) -> str:
         raise FirmwareError(f"{source} is damaged: its checksum or hash is wrong", hint="build it again")
     if found.problem is not None:
         raise FirmwareError(f"{source} is damaged: {found.problem}", hint="build it again")
+    if found.kind != "app":
+        # A slot with a bootloader in it would be started, too, and the board would be lost.
+        raise FirmwareError(f"{source} begins with a {found.kind}, not with an app", hint=_ONE_APP)
+    rest = image[found.end - found.offset :]
+    if any(rest) and not is_blank(rest):
+        raise FirmwareError(f"{source} has {len(rest)} bytes behind its app, which belong to nothing", hint=_ONE_APP)
     return found.chip
 
 
@@ -230,14 +235,16 @@ def _parts(path: Path) -> dict[str, bytes]:
                 raise OperationError(f"{path} is no update package: it {wrong}", hint="make one with ota create")
             return {name: _read(archive, found[name]) for name in found}
     except FileNotFoundError as error:
-        raise OperationError(f"there is no package {path}") from error
+        raise OperationError(f"there is no package {path}", hint="make one with ota create") from error
     except OperationError as error:
         error.attempted = error.attempted or f"reading {path}"
         raise
     except OSError as error:
         raise OperationError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # zipfile and zlib raise many kinds for damaged archives
-        raise OperationError(f"{path} is no update package, or damaged: {error}") from error
+        raise OperationError(
+            f"{path} is no update package, or damaged: {error}", hint="make one of the app's image, with ota create"
+        ) from error
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

@@ -166,3 +166,18 @@ def test_keys_that_will_not_do(tmp_path):
         package.create(BUILDS / "esp32", "1", tmp_path / "update.espota", key_file=private)
     with pytest.raises(FirmwareError, match=r"no such|does not exist|there is no"):
         package.create(tmp_path / "nothing", "1", tmp_path / "update.espota")
+
+
+@pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
+def test_a_merged_image_or_a_bootloader_is_no_update(chip, tmp_path):
+    """A slot that has a bootloader in it is started, too: the board would be lost."""
+    bootloader = (BUILDS / chip / "bootloader/bootloader.bin").read_bytes()
+    app = (BUILDS / chip / "pytest_esp_test.bin").read_bytes()
+    image = tmp_path / "image.bin"
+    for content in (bootloader.ljust(0x10000, b"\xff") + app, bootloader, app.ljust(0x10000, b"\xff") + app):
+        image.write_bytes(content)
+        with pytest.raises(FirmwareError):
+            package.create(image, "1", tmp_path / "update.espota")
+        assert not (tmp_path / "update.espota").exists()
+    image.write_bytes(app.ljust(0x10000, b"\xff"))
+    assert package.create(image, "1", tmp_path / "update.espota").manifest.size == 0x10000
