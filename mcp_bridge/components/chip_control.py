@@ -12,9 +12,10 @@ from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
 from pytest_esp.errors import EspError, OperationError
 from pytest_esp.link.console import ConsoleError, CrashError
+from pytest_esp.operations.building.ram_image import RamImage, elf_to_ram_image
 from pytest_esp.operations.chip import ChipIdentity
 from pytest_esp.operations.connection import Attempt, ConnectionTest
-from pytest_esp.operations.ram import RamImage, SelfTest, elf_to_ram_image, self_test_image
+from pytest_esp.operations.ram import SelfTest, self_test_image
 from pytest_esp.operations.recovery import Recovery
 from pytest_esp.operations.registry import Effect
 from pytest_esp.operations.running import FirmwareRun

@@ -34,6 +34,7 @@ from pytest_esp.operations.building import (
     image_report,
     merging,
     preparing,
+    ram_image,
     size_analysis,
     splitting,
 )
@@ -89,7 +90,7 @@ class ChipFace(Face):
     info = bound(details.info)
     connect = bound(connection.connect)
     check_connection = bound(connection.check_connection)
-    elf_to_ram_image = staticmethod(ram.elf_to_ram_image)
+    elf_to_ram_image = staticmethod(ram_image.elf_to_ram_image)
     load_ram = bound(ram.load_ram)
     self_test = bound(ram.self_test)
     run_firmware = bound(running.run_firmware)

@@ -15,128 +15,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from esptool.targets import CHIP_DEFS
-from esptool.util import FatalError
-
-from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.errors import OperationError
 from pytest_esp.link.console import ConsoleError, CrashError
 from pytest_esp.link.link import Link
-from pytest_esp.names import nearest
+from pytest_esp.operations.building.elf import is_elf, parse_elf
+from pytest_esp.operations.building.files import read_file
+from pytest_esp.operations.building.ram_image import RamImage, loadable, ram_image_of
 from pytest_esp.operations.chip import answer_only
-from pytest_esp.operations.images import chip_of
-from pytest_esp.operations.registry import Effect, file_operation, operation
-
-_ELF = b"\x7fELF"
-_IN_FLASH = {"IROM", "DROM"}  # names in the memory maps of esptool's chips: what the cache shows of the flash
-
-
-# -- files
-
-
-@dataclass(frozen=True)
-class RamImage:
-    """A program for RAM.
-
-    Attributes:
-        entry: the address at which it begins.
-        segments: address and size in bytes of each part.
-        path: the file it is in; None if it was given as bytes.
-    """
-
-    chip: str
-    entry: int
-    segments: tuple[tuple[int, int], ...]
-    path: Path | None
-
-
-@file_operation(group="chip")
-def elf_to_ram_image(
-    elf_file: str | os.PathLike[str], chip: str, output_file: str | os.PathLike[str], *, overwrite: bool = False
-) -> RamImage:
-    """Make an image for `load_ram` from an ELF file, all of whose segments lie in RAM (``esptool elf2image``).
-
-    Args:
-        elf_file: the program as its linker made it.
-        chip: a name of ``esptool.CHIP_LIST``.
-        output_file: the image.
-        overwrite: write over a file that is there.
-
-    Raises:
-        FirmwareError: if it is no ELF file, or not for this chip's RAM.
-        OperationError: if the file exists, or there is no such chip.
-    """
-    _check_chip_name(chip)
-    target = Path(output_file)
-    if target.exists() and not overwrite:
-        raise OperationError(f"{target} exists", hint="overwrite it by overwrite=True, or give another name")
-    data = _read(Path(elf_file))
-    if not data.startswith(_ELF):
-        raise FirmwareError(f"{elf_file} is no ELF file")
-    image = _converted(data, chip, str(elf_file))
-    parsed = _parsed(image, chip, str(elf_file))
-    unfinished = target.with_name(target.name + ".part")
-    unfinished.write_bytes(image)
-    unfinished.replace(target)
-    return RamImage(chip, parsed.entrypoint, _places(parsed), target)
-
-
-def _check_chip_name(chip: str) -> None:
-    if chip not in CHIP_DEFS:
-        raise OperationError(f"there is no chip {chip!r}", hint=f"nearest: {nearest(chip, CHIP_DEFS)}")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _converted(elf: bytes, chip: str, source: str) -> bytes:
-    from esptool import cmds
-
-    from pytest_esp.link.logs import Transcript, capture
-
-    try:
-        with capture(Transcript()):
-            image = cmds.elf2image(elf, chip)
-    except Exception as error:  # esptool lets errors of struct and of its own out, for files that are cut or strange
-        raise FirmwareError(f"{source} cannot be made an image for the {chip}: {error}") from error
-    if not isinstance(image, bytes):
-        raise FirmwareError(f"{source} makes two images", hint="programs for RAM have no part in flash")
-    return image
-
-
-def _parsed(data: bytes, chip: str, source: str) -> Any:
-    """Return an image as esptool sees it (``BaseFirmwareImage``).
-
-    Raises:
-        FirmwareError: if it is none, is for another chip, or has parts in flash.
-    """
-    from esptool.bin_image import LoadFirmwareImage
-
-    made_for = chip_of(data)
-    if made_for is not None and chip not in (made_for, "esp8266"):
-        raise FirmwareError(f"{source} is an image for the {made_for}, not for the {chip}; nothing was loaded")
-    try:
-        image: Any = LoadFirmwareImage(chip, data)
-    except (FatalError, struct.error, IndexError, TypeError) as error:
-        raise FirmwareError(f"{source} is no image for the {chip}: {error}") from error
-    if image.checksum != image.calculate_checksum():
-        raise FirmwareError(f"{source} is damaged: its checksum is wrong")
-    for segment in image.segments:
-        kinds = set(segment.get_memory_type(image))
-        if not kinds or (kinds & _IN_FLASH and "IRAM" not in kinds):
-            raise FirmwareError(
-                f"{source} is no program for RAM: {len(segment.data)} bytes belong to {segment.addr:#010x}",
-                hint="flash an app, or link it for RAM only",
-            )
-    return image
-
-
-def _places(image: Any) -> tuple[tuple[int, int], ...]:
-    return tuple((segment.addr, len(segment.data)) for segment in image.segments)
-
+from pytest_esp.operations.registry import Effect, operation
 
 # -- loading
 
@@ -190,7 +76,7 @@ def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImag
     """Load and start; return the image, and a function that returns what the program has said so far."""
     path = None if isinstance(firmware, bytes) else Path(firmware)
     source = str(path) if path else "the program"
-    data = firmware if isinstance(firmware, bytes) else _read(Path(firmware))
+    data = firmware if isinstance(firmware, bytes) else read_file(firmware, "program")
     session = link.session
     if session.is_stub:
         session.drop()  # programs lie where the stub lies
@@ -198,8 +84,7 @@ def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImag
         chip = session.chip
         if esp.secure_download_mode:
             raise OperationError("in secure download mode the ROM loads no programs", hint="flash an app instead")
-        image = _parsed(_converted(data, chip, source) if data.startswith(_ELF) else data, chip, source)
-        places = _places(image)
+        image = loadable(ram_image_of(parse_elf(data, source), chip) if is_elf(data) else data, chip, source)
         for segment in image.segments:
             _send(esp, segment.addr, segment.data)
         said = answer_only(esp, esp.ESP_CMDS["MEM_END"], struct.pack("<II", 0, image.entrypoint))
@@ -208,7 +93,7 @@ def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImag
         mark = console.mark()
     session.drop()  # the program has the chip now, and the console the wire
     first = said.decode("utf-8", "replace")
-    return RamImage(chip, image.entrypoint, places, path), lambda: first + console.text_since(mark)
+    return RamImage.of(image, chip, path), lambda: first + console.text_since(mark)
 
 
 def _send(esp: Any, address: int, data: bytes) -> None:
@@ -356,7 +241,7 @@ def _tests(output: str, line: str, image: bytes, chip: str) -> tuple[SelfTestIte
 
 
 def _memory(image: bytes, chip: str, address: int, size: int) -> bytes | None:
-    for segment in _parsed(image, chip, "the self-test").segments:
+    for segment in loadable(image, chip, "the self-test").segments:
         offset = address - segment.addr
         if offset >= 0 and offset + size <= len(segment.data):
             return segment.data[offset : offset + size]

@@ -39,6 +39,7 @@ _MODULES = (
     "partitions",
     "nvs",
     "building.bootloader_image",
+    "building.ram_image",
     "building.elf_image",
     "building.preparing",
     "building.merging",

@@ -103,8 +103,21 @@ def read_elf(elf_file: FileName) -> Elf:
     Raises:
         FirmwareError: if it is missing, damaged, cut, no ELF file of an Espressif chip, or has nothing to load.
     """
-    source, data = str(elf_file), read_file(elf_file, "ELF file")
-    if not data.startswith(b"\x7fELF"):
+    return parse_elf(read_file(elf_file, "ELF file"), str(elf_file))
+
+
+def is_elf(data: bytes) -> bool:
+    """Return whether *data* begins as an ELF file does."""
+    return data.startswith(b"\x7fELF")
+
+
+def parse_elf(data: bytes, source: str) -> Elf:
+    """Return the ELF file *data*; *source* is its name in messages.
+
+    Raises:
+        FirmwareError: see `read_elf`.
+    """
+    if not is_elf(data):
         raise FirmwareError(f"{source} is no ELF file", hint="it is what the linker makes: *.elf in the build folder")
     try:
         return _read(data, source)
