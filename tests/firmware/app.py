@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import cast
 from weakref import WeakKeyDictionary
 
+from nvs_reader import nvs_lines
+
 from pytest_esp.sim.app import App
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.loop import Timer, call_later
@@ -142,6 +144,8 @@ class TestFirmware(App):
                 self._panic("crash")
             elif line == "mac":
                 self._print(self._chip.mac + "\n")
+            elif command == "nvs":
+                self._print("\n".join(nvs_lines(self._chip.flash.read, rest)) + "\n")
             else:
                 yield from self._select(line)
 

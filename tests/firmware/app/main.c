@@ -1,6 +1,7 @@
 /* The console: one command per line, anything else is Unity's. */
 #include "app.h"
 #include "chip.h"
+#include "nvs.h"
 #include "retained.h"
 #include "text.h"
 
@@ -38,6 +39,19 @@ static void print_mac(void)
     print("%02x:%02x:%02x:%02x:%02x:%02x\n", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
 }
 
+/* "NAMESPACE KEY", or nothing. */
+static void print_nvs(char *selection)
+{
+    for (char *at = selection; *at; at++) {
+        if (*at == ' ') {
+            *at = 0;
+            nvs_print(selection, at + 1);
+            return;
+        }
+    }
+    nvs_print(0, 0);
+}
+
 static void hang(void)
 {
     print("hanging\n");
@@ -64,6 +78,8 @@ __attribute__((noinline)) static void run(char *line)
         crash();
     } else if (same(line, "mac")) {
         print_mac();
+    } else if (same(line, "nvs") || starts_with(line, "nvs ")) {
+        print_nvs(line[3] ? line + 4 : line + 3);
     } else {
         unity_select(line);
     }

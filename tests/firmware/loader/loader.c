@@ -2,28 +2,12 @@
  *
  * It decides and reports as ESP-IDF's does with app rollback enabled. */
 #include "chip.h"
+#include "crc32.h"
 #include "digest.h"
+#include "partition.h"
 #include "retained.h"
 #include "spi_flash.h"
 #include "text.h"
-
-#define TABLE_OFFSET 0x8000
-#define TABLE_ENTRIES 96 /* with the one that holds the MD5 */
-#define ENTRY_MAGIC 0x50aa
-#define MD5_MAGIC 0xebeb
-
-enum { TYPE_APP, TYPE_DATA };
-enum { SUBTYPE_FACTORY = 0x00, SUBTYPE_OTA_0 = 0x10, SUBTYPE_TEST = 0x20, SUBTYPE_OTADATA = 0x00 };
-
-struct partition {
-    uint16_t magic;
-    uint8_t type;
-    uint8_t subtype;
-    uint32_t offset;
-    uint32_t size;
-    char label[16];
-    uint32_t flags;
-};
 
 enum { OTA_NEW, OTA_PENDING_VERIFY, OTA_VALID, OTA_INVALID, OTA_ABORTED };
 
@@ -133,18 +117,6 @@ static const struct partition *find(uint8_t type, uint8_t subtype)
     return 0;
 }
 
-/* The CRC-32 of zlib and Ethernet, as ESP-IDF makes it over the sequence number. */
-static uint32_t crc32(const void *data, unsigned size)
-{
-    uint32_t crc = 0;
-    for (const uint8_t *byte = data; size--; byte++) {
-        crc ^= *byte;
-        for (int bit = 0; bit < 8; bit++)
-            crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
-    }
-    return ~crc;
-}
-
 static void rewrite(uint32_t address, const struct ota_select *entry)
 {
     flash_erase_sector(address);
@@ -163,7 +135,7 @@ static int chosen_slot(const struct partition *otadata, unsigned slots, int *is_
         flash_read(address, entry, sizeof *entry);
         if (entry->sequence != 0xffffffff || entry->crc != 0xffffffff)
             *is_blank = 0;
-        if (entry->sequence == 0xffffffff || entry->crc != crc32(&entry->sequence, 4))
+        if (entry->sequence == 0xffffffff || entry->crc != crc32(ESP_IDF_CRC, &entry->sequence, 4))
             continue;
         if (entry->state == OTA_PENDING_VERIFY) {
             /* It was started once and did not confirm itself. */
