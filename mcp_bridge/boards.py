@@ -152,6 +152,8 @@ class BoardPool:
             return self._slots.setdefault(spec.name, _Slot(spec))
 
     def _link(self, slot: _Slot, wait: float) -> Link:
+        if slot.lease is not None and not slot.lease.held:  # its lab has given it to somebody else
+            self._give_back(slot)
         if slot.lease is None:
             wait = min(max(wait, 0.0), _LONGEST_WAIT)
             (slot.lease,) = acquire(

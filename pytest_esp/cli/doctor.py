@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ _OPTIONAL = {
     "pytest-xdist": ("xdist", "tests use one board after the other"),
     "fastmcp": ("mcp", "there is no MCP bridge"),
     "allure-pytest": ("allure", "there are no Allure reports"),
+    "grpcio-reflection": ("labgrid", "boards of labgrid labs cannot be used"),
 }
 _STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 
@@ -169,7 +171,22 @@ def _rack(path: Path | None) -> tuple[Section, Rack | None]:
             section.note(row["holder"])
     for (problem, hint), names in troubled.items():
         section.wrong(f"{', '.join(names)}: {problem}", hint)
+    for text in _labs(rack.board(row["name"]) for row in rows if not row["problem"]):
+        section.ok(text)
     return section, rack
+
+
+def _labs(specs: Iterable[BoardSpec]) -> Iterator[str]:
+    """Yield what is known of the labgrid labs of boards that are there."""
+    from pytest_esp.rack.identity import coordinator_address
+    from pytest_esp.rack.lease import LABGRID
+
+    labs = {coordinator_address(spec): spec for spec in specs if spec.backend == LABGRID}
+    for address, spec in labs.items():
+        from pytest_esp.rack import labgrid, labgrid_protocol
+
+        with contextlib.suppress(PortError):
+            yield f"labgrid {labgrid.version(spec)} at {address} (known to work: {labgrid_protocol.SUPPORTED})"
 
 
 def _at_a_glance(rack: Rack) -> str:

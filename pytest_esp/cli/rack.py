@@ -45,6 +45,8 @@ def rack_command(path: Path | None, as_json: bool) -> None:
 
 
 def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
+    from pytest_esp.rack.identity import lab_address
+    from pytest_esp.rack.lease import LABGRID
     from pytest_esp.rack.state import holder_to_dict, state_of
 
     found = state_of(spec, rack)
@@ -52,7 +54,7 @@ def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
         "name": spec.name,
         "backend": spec.backend,
         "chip": spec.chip,
-        "port": spec.port,
+        "port": lab_address(spec) if spec.backend == LABGRID else spec.port,
         "flash_size": spec.flash_size,
         "features": sorted(spec.features),
         "state": found.state,
@@ -87,6 +89,11 @@ def _state(row: dict[str, Any]) -> tuple[str, str]:
         return row["problem"], "red"
     if holder is None:
         return "free", "green"
+    if "place" in holder and not holder["user"]:
+        return f"place {holder['place']} is {holder['purpose'] or 'reserved for somebody else'}", "yellow"
+    if "place" in holder:
+        who = f"{holder['user']}@{holder['host']}" + (f", {holder['purpose']}" if holder["purpose"] else "")
+        return f"held {_duration(holder['seconds'])} in the lab (place {holder['place']}) by {who}", "yellow"
     if not holder["pid"]:
         return f"held by {holder['purpose']}", "yellow"
     who = f"pid {holder['pid']}, {holder['user']}@{holder['host']}"

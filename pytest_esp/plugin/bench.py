@@ -237,7 +237,7 @@ class Bench:
         if not self._held:
             return
         keep = self._wanted_next(item, nextitem)
-        self.release_where(lambda held: held.name not in keep)
+        self.release_where(lambda held: held.name not in keep or not held.lease.held)
 
     def _wanted_next(self, item: pytest.Item, nextitem: pytest.Item | None) -> set[str]:
         if nextitem is None:
