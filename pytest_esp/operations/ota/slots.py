@@ -20,8 +20,9 @@ from pytest_esp.errors import FirmwareError, OperationError, RefusedError
 from pytest_esp.link.console import ConsoleError, CrashError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations import flash, partitions, security
+from pytest_esp.operations import efuse, flash, partitions, security
 from pytest_esp.operations.access import reach
+from pytest_esp.operations.building.image_report import report
 from pytest_esp.operations.images import APP_HEAD_SIZE, App, app_of, chip_of
 from pytest_esp.operations.ota.package import Package, unpack
 from pytest_esp.operations.partitions import OtaData, OtaEntry
@@ -133,12 +134,13 @@ def deploy(
 
     Raises:
         RefusedError: if the package is not signed as wanted.
-        FirmwareError: if it is for another chip, or too large.
+        FirmwareError: if it is for another chip, too large, or older than the chip's eFuses allow (anti-rollback).
         OperationError: if the package is damaged, the board takes no updates (see `prepare`), or something else starts.
     """
     update, image = unpack(package, public_key_file)
     state = _State(link)
     _check_fits(update, state)
+    _check_secure_version(link, image, state.chip)
     written = flash.write(link, image, state.target.offset, progress=progress)
     sequence = state.name(state.target, OtaImageState.NEW if on_trial else OtaImageState.UNDEFINED)
     started, output = _start(link, state.target) if start else (None, "")
@@ -308,6 +310,23 @@ def _check_fits(update: Package, state: _State) -> None:
         raise FirmwareError(
             f"the update has {manifest.size:#x} bytes, but {state.target.name} only {state.target.size:#x}",
             hint="nothing was written; the partition table limits the size of an app",
+        )
+
+
+def _check_secure_version(link: Link, image: bytes, chip: str) -> None:
+    """Refuse what a bootloader with anti-rollback would not start (``CONFIG_BOOTLOADER_APP_ANTI_ROLLBACK``).
+
+    An ESP32 has its version in the block of the user's own data (BLOCK3), where bits may mean anything: left out.
+    """
+    details = report(image, "the update", 0, chip).app_details
+    if details is None or chip == "esp32":
+        return
+    wanted = (efuse.read(link, "SECURE_VERSION").bits or "").count("1")
+    if details.secure_version < wanted:
+        raise FirmwareError(
+            f"the update has the secure version {details.secure_version}, but the eFuses of this chip want {wanted}",
+            hint="nothing was written; a bootloader with anti-rollback does not start it. Build it with a higher "
+            "CONFIG_BOOTLOADER_APP_SECURE_VERSION",
         )
 
 

@@ -92,19 +92,16 @@ def upload(
     begun = time.monotonic()
     connection = _connection(target, ca_file, timeout)
     try:
-        connection.request(method, path, body=_body(head, image, tail, progress), headers=fields)
-        response = connection.getresponse()
-        answer = response.read(_MOST_TEXT).decode("utf-8", "replace")
+        response, sent = _exchange(connection, method, path, _body(head, image, tail, progress), fields)
+        answer = _text_of(response, timeout)
     except (OSError, http.client.HTTPException) as error:
         raise _unreachable(shown, error) from error
     finally:
         connection.close()
     if not 200 <= response.status < 300:
-        raise OperationError(
-            f"the device did not take the update: HTTP {response.status} {response.reason}",
-            attempted=f"sending {size} bytes to {shown}",
-            hint=answer.strip()[:200] or "it says no more; does this address take updates, by this method?",
-        )
+        raise _refused(response, answer, f"sending {size} bytes to {shown}")
+    if not sent:
+        raise _unreachable(shown, BrokenPipeError())
     return Upload(shown, response.status, answer, size, round(time.monotonic() - begun, 3))
 
 
@@ -172,6 +169,42 @@ def _connection(
     except OSError as error:
         raise OperationError(f"the certificates in {ca_file} cannot be used: {error.strerror or error}") from error
     return http.client.HTTPSConnection(host, target.port, timeout=timeout, context=context)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, method: str, path: str, body: Iterator[bytes], fields: Mapping[str, str]
+) -> tuple[http.client.HTTPResponse, bool]:
+    """Return the answer, and whether all was sent: a device that refuses may say so before it has read the body."""
+    connection.connect()
+    try:
+        connection.request(method, path, body=body, headers=dict(fields))
+    except (BrokenPipeError, ConnectionResetError):
+        return connection.getresponse(), False
+    return connection.getresponse(), True
+
+
+def _text_of(response: http.client.HTTPResponse, timeout: float) -> str:
+    """Return the beginning of an answer, as far as it comes in time."""
+    deadline, parts, missing = time.monotonic() + timeout, list[bytes](), _MOST_TEXT
+    while missing and time.monotonic() < deadline and (part := response.read1(missing)):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+def _refused(response: http.client.HTTPResponse, answer: str, attempted: str) -> OperationError:
+    elsewhere = response.getheader("Location")
+    if 300 <= response.status < 400 and elsewhere is not None:
+        return OperationError(
+            f"the device sends the update elsewhere: HTTP {response.status} to {elsewhere[:200]!r}",
+            attempted=attempted,
+            hint="no redirection is followed; give that address if it is the right one",
+        )
+    return OperationError(
+        f"the device did not take the update: HTTP {response.status} {response.reason}",
+        attempted=attempted,
+        hint=answer.strip()[:200] or "it says no more; does this address take updates, by this method?",
+    )
 
 
 def _unreachable(url: str, error: Exception) -> OperationError:

@@ -1,5 +1,6 @@
 """Updates over HTTP: to a device's own server, which is a real one here."""
 
+import contextlib
 import email
 import email.policy
 import hashlib
@@ -7,10 +8,12 @@ import http.server
 import socket
 import ssl
 import threading
+import time
 
 import pytest
 
 from pytest_esp.errors import OperationError, RefusedError
+from pytest_esp.operations.ota import package
 from pytest_esp.operations.ota.upload import upload
 
 
@@ -125,6 +128,59 @@ def test_a_device_that_dies_or_hangs(package_of, reads, words):
             upload(package_of("esp32", "2.0"), f"http://127.0.0.1:{server.getsockname()[1]}/", timeout=0.3)
         ended.set()
         thread.join()
+
+
+@pytest.fixture
+def large_package(image_of, tmp_path):
+    """More than what fits into the buffers of a connection."""
+    (tmp_path / "large.bin").write_bytes(image_of("esp32", "2.0").ljust(16 << 20, b"\xff"))
+    return package.create(tmp_path / "large.bin", "2.0", tmp_path / "large.espota").path
+
+
+def impatient(answer, *, afterwards=lambda client: None):
+    """A device that reads no more than the beginning of a request; returns its address."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with server, server.accept()[0] as client:
+            client.recv(1000)
+            client.sendall(answer)
+            afterwards(client)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
+def test_a_device_that_refuses_before_it_has_all(large_package):
+    answer = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 12\r\n\r\nwho are you?"
+    with pytest.raises(OperationError, match="HTTP 401 Unauthorized") as caught:
+        upload(large_package, impatient(answer))
+    assert caught.value.hint == "who are you?"
+
+
+def test_a_device_that_is_content_before_it_has_all(large_package):
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    with pytest.raises(OperationError, match="broke the connection off"):
+        upload(large_package, impatient(answer))
+
+
+def test_an_answer_that_never_ends(package_of):
+    def drip(client):
+        with contextlib.suppress(OSError):
+            while True:
+                client.sendall(b".")
+                time.sleep(0.02)
+
+    url = impatient(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", afterwards=drip)
+    result = upload(package_of("esp32", "2.0"), url, timeout=0.3)
+    assert set(result.answer) == {"."}
+
+
+def test_a_device_that_points_elsewhere(device, package_of):
+    device.answer = (302, b"")
+    with pytest.raises(OperationError, match="sends the update elsewhere: HTTP 302 to 'file:///etc/passwd'") as caught:
+        upload(package_of("esp32", "2.0"), device.url)
+    assert "no redirection is followed" in caught.value.hint
 
 
 def test_an_unsigned_update_is_not_sent(device, package_of, keys):
