@@ -24,6 +24,7 @@ PAGE = 4096
 KEY_SIZE = 64
 _ENTRY, _FIRST_ENTRY, _ENTRIES = 32, 64, 126
 _LEAST_PAGES = 3
+_NEWEST_VERSION = 2
 _LONGEST_KEY = 15
 _STATES = {0xFFFFFFFF: "empty", 0xFFFFFFFE: "active", 0xFFFFFFFC: "full", 0xFFFFFFF8: "freeing", 0xFFFFFFF0: "corrupt"}
 _NUMBERS = {0x01: "u8", 0x11: "i8", 0x02: "u16", 0x12: "i16", 0x04: "u32", 0x14: "i32", 0x08: "u64", 0x18: "i64"}
@@ -52,8 +53,8 @@ class NvsPage:
     """One page of 4 KB.
 
     Attributes:
-        state: ``"empty"``, ``"active"``, ``"full"``, ``"freeing"``, ``"corrupt"``, or ``"damaged"`` if its header's
-            checksum is wrong.
+        state: ``"empty"``, ``"active"``, ``"full"``, ``"freeing"``, ``"corrupt"`` (so marked, or not blank where it
+            should be), or ``"damaged"`` if its header's checksum is wrong.
         sequence, version: None unless the page is in use.
         written, erased, free: how many of its 126 entries are.
         encrypted: whether no entry of it can be read, as with NVS encryption and without the right key.
@@ -74,9 +75,9 @@ class NvsContents:
     """What an NVS partition holds.
 
     Attributes:
-        entries: all values, by namespace and key.
+        entries: all values that an app can read, by namespace and key.
         encrypted: whether there are pages that only the right key opens.
-        problems: entries and pages that are damaged.
+        problems: entries and pages that are damaged, and values that no app can read.
     """
 
     namespaces: tuple[str, ...]
@@ -134,20 +135,25 @@ def read_pages(data: bytes, key: bytes | None = None) -> NvsContents:
 def _page(raw: bytes, number: int, key: bytes | None, problems: list[str]) -> tuple[NvsPage, list[_Item]]:
     state_word, sequence = struct.unpack_from("<II", raw)
     state = cast(Any, _STATES.get(state_word, "damaged"))
-    if state == "empty":
+    if state == "empty" and raw == b"\xff" * PAGE:
         return NvsPage(number, "empty", None, None, 0, 0, _ENTRIES, False), []
+    if state in ("empty", "corrupt"):  # ESP-IDF's library reads nothing from it
+        problems.append(f"page {number}: it is {'not blank' if state == 'empty' else 'marked as corrupt'}")
+        return NvsPage(number, "corrupt", None, None, 0, 0, 0, False), []
     if state == "damaged" or zlib.crc32(raw[4:28], 0xFFFFFFFF) != struct.unpack_from("<I", raw, 28)[0]:
         problems.append(f"page {number}: its header is damaged")
         return NvsPage(number, "damaged", None, None, 0, 0, 0, False), []
     bits = int.from_bytes(raw[32:64], "little")
     states = [bits >> 2 * index & 3 for index in range(_ENTRIES)]
-    good, bad = _items(raw, number, states, key)
+    version = 0x100 - raw[8]  # version 1 is written as 0xff, version 2 as 0xfe
+    good, bad = _items(raw, number, states, key) if version <= _NEWEST_VERSION else ([], [])
     encrypted = bool(bad) and not good
-    if not encrypted:
-        problems += [f"page {number}, entry {index}: its checksum is wrong" for index in bad]
+    if version > _NEWEST_VERSION:
+        problems.append(f"page {number}: it is of version {version}, which is unknown")
+    elif not encrypted:
+        problems += [f"page {number}, entry {index}: its checksum is wrong, or it is cut" for index in bad]
     written, erased, free = (states.count(kind) for kind in (_WRITTEN, _ERASED, _EMPTY))
-    # Version 1 is written as 0xff, version 2 as 0xfe.
-    return NvsPage(number, state, sequence, 0x100 - raw[8], written, erased, free, encrypted), good
+    return NvsPage(number, state, sequence, version, written, erased, free, encrypted), good
 
 
 def _items(raw: bytes, number: int, states: list[int], key: bytes | None) -> tuple[list[_Item], list[int]]:
@@ -166,7 +172,7 @@ def _items(raw: bytes, number: int, states: list[int], key: bytes | None) -> tup
             index += 1
             continue
         item = _item(head, _plain(raw, number, index + 1, min(span, _ENTRIES - index) - 1, key))
-        if item is None:
+        if item is None or any(state != _WRITTEN for state in states[index : index + span]):
             bad.append(index)
         else:
             good.append(item)
@@ -200,18 +206,17 @@ def _plain(raw: bytes, number: int, index: int, count: int, key: bytes | None) -
 
 
 def _entries(items: list[_Item], names: dict[int, str], problems: list[str]) -> Iterator[NvsEntry]:
-    newest: dict[tuple[int, str], NvsEntry] = {}
     chunks = {(item.namespace, item.key, item.chunk): item.data for item in items if item.type == _BLOB_DATA}
-    for item in items:
-        if item.type == _BLOB_DATA:
-            continue
-        namespace = names.get(item.namespace, f"(namespace {item.namespace})")
+    newest = {(item.namespace, item.key): item for item in items if item.type != _BLOB_DATA}
+    for item in newest.values():
         value = _value(item, chunks)
-        if value is None:
-            problems.append(f"{namespace}.{item.key}: it is not complete, or of the unknown type {item.type:#04x}")
-            continue
-        newest[item.namespace, item.key] = NvsEntry(namespace, item.key, *value)
-    return iter(newest.values())
+        if item.namespace not in names:
+            problems.append(f"{item.key}: it is in namespace {item.namespace}, which has no name")
+        elif value is None:
+            what = f"{names[item.namespace]}.{item.key}"
+            problems.append(f"{what}: it is not complete, or of the unknown type {item.type:#04x}")
+        else:
+            yield NvsEntry(names[item.namespace], item.key, *value)
 
 
 def _value(item: _Item, chunks: dict[tuple[int, str, int], bytes]) -> tuple[str, int | str] | None:

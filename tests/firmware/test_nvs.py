@@ -1,11 +1,14 @@
 """The command `nvs`: the real program and the stand-in read the same values and find the same damage."""
 
 import io
+import re
 import struct
 import zlib
 
 import pytest
 from esp_idf_nvs_partition_gen import nvs_partition_gen as generator
+
+from pytest_esp.operations.nvs_pages import read_pages
 
 OFFSET, SIZE, PAGE, ENTRY = 0x9000, 0x5000, 0x1000, 32
 BLOB = bytes(value * 7 % 251 for value in range(5000))
@@ -85,6 +88,23 @@ def seal_header(nvs, page):
     nvs[page + 28 : page + 32] = struct.pack("<I", zlib.crc32(nvs[page + 4 : page + 28], 0xFFFFFFFF))
 
 
+def assert_the_host_agrees(nvs, said):
+    """What the app does not get, `pytest_esp.operations.nvs` does not give either, and what is damaged is told."""
+    found = read_pages(bytes(nvs))
+    values = {f"nvs {entry.namespace}.{entry.key} {entry.type} = {in_words(entry)}" for entry in found.entries}
+    assert values == {line for line in said if line.startswith("nvs ")}
+    has_problems = not said[-1].endswith("problems 0")
+    assert bool(found.problems or found.encrypted) == has_problems
+
+
+def in_words(entry):
+    if entry.type == "string":
+        return re.sub(r"[\x00-\x1f\x7f\\]", lambda found: f"\\x{ord(found[0]):02x}", entry.value)
+    if entry.type == "blob" and len(entry.value) > 64:
+        return f"{len(entry.value) // 2} bytes, crc32 {zlib.crc32(bytes.fromhex(entry.value)):08x}"
+    return entry.value
+
+
 @pytest.fixture
 def ask(chip, boards, firmware_flash):
     """Put a partition into flash, and return what both say to commands."""
@@ -98,6 +118,8 @@ def ask(chip, boards, firmware_flash):
             said = "".join(dialogue.say(f"{command}\necho end\n", "end\r\n") for command in commands or ["nvs"])
             answers.append(said.encode("latin-1").decode().replace("end\r\n", "").splitlines())
         assert answers[0] == answers[1]
+        if not commands:
+            assert_the_host_agrees(nvs, answers[0])
         return answers[0]
 
     return ask
@@ -268,4 +290,4 @@ def test_no_partition(ask, firmware_flash):
     firmware_flash[table + 12 : table + 16] = b"data"  # the label of the first
     md5 = firmware_flash.index(b"\xeb\xeb" + b"\xff" * 14, table)
     firmware_flash[md5 : md5 + ENTRY] = b"\xff" * ENTRY
-    assert ask(image()) == ["nvs: there is no partition nvs", "nvs: values 0, problems 1"]
+    assert ask(image(), "nvs") == ["nvs: there is no partition nvs", "nvs: values 0, problems 1"]
