@@ -117,7 +117,7 @@ class FirmwareBuilder(Component):
         partition_table: str | None = None,
         key_file: str | None = None,
     ) -> FirmwareAnalysis:
-        """Look into an app, a bootloader, a partition table or a merged image. Touches no board.
+        """Look into an app, a bootloader, a partition table or a merged image (.bin, .hex, .uf2). Touches no board.
 
         Header, segments, descriptor, checksum, hash and signature, chip and revision limits, and where it fits by
         partition_table (default: that of the build folder). chip_type and key_file are what it should be for and be

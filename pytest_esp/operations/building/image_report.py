@@ -18,6 +18,7 @@ from esptool.targets import CHIP_DEFS
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations import table
+from pytest_esp.operations.building.containers import contents_of
 from pytest_esp.operations.building.files import FileName, known_chip, read_file
 from pytest_esp.operations.building.signatures import Signature, signature_of
 from pytest_esp.operations.images import App, app_of, chip_of, is_of_8266
@@ -81,7 +82,7 @@ class ImageReport:
     """One image.
 
     Attributes:
-        offset: in the file.
+        offset: in the file; the address, in Intel HEX and UF2.
         kind: app and bootloader by descriptor or by segments in flash; "image" is all else that runs in RAM.
         size: bytes, up to the end of its hash.
         flash_mode, flash_frequency, flash_size: that the header asks for; None for numbers that stand for nothing.
@@ -167,7 +168,7 @@ def analyze(
     """Look into a firmware file: header, segments, descriptor, checksum, hash, signature, chip, and where it fits.
 
     Args:
-        binary_file: an app, a bootloader, a partition table, or a merged image.
+        binary_file: an app, a bootloader, a partition table, or a merged image (raw, Intel HEX or UF2).
         chip: that it should be for; most headers tell theirs.
         partition_table: .bin or .csv, to see where it fits; by default the one of the build folder it lies in.
         key_file: a key in PEM, public or private, that it should be signed by.
@@ -176,9 +177,10 @@ def analyze(
         FirmwareError: if it is none of these, or cut.
         OperationError: if chip, table or key are wrong.
     """
-    data = read_file(binary_file, "firmware")
+    file = read_file(binary_file, "firmware")
     if chip is not None:
         known_chip(chip)
+    data = contents_of(file, str(binary_file))
     images, partitions, problems = _look(data, str(binary_file), chip, key_file)
     kind = _kind(images, partitions)
     if partition_table is not None:
@@ -190,9 +192,9 @@ def analyze(
     return FirmwareAnalysis(
         file=Path(binary_file),
         kind=kind,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        size=len(file),
+        sha256=hashlib.sha256(file).hexdigest(),
+        md5=hashlib.md5(file, usedforsecurity=False).hexdigest(),
         images=images,
         partitions=partitions,
         fits=fits,

@@ -20,6 +20,10 @@ from pytest_esp.operations.registry import file_operation
 
 _PLACEHOLDER = "dummy"  # in names of sections that only keep the room free that another bus shows at this address
 _OVERLAPPING = ("BYTE_ACCESSIBLE", "MEM_INTERNAL2")  # in memory maps: other names for what has one
+# Chips with a memory for the instruction bus alone; elsewhere both buses reach one SRAM (their technical reference
+# manuals, "System and Memory").
+_APART = ("esp8266", "esp32", None)
+_SHARED = "DRAM and IRAM are the same memory here, at two addresses: what one takes is missing in the other"
 _CODE, _DATA = ("IRAM", "IROM"), ("DRAM", "DROM")
 
 
@@ -103,13 +107,16 @@ def size(
     sections = tuple(section for section in elf.sections if _counts(section))
     if not elf.symbols:
         notes.append("no symbols: the ELF file was stripped of them")
+    memories = by_map.memories if by_map else tuple(_memories(sections, made_for))
+    if made_for not in _APART and {"DRAM", "IRAM"} <= {one.name for one in memories}:
+        notes.append(_SHARED)
     return SizeAnalysis(
         elf_file=Path(elf_file),
         chip=made_for,
         image_size=sum(one.size for one in sections if one.in_image),
         ram_only_size=sum(one.size for one in sections if not one.in_image),
         sections=sections,
-        memories=by_map.memories if by_map else tuple(_memories(sections, made_for)),
+        memories=memories,
         symbols=elf.symbols[:top],
         archives=by_map.archives[:top] if by_map else (),
         map_file=path if by_map else None,

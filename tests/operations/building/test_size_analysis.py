@@ -5,6 +5,7 @@ import struct
 import subprocess
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.operations.building.elf import read_elf
@@ -13,17 +14,33 @@ from pytest_esp.operations.building.size_analysis import size
 BINUTILS = {"esp32": "xtensa-lx106-elf", "esp32c3": "riscv64-unknown-elf"}
 
 
+def sections_of(elf):
+    """What pyelftools says of the test firmware's sections: address and size, by name."""
+    with elf.open("rb") as file:
+        found = {one.name: (one["sh_addr"], one["sh_size"]) for one in ELFFile(file).iter_sections()}
+    return {name: found[name] for name in (".data", ".bss", ".text")}
+
+
 def test_sections_and_memories(build_of):
-    found = size(build_of("esp32c3") / "pytest_esp_test.elf")
-    assert (found.chip, found.image_size, found.ram_only_size) == ("esp32c3", 0xAE4 + 0xFF4, 0x1AD0)
-    assert [(one.name, one.address, one.size, one.in_image) for one in found.sections] == [
-        (".data", 0x3FC88000, 0xAE4, True),
-        (".bss", 0x3FC88AF0, 0x1AD0, False),
-        (".text", 0x40380000, 0xFF4, True),
+    elf = build_of("esp32c3") / "pytest_esp_test.elf"
+    found, sections = size(elf), sections_of(elf)
+    (_, data), (_, bss), (_, text) = sections.values()
+    assert (found.chip, found.image_size, found.ram_only_size) == ("esp32c3", data + text, bss)
+    assert [(one.name, (one.address, one.size), one.in_image) for one in found.sections] == [
+        (".data", sections[".data"], True),
+        (".bss", sections[".bss"], False),
+        (".text", sections[".text"], True),
     ]
-    assert [(one.name, one.used) for one in found.memories] == [("DRAM", 0xAE4 + 0x1AD0), ("IRAM", 0xFF4)]
-    assert found.memories[1].percent == round(100 * 0xFF4 / found.memories[1].size, 1)
-    assert found.notes == ("no archives: there is no linker map pytest_esp_test.map",)
+    assert [(one.name, one.used) for one in found.memories] == [("DRAM", data + bss), ("IRAM", text)]
+    assert found.memories[1].percent == round(100 * text / found.memories[1].size, 1)
+    assert "no archives: there is no linker map pytest_esp_test.map" in found.notes
+
+
+@pytest.mark.parametrize(("chip", "shared"), [("esp32", False), ("esp32c3", True)])
+def test_where_code_and_data_share_one_memory(build_of, chip, shared):
+    """On these chips DRAM and IRAM are two addresses of the same SRAM: neither has its whole window to itself."""
+    notes = size(build_of(chip) / "pytest_esp_test.elf").notes
+    assert any("DRAM and IRAM are the same memory" in note for note in notes) is shared
 
 
 def nm(chip, path):
@@ -98,12 +115,14 @@ def test_archives_by_the_map(build_of, tmp_path):
     write_map(tmp_path / "app.map", elf)
     found = size(elf, "esp32c3")
     assert found.map_file == tmp_path / "app.map"
+    sizes = [length for _, length in sections_of(elf).values()]
+    half = sum(length // 2 for length in sizes)
     assert {one.name: one.size for one in found.archives} == {
-        "esp-idf/log/liblog.a": 0xAE4 // 2 + 0x1AD0 // 2 + 0xFF4 // 2,
-        "(exe)": 0xAE4 // 2 + 0x1AD0 // 2 + 0xFF4 // 2,
+        "esp-idf/log/liblog.a": half,
+        "(exe)": sum(sizes) - half,
     }
     assert found.archives[0].memories["DRAM"] + found.archives[0].memories.get("IRAM", 0) == found.archives[0].size
-    assert sum(one.used for one in found.memories) == 0xAE4 + 0x1AD0 + 0xFF4
+    assert sum(one.used for one in found.memories) == sum(sizes)
     assert found.notes == ()
 
 
@@ -119,7 +138,8 @@ def test_a_map_of_another_build(build_of, tmp_path):
     elf = shutil.copy(build_of("esp32c3") / "pytest_esp_test.elf", tmp_path / "app.elf")
     write_map(tmp_path / "app.map", elf)
     text = (tmp_path / "app.map").read_text()
-    (tmp_path / "app.map").write_text(text.replace(f"{0xFF4:#x}", f"{0xFF0:#x}"))
+    _, length = sections_of(elf)[".text"]
+    (tmp_path / "app.map").write_text(text.replace(f"{length:#x}", f"{length - 4:#x}"))
     assert size(elf, "esp32c3").notes == ("app.map is the map of another build: .text differ",)
 
 
