@@ -60,3 +60,4 @@ class LabgridBoard(SerialBoard):
             port.lose(why)
         elif port is not None:
             port.close()
+            port.port = None  # nor is it opened again

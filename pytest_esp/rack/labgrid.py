@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from pytest_esp.errors import LeaseError, PortError
 from pytest_esp.names import nearest
 from pytest_esp.rack.holder import HOST, PlaceHolder
-from pytest_esp.rack.identity import coordinator_address, identity
+from pytest_esp.rack.identity import coordinator_address, identity, user_id
 from pytest_esp.rack.labgrid_protocol import CallError, Connection, Place, Resource
 from pytest_esp.rack.processes import is_gone, own_start
 
@@ -118,7 +118,7 @@ def _user_of(pid: int) -> str:
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
-        user = str(os.geteuid())
+        user = user_id()
     host = re.sub(r"[^A-Za-z0-9_.-]", "-", HOST)
     return f"{host}/pytest-{pid}-{own_start(pid) or 0}-{_machine()}-{re.sub(r'[^A-Za-z0-9_.]', '-', user)}"
 
@@ -168,7 +168,7 @@ def _no_such_place(connection: Connection, spec: BoardSpec) -> PortError:
 
 
 def _tags(tags: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in tags.items()) or "no tags"
+    return ", ".join(f"{key}={value}" for key, value in sorted(tags.items())) or "no tags"
 
 
 def _serial_ports(connection: Connection, place: Place) -> list[Resource]:

@@ -35,12 +35,16 @@ def register() -> None:
 class Serial(rfc2217.Serial):
     """A remote port. `serial.rfc2217.Serial` documents what it can do; only its waiting is different."""
 
+    _barred: str | None = None
+
     def open(self) -> None:
         """Connect and negotiate.
 
         Raises:
             serial.SerialException: if the server does not answer, or does not speak RFC 2217.
         """
+        if self._barred is not None:
+            raise serial.SerialException(self._barred)
         self._received = bytearray()
         self._changed = threading.Condition()
         self._settings: tuple[Any, ...] | None = None
@@ -63,8 +67,11 @@ class Serial(rfc2217.Serial):
             thread.join(2)
 
     def lose(self, reason: str) -> None:
-        """Disconnect as if the server had: reads and writes raise SerialException with *reason* from now on."""
-        self._loss = reason
+        """Disconnect for good: reads, writes and `open` raise SerialException with *reason* from now on."""
+        self._barred = reason
+        with self._changed:
+            self._loss, self._lost = reason, True
+            self._changed.notify_all()
         if (connection := self._socket) is not None:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -143,6 +150,16 @@ class Serial(rfc2217.Serial):
             data = bytes(self._received[:size])
             del self._received[:size]
             return data
+
+    def write(self, data: Any, /) -> int | None:
+        """Send *data*.
+
+        Raises:
+            serial.SerialException: if the connection is lost.
+        """
+        if self._lost:
+            raise serial.SerialException(self._loss)
+        return super().write(data)
 
     def reset_input_buffer(self) -> None:
         """Drop what was received, here and at the server."""
