@@ -1,48 +1,35 @@
-"""What the ROM and ESP-IDF's second-stage bootloader do with the bytes in flash, and what they print about it."""
+"""What the ROM and ESP-IDF's second-stage bootloader do with the bytes in flash."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from esp_idf_defs.app_description import AppDescription
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 from esp_idf_defs.partitions import APP_TYPE, DATA_TYPE, PartitionTable
 
+from pytest_esp.sim.boot_log import (
+    FIRST_OTA,
+    SUBTYPE_FACTORY,
+    SUBTYPE_TEST,
+    BootLog,
+    Partition,
+    flash_banner,
+    is_ota,
+    print_bootloader,
+    print_loading,
+    print_start,
+    print_table,
+    version,
+)
 from pytest_esp.sim.flash import SECTOR, NorFlash
 from pytest_esp.sim.image import Image, ImageError, Read, read_image
 from pytest_esp.sim.model import ChipModel
 
-Partition = Any
-"""esp-idf-defs's PartitionDefinition, whose class declares all its fields as None."""
-
 PARTITION_TABLE_OFFSET = 0x8000
 _TABLE_SIZE = 0xC00
-_SUBTYPE_FACTORY, _SUBTYPE_TEST = 0x00, 0x20
-_FIRST_OTA, _OTA_SLOTS = 0x10, 16
 _SUBTYPE_OTADATA = 0x00
-
-# Build labels and strap values as the chips print them; a chip without a known label prints its name alone.
-_ROM_LABEL = {
-    "esp32s2": "esp32s2-rc4-20191025",
-    "esp32s3": "esp32s3-20210327",
-    "esp32c3": "esp32c3-api1-20210207",
-    "esp32c2": "esp8684-api2-20220127",
-    "esp32c6": "esp32c6-20220919",
-    "esp32h2": "esp32h2-20221101",
-    "esp32p4": "esp32p4-eco1-20240205",
-}
-_FLASH_STRAP = {"esp32": (0x13, 0x3), "esp32c3": (0xD, 0x5)}
-_RESET_CODE = {
-    "POWERON": 0x1,
-    "RTC_SW_SYS_RST": 0x3,
-    "RTC_SW_CPU_RST": 0xC,
-    "RTCWDT_RTC_RST": 0x10,
-    "BROWNOUT": 0xF,
-    "TG0WDT_SYS_RST": 0x7,
-}
 
 
 @dataclass(frozen=True)
@@ -62,41 +49,6 @@ class BootResult:
     slot: Partition | None = None
 
 
-class _Log:
-    """Collects lines in the format of ESP-IDF's log, with a plausible time (ms) before each."""
-
-    def __init__(self, banner: str) -> None:
-        self._out = io.StringIO()
-        self._out.write(banner)
-        self._time = 24
-
-    def plain(self, line: str) -> None:
-        self._out.write(line + "\r\n")
-
-    def line(self, level: str, tag: str, text: str) -> None:
-        color = {"I": 32, "W": 33, "E": 31}[level]
-        self._out.write(f"\x1b[0;{color}m{level} ({self._time}) {tag}: {text}\x1b[0m\r\n")
-        self._time += 4
-
-    def info(self, tag: str, text: str) -> None:
-        self.line("I", tag, text)
-
-    def error(self, tag: str, text: str) -> None:
-        self.line("E", tag, text)
-
-    def data(self) -> bytes:
-        return self._out.getvalue().encode("utf-8", "replace")
-
-
-def download_banner(model: ChipModel, reason: str) -> bytes:
-    """Return what the ROM prints before it waits for a host."""
-    if model.is_8266:
-        return b"\r\n ets Jan  8 2013,rst cause:2, boot mode:(1,7)\r\n\r\n"
-    strap = 0x3 if model.is_esp32 else 0x5
-    mode = "DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2)" if model.is_esp32 else "DOWNLOAD(USB/UART0)"
-    return (_rom_banner(model, reason, strap, mode) + "waiting for download\r\n").encode()
-
-
 def boot(
     model: ChipModel,
     flash: NorFlash,
@@ -112,8 +64,7 @@ def boot(
     read = read or flash.read
     if model.is_8266:
         return _boot_8266(flash)
-    strap, _ = _FLASH_STRAP.get(model.chip, (0x8, 0))
-    out = _Log(_rom_banner(model, reason, strap, "SPI_FAST_FLASH_BOOT"))
+    out = BootLog(flash_banner(model, reason))
     offset: int = model.rom.BOOTLOADER_FLASH_OFFSET
     first = int.from_bytes(read(offset, 4), "little")
     if first & 0xFF != 0xE9:
@@ -130,38 +81,24 @@ def boot(
     return _second_stage(model, flash, read, out, loader, revision)
 
 
-def _rom_banner(model: ChipModel, reason: str, strap: int, mode: str) -> str:
-    code = _RESET_CODE.get(reason, 1)
-    if model.is_esp32:
-        name = "POWERON_RESET" if reason == "POWERON" else reason.replace("_RST", "_RESET")
-        return f"ets Jul 29 2019 12:21:46\r\n\r\nrst:0x{code:x} ({name}),boot:0x{strap:x} ({mode})\r\n"
-    label = _ROM_LABEL.get(model.chip, model.chip)
-    return f"ESP-ROM:{label}\r\nrst:0x{code:x} ({reason}),boot:0x{strap:x} ({mode})\r\n"
-
-
 def _check_chip(model: ChipModel, image: Image, revision: int) -> None:
     if model.image_chip_id is not None and image.chip_id != model.image_chip_id:
         raise ImageError(f"mismatch chip ID, expected {model.image_chip_id}, found {image.chip_id}")
     if image.min_revision > revision:
         raise ImageError(
-            f"chip revision check failed. Required >= {_version(image.min_revision)}, found {_version(revision)}."
+            f"chip revision check failed. Required >= {version(image.min_revision)}, found {version(revision)}."
         )
     if image.max_revision not in (0, 0xFFFF) and image.max_revision < revision:
         raise ImageError(
-            f"chip revision check failed. Required <= {_version(image.max_revision)}, found {_version(revision)}."
+            f"chip revision check failed. Required <= {version(image.max_revision)}, found {version(revision)}."
         )
 
 
-def _version(revision: int) -> str:
-    return f"v{revision // 100}.{revision % 100}"
-
-
-def _second_stage(model: ChipModel, flash: NorFlash, read: Read, out: _Log, loader: Image, revision: int) -> BootResult:
-    for segment in loader.segments:
-        out.plain(f"load:0x{segment.address:08x},len:0x{segment.size:x}")
-    out.plain(f"entry 0x{loader.entry:08x}")
-    out.info("boot", "ESP-IDF 2nd stage bootloader")
-    out.info("boot", f"chip revision: {_version(revision)}")
+def _second_stage(
+    model: ChipModel, flash: NorFlash, read: Read, out: BootLog, loader: Image, revision: int
+) -> BootResult:
+    print_loading(out, model, loader)
+    print_bootloader(out, model, loader, revision)
     try:
         table = _read_table(read)
     except ImageError as error:
@@ -169,7 +106,7 @@ def _second_stage(model: ChipModel, flash: NorFlash, read: Read, out: _Log, load
         out.error("boot", "Failed to verify partition table")
         out.error("boot", "load partition table error!")
         return BootResult(out.data(), started=False)
-    _print_table(out, table)
+    print_table(out, table)
     for slot in _order(flash, read, table, out):
         try:
             image = read_image(read, slot.offset, slot.size)
@@ -178,7 +115,7 @@ def _second_stage(model: ChipModel, flash: NorFlash, read: Read, out: _Log, load
             out.error("boot_comm" if "chip" in str(error) else "esp_image", str(error))
             out.error("boot", f"{_describe(slot)} is not bootable")
             continue
-        _print_start(out, slot, image)
+        print_start(out, model, slot, image, revision)
         return BootResult(out.data(), started=True, app=image.app, slot=slot)
     out.error("boot", "No bootable app partitions in the partition table")
     return BootResult(out.data(), started=False)
@@ -195,41 +132,17 @@ def _read_table(read: Read) -> list[Partition]:
     return list(table)
 
 
-def _print_table(out: _Log, table: list[Partition]) -> None:
-    out.info("boot", "Partition Table:")
-    out.info("boot", "## Label            Usage          Type ST Offset   Length")
-    for number, part in enumerate(table):
-        out.info(
-            "boot",
-            f"{number:2d} {part.name:<16} {_usage(part):<16} {part.type:02x} {part.subtype:02x} "
-            f"{part.offset:08x} {part.size:08x}",
-        )
-    out.info("boot", "End of partition table")
-
-
-def _usage(part: Partition) -> str:
-    if part.type == APP_TYPE:
-        known = {_SUBTYPE_FACTORY: "factory app", _SUBTYPE_TEST: "test app"}
-        return known.get(part.subtype, "OTA app" if _is_ota(part) else "Unknown app")
-    known = {0x00: "OTA data", 0x01: "RF data", 0x02: "WiFi data", 0x04: "NVS keys", 0x03: "Core dump"}
-    return known.get(part.subtype, "Unknown data") if part.type == DATA_TYPE else "unknown"
-
-
 def _describe(slot: Partition) -> str:
-    if _is_ota(slot):
-        return f"OTA app partition slot {slot.subtype - _FIRST_OTA}"
-    return "Factory app partition" if slot.subtype == _SUBTYPE_FACTORY else "Factory test app partition"
+    if is_ota(slot):
+        return f"OTA app partition slot {slot.subtype - FIRST_OTA}"
+    return "Factory app partition" if slot.subtype == SUBTYPE_FACTORY else "Factory test app partition"
 
 
-def _is_ota(part: Partition) -> bool:
-    return part.type == APP_TYPE and _FIRST_OTA <= part.subtype < _FIRST_OTA + _OTA_SLOTS
-
-
-def _order(flash: NorFlash, read: Read, table: list[Partition], out: _Log) -> list[Partition]:
+def _order(flash: NorFlash, read: Read, table: list[Partition], out: BootLog) -> list[Partition]:
     """Return the slots in the order in which the bootloader tries them."""
-    factory = [part for part in table if part.type == APP_TYPE and part.subtype == _SUBTYPE_FACTORY]
-    slots = sorted((part for part in table if _is_ota(part)), key=lambda part: part.subtype)
-    test = [part for part in table if part.type == APP_TYPE and part.subtype == _SUBTYPE_TEST]
+    factory = [part for part in table if part.type == APP_TYPE and part.subtype == SUBTYPE_FACTORY]
+    slots = sorted((part for part in table if is_ota(part)), key=lambda part: part.subtype)
+    test = [part for part in table if part.type == APP_TYPE and part.subtype == SUBTYPE_TEST]
     otadata = [part for part in table if part.type == DATA_TYPE and part.subtype == _SUBTYPE_OTADATA]
     if not otadata or not slots:
         return factory + slots + test
@@ -277,26 +190,8 @@ def _rewrite(flash: NorFlash, address: int, entry: OtaDataSelectEntry) -> None:
     flash.program(address, entry.to_bytes())
 
 
-def _print_start(out: _Log, slot: Partition, image: Image) -> None:
-    for number, part in enumerate(image.segments):
-        out.info(
-            "esp_image",
-            f"segment {number}: paddr={part.offset:08x} vaddr={part.address:08x} size={part.size:05x}h",
-        )
-    out.info("boot", f"Loaded app from partition at offset 0x{slot.offset:x}")
-    app = image.app
-    if app is not None:
-        out.info("app_init", "Application information:")
-        out.info("app_init", f"Project name:     {app.project_name}")
-        out.info("app_init", f"App version:      {app.version}")
-        out.info("app_init", f"Compile time:     {app.compiled}")
-        out.info("app_init", f"ELF file SHA256:  {app.elf_sha256.hex()[:9]}...")
-        out.info("app_init", f"ESP-IDF:          {app.idf_version}")
-    out.info("main_task", "Calling app_main()")
-
-
 def _boot_8266(flash: NorFlash) -> BootResult:
-    out = _Log("\r\n ets Jan  8 2013,rst cause:2, boot mode:(3,6)\r\n\r\n")
+    out = BootLog("\r\n ets Jan  8 2013,rst cause:2, boot mode:(3,6)\r\n\r\n")
     try:
         image = read_image(flash.read, 0, flash.size, extended=False)
     except ImageError:

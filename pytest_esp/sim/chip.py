@@ -11,7 +11,8 @@ from typing import Literal
 from pytest_esp.errors import BackendError
 from pytest_esp.sim import crypt
 from pytest_esp.sim.app import App, SilentApp
-from pytest_esp.sim.boot import BootResult, boot, download_banner
+from pytest_esp.sim.boot import BootResult, boot
+from pytest_esp.sim.boot_log import download_banner
 from pytest_esp.sim.bus import Bus
 from pytest_esp.sim.efuse import Efuses
 from pytest_esp.sim.flash import NorFlash

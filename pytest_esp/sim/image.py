@@ -20,6 +20,8 @@ Read = Callable[[int, int], bytes]
 
 MAGIC = 0xE9
 HEADER_SIZE = 24  # 8 bytes that all chips share and 16 that the ESP8266 lacks
+_BOOTLOADER_MAGIC = 0x50
+_BOOTLOADER = struct.Struct("<8x32s24s16x")  # esp_bootloader_desc_t: magic, reserved, version, then these
 _MAX_SEGMENTS = 16
 _LONGEST_SEGMENT = 16 * 1024 * 1024
 
@@ -38,6 +40,14 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class BootloaderDescription:
+    """What a bootloader tells of itself (``esp_bootloader_desc_t``); *compiled* is empty in reproducible builds."""
+
+    idf_version: str
+    compiled: str
+
+
+@dataclass(frozen=True)
 class Image:
     """An image that passed all checks.
 
@@ -45,6 +55,8 @@ class Image:
         size: bytes from the header to the end of the hash.
         min_revision, max_revision: major * 100 + minor; a max of 0 or 0xFFFF is no limit.
         app: the app descriptor, if its first segment begins with one.
+        bootloader: the same of a bootloader.
+        flash_mode, flash_frequency, flash_size: codes of the header.
     """
 
     entry: int
@@ -54,8 +66,10 @@ class Image:
     segments: tuple[Segment, ...]
     size: int
     app: AppDescription | None
+    bootloader: BootloaderDescription | None
     flash_mode: int
-    flash_size_code: int
+    flash_frequency: int
+    flash_size: int
 
 
 def read_image(read: Read, offset: int, limit: int, *, extended: bool = True) -> Image:
@@ -67,7 +81,7 @@ def read_image(read: Read, offset: int, limit: int, *, extended: bool = True) ->
         ImageError: if it is no image, is cut, or its checksum or hash is wrong.
     """
     header = read(offset, HEADER_SIZE)
-    magic, count, mode, size_code, entry = struct.unpack_from("<BBBBI", header)
+    magic, count, mode, size_and_frequency, entry = struct.unpack_from("<BBBBI", header)
     if magic != MAGIC:
         raise ImageError(f"image at 0x{offset:x} has invalid magic byte (nothing flashed here?)")
     if not 0 < count <= _MAX_SEGMENTS:
@@ -92,9 +106,11 @@ def read_image(read: Read, offset: int, limit: int, *, extended: bool = True) ->
         max_revision=max_revision,
         segments=segments,
         size=end - offset,
-        app=_descriptor(contents[0]),
+        app=_app(contents[0]),
+        bootloader=_bootloader(contents[0]),
         flash_mode=mode,
-        flash_size_code=size_code >> 4,
+        flash_frequency=size_and_frequency & 0xF,
+        flash_size=size_and_frequency >> 4,
     )
 
 
@@ -114,6 +130,15 @@ def _read_segments(
     return tuple(segments), contents, position
 
 
-def _descriptor(first_segment: bytes) -> AppDescription | None:
+def _app(first_segment: bytes) -> AppDescription | None:
     # `from_bytes_or_none` raises struct.error for a segment that is shorter than a descriptor.
     return AppDescription.from_bytes_or_none(first_segment) if len(first_segment) >= 256 else None
+
+
+def _bootloader(first_segment: bytes) -> BootloaderDescription | None:
+    if len(first_segment) < _BOOTLOADER.size or first_segment[0] != _BOOTLOADER_MAGIC:
+        return None
+    idf_version, compiled = _BOOTLOADER.unpack_from(first_segment)
+    return BootloaderDescription(
+        *(text.partition(b"\0")[0].decode("utf-8", "replace") for text in (idf_version, compiled))
+    )
