@@ -187,7 +187,7 @@ class Diagnostics(Component):
     ) -> Report:
         """Collect all diagnostics of a board in one report, with what is wrong first; parts that fail say why.
 
-        output_file saves it: one page of HTML with a map of the flash, or Markdown if its name ends with .md.
+        output_file saves it: one page of HTML (.html) with pictures of partitions and flash, or Markdown (.md).
         include_memory adds 1 KB of RAM. The app is started for duration seconds; then the chip is in its loader.
         """
         policy = self.bridge.policy

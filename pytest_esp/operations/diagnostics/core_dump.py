@@ -205,7 +205,10 @@ def _symbols(elf: Path | None, image: CoreImage) -> tuple[Symbols | None, bool |
         return None, None, f"with the ELF file of this build{hint} the addresses become functions and lines"
     symbols = Symbols.of(elf)
     if symbols.architecture != image.architecture:
-        raise FirmwareError(f"{elf} is for {symbols.architecture}, the core dump from {image.architecture}")
+        raise FirmwareError(
+            f"{elf} is for {symbols.architecture}, the core dump from {image.architecture}",
+            hint="give the ELF file of the firmware that crashed, or none",
+        )
     if image.elf_sha256 is None or set(image.elf_sha256) == {"0"}:
         return symbols, None, None
     if symbols.matches(image.elf_sha256):

@@ -200,7 +200,10 @@ def read(data: bytes) -> CoreImage:
             hint="the app has not crashed since it was erased, or is not built to dump there",
         )
     if length > len(data):
-        raise FirmwareError(f"the core dump is cut off: it has {length} bytes, of which {len(data)} are here")
+        raise FirmwareError(
+            f"the core dump is cut off: it has {length} bytes, of which {len(data)} are here",
+            hint="copy or capture it again, up to its end",
+        )
     return _loaded(data[:length])
 
 

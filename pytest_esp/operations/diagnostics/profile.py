@@ -69,7 +69,7 @@ class Boot:
     Attributes:
         at: seconds after the begin of the profile.
         reason: why the chip was reset, as its ROM says: ``"rst:0x1 (POWERON)"``.
-        after_crash: whether that is the reason of a crash: a watchdog, a brown-out.
+        after_crash: whether it follows a crash: by its reason (a watchdog, a brown-out), or by what was said before it.
         to_app: seconds to app_main, or to the scheduler where nothing is logged of app_main (ESP-IDF before v5.1); None
             if it did not get there.
     """
@@ -237,11 +237,12 @@ def _boots(lines: Sequence[Line]) -> Iterator[Boot]:
             if not begins or begins[-1] in reasons:
                 begins.append(number)
             reasons[begins[-1]] = reason
-    for begin, end in zip(begins, [*begins[1:], len(lines)], strict=False):
-        yield _boot(lines[begin:end], reasons.get(begin))
+    for before, begin, end in zip([0, *begins], begins, [*begins[1:], len(lines)], strict=False):
+        crashed = next(_crashes(lines[before:begin]), None) is not None
+        yield _boot(lines[begin:end], reasons.get(begin), crashed)
 
 
-def _boot(lines: Sequence[Line], reason: re.Match[str] | None) -> Boot:
+def _boot(lines: Sequence[Line], reason: re.Match[str] | None, crashed: bool) -> Boot:
     start = lines[0].time
     found = [("ROM", start, None), *_phase_begins(lines)]
     ends = [begin for _, begin, _ in found[1:]]
@@ -251,8 +252,8 @@ def _boot(lines: Sequence[Line], reason: re.Match[str] | None) -> Boot:
     )
     by_name = {phase.name: phase.begin for phase in phases}
     to_app = by_name.get("app_main", by_name.get("scheduler"))
-    is_crash = reason is not None and reset_kind(reason) is not None
-    return Boot(round(start, 4), reason[0] if reason else None, is_crash, phases, to_app)
+    after_crash = crashed or (reason is not None and reset_kind(reason) is not None)
+    return Boot(round(start, 4), reason[0] if reason else None, after_crash, phases, to_app)
 
 
 def _phase_begins(lines: Sequence[Line]) -> Iterator[tuple[str, float, int | None]]:

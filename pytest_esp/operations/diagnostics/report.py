@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +13,24 @@ from pytest_esp.errors import EspError, OperationError, PortError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations import analysis, chip, flash, partitions, security
-from pytest_esp.operations.diagnostics import memory, power, profile, radio, report_text, thermal
+from pytest_esp.operations.diagnostics import (
+    memory,
+    partition_picture,
+    power,
+    profile,
+    radio,
+    report_text,
+    thermal,
+)
 from pytest_esp.operations.diagnostics.core_dump import core_dump
 from pytest_esp.operations.diagnostics.soc import soc_of
 from pytest_esp.operations.registry import Effect, operation, to_dict
+from pytest_esp.operations.table import Partition
 
 _RAM_SIZE = 1024  # bytes of RAM that are shown
 _HOT = 85.0  # degrees Celsius; what most of these chips are specified for, as ambient temperature
+
+_ENDINGS = (".html", ".htm", ".md")
 
 Severity = Literal["high", "medium", "info"]
 
@@ -59,7 +70,8 @@ class DiagnosticReport:
         made: when, UTC, ISO 8601.
         notices: the worst first.
         sections: all parts, also those that could not be had.
-        flash_map: a picture of the flash and its partitions, SVG; None if it could not be read.
+        flash_map: a picture of the flash's sectors, SVG; None if it could not be read.
+        partition_picture: one of its partitions, SVG; None if there is no partition table.
         output_file: where it was saved, if it was.
     """
 
@@ -69,6 +81,7 @@ class DiagnosticReport:
     notices: tuple[Notice, ...]
     sections: tuple[Section, ...]
     flash_map: str | None = field(repr=False)
+    partition_picture: str | None = field(repr=False)
     output_file: Path | None = None
 
     def __getitem__(self, name: str) -> Section:
@@ -101,7 +114,7 @@ def diagnostic_report(
 
     Args:
         include_memory: whether 1 KB of RAM is shown, too.
-        output_file: saves it: as HTML, or as Markdown if its name ends with ``.md``.
+        output_file: saves it: as HTML, or as Markdown if its name ends with ``.md``; no other endings.
         elf: the ELF file of the firmware, for the functions of a core dump.
         duration: seconds to listen to the console.
         overwrite: whether *output_file* may exist already.
@@ -112,6 +125,10 @@ def diagnostic_report(
         PortError: if the port is gone.
     """
     path = Path(output_file) if output_file is not None else None
+    if path is not None and path.suffix.lower() not in _ENDINGS:
+        raise OperationError(
+            f"no report can be written as {path.name}", hint=f"its ending is one of {', '.join(_ENDINGS)}"
+        )
     if path is not None and path.exists() and not overwrite:
         raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
     parts = _parts(link, include_memory, elf, duration)
@@ -129,10 +146,11 @@ def diagnostic_report(
         notices=tuple(sorted(_notices(sections), key=lambda notice: ("high", "medium", "info").index(notice.severity))),
         sections=tuple(sections),
         flash_map=svg,
+        partition_picture=_partition_picture(sections),
         output_file=path,
     )
     if path is not None:
-        text = report.markdown() if path.suffix == ".md" else report.html()
+        text = report.markdown() if path.suffix.lower() == ".md" else report.html()
         flash.save(path, text.encode())
     return report
 
@@ -145,7 +163,7 @@ def _parts(
         ("performance", "Boot and console", lambda: profile.performance_profile(link, duration)),
         ("identity", "Chip", lambda: chip.identify(link)),
         ("core_dump", "Core dump", lambda: core_dump(link, elf)),
-        ("partitions", "Partition table", lambda: partitions.read(link)),
+        ("partitions", "Partition table", lambda: _table(link)),
         ("flash", "Flash", lambda: analysis.analyze(link)),
         ("security", "Security", lambda: security.posture(link)),
         ("thermal", "Temperature", lambda: thermal.thermal_status(link)),
@@ -173,6 +191,33 @@ def _some_ram(link: Link) -> memory.MemoryDump:
     if ram is None:
         raise OperationError(f"no RAM of the {soc.chip} is known")
     return memory.memory_dump(link, ram.begin, _RAM_SIZE)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A partition table, and which partition's app the bootloader tries first."""
+
+    offset: int
+    checked: bool
+    starts: str | None
+    partitions: tuple[Partition, ...]
+
+
+def _table(link: Link) -> _Table:
+    found = partitions.read(link)
+    try:
+        starts = partitions.app_slot(link).name
+    except OperationError:  # a table without a partition for an app
+        starts = None
+    return _Table(found.offset, found.checked, starts, found.partitions)
+
+
+def _partition_picture(sections: Sequence[Section]) -> str | None:
+    data = {section.name: section.data for section in sections}
+    table, contents = data["partitions"], data["flash"]
+    if table is None or contents is None:
+        return None
+    return partition_picture.draw(contents["regions"], table["starts"])
 
 
 def _flash_map(sections: list[Section]) -> str | None:

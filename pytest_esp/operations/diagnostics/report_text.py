@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from pytest_esp.units import format_size
+
 if TYPE_CHECKING:
     from pytest_esp.operations.diagnostics.report import DiagnosticReport, Section
 
@@ -17,14 +19,15 @@ h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #d0d7de; }
 h3 { font-size: 1rem; margin-bottom: .3rem; }
 table { border-collapse: collapse; margin: .5rem 0; font-size: .85rem; display: block; overflow-x: auto; }
 th, td { border: 1px solid #d0d7de; padding: .2rem .6rem; text-align: left; vertical-align: top; }
-th { background: #f6f8fa; } td { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+th { background: #f6f8fa; } td { font-family: ui-monospace, monospace; }
 td:first-child, th { white-space: nowrap; }
 nav a { margin-right: .8rem; } .made { color: #59636e; margin-top: 0; } .problem { color: #59636e; font-style: italic; }
 .high { background: #ffebe9; } .medium { background: #fff8c5; } svg { max-width: 100%; height: auto; }
 pre { background: #f6f8fa; padding: .6rem; overflow-x: auto; font-size: .8rem; }
 """
-_ADDRESSES = ("address", "offset", "begin", "tcb", "pc", "sp", "value")
-_HEX_FROM = 1024
+_ADDRESSES = ("address", "offset", "begin", "tcb", "pc", "sp", "value", "flash_id")
+_SIZES = ("size", "flash_size", "read_bytes")
+_SHA_DIGITS = 9  # that ESP-IDF prints of an app's ELF file
 _MOST_DIGITS = 96  # of data, in hexadecimal
 _ROW = 16
 
@@ -76,6 +79,8 @@ def html(report: DiagnosticReport) -> str:
     body += [f"<nav>{links}</nav>", '<h2 id="notices">Notices</h2>', *_html_notices(report)]
     for section in report.sections:
         body.append(f'<h2 id="{section.name}">{_safe(section.title)}</h2>')
+        if section.name == "partitions" and report.partition_picture:
+            body.append(report.partition_picture)
         if section.name == "flash" and report.flash_map:
             body.append(report.flash_map)
         body += _html_section(section)
@@ -159,14 +164,27 @@ def _shown(value: Any, key: str) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        is_hex = key.isupper() or (key in _ADDRESSES and value >= _HEX_FROM)  # names of registers are upper case
-        return f"{value:#x}" if is_hex else str(value)
+    if isinstance(value, (int, float)):
+        return _number(value, key)
     if isinstance(value, str):
-        return value if len(value) <= _MOST_DIGITS or key != "data" else f"{value[:_MOST_DIGITS]}..."
+        return _shortened(value, key)
     if isinstance(value, dict):
         return ", ".join(f"{name}={_shown(one, name)}" for name, one in cast("dict[str, Any]", value).items())
     return _listed(cast("list[Any]", value), key) if isinstance(value, list) else json.dumps(value)
+
+
+def _number(value: float, key: str) -> str:
+    if isinstance(value, float):
+        return f"{100 * value:.0f} %" if key == "fill" else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if key in _SIZES and value % 1024 == 0:
+        return format_size(value)
+    return f"{value:#x}" if key.isupper() or key in _ADDRESSES else str(value)  # names of registers are upper case
+
+
+def _shortened(text: str, key: str) -> str:
+    if key == "elf_sha256":
+        return text[:_SHA_DIGITS]
+    return f"{text[:_MOST_DIGITS]}..." if key == "data" and len(text) > _MOST_DIGITS else text
 
 
 def _listed(items: list[Any], key: str) -> str:

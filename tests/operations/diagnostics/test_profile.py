@@ -28,6 +28,7 @@ def test_a_log_of_an_esp32(esp32_log):
         False,
         "rst:0xc (SW_CPU_RESET)",
     )
+    assert second.after_crash  # the panic handler resets by software
     assert [phase.name for phase in first.phases] == NAMES
     stamps = [phase.chip_ms for phase in first.phases]
     assert stamps == [None, 1824, 2381, 2507, 3088, 3171, 5554, 5855, 5885]

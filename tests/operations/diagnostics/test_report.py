@@ -71,6 +71,41 @@ def test_a_board_that_has_crashed(crashed, crashed_esp32, tmp_path):
     assert any("app_main" in text for text in page.text)
     ElementTree.fromstring(report.flash_map)
     assert report.flash_map in path.read_text()
+    assert report.partition_picture in path.read_text()
+
+
+def test_the_partition_picture_shows_every_partition_and_which_app_starts(esp_of, build_of, tmp_path):
+    esp = esp_of("esp32c3")
+    esp.flash.write(build_of("esp32c3"))
+    path = tmp_path / "report.html"
+    report = esp.diagnostics.diagnostic_report(output_file=path, duration=0.2)
+    picture = ElementTree.fromstring(report.partition_picture)
+    texts = ["".join(one.itertext()) for one in picture.iter("{http://www.w3.org/2000/svg}text")]
+    for part in report["partitions"].data["partitions"]:
+        assert f"{part['name']}  {part['type']}/{part['subtype']}" in texts
+        assert f"{part['offset']:#x}" in texts
+    assert report["partitions"].data["starts"] == "factory"
+    assert len([text for text in texts if text.startswith("starts")]) == 1
+    blocks = [int(one.get("height")) for one in picture.iter("{http://www.w3.org/2000/svg}rect") if one.get("stroke")]
+    assert len(blocks) == len(report["flash"].data["regions"])
+    assert min(blocks) > 20  # a line of text has room
+    assert "overflow-wrap: anywhere" not in path.read_text()  # it breaks numbers in narrow columns
+
+
+def test_numbers_are_written_for_people(esp_of, build_of):
+    esp = esp_of("esp32c3")
+    esp.flash.write(build_of("esp32c3"))
+    text = esp.diagnostics.diagnostic_report(duration=0.2).markdown()
+    assert "| nvs | data | nvs | 0x9000 | 20KB |" in text
+    assert f"| flash id | {esp.flash.info().flash_id:#x} |" in text
+    assert "| bootloader | bootloader | - | - | 0x0 | 32KB | 2 | 6 | 25 % |" in text
+    assert not [cell for cell in text.split("|") if len(cell.strip().split(".")[-1]) > 8 and cell.strip()[:2] == "0."]
+
+
+def test_a_file_that_no_report_can_be_is_refused(esp_of, tmp_path):
+    with pytest.raises(OperationError, match=r"no report can be written as report\.pdf"):
+        esp_of("esp32").diagnostics.diagnostic_report(output_file=tmp_path / "report.pdf")
+    assert not list(tmp_path.glob("report*"))
 
 
 def test_markdown(crashed, tmp_path):
