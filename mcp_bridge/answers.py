@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from pytest_esp.errors import (
     StoppedError,
 )
 from pytest_esp.names import nearest
+from pytest_esp.secrets import hide, hide_in
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ def error_answer(error: EspError, port: object = None) -> ToolResult:
     record: dict[str, Any] = {"success": False, "error": error.message, "port": error.board or named, "hint": hint}
     if error.attempted:
         record["attempted"] = error.attempted
-    record = {key: _printable(value) if isinstance(value, str) else value for key, value in record.items()}
-    return ToolResult(structured_content={**record, **error.details}, is_error=True)
+    record = {key: _printable(hide(value)) if isinstance(value, str) else value for key, value in record.items()}
+    return ToolResult(structured_content={**record, **hide_in(error.details)}, is_error=True)
 
 
 def file_error(error: OSError) -> EspError:
@@ -69,7 +71,7 @@ def value_error(error: ValueError) -> EspError:
 
 def defect(error: Exception, tool: str) -> EspError:
     """Return what is said of an exception that nobody expected; the log has all of it."""
-    _log.error("%s met a defect", tool, exc_info=error)
+    _log.error("%s met a defect\n%s", tool, hide("".join(traceback.format_exception(error)), is_cut=True))
     return EspError(
         f"a defect of this server ended the call ({type(error).__name__})",
         attempted=tool,

@@ -14,6 +14,7 @@ import click
 
 from mcp_bridge.settings import Settings, default_roots, parse_allow
 from pytest_esp.errors import EspError
+from pytest_esp.secrets import remember
 
 if TYPE_CHECKING:
     from fastmcp.server.auth import AuthProvider
@@ -117,6 +118,7 @@ def _auth(host: str) -> AuthProvider | None:
     if token:
         from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
 
+        remember(token)
         return StaticTokenVerifier({token: {"client_id": "pytest-esp", "scopes": []}})
     if not _is_loopback(host):
         raise click.UsageError(f"{host} can be reached from outside: set a bearer token in {_TOKEN}")

@@ -16,6 +16,7 @@ from pytest_esp import __version__
 from pytest_esp.errors import EspError
 from pytest_esp.rack.spec import BACKENDS
 from pytest_esp.rack.state import state_of
+from pytest_esp.secrets import hide, hide_in
 
 if TYPE_CHECKING:
     from mcp_bridge.bridge import Bridge
@@ -102,7 +103,7 @@ def add_resources(app: FastMCP[Any], bridge: Bridge) -> None:
 
 
 def _text(content: Any) -> str:
-    return json.dumps(content, indent=1, default=str)
+    return json.dumps(hide_in(content), indent=1, default=str)
 
 
 def _guarded(read: Callable[[], Any]) -> str:
@@ -218,4 +219,4 @@ def _console(bridge: Bridge, name: str, lines: int) -> dict[str, Any]:
     said = bridge.boards.console_lines(spec.name, max(lines, 0))
     if said is None:
         return {"board": spec.name, "lines": [], "hint": "it is not held here: call esp_serial_monitor"}
-    return {"board": spec.name, "lines": said}
+    return {"board": spec.name, "lines": [(at, hide(text, is_cut=True)) for at, text in said]}

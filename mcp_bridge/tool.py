@@ -22,6 +22,7 @@ from mcp_bridge.answers import check_finite, defect, error_answer, file_error, v
 from mcp_bridge.consent import ask
 from pytest_esp.errors import EspError, StoppedError
 from pytest_esp.operations.registry import Effect
+from pytest_esp.secrets import hide, hide_in
 
 if TYPE_CHECKING:
     from mcp_bridge.components.base import Component
@@ -212,7 +213,8 @@ def _wrapper(
             result = _plain(await _in_thread(ctx, method, arguments, info, threads))
             if spec is not None:
                 component.bridge.seen.remember(spec.name, name, result)
-            return ToolResult(structured_content={"success": True, "port": spec.name if spec else port, **result})
+            shown = {"port": spec.name if spec else port, **result}
+            return ToolResult(structured_content={"success": True, **hide_in(shown)})
         except EspError as error:
             return error_answer(error, port)
         except OSError as error:
@@ -240,7 +242,7 @@ def _wrapper(
 async def _ask(
     component: Component, context: Context, name: str, bound: inspect.BoundArguments, confirm: str | None
 ) -> InputRequiredResult | None:
-    plan = await asyncio.to_thread(component.plan, name, dict(bound.arguments))
+    plan = hide(await asyncio.to_thread(component.plan, name, dict(bound.arguments)))
     bound.apply_defaults()
     return await ask(context, component.bridge.policy, name, bound.arguments, plan, confirm)
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from pytest_esp import secrets
+
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _forget_secrets():
+    """What one test has given a board is no secret in the next."""
+    yield
+    secrets.forget()
 
 
 @pytest.fixture

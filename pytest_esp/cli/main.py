@@ -9,6 +9,7 @@ import click
 
 from pytest_esp import __version__
 from pytest_esp.errors import EspError
+from pytest_esp.secrets import hide
 
 _COMMANDS = {
     "check": ("pytest_esp.cli.check", "check_command", "Run the suites on the boards of a rack."),
@@ -48,5 +49,5 @@ def main() -> None:
     try:
         cli()
     except EspError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(hide(f"error: {error}"), err=True)
         sys.exit(1)

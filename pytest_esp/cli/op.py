@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_esp.errors import EspError, OperationError
+from pytest_esp.secrets import hide_in
 
 if TYPE_CHECKING:
     from pytest_esp.operations.registry import Operation, Parameter
@@ -65,8 +66,9 @@ def op_command(
         if not as_json:
             raise
         record = {"success": False, "error": error.message, "port": error.board or used, "hint": error.hint}
-        click.echo(json.dumps(record | error.details, indent=2, default=str))
+        click.echo(json.dumps(hide_in(record | error.details), indent=2, default=str))
         sys.exit(1)
+    result = hide_in(result)
     if as_json:
         click.echo(json.dumps({"success": True, "port": used, **result}, indent=2))
     else:
@@ -125,8 +127,9 @@ def _arguments(operation: Operation, given: tuple[str, ...]) -> dict[str, Any]:
         key, mark, text = item.partition("=")
         key = key.replace("-", "_")
         if not mark or key not in known:
+            shown = key if text[:1] in ("{", "[") else item  # a table may have secrets in it
             raise OperationError(
-                f"{item!r} is no argument of {operation.name}",
+                f"{shown!r} is no argument of {operation.name}",
                 hint="it takes " + (" ".join(f"{name}=..." for name in known) or "none"),
             )
         values[key] = _value(known[key], text)
@@ -149,7 +152,8 @@ def _value(parameter: Parameter, text: str) -> Any:
     try:
         return TypeAdapter(parameter.annotation).validate_python(value)
     except ValidationError as error:
-        raise OperationError(f"{parameter.name}={text}: {error.errors()[0]['msg']}") from None
+        shown = "" if isinstance(value, (dict, list)) else f"={text}"  # which may have secrets in it
+        raise OperationError(f"{parameter.name}{shown}: {error.errors()[0]['msg']}") from None
 
 
 def _usage(operation: Operation) -> str:

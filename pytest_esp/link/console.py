@@ -27,6 +27,7 @@ from pytest_esp.link.journal import Journal
 from pytest_esp.link.match import Match, Pattern, Search
 from pytest_esp.link.panic import decode, find_elf_sha256
 from pytest_esp.link.source import source_of
+from pytest_esp.secrets import Stream, hide
 
 _TAIL_LINES = 20
 _QUIET = 0.1  # seconds without a byte
@@ -112,7 +113,7 @@ class Console:
         port: the open port.
         board: the board's name, for messages.
         journal: the file that takes everything, see `Journal`; a temporary one if None.
-        echo: called with text as it comes.
+        echo: called with text as it comes, but for secrets.
         elf: the app's ELF file, by which a crash is decoded; may be set later.
     """
 
@@ -133,6 +134,7 @@ class Console:
         self._changed = threading.Condition()
         self._journal = Journal(journal)
         self._text_of = codecs.getincrementaldecoder("utf-8")("replace")
+        self._shown = Stream()
         self._plain = bytearray()
         self._dropped = 0  # bytes that are in the journal only
         self._last = 0.0  # when the last byte came
@@ -166,6 +168,7 @@ class Console:
         """Stop reading and close the journal. Closing twice is harmless."""
         self.detach()
         self._journal.close()
+        self._show(self._shown.end())
 
     def _feed(self, data: bytes) -> None:
         """Take what has arrived; on the loop's thread, or where a virtual board answers at once."""
@@ -187,6 +190,10 @@ class Console:
                     self._changed.notify_all()
             if len(self._plain) > 2 * _KEPT:
                 self._forget()
+        if self._echo is not None:
+            self._show(self._shown.feed(plain))
+
+    def _show(self, plain: bytes) -> None:
         if self._echo is not None and (text := self._text_of.decode(plain)):
             self._echo(text)
 
@@ -227,7 +234,7 @@ class Console:
 
     @property
     def log(self) -> bytes:
-        """Everything that came, with its ANSI sequences; each line behind its time."""
+        """Everything that came, with its ANSI sequences; each line behind its time, and secrets masked."""
         with self._changed:
             return self._journal.read()
 
@@ -449,7 +456,7 @@ class Console:
         wanted = " or ".join(search.description for search in wait.wanted)
         log = f"\n  log: {self._journal.path}" if self._journal.path else ""
         return CrashError(
-            f"the app crashed while {wanted} was expected\n{crash.describe()}{log}",
+            hide(f"the app crashed while {wanted} was expected\n{crash.describe()}") + log,
             crash,
             board=self._board,
             attempted="expect",
@@ -465,6 +472,7 @@ class Console:
         now = time.monotonic() - self._begun
         lines = self.lines()[-_TAIL_LINES:]
         tail = "\n".join(f"    [{line.time:9.3f}] {line.text}" for line in lines) or "    (nothing)"
+        message, tail = hide(message), hide(tail, is_cut=True)
         if self._mark_times:
             tail += f"\n    (nothing more for {now - self._last:.1f} s)"
         if self._journal.path is not None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pytest_esp.errors import OperationError
+from pytest_esp.secrets import Stream
 
 
 class Journal:
     """Writes what comes, each line behind its time: ``[   1.234] I (29) boot: ...``.
 
-    ANSI sequences stay. Nothing is buffered: what was written survives the process.
+    ANSI sequences stay. Nothing is buffered: what was written survives the process. Secrets that were known when they
+    came are masked (`pytest_esp.secrets`); what may be the beginning of one waits for what comes next.
 
     Args:
         path: the file, made anew; a temporary one, gone with the journal, if None.
@@ -28,6 +30,8 @@ class Journal:
         self.path = path
         self.problem: str | None = None
         self._begins_line = True
+        self._shown = Stream()
+        self._last = 0.0
         try:
             self._file: BinaryIO = _open(path)
         except OSError as error:
@@ -35,26 +39,37 @@ class Journal:
 
     def write(self, data: bytes, now: float) -> None:
         """Add *data*, which came *now* (seconds since the console began)."""
+        self._last = now
+        if data := self._shown.feed(data):
+            self._add(data)
+
+    def _add(self, data: bytes) -> None:
         if self.problem is not None or self._file.closed:
             return
-        stamp = b"[%9.3f] " % now
-        begins_next = data.endswith(b"\n")
-        body = (data[:-1] if begins_next else data).replace(b"\n", b"\n" + stamp)
         try:
-            self._file.write(b"".join((stamp if self._begins_line else b"", body, b"\n" if begins_next else b"")))
+            self._file.write(self._stamped(data))
         except OSError as error:
             self.problem = error.strerror or str(error)
-        self._begins_line = begins_next
+        self._begins_line = data.endswith(b"\n")
+
+    def _stamped(self, data: bytes) -> bytes:
+        stamp = b"[%9.3f] " % self._last
+        begins_next = data.endswith(b"\n")
+        body = (data[:-1] if begins_next else data).replace(b"\n", b"\n" + stamp)
+        return b"".join((stamp if self._begins_line else b"", body, b"\n" if begins_next else b""))
 
     def read(self) -> bytes:
         """Return all of it."""
         if self._file.closed:
             return self.path.read_bytes() if self.path else b""
         self._file.seek(0)
-        return self._file.read()
+        rest = self._shown.rest
+        return self._file.read() + (self._stamped(rest) if rest else b"")
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
+        if rest := self._shown.end():
+            self._add(rest)
         self._file.close()
 
 

@@ -21,6 +21,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.names import nearest
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.secrets import hide_in, remember_key
 
 R = TypeVar("R")
 
@@ -36,6 +37,7 @@ Burns = Sequence[tuple[str, EfuseValue]]
 _ADDED_TO = frozenset({"WR_DIS", "RD_DIS"})
 # After one of these has been burnt no loader lets the eFuses be read: what the chip then does is the proof.
 _CLOSE_THE_LOADER = frozenset({"DIS_DOWNLOAD_MODE", "UART_DOWNLOAD_DIS"})
+_KEY_BLOCK = re.compile(r"BLOCK_KEY\w+|BLOCK[12]|flash_encryption|secure_boot_v1", re.IGNORECASE)
 _CLOSES_THE_REGISTERS = "ENABLE_SECURITY_DOWNLOAD"
 
 
@@ -177,6 +179,7 @@ def plan(link: Link, name: str, value: EfuseValue) -> BurnPlan:
         OperationError: if there is no such eFuse, it cannot be burnt, the value does not fit, or bits that are burnt
             would have to become 0.
     """
+    _remember_if_key(name, value)
     with link.session.use(f"planning to burn {name}", stub=False) as esp:
         return _Intent(_commands(link, esp), name, value).plan
 
@@ -218,6 +221,7 @@ def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
         RefusedError: if any of these is missing; nothing was touched.
         OperationError: see `plan`; or if the eFuse reads back as something else.
     """
+    _remember_if_key(name, value)
     require_consent(link, name)
     return _uninterrupted(lambda: _burn_and_prove(link, name, value))
 
@@ -419,6 +423,13 @@ def _text(value: EfuseValue) -> str:
     if isinstance(value, bytes):
         return value.hex()
     return str(int(value) if isinstance(value, bool) else value)
+
+
+def _remember_if_key(name: str, value: EfuseValue) -> None:
+    """Mask what goes into a key block; a digest that goes there by an operation of its own is none."""
+    if _KEY_BLOCK.fullmatch(name) and isinstance(value, (str, bytes)):
+        with contextlib.suppress(ValueError):
+            remember_key(value if isinstance(value, bytes) else bytes.fromhex(value.removeprefix("0x")))
 
 
 def _is_key(efuses: Any, field: Any) -> bool:
@@ -659,7 +670,7 @@ class _Audit:
         path = audit_file(link)
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(json.dumps(hide_in(entry)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -25,6 +25,7 @@ from pytest_esp.operations.key_blocks import for_flash_key
 from pytest_esp.operations.regions import Region, check_fits
 from pytest_esp.operations.registry import Effect, operation, require
 from pytest_esp.operations.table import MAGIC, Partition, parse
+from pytest_esp.secrets import remember_key
 
 Mode = Literal["development", "release"]
 
@@ -333,7 +334,7 @@ def _regions(link: Link, firmware: Contents, chip_name: str) -> Sequence[Region]
 
 def _read_key(key_file: str | os.PathLike[str]) -> bytes:
     try:
-        return Path(key_file).read_bytes()
+        return remember_key(Path(key_file).read_bytes())
     except OSError as error:
         raise OperationError(f"{key_file} cannot be read: {error.strerror}") from error
 

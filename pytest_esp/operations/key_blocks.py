@@ -13,6 +13,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.operations import efuse
 from pytest_esp.operations.efuse import Efuse, EfuseValue
 from pytest_esp.operations.findings import KeyBlock, is_encryption_key, key_blocks_of
+from pytest_esp.secrets import remember
 
 _HALF = 32  # bytes of an XTS-AES-256 key in each of its two blocks
 _C2_KEY, _C2_HALF = 32, 16
@@ -187,6 +188,8 @@ def _of_the_c2(link: Link, blocks: tuple[KeyBlock, ...], key: bytes) -> KeyBurns
 
 
 def _block(link: Link, block: str, content: bytes, *, secret: bool) -> KeyBurns:
+    if secret:
+        remember(content, content[::-1])
     read, write = efuse.protection_masks(link, block)
     return KeyBurns((block,), ((block, content),), read if secret else 0, write)
 

@@ -11,6 +11,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.operations import flash, partitions
 from pytest_esp.operations.nvs_pages import KEY_SIZE, NvsContents, NvsData, make_pages, read_pages
 from pytest_esp.operations.registry import Effect, operation, size_argument
+from pytest_esp.secrets import remember_in, remember_key
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def make(
     if path is not None and path.exists() and not overwrite:
         raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
     source = Path(values) if isinstance(values, (str, os.PathLike)) else values
+    remember_in(source)
     data = make_pages(source, size, _key(key_file))
     if path is not None:
         flash.save(path, data)
@@ -101,6 +103,6 @@ def _key(key_file: str | os.PathLike[str] | None) -> bytes | None:
     if key_file is None:
         return None
     try:
-        return Path(key_file).read_bytes()[:KEY_SIZE]
+        return remember_key(Path(key_file).read_bytes()[:KEY_SIZE])
     except OSError as error:
         raise OperationError(f"{key_file} cannot be read: {error.strerror}") from error

@@ -30,6 +30,7 @@ from pytest_esp.operations.regions import Region
 from pytest_esp.operations.registry import Effect, operation, require
 from pytest_esp.operations.security import SecurityPosture, posture
 from pytest_esp.operations.table import MAGIC
+from pytest_esp.secrets import remember_key
 
 Version = Literal["v1", "v2"]
 
@@ -322,7 +323,7 @@ def digest_of(key: bytes) -> bytes:
 
 def _read(key_file: str | os.PathLike[str]) -> bytes:
     try:
-        return Path(key_file).read_bytes()
+        return remember_key(Path(key_file).read_bytes())
     except OSError as error:
         raise OperationError(f"{key_file} cannot be read: {error.strerror}") from error
 

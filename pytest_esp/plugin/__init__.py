@@ -30,7 +30,7 @@ from pytest_esp.plugin.fixtures import (
     session_esp,
 )
 from pytest_esp.plugin.options import options_of, pytest_addoption, register_markers
-from pytest_esp.plugin.reports import RackSummary, add_consoles, add_transcripts, add_usage
+from pytest_esp.plugin.reports import Discretion, RackSummary, add_consoles, add_transcripts, add_usage
 from pytest_esp.plugin.selection import (
     group_by_board,
     plan_items,
@@ -69,11 +69,17 @@ __all__ = [
 _FAILED = pytest.StashKey[bool]()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and the hooks that this process needs."""
     register_markers(config)
     options_of(config)
     config.pluginmanager.register(UnityReports(config), "esp-unity")
+    config.pluginmanager.register(Discretion(), "esp-discretion")
+    if config.pluginmanager.hasplugin("allure_listener"):
+        from pytest_esp.plugin import allure
+
+        allure.hide_secrets()
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
         config.stash[BENCH] = Bench(config, lambda line: _announce(config, line))

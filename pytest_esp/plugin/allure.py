@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import allure
+import allure_commons
 import pytest
+from allure_commons.logger import AllureFileLogger
 from allure_commons.types import AttachmentType
 
 from pytest_esp.plugin.bench import Usage
+from pytest_esp.plugin.reports import mask_inside
+from pytest_esp.secrets import hide, hide_bytes, is_any_known
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -29,6 +33,66 @@ def attach(usages: Iterable[Usage], transcripts: dict[str, str], console_logs: d
         allure.attach(text, f"esptool on {name}", AttachmentType.TEXT)
     for name, path in console_logs.items():
         allure.attach.file(str(path), f"console of {name}", AttachmentType.TEXT)
+
+
+class _DiscreetLogger(AllureFileLogger):
+    """Writes the report's files, without secrets: those of tests and steps with their parameters, and attachments."""
+
+    @allure_commons.hookimpl
+    def report_result(self, result: Any) -> None:
+        """Write a test."""
+        super().report_result(_masked(result))
+
+    @allure_commons.hookimpl
+    def report_container(self, container: Any) -> None:
+        """Write fixtures."""
+        super().report_container(_masked(container))
+
+    @allure_commons.hookimpl
+    def report_globals(self, globals_item: Any) -> None:
+        """Write what belongs to no test."""
+        super().report_globals(_masked(globals_item))
+
+    @allure_commons.hookimpl
+    def report_attached_data(self, body: str | bytes, file_name: str) -> None:
+        """Write an attachment."""
+        super().report_attached_data(_masked_text(body), file_name)
+
+    @allure_commons.hookimpl
+    def report_attached_file(self, source: str, file_name: str) -> None:
+        """Copy an attachment."""
+        if is_any_known() and (hidden := _masked_text(before := Path(source).read_bytes())) != before:
+            super().report_attached_data(hidden, file_name)
+        else:
+            super().report_attached_file(source, file_name)
+
+
+def hide_secrets() -> None:
+    """Let allure write no secret that is known (`pytest_esp.secrets`)."""
+    manager: Any = allure_commons.plugin_manager
+    for plugin in manager.get_plugins():
+        if type(plugin) is AllureFileLogger:
+            # The object stays, for allure-pytest takes it away in the end; what it does is looked up at registration.
+            name = manager.get_name(plugin)
+            manager.unregister(plugin)
+            plugin.__class__ = _DiscreetLogger
+            manager.register(plugin, name)
+
+
+def _masked(item: Any) -> Any:
+    if is_any_known():
+        mask_inside(item)
+    return item
+
+
+def _masked_text(body: str | bytes) -> str | bytes:
+    if isinstance(body, str):
+        return hide(body)
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return body  # an image of a flash must stay what it is
+    return hide_bytes(body)
 
 
 @contextlib.contextmanager

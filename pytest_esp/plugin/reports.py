@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 
 from pytest_esp.plugin.bench import Usage
+from pytest_esp.secrets import hide, hide_in, is_any_known
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -49,6 +50,81 @@ def add_consoles(report: pytest.TestReport, logs: dict[str, Path]) -> None:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
         if lines:
             report.sections.append((f"console of {name}", "\n".join([*lines, f"log: {path}"])))
+
+
+_IDENTITY = ("nodeid", "location", "keywords", "outcome", "when", "fspath")
+
+
+class Discretion:
+    """Masks secrets in every report before anybody else sees it: terminal, junit.xml, xdist's controller."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Mask them in tracebacks, with the values of variables, in what was printed and logged, in properties."""
+        report = yield
+        return _masked(report)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Mask them in what a module has to say that cannot be imported."""
+        report = yield
+        return _masked(report)
+
+
+R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
+
+
+def _masked(report: R) -> R:
+    if not is_any_known():
+        return report
+    attributes = vars(report)
+    for name in attributes.keys() - {*_IDENTITY, "longrepr", "result"}:
+        attributes[name] = _as_before(attributes[name])
+    longrepr = report.longrepr
+    if isinstance(longrepr, (str, tuple)):
+        report.longrepr = _as_before(longrepr)
+    elif longrepr is not None:
+        mask_inside(longrepr)
+        text = str(longrepr)
+        if (hidden := hide(text)) != text:  # of a kind that is not known here
+            report.longrepr = hidden
+    return report
+
+
+def _as_before(value: Any) -> Any:
+    """Return plain data without secrets, with the tuples that pytest takes apart."""
+    if isinstance(value, str):
+        return hide(value, is_cut="..." in value)  # pytest shortens the values of variables
+    if isinstance(value, tuple):
+        return tuple(_as_before(item) for item in cast("tuple[Any, ...]", value))
+    if isinstance(value, list):
+        return [_as_before(item) for item in cast("list[Any]", value)]
+    return hide_in(value)
+
+
+def mask_inside(shown: object) -> None:
+    """Mask secrets in what is to be shown: an object that is made of text, lists and more such objects."""
+    _mask_inside(shown, set())
+
+
+def _mask_inside(shown: Any, seen: set[int]) -> None:
+    if id(shown) in seen or not hasattr(shown, "__dict__"):
+        return
+    seen.add(id(shown))
+    for name, value in vars(shown).items():
+        if isinstance(value, (str, list, tuple)):
+            _mask_parts(value, seen)
+            setattr(shown, name, _as_before(value))
+        else:
+            _mask_inside(value, seen)
+
+
+def _mask_parts(value: Any, seen: set[int]) -> None:
+    if isinstance(value, (list, tuple)):
+        for item in cast("Iterable[Any]", value):
+            _mask_parts(item, seen)
+    elif not isinstance(value, str):
+        _mask_inside(value, seen)
 
 
 @dataclass

@@ -18,6 +18,7 @@ import pytest
 
 from pytest_esp.errors import EspError
 from pytest_esp.plugin.bench import Held
+from pytest_esp.secrets import hide
 
 if TYPE_CHECKING:
     import os
@@ -161,7 +162,7 @@ def _record(result: CaseResult) -> dict[str, Any]:
         "line": result.line,
         "board": result.board,
         "attempts": result.attempts,
-        "log": result.log[-_LONGEST_LOG:],
+        "log": hide(result.log)[-_LONGEST_LOG:],
     }
 
 

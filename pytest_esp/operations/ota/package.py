@@ -28,6 +28,7 @@ from pytest_esp.operations.flash import save
 from pytest_esp.operations.images import app_of, chip_of
 from pytest_esp.operations.regions import Region, is_blank
 from pytest_esp.operations.registry import file_operation
+from pytest_esp.secrets import remember_key
 
 FORMAT = "pytest-esp update 1"
 SUFFIX = ".espota"
@@ -303,7 +304,7 @@ def _fingerprint(key: _PublicKey) -> str:
 
 
 def _private_key(path: Path) -> _PrivateKey:
-    key = _load_key(path, lambda data: serialization.load_pem_private_key(data, None), "private")
+    key = _load_key(path, lambda data: serialization.load_pem_private_key(remember_key(data), None), "private")
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return key
     if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):

@@ -28,6 +28,7 @@ from pytest_esp.operations.ota.package import Package, unpack
 from pytest_esp.operations.partitions import OtaData, OtaEntry
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.table import Partition, default_app, ota_slots
+from pytest_esp.secrets import hide
 
 _BOOT_TIMEOUT = 15.0  # seconds: a bootloader reads and hashes the whole app before it says which one it starts
 _LOADED = re.compile(rb"Loaded app from partition at offset 0x([0-9a-f]+)\s")
@@ -356,6 +357,6 @@ def _start(link: Link, slot: Partition) -> tuple[bool | None, str]:
         raise OperationError(
             f"the board starts {what} instead of {slot.name} at {slot.offset:#x}",
             hint="the bootloader does not accept the image: is it signed as secure boot wants, and for this revision?",
-            details={"output": console.text[-2000:]},
+            details={"output": hide(console.text)[-2000:]},
         )
     return True, console.text

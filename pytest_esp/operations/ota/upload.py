@@ -16,6 +16,7 @@ from pytest_esp.errors import OperationError, RefusedError
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.ota.package import Package, unpack
 from pytest_esp.operations.registry import file_operation
+from pytest_esp.secrets import hide, is_secret_name, remember
 
 _CHUNK = 16 * 1024
 _MOST_TEXT = 4096  # bytes of an answer that are kept
@@ -128,6 +129,9 @@ def _address(target: SplitResult) -> str:
 def _headers(given: Mapping[str, str] | None) -> dict[str, str]:
     fields = dict(given or {})
     for name, value in fields.items():
+        if is_secret_name(name):
+            remember(value, *value.split()[1:])  # "Bearer ...": without the word, too
+    for name, value in fields.items():
         if not _HEADER.fullmatch(name) or not value.isprintable() or name.lower() in _OWN_HEADERS:
             raise OperationError(
                 f"the header {name!r} cannot be sent", hint="one line of text, and not one of HTTP's own"
@@ -203,7 +207,7 @@ def _refused(response: http.client.HTTPResponse, answer: str, attempted: str) ->
     return OperationError(
         f"the device did not take the update: HTTP {response.status} {response.reason}",
         attempted=attempted,
-        hint=answer.strip()[:200] or "it says no more; does this address take updates, by this method?",
+        hint=hide(answer.strip())[:200] or "it says no more; does this address take updates, by this method?",
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pytest_esp.errors import OperationError
 from pytest_esp.names import nearest
 from pytest_esp.operations.nvs_pages import NvsData
+from pytest_esp.secrets import remember_in
 
 Resolve = Callable[[str], Path]
 """Turns a file's name into its path; refuses what may not be read."""
@@ -59,6 +60,7 @@ class Configured(BaseModel):
             OperationError: if a file cannot be read; whatever *resolve* raises.
         """
         values, resolve = opened(given, resolve)
+        remember_in(values)
         return cls._resolved(dict(values), resolve)
 
     @classmethod
@@ -104,7 +106,7 @@ class FactoryConfig(Configured):
     mac: str | None = Field(default=None, pattern=r"^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$")
     partition_table: Path | str | None = None
     serial_number: str | None = Field(default=None, min_length=1, max_length=64)
-    nvs: dict[str, dict[str, Any]] | Path = Field(default_factory=dict[str, dict[str, Any]])
+    nvs: dict[str, dict[str, Any]] | Path = Field(default_factory=dict[str, dict[str, Any]], repr=False)
     nvs_partition: str = "nvs"
     nvs_key_file: Path | None = None
     boot: Boot | Literal[False] = Boot()
@@ -176,7 +178,7 @@ class ProvisionConfig(Configured):
             values["nvs_key_file"] = resolve(os.fspath(values["nvs_key_file"]))
         given = values.get("credentials")
         if isinstance(given, Mapping):
-            values["credentials"] = with_files({"": cast("Mapping[str, Any]", given)}, resolve)[""]
+            values["credentials"] = with_files({CREDENTIALS: cast("Mapping[str, Any]", given)}, resolve)[CREDENTIALS]
         return values
 
 
@@ -191,6 +193,7 @@ def with_files(values: NvsData, resolve: Resolve = Path) -> dict[str, dict[str, 
         if not isinstance(keys, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it may come from JSON
             raise OperationError(f"the namespace {namespace!r} has no keys", hint='{"namespace": {"key": value}}')
         found[namespace] = {key: _contents(key, value, resolve) for key, value in keys.items()}
+    remember_in(found)
     return found
 
 

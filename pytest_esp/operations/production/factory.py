@@ -21,6 +21,7 @@ from pytest_esp.operations.regions import Region, md5_of
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.running import run_firmware
 from pytest_esp.operations.table import Partition, default_app, otadata_of
+from pytest_esp.secrets import hide
 
 Stage = Literal["check", "erase", "flash", "nvs", "verify", "boot", "done"]
 OnStage = Callable[[Stage], None]
@@ -249,7 +250,7 @@ def check_boot(link: Link, how: Boot, app: App | None) -> None:
             hint="a chip whose console is not on this port (USB) says nothing here: set boot to false for it"
             if seen.state == "silent"
             else "see the output",
-            details={"output": seen.output[-2000:]},
+            details={"output": hide(seen.output)[-2000:]},
         )
 
 

@@ -20,6 +20,7 @@ from pytest_esp.operations.production.secrets import Secrets
 from pytest_esp.operations.regions import SECTOR, Region, check_fits, make_regions
 from pytest_esp.operations.table import MAGIC, TABLE_SIZE, Partition, parse
 from pytest_esp.operations.table_build import build
+from pytest_esp.secrets import remember_in
 
 _USUAL_OFFSET = 0x8000
 _TABLES = range(0x1000, 0x20000, SECTOR)
@@ -73,6 +74,7 @@ class Plan:
         config = self.config.model_copy(update={"serial_number": serial_number})
         if not joined:
             return replace(self, config=config)
+        remember_in(joined)  # each process that talks to boards has to know
         place = self._nvs_partition()
         secrets = Secrets({**joined, MANUFACTURING: _but_the_serial_number(joined.get(MANUFACTURING, {}))})
         with secrets.guard():
