@@ -146,7 +146,9 @@ def _page(raw: bytes, number: int, key: bytes | None, problems: list[str]) -> tu
     bits = int.from_bytes(raw[32:64], "little")
     states = [bits >> 2 * index & 3 for index in range(_ENTRIES)]
     version = 0x100 - raw[8]  # version 1 is written as 0xff, version 2 as 0xfe
-    good, bad = _items(raw, number, states, key) if version <= _NEWEST_VERSION else ([], [])
+    # The library writes an active page from its first empty entry on, and keeps nothing that lies behind.
+    end = states.index(_EMPTY) if state == "active" and _EMPTY in states else _ENTRIES
+    good, bad = _items(raw, number, states, end, key) if version <= _NEWEST_VERSION else ([], [])
     encrypted = bool(bad) and not good
     if version > _NEWEST_VERSION:
         problems.append(f"page {number}: it is of version {version}, which is unknown")
@@ -156,8 +158,8 @@ def _page(raw: bytes, number: int, key: bytes | None, problems: list[str]) -> tu
     return NvsPage(number, state, sequence, version, written, erased, free, encrypted), good
 
 
-def _items(raw: bytes, number: int, states: list[int], key: bytes | None) -> tuple[list[_Item], list[int]]:
-    """Return the entries that are right, and the places of those that are not."""
+def _items(raw: bytes, number: int, states: list[int], end: int, key: bytes | None) -> tuple[list[_Item], list[int]]:
+    """Return the entries that are right, and the places of those that are not; from *end* on none is."""
     good: list[_Item] = []
     bad: list[int] = []
     index = 0
@@ -165,6 +167,9 @@ def _items(raw: bytes, number: int, states: list[int], key: bytes | None) -> tup
         if states[index] != _WRITTEN:
             index += 1
             continue
+        if index > end:
+            bad.append(index)
+            break
         head = _plain(raw, number, index, 1, key)
         span = head[2]
         if zlib.crc32(head[:4] + head[8:], 0xFFFFFFFF) != struct.unpack_from("<I", head, 4)[0] or not span:

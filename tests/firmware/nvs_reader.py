@@ -19,7 +19,8 @@ _PAGE, _ENTRY, _ENTRIES, _MAX_PAGES, _MAX_ITEMS = 4096, 32, 126, 64, 1024
 _IN_USE = (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)  # active, full, being freed
 _NUMBERS = {0x01: "B", 0x11: "b", 0x02: "H", 0x12: "h", 0x04: "I", 0x14: "i", 0x08: "Q", 0x18: "q"}
 _STRING, _OLD_BLOB, _BLOB_DATA, _BLOB_INDEX = 0x21, 0x41, 0x42, 0x48
-_WRITTEN = 2
+_WRITTEN, _EMPTY = 2, 3
+_ACTIVE = b"\xfe\xff\xff\xff"
 _SHORT_BLOB = 32
 
 
@@ -122,11 +123,17 @@ def _partition(read: Read) -> tuple[int, int] | None:
 
 def _read_page(nvs: _Nvs, raw: bytes, number: int) -> None:
     bits = int.from_bytes(raw[32:64], "little")
-    written = [bits >> 2 * index & 3 == _WRITTEN for index in range(_ENTRIES)]
+    states = [bits >> 2 * index & 3 for index in range(_ENTRIES)]
+    written = [state == _WRITTEN for state in states]
+    is_active = raw[:4] == _ACTIVE
+    end = states.index(_EMPTY) if is_active and _EMPTY in states else _ENTRIES
     bad: list[int] = []
     good = index = 0
     while index < _ENTRIES:
         span = 1
+        if written[index] and index > end:  # the library will write here, and keeps nothing of it
+            bad.append(index)
+            break
         if written[index]:
             entry = raw[(index + 2) * _ENTRY : (index + 3) * _ENTRY]
             following = raw[(index + 3) * _ENTRY :]

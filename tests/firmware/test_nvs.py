@@ -261,6 +261,14 @@ def test_a_span_beyond_the_page_does_no_harm(ask):
 
 
 @ONE_CHIP
+def test_a_hole_in_the_page_that_is_written_next(ask):
+    """The library takes the first empty entry for the end, as it is in a sound page."""
+    nvs = image(VALUES[:7])
+    set_states(nvs, entry_of(nvs, "i8"), 3)
+    assert ask(nvs) == ["nvs: entry 7 of page 0 is damaged", *LINES[:3], "nvs: values 3, problems 1"]
+
+
+@ONE_CHIP
 def test_a_blank_page_that_is_not_blank(ask):
     nvs = image()
     nvs[-1] = 0

@@ -19,7 +19,7 @@
 #define NEWEST_VERSION 0xfe
 
 enum { PAGE_ACTIVE = 0xfffffffe, PAGE_FULL = 0xfffffffc, PAGE_FREEING = 0xfffffff8, PAGE_EMPTY = 0xffffffff };
-enum { ENTRY_ERASED = 0, ENTRY_WRITTEN = 2, ENTRY_EMPTY = 3 };
+enum { ENTRY_WRITTEN = 2, ENTRY_EMPTY = 3 };
 enum { STRING = 0x21, OLD_BLOB = 0x41, BLOB_DATA = 0x42, BLOB_INDEX = 0x48 };
 
 struct page_header {
@@ -207,12 +207,24 @@ static void add_item(const struct entry *entry, uint32_t address)
         memcpy(nvs.names[entry->number[0]], item->key, sizeof item->key);
 }
 
+/* The library writes an active page from its first empty entry on, and keeps nothing that lies behind. */
+static unsigned end_of(uint32_t offset, const uint8_t *states)
+{
+    uint32_t page_state;
+    unsigned index = 0;
+    flash_read(offset, &page_state, sizeof page_state);
+    while (index < ENTRIES && (page_state != PAGE_ACTIVE || state_of(states, index) != ENTRY_EMPTY))
+        index++;
+    return index;
+}
+
 static void read_page(uint32_t offset, unsigned number)
 {
     uint8_t states[ENTRY];
     uint8_t bad[ENTRIES];
     unsigned bad_count = 0, good_count = 0;
     flash_read(offset + ENTRY, states, sizeof states);
+    unsigned end = end_of(offset, states);
     unsigned span;
     for (unsigned index = 0; index < ENTRIES; index += span) {
         struct entry entry;
@@ -220,6 +232,10 @@ static void read_page(uint32_t offset, unsigned number)
         span = 1;
         if (state_of(states, index) != ENTRY_WRITTEN)
             continue;
+        if (index > end) {
+            bad[bad_count++] = index;
+            break;
+        }
         flash_read(address, &entry, sizeof entry);
         int is_good = is_sound(&entry);
         if (is_good && has_data(entry.type)) {
