@@ -2,7 +2,7 @@
 
 The messages are built from what the coordinator says of itself (gRPC server reflection), so that the labgrid package,
 which does not go with pyserial, is not needed. labgrid promises no stability of its protocol: what is used of it is
-looked for, and its absence said, before anything is sent. It is that of labgrid 24.0 (the first with gRPC) to 26.0
+looked for, and its absence said, before anything is sent. It is that of labgrid 25.0 (the first with gRPC) to 26.0
 (labgrid/remote/proto/labgrid-coordinator.proto, labgrid/remote/coordinator.py).
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from pytest_esp.errors import PortError
 
-SUPPORTED = "labgrid 24.0 to 26.0"
+SUPPORTED = "labgrid 25.0 to 26.0"
 CONNECT_TIMEOUT = 5.0
 """Seconds after which a coordinator is one that does not answer."""
 

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from pytest_esp.errors import LeaseError, NoMatchError, PortError
 from pytest_esp.rack import labgrid
-from pytest_esp.rack.holder import HOST, HolderRecord
+from pytest_esp.rack.holder import HOST, HolderRecord, PlaceHolder
 from pytest_esp.rack.identity import identity, user_id
 from pytest_esp.rack.processes import own_start, start_of
 
@@ -481,14 +481,17 @@ def _no_lock(folder: Path, error: Exception) -> LeaseError:
 
 def _timed_out(slots: list[_Slot], count: int, waited: float) -> LeaseError:
     held: list[str] = []
+    hint = "wait longer (--esp-lock-timeout), or end the holder: its lock goes with it"
     for slot in slots:
         try:
             if (holder := slot.holder()) is not None:
                 held.append(holder.describe())
+                if isinstance(holder, PlaceHolder):
+                    hint = "wait longer (--esp-lock-timeout), or ask its owner to release it (labgrid-client)"
         except PortError as error:
             held.append(f"{slot.spec.name}: {error.message}")
     wanted = f"{count} of {len(slots)} boards" if count > 1 or len(slots) > 1 else slots[0].spec.name
     return LeaseError(
         f"{wanted} did not become free in {waited:.1f} s; " + ("; ".join(held) or "the holder has just let go"),
-        hint="wait longer (--esp-lock-timeout), or end the holder: its lock goes with it",
+        hint=hint,
     )
