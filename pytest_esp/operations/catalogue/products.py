@@ -29,6 +29,7 @@ class Part:
         flash: bytes in it; None where there is none, or it is not known.
         psram: bytes in it; likewise.
         temperature: lowest and highest ambient temperature (°C); None if it is not known.
+        cores: of its main processor, where it has fewer than the others of its family; else None.
         package: of a chip, with its size in mm.
         replaced_by: what the vendor names instead.
     """
@@ -38,6 +39,7 @@ class Part:
     flash: int | None = None
     psram: int | None = None
     temperature: tuple[int, int] | None = None
+    cores: int | None = None
     package: str | None = None
     replaced_by: str | None = None
 
@@ -128,6 +130,19 @@ class Catalogue:
             return None
         parts = (part for product in self.products.values() for part in product.parts)
         return next((part for part in parts if part.part.casefold() == wanted), None)
+
+    def chip(self, name: str) -> str:
+        """Return a chip as esptool names it, by that name or the vendor's (``"ESP32-C6"``).
+
+        Raises:
+            OperationError: if there is none; names the nearest.
+        """
+        chips = {product.chip: product.name for product in self.products.values() if product.kind == "chip"}
+        wanted = name.strip().casefold()
+        found = next((chip for chip, known in chips.items() if wanted in (chip, known.casefold())), None)
+        if found is None:
+            raise OperationError(f"the catalogue has no chip {name!r}", hint=f"nearest: {nearest(wanted, chips)}")
+        return found
 
     def find(self, name: str) -> Product:
         """Return a product by its name, a part number of it, or (a chip) as esptool names it.

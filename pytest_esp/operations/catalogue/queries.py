@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -54,22 +54,24 @@ def search(
     """Search chips and modules by words and by what they have.
 
     Args:
-        text: words that must all occur in a product's name, chip, core, radios, antenna or part numbers.
+        text: words that must all occur: in name, chip, core, radios, memory, antenna or part numbers; hyphens may be
+            left out.
         kind: only chips, or only modules.
-        chip: as esptool names it.
+        chip: as esptool or the vendor names it.
         status: only parts of this lifecycle.
         flash: parts with at least so much.
         psram: parts with at least so much.
 
     Raises:
-        OperationError: if a size is none.
+        OperationError: if a size is none, or there is no such chip.
     """
     least_flash = 0 if flash is None else size_argument(flash, "flash")
     least_psram = 0 if psram is None else size_argument(psram, "PSRAM")
     known = catalogue()
+    wanted_chip = known.chip(chip) if chip is not None else None
     found: list[Found] = []
     for product in known.products.values():
-        if kind not in (None, product.kind) or chip not in (None, product.chip):
+        if kind not in (None, product.kind) or wanted_chip not in (None, product.chip):
             continue
         parts = [
             part
@@ -85,8 +87,23 @@ def search(
 
 
 def _has_words(text: str, product: Product, part: Part) -> bool:
-    there = f"{_description(product)} {part.part}".casefold()
-    return all(word in there for word in text.casefold().split())
+    there = f"{_description(product)} {' '.join(_more_words(product, part))} {part.part}".casefold()
+    compact = there.replace("-", "")
+    return all(word in there or word.replace("-", "") in compact for word in text.casefold().split())
+
+
+def _more_words(product: Product, part: Part) -> Iterator[str]:
+    """Yield words for what the summary says in others, or does not say."""
+    yield {1: "single-core", 2: "dual-core"}.get(_cores(product, part) or 0, "")
+    yield from (f"{band:g}GHz" for band in product.bands)
+    yield from ("BLE" for radio in product.bluetooth if radio == "le")
+    yield from ("CAN TWAI" for _ in range(product.can or 0))
+    yield f"flash {format_size(part.flash)}" if part.flash else ""
+    yield f"PSRAM {format_size(part.psram)}" if part.psram else ""
+
+
+def _cores(product: Product, part: Part) -> int | None:
+    return part.cores or product.cores
 
 
 def _found(product: Product, parts: Sequence[Part]) -> Found:
@@ -316,8 +333,10 @@ def recommend(
         count: how many products at most.
 
     Raises:
-        OperationError: if a size is none.
+        OperationError: if a size is none, or *count* is not positive.
     """
+    if count < 1:
+        raise OperationError(f"{count} products cannot be recommended", hint="count is 1 or more")
     needs: list[_Need] = []
     if active_only:
         needs.append(_Need("in mass production", lambda _, part: part.status == "active", lambda _, part: part.status))
@@ -364,7 +383,7 @@ def _wired_needs(usb: Usb | None, ethernet: bool, min_cores: int | None, min_gpi
             _Need("Ethernet", lambda product, _: product.ethernet, lambda _product, _part: "has a MAC; a PHY is needed")
         )
     if min_cores is not None:
-        needs.append(_at_least("cores", min_cores, lambda product, _: product.cores, str))
+        needs.append(_at_least("cores", min_cores, _cores, str))
     if min_gpio is not None:
         needs.append(_at_least("GPIO", min_gpio, lambda product, _: product.gpio, str))
     return needs
@@ -440,7 +459,7 @@ def _ranked(known: Catalogue, kind: Kind, needs: Sequence[_Need], count: int) ->
             if all(need.check(product, part) is False for part in product.parts):
                 rejected[need.words] = rejected.get(need.words, 0) + 1
     fitting.sort(key=lambda pair: pair[0])
-    return Recommendation(tuple(entry for _, entry in fitting[: max(count, 0)]), rejected, known.as_of)
+    return Recommendation(tuple(entry for _, entry in fitting[:count]), rejected, known.as_of)
 
 
 def _cost(product: Product, part: Part, needs: Sequence[_Need]) -> tuple[float, ...]:

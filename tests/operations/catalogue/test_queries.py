@@ -62,6 +62,47 @@ def test_search_by_words():
     assert search("no such thing").count == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "chips"),
+    [
+        ("wifi thread chip", {"esp32c5", "esp32c6", "esp32s31"}),
+        ("5ghz", {"esp32c5", "esp32e22"}),
+        ("wroom 8mb psram wrover", set()),
+        ("wroom-1 psram c61", {"esp32c61"}),
+        ("dual core riscv ethernet chip", {"esp32p4", "esp32s31"}),
+        ("single-core xtensa bluetooth", {"esp32"}),
+        ("ble can c3 mini", {"esp32c3"}),
+    ],
+)
+def test_words_as_people_write_them(text, chips):
+    assert {product.chip for product in search(text).products} == chips
+
+
+def test_a_chip_by_the_vendors_name():
+    assert search(chip="ESP32-C6") == search(chip="esp32c6")
+    assert search(chip="ESP32-C6").count == 5
+    with pytest.raises(OperationError, match="no chip 'esp32c99'") as caught:
+        search(chip="esp32c99")
+    assert "esp32c" in caught.value.hint
+
+
+def test_parts_with_one_core_of_a_family_with_two():
+    """The ESP32-S0WD and the module with it, ESP32-SOLO-1."""
+    found = recommend(min_cores=2, active_only=False, count=99).products
+    assert "ESP32-SOLO-1" not in {product.name for product in found}
+    assert info("ESP32-SOLO-1").product.cores == 1
+    (esp32,) = (product for product in recommend(kind="chip", min_cores=2, active_only=False, count=99).products
+                if product.chip == "esp32")  # fmt: skip
+    assert "ESP32-D0WD-V3" in esp32.parts
+    assert "ESP32-S0WD" not in esp32.parts
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_recommendation_is_asked_for(count):
+    with pytest.raises(OperationError, match="cannot be recommended"):
+        recommend(count=count)
+
+
 def test_search_by_what_a_part_has():
     found = search(kind="module", chip="esp32s3", flash="16MB", psram="8MB", status="active")
     parts = {part for product in found.products for part in product.parts}
