@@ -87,3 +87,18 @@ def test_prompts_name_tools_that_are_there(server):
         text = server.prompt(name, **{"ports" if name == "esp_batch_production" else "port": "c3"})
         assert "c3" in text
         assert set(re.findall(r"esp_\w+(?=\()", text)) <= set(server.list_tools())
+
+
+def test_prompts_call_tools_by_the_arguments_that_they_have(server):
+    import re
+
+    tools, named = server.list_tools(), 0
+    for name in server.list_prompts():
+        firmware = {} if name in ("esp_backup_plan", "esp_idf_setup_target") else {"firmware": "app.bin"}
+        text = server.prompt(name, **{"ports" if name == "esp_batch_production" else "port": "c3"}, **firmware)
+        for tool, arguments in re.findall(r"(esp_\w+)\(((?:[^()]|\([^)]*\))*)\)", text):
+            outside_of_values = re.sub(r"\{[^}]*\}|\[[^\]]*\]|'[^']*'", "", arguments)
+            wanted = set(re.findall(r"(\w+)=", outside_of_values))
+            assert wanted <= set(tools[tool].input_schema["properties"]), f"{name}: {tool}"
+            named += len(wanted)
+    assert named > 40
