@@ -22,6 +22,7 @@ _MASK = MASK.encode()
 _SHORTEST = 4  # characters; to mask shorter ones would spoil every message, and none is a password
 _SHORTEST_LINE = 8  # of a text of several lines, which a console prints one by one
 _SHORTEST_NUMBER = 6  # digits: of a passkey; shorter ones are in every log
+_LONG = 12  # characters: three quarters of one are no common word
 _LEAST_SEEN = 3  # characters of one that is cut, where text is known to be cut
 _MOST_VALUES = 2000  # a server that programs boards for weeks forgets the oldest
 _MOST_BYTES = 1024  # of a value that is looked for in dumps
@@ -156,7 +157,7 @@ class _Index:
     def masked(self, data: bytes, *, is_whole: bool = True) -> bytes:
         """Return *data* with a mask in the place of each form, and of those that overlap.
 
-        More than half of one counts, too, where a line or a quotation ends: the app was cut off, or cuts it itself.
+        Of one that the app cuts, or is cut in by a reset, nearly all counts, and more than half where a line ends.
 
         Args:
             data: to be shown.
@@ -204,8 +205,11 @@ def _size_at(form: bytes, data: bytes, at: int, is_whole: bool) -> int:
         return len(form)
     there = data[at : at + len(form)]
     size = next((index for index, pair in enumerate(zip(form, there, strict=False)) if pair[0] != pair[1]), len(there))
-    after = data[at + size : at + size + 1]
-    return size if size > len(form) // 2 and (after in _ENDS if after else is_whole) else 0
+    if size == len(there):
+        is_cut = is_whole
+    else:
+        is_cut = data[at + size : at + size + 1] in _ENDS or (len(form) >= _LONG and 4 * size > 3 * len(form))
+    return size if is_cut and size > len(form) // 2 else 0
 
 
 def _alternatives(words: Iterable[bytes]) -> bytes:

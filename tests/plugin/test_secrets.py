@@ -1,11 +1,9 @@
 """What a run leaves behind on a board that says its secrets: terminal, logs, junit.xml and allure have none of them."""
 
-import sys
 from pathlib import Path
 
+import leaks
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from leaks import BUILD, NOT_SECRET, leaks_below, leaks_in
 
 RACK = """
@@ -20,7 +18,7 @@ count = 2
 TESTS = f"""
     import logging, sys
     import pytest
-    sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+    sys.path.insert(0, {str(Path(leaks.__file__).parent)!r})
     import leaks
 
     FACTORY = {{"firmware": {str(BUILD)!r}, "nvs": leaks.VALUES, "boot": False}}

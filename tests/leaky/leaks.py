@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_esp.sim.app import App
 from pytest_esp.wire.loop import call_later
 
-BUILD = Path(__file__).parent / "firmware" / "build" / "esp32c3"
+BUILD = Path(__file__).parents[1] / "firmware" / "build" / "esp32c3"
 # In hex, so that no traceback that shows this file has them in it.
 PASSWORD = bytes.fromhex("5a71374bc3bc7262697322272e34322f6a").decode()
 TOKEN = bytes.fromhex("746f6b2d3866336137376332653139623464").decode()
@@ -25,7 +25,11 @@ PROVISIONING = {
     "wifi": {"ssid": "Werk 3", "password": PASSWORD, "store": "both"},
     "credentials": {"api": TOKEN, "hmac": {"type": "blob", "value": KEY.hex()}, "pem": PEM, "passkey": PASSKEY},
 }
-VALUES = {"app": {"host": NOT_SECRET, "deviceToken": TOKEN}}
+VALUES = {
+    "app": {"host": NOT_SECRET, "deviceToken": TOKEN},
+    "wifi": {"ssid": "Werk 3", "password": PASSWORD},
+    "credentials": PROVISIONING["credentials"],
+}
 
 
 class LeakyApp(App):
