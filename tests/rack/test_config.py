@@ -10,6 +10,7 @@ from pytest_esp.rack.requirement import Requirement
 
 SERIAL = '[boards.a]\nbackend = "serial"\nchip = "esp32"\n'
 SIM = '[boards.a]\nbackend = "sim"\nchip = "esp32"\n'
+LAB = '[boards.a]\nbackend = "labgrid"\ncoordinator = "lab.example:20408"\n'
 
 
 def rack_of(tmp_path: Path, text: str):
@@ -111,6 +112,8 @@ def test_a_real_board_may_not_be_burnt_unless_it_says_so(tmp_path):
             ["`of`", "off"],
         ),
         ('[boards.a]\nbackend = "labgrid"\nchip = "esp32"\n', 1, ["needs its `coordinator`"]),
+        (LAB + 'place = "p"\ntags = { chip = "esp32" }\n', 5, ["has `place` or `tags`"]),
+        (LAB + 'place = "p"\ncount = 2\n', 5, ["one `place` is one board"]),
         ("[boards.a\n", 1, ["not TOML"]),
         ("\n[boards.a]\nchip = 'esp32", 3, ["not TOML", "end of document"]),
     ],

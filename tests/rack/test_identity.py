@@ -178,3 +178,10 @@ def test_labgrid_places_are_known_by_coordinator_and_place(tmp_path):
     )
     rack = load_rack(path)
     assert identity(rack.board("a"), rack) == identity(rack.board("b"), rack) == "labgrid:lab.example:20408/far"
+
+
+def test_boards_of_a_lab_with_the_same_tags_are_different_ones(tmp_path):
+    path = tmp_path / "boards.toml"
+    path.write_text('[boards.a]\nbackend="labgrid"\ncoordinator="lab.example"\ntags={chip="esp32"}\ncount=2\n')
+    rack = load_rack(path)
+    assert len({identity(spec, rack) for spec in rack.boards.values()}) == 2
