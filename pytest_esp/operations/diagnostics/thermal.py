@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ def thermal_status(link: Link) -> ThermalStatus:
         register, value = _sensor(soc)
         with _switched_on(esp, soc):
             time.sleep(_SETTLE)
-            raw = tuple(_sample(esp, register, value) for _ in range(_SAMPLES))
+            raw = tuple(_samples(esp, register, value))
     if not any(raw):
         raise OperationError(
             "the temperature sensor gives no value",
@@ -131,8 +131,16 @@ def _switched_on(esp: Any, soc: Soc) -> Generator[None]:
             esp.write_reg(address, value)
 
 
-def _sample(esp: Any, register: Register, value: Field) -> int:
-    """Return one value; an ESP32-S2 or -S3 is asked for it, and says when it is there."""
+def _samples(esp: Any, register: Register, value: Field) -> Iterator[int]:
+    for _ in range(_SAMPLES):
+        raw = _sample(esp, register, value)
+        if raw is None:
+            return  # it would not answer the next time, either
+        yield raw
+
+
+def _sample(esp: Any, register: Register, value: Field) -> int | None:
+    """Return one value, None if none comes; an ESP32-S2 or -S3 is asked for it, and says when it is there."""
     ask, ready = register.field("TSENS_DUMP_OUT"), register.field("TSENS_READY")
     if ask is None or ready is None:
         return value.of(int(esp.read_reg(register.address)))
@@ -141,7 +149,7 @@ def _sample(esp: Any, register: Register, value: Field) -> int:
     deadline = time.monotonic() + _READY_TIMEOUT
     while not ready.of(state := int(esp.read_reg(register.address))):
         if time.monotonic() > deadline:
-            return 0
+            return None
     esp.write_reg(register.address, state & ~ask.mask)
     return value.of(state)
 

@@ -1,6 +1,7 @@
 """The chip's temperature sensor: here a model of it behind the registers of a simulated chip."""
 
 import io
+import time
 
 import pytest
 
@@ -99,3 +100,13 @@ def test_on_qemu(qemu_esp, chip, error):
     with pytest.raises(OperationError, match=error):
         esp.diagnostics.thermal_status()
     assert esp.chip.identify().chip == chip
+
+
+def test_a_sensor_that_is_never_ready_is_asked_once(esp_of):
+    """An ESP32-S3 says when its value is there; that takes 0.5 s where no sensor is behind the registers."""
+    esp = esp_of("esp32s3")
+    esp.chip.identify()
+    begun = time.monotonic()
+    with pytest.raises(OperationError, match="gives no value"):
+        esp.diagnostics.thermal_status()
+    assert time.monotonic() - begun < 2.0
