@@ -73,6 +73,11 @@ def holder(spec: BoardSpec) -> PlaceHolder | None:
     return _lab(spec).holder(spec)
 
 
+def free_places(spec: BoardSpec) -> set[str]:
+    """Return the free places that would do for a board, by coordinator and name; none if the coordinator is away."""
+    return _lab(spec).free_places(spec)
+
+
 def take(spec: BoardSpec, key: str) -> HeldPlace | None:
     """Acquire a place for the board if one is free; *key* is the one of `queue`."""
     return _lab(spec).take(spec, key)
@@ -364,6 +369,14 @@ class Lab:
             place=place.name,
             others=len(found) - 1,
         )
+
+    def free_places(self, spec: BoardSpec) -> set[str]:
+        """See `free_places`."""
+        try:
+            found = _candidates(self.connect(), spec)
+        except PortError:
+            return set()
+        return {f"{self.address}/{place.name}" for place in found if self._is_free(place)}
 
     def _refusal(self, place: Place, seconds: float) -> str:
         """Return why the place could not be acquired in the last *seconds*; empty if it could, or was not tried."""

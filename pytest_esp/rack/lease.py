@@ -232,6 +232,10 @@ class _Slot:
         os.replace(part, self.record)
         return lease
 
+    def chances(self) -> set[str]:
+        """Return what the slot may be given, by names that other slots share if they may be given the same."""
+        return {self.stem}
+
     def queue(self) -> None:
         """Stand in a queue for the board where there is one: the kernel's locks have none."""
 
@@ -310,6 +314,10 @@ class _PlaceSlot(_Slot):
             place.release()
         super().unlock()
 
+    def chances(self) -> set[str]:
+        """Return the places that would do and are free."""
+        return labgrid.free_places(self.spec)
+
     def queue(self) -> None:
         """Let the lab keep the place for us, once it is free."""
         labgrid.queue(self.spec, self._key)
@@ -362,6 +370,9 @@ def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int
 
 def _take(slots: list[_Slot], count: int) -> list[_Slot]:
     """Lock the first *count* slots that are free, and return them; if there are fewer, lock and return none."""
+    # A place is acquired, and given back, in seconds: not for nothing.
+    if count > 1 and len(set[str]().union(*(slot.chances() for slot in slots))) < count:
+        return []
     # Whoever needs all of them goes in one order for all processes: the one that has the first lock wins.
     order = sorted(slots, key=lambda slot: slot.stem) if 1 < count == len(slots) else slots
     taken: list[_Slot] = []

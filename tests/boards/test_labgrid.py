@@ -140,6 +140,17 @@ def test_any_place_with_the_tags_will_do(lab):
     lease.release()
 
 
+def test_who_wants_two_takes_none_while_there_is_one(lab):
+    rack = load_rack(lab.write_rack(BOTH))
+    lab.client("-p", "near", "acquire")
+    log = lab.folder / "coordinator.log"
+    before = log.read_text().count("far: place acquired")
+    with pytest.raises(LeaseError, match="2 of 2 boards did not become free"):
+        rack.lease(Requirement(boards=("c3-1", "c3-2"), count=2), purpose="a test", timeout=0.3)
+    assert log.read_text().count("far: place acquired") == before
+    assert not lab.client("reservations").strip()
+
+
 # -- what goes wrong
 
 
