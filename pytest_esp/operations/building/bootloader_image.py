@@ -93,7 +93,7 @@ def bootloader(
         FirmwareError: if the image is damaged, signed, no bootloader, or for another chip.
         OperationError: if an argument is wrong, there is neither an image nor an ESP-IDF, or the build fails.
     """
-    known_chip(chip)
+    chip = known_chip(chip)
     _check(chip, flash_mode, flash_freq, flash_size)
     path = new_file(output_file, overwrite)
     wanted = _Wanted(flash_mode, flash_freq, flash_size)

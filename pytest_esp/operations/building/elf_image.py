@@ -87,7 +87,7 @@ def elf_to_image(
         FirmwareError: if the ELF file is damaged, cut, or not for this chip.
         OperationError: if the chip or a setting does not exist, or the file exists or cannot be written.
     """
-    known_chip(chip)
+    chip = known_chip(chip)
     elf = read_elf(elf_file)
     path = new_file(output_file or Path(elf_file).with_suffix(".bin"), overwrite)
     settings = FlashSettings(flash_mode, flash_freq, flash_size)

@@ -45,11 +45,12 @@ def new_file(name: FileName, overwrite: bool) -> Path:
 
 
 def known_chip(name: str) -> str:
-    """Return *name*, if it is a chip's as esptool names it.
+    """Return a chip as esptool names it, by that name or the vendor's (``"ESP32-C3"``), as esptool itself takes both.
 
     Raises:
         OperationError: if it is none.
     """
-    if name not in CHIP_DEFS:
-        raise OperationError(f"there is no chip {name!r}", hint=f"nearest: {nearest(name, CHIP_DEFS)}")
-    return name
+    bare = name.strip().lower().replace("-", "")
+    if bare not in CHIP_DEFS:
+        raise OperationError(f"there is no chip {name!r}", hint=f"nearest: {nearest(bare, CHIP_DEFS)}")
+    return bare

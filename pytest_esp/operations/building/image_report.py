@@ -179,7 +179,7 @@ def analyze(
     """
     file = read_file(binary_file, "firmware")
     if chip is not None:
-        known_chip(chip)
+        chip = known_chip(chip)
     data = contents_of(file, str(binary_file))
     images, partitions, problems = _look(data, str(binary_file), chip, key_file)
     kind = _kind(images, partitions)

@@ -55,7 +55,7 @@ def elf_to_ram_image(elf_file: FileName, chip: str, output_file: FileName, *, ov
         FirmwareError: if it is no ELF file, damaged, or not for this chip's RAM.
         OperationError: if the file exists or cannot be written, or there is no such chip.
     """
-    known_chip(chip)
+    chip = known_chip(chip)
     target = new_file(output_file, overwrite)
     image = ram_image_of(read_elf(elf_file), chip)
     parsed = loadable(image, chip, str(elf_file))

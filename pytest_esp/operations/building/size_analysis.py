@@ -131,7 +131,8 @@ def _counts(section: Section) -> bool:
 def _chip_of(elf: Elf, path: Path, chip: str | None) -> str | None:
     """Return the chip that was given, else that of the build folder, else the only one that has such memory."""
     if chip is not None:
-        reason = elf.why_not_for(known_chip(chip))
+        chip = known_chip(chip)
+        reason = elf.why_not_for(chip)
         if reason is not None:
             raise FirmwareError(f"{elf.source} is not for the {chip}: {reason}", hint="leave out chip, or name another")
         return chip
