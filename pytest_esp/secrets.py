@@ -226,34 +226,32 @@ class Forms:
     """Values in all their forms, to be found in text and in bytes."""
 
     def __init__(self, values: Iterable[str | bytes] = ()) -> None:
-        self._forms_of: dict[str | bytes, set[bytes] | None] = dict.fromkeys(values)
+        self.values: dict[str | bytes, set[bytes] | None] = dict.fromkeys(values)
+        """With their forms, once these were needed."""
         self._indices: tuple[_Index, _Index] | None = None
 
     def __repr__(self) -> str:
         return f"Forms({MASK})"
 
-    def __bool__(self) -> bool:
-        return bool(self._forms_of)
-
     def add(self, values: Iterable[str | bytes]) -> None:
         """Take more values; the oldest go when there are thousands."""
-        new = [value for value in values if value not in self._forms_of]
+        new = [value for value in values if value not in self.values]
         if new:
-            kept = [*self._forms_of.items(), *((value, None) for value in new)]
-            self._forms_of = dict(kept[-_MOST_VALUES:])
+            kept = [*self.values.items(), *((value, None) for value in new)]
+            self.values = dict(kept[-_MOST_VALUES:])
             self._indices = None
 
     def _made(self) -> tuple[_Index, _Index]:
         """Return what finds the forms, and what finds them read backwards."""
         indices = self._indices
         if indices is None:  # made when they are looked for, which most values of a production line never are
-            forms_of = self._forms_of
+            forms_of = self.values
             for value, forms in forms_of.items():
                 if forms is None:
                     forms_of[value] = _encoded_forms(value)
             found = {form for forms in forms_of.values() if forms for form in forms}
             indices = _Index(found), _Index(form[::-1] for form in found)
-            if forms_of is self._forms_of:  # nobody has added one meanwhile
+            if forms_of is self.values:  # nobody has added one meanwhile
                 self._indices = indices
         return indices
 
@@ -264,7 +262,7 @@ class Forms:
             text: to be shown.
             is_cut: it was cut somewhere (at its begin, its end, or where it has ``...``): then nearly nothing is left.
         """
-        if not self._forms_of:
+        if not self.values:
             return text
         index, backwards = self._made()
         data = index.masked(before := _encoded(text))
@@ -276,15 +274,15 @@ class Forms:
 
     def hide_bytes(self, data: bytes, *, is_whole: bool = True) -> bytes:
         """Return *data* without any of the values; with *is_whole* nothing comes after it."""
-        return self._made()[0].masked(data, is_whole=is_whole) if self._forms_of else data
+        return self._made()[0].masked(data, is_whole=is_whole) if self.values else data
 
     def begun(self, data: bytes, least: int) -> int:
         """Return where an end of *data* begins that may become one of the values; its length if there is none."""
-        return self._made()[0].begun(data, least) if self._forms_of else len(data)
+        return self._made()[0].begun(data, least) if self.values else len(data)
 
     def hide_in(self, value: Any) -> Any:
         """Return plain data (text, lists, tables) without any of the values."""
-        return self._hidden_in(value) if self._forms_of else value
+        return self._hidden_in(value) if self.values else value
 
     def _hidden_in(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -372,7 +370,7 @@ def forget() -> None:
 
 def is_any_known() -> bool:
     """Tell whether there is anything to mask."""
-    return bool(_known)
+    return bool(_known.values)
 
 
 def hide(text: str, *, is_cut: bool = False) -> str:
@@ -399,7 +397,7 @@ class Stream:
     def feed(self, data: bytes) -> bytes:
         """Return what may be shown by now."""
         known = _known
-        if not known and not self._held:
+        if not known.values and not self._held:
             return data
         data = _hidden(self._held + data, known)
         at = known.begun(data, 1)
