@@ -148,12 +148,14 @@ def _value(parameter: Parameter, text: str) -> Any:
         try:
             value = json.loads(text)
         except ValueError as error:
-            raise OperationError(f"{parameter.name}: this is not JSON: {error}") from error
+            hint = f"{parameter.name}: {parameter.description}" if parameter.description else None
+            raise OperationError(f"{parameter.name}: this is not JSON: {error}", hint=hint) from error
     try:
         return TypeAdapter(parameter.annotation).validate_python(value)
     except ValidationError as error:
         shown = "" if isinstance(value, (dict, list)) else f"={text}"  # which may have secrets in it
-        raise OperationError(f"{parameter.name}{shown}: {error.errors()[0]['msg']}") from None
+        hint = f"{parameter.name}: {parameter.description}" if parameter.description else None
+        raise OperationError(f"{parameter.name}{shown}: {error.errors()[0]['msg']}", hint=hint) from None
 
 
 def _usage(operation: Operation) -> str:

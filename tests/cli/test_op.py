@@ -98,7 +98,8 @@ def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
             "firmware-size works on files alone",
             "leave out --board c3",
         ),
-        (("firmware-merge", "files=[[0", "output_file=x"), "this is not JSON", ""),
+        (("firmware-merge", "files=[[0", "output_file=x"), "this is not JSON", "pairs of address and file"),
+        (("firmware-merge", 'files=[{"a": 1}]', "output_file=x"), "files: Input should", "pairs of address and file"),
         (("firmware-optimize", "firmware=x", "output_dir=y", "prefer=speed"), "should be 'bytes' or 'time'", ""),
     ]:
         result = without_rack(*arguments, "--json")
