@@ -126,12 +126,12 @@ def test_what_of_a_table_is_secret():
 
 
 def test_thousands_of_values():
-    forms = Forms(f"password-{number:04x}" for number in range(2000))
+    forms = Forms(f"{number:04x}-password" for number in range(2000))
     text = "I (29) boot: ESP-IDF v5.2 2nd stage bootloader, passed: f\n" * 100
     assert forms.hide(text) == text
-    assert forms.hide(text.replace("passed: f", "password-07cf")).count("***") == 100
+    assert forms.hide(text.replace("passed: f", "07cf-password")).count("***") == 100
     forms.add(["one more"])
-    assert forms.hide("password-0000") == "password-0000"  # the oldest is forgotten
+    assert forms.hide("0000-password") == "0000-password"  # the oldest is forgotten
 
 
 PIECES = st.lists(st.sampled_from([b"ab", b"a", b"b", b"\n", b"\x1b[0m", b"abba", b"x", b"baab"]), max_size=30)

@@ -17,7 +17,7 @@ count = 2
 
 TESTS = f"""
     import logging, sys
-    import pytest
+    import allure, pytest
     sys.path.insert(0, {str(Path(leaks.__file__).parent)!r})
     import leaks
 
@@ -61,6 +61,14 @@ TESTS = f"""
             esp.chip.reset("app")
             console.expect("ready")
             print(console.text)
+            connect("me", leaks.PASSWORD, [leaks.KEY])
+
+    @allure.step("connect with {{password}}")
+    def connect(user, password, keys):
+        allure.attach(leaks.PEM + leaks.TOKEN, "as text")
+        allure.attach(leaks.PASSWORD.encode(), "as bytes")
+        allure.dynamic.parameter("password", password)
+        allure.dynamic.description("with " + password)
 """
 
 
