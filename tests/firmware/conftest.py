@@ -1,7 +1,7 @@
 """The test firmware on two kinds of board, behind the same port.
 
-One is the program itself on QEMU, the other its stand-in on a simulated chip. Both have the same MAC address and start
-from equal flashes.
+One is the program itself on QEMU, the other its stand-in on a simulated chip. Both have the same MAC address and
+revision, and start from equal flashes.
 """
 
 import contextlib
@@ -24,10 +24,13 @@ from pytest_esp.wire.port import VirtualPort
 FOLDER = Path(__file__).parent
 FLASH_SIZE = 2 * 1024 * 1024
 MAC = bytes.fromhex("7cdfa1c0ffee")
+REVISIONS = {"esp32": 0, "esp32c3": 3}  # major * 100 + minor
 TIMEOUT = 30.0
 
 _BOOT_OF_ROM = re.compile(r"(?:ESP-ROM:|ets J).*?(?=I \(\d+\) boot: Partition Table:)", re.DOTALL)
-_SEGMENT_OR_LOADER = re.compile(r"^I \(\d+\) (?:esp_image: segment|main_task: Started).*\n", re.MULTILINE)
+_SEGMENT_OR_LOADER = re.compile(
+    r"^I \(\d+\) (?:esp_image: segment|boot: Disabling RNG|main_task: Started).*\n", re.MULTILINE
+)
 _NO_ADDRESS = re.compile(r"\b0x00[0-9a-f]{6}\b")
 
 
@@ -110,7 +113,8 @@ class Boards:
         """The stand-in on a simulated chip, from a copy of *flash*."""
         memory = NorFlash(FLASH_SIZE)
         memory.program(0, flash)
-        board = SimChip(chip, flash=memory, mac=MAC.hex(":"), app=load_app("app:TestFirmware"))
+        app = load_app("app:TestFirmware")
+        board = SimChip(chip, flash=memory, mac=MAC.hex(":"), revision=REVISIONS[chip], app=app)
         self._stack.callback(board.close)
         dialogue = self._started(board, chip)
         dialogue.flash_now = lambda: memory.read(0, FLASH_SIZE)
@@ -142,7 +146,7 @@ def _efuses(chip, size):
     address = 4 if chip == "esp32" else 24
     data[address : address + 6] = MAC[::-1]
     if chip == "esp32c3":
-        data[38] = 3 << 2
+        data[38] = REVISIONS[chip] << 2
     return bytes(data)
 
 

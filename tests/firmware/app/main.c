@@ -119,6 +119,10 @@ static void print_description(void)
     LOGI("app_init", "Compile time:     %s %s", app->date, app->time);
     LOGI("app_init", "ELF file SHA256:  %s...", elf_hash());
     LOGI("app_init", "ESP-IDF:          %s", app->idf_version);
+    uint32_t minor;
+    uint32_t major = divide(chip_revision(), 100, &minor);
+    LOGI("efuse_init", "Min chip rev:     v0.0"); /* what elf2image writes into the image unless it is told more */
+    LOGI("efuse_init", "Chip rev:         v%u.%u", (unsigned)major, (unsigned)minor);
 }
 
 void main(void)
