@@ -123,9 +123,15 @@ class _Wanted:
     frequency: str | None
     size: str | None
 
-    def words(self) -> str:
+    def options(self) -> dict[str, str]:
+        """Return the lines of ESP-IDF's configuration that ask for it, and for each, in words, what it asks for."""
         given = {"mode": self.mode, "frequency": self.frequency, "size": self.size}
-        return ", ".join(f"flash {name} {value}" for name, value in given.items() if value is not None)
+        short = {"mode": "MODE", "frequency": "FREQ", "size": "SIZE"}
+        return {
+            f"CONFIG_ESPTOOLPY_FLASH{short[name]}_{value.upper()}=y": f"flash {name} {value}"
+            for name, value in given.items()
+            if value is not None
+        }
 
 
 def _check(chip: str, mode: str | None, frequency: str | None, size: str | None) -> None:
@@ -239,7 +245,8 @@ def _built(
         data = read_file(place / "bootloader" / "bootloader.bin", "bootloader")
         missing = _without_effect(project / "sdkconfig", lines)
     warnings = tuple(f"ESP-IDF did not take {line}" for line in missing)
-    asked = f" with {wanted.words()}" if wanted.words() else ""
+    taken = ", ".join(words for line, words in wanted.options().items() if line not in missing)
+    asked = f" with {taken}" if taken else ""
     return data, f"built by ESP-IDF {idf.version or ''} for the {chip}{asked}", warnings, idf.version
 
 
@@ -273,9 +280,7 @@ def _run(command: Sequence[str], variables: Mapping[str, str], timeout: float, p
 
 def _configuration(wanted: _Wanted, options: Mapping[str, Option]) -> list[str]:
     """Return the lines of a sdkconfig.defaults."""
-    chosen = {"MODE": wanted.mode, "FREQ": wanted.frequency, "SIZE": wanted.size}
-    lines = [f"CONFIG_ESPTOOLPY_FLASH{name}_{value.upper()}=y" for name, value in chosen.items() if value is not None]
-    return lines + [_line(name, value) for name, value in options.items()]
+    return [*wanted.options(), *(_line(name, value) for name, value in options.items())]
 
 
 def _line(name: str, value: Option) -> str:

@@ -116,7 +116,8 @@ if "FAIL" in defaults:
     sys.exit(2)
 for step in range(1, 4):
     print(f"[{step}/3] Building C object bootloader_start.c.obj", flush=True)
-known = [line for line in defaults.splitlines() if "MISSPELT" not in line]
+ignored = ("MISSPELT", os.environ.get("IGNORED", "MISSPELT"))
+known = [line for line in defaults.splitlines() if not any(name in line for name in ignored)]
 (project / "sdkconfig").write_text("\\n".join(known).replace("CONFIG_OFF=n", "# CONFIG_OFF is not set"))
 (build / "bootloader").mkdir(parents=True)
 (build / "bootloader" / "bootloader.bin").write_bytes(pathlib.Path(os.environ["BUILT"]).read_bytes())
@@ -180,6 +181,13 @@ def test_a_build_that_fails_or_ignores_an_option(idf, tmp_path):
     assert caught.value.details["errors"][0]["line"] == 12
     result = bootloader("esp32c3", tmp_path / "b.bin", options={"MISSPELT": True})
     assert result.warnings == ("ESP-IDF did not take CONFIG_MISSPELT=y",)
+
+
+def test_what_esp_idf_did_not_take_is_not_said_to_be_done(idf, tmp_path, monkeypatch):
+    monkeypatch.setenv("IGNORED", "FLASHSIZE")
+    result = bootloader("esp32c3", tmp_path / "b.bin", flash_freq="40m", flash_size="8MB")
+    assert result.done == "built by ESP-IDF 5.5.1 for the esp32c3 with flash frequency 40m"
+    assert result.warnings == ("ESP-IDF did not take CONFIG_ESPTOOLPY_FLASHSIZE_8MB=y",)
 
 
 def test_a_build_for_another_chip_is_found_out(idf, tmp_path):
