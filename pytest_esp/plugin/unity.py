@@ -34,7 +34,7 @@ _RECORDS = "esp_unity_cases"
 _CURRENT = pytest.StashKey[dict[str, Any]]()
 _UNREPORTED = pytest.StashKey[list[dict[str, Any]]]()
 _LONGEST_LOG = 64 * 1024
-_TAIL_LINES = 60
+_TAIL_LINES = 100  # a panic of a RISC-V chip with its dump of the stack, and the boot after it
 _BOOT_TIMEOUT = 30.0
 _STACK_ROW = re.compile(r"[0-9a-f]{8}:(?: 0x[0-9a-f]{8})+")
 
