@@ -198,7 +198,12 @@ def analyze(
         images=images,
         partitions=partitions,
         fits=fits,
-        problems=(*problems, *_problems(images, fits, chip), *(() if kind == "merged" else _surplus(images, data))),
+        problems=(
+            *problems,
+            *_problems(images, fits, chip),
+            *(_unsigned(images) if key_file is not None else ()),
+            *(() if kind == "merged" else _surplus(images, data)),
+        ),
     )
 
 
@@ -418,6 +423,14 @@ def _problems(images: Sequence[ImageReport], fits: Sequence[Fit], chip: str | No
         if image.signature is not None and image.signature.by_given_key is False:
             yield f"{where}it is not signed by the given key"
     yield from (f"it does not fit into {fit.place}: {-fit.free} bytes too large" for fit in fits if not fit.fits)
+
+
+def _unsigned(images: Sequence[ImageReport]) -> Iterator[str]:
+    """Tell of images that should be signed and are not; secure boot v1 signs apps only."""
+    first_version = any(image.signature is not None and image.signature.version == 1 for image in images)
+    for image in images:
+        if image.signature is None and (image.kind == "app" or not first_version):
+            yield f"{f'image at {image.offset:#x}: ' if len(images) > 1 else ''}it is not signed"
 
 
 def _surplus(images: Sequence[ImageReport], data: bytes) -> Iterator[str]:

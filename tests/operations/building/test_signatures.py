@@ -9,6 +9,7 @@ import pytest
 
 from pytest_esp.errors import OperationError
 from pytest_esp.operations.building.image_report import analyze
+from pytest_esp.operations.building.merging import merge
 
 
 def espsecure(*arguments):
@@ -96,3 +97,16 @@ def test_what_is_no_key(build_of, tmp_path):
     (tmp_path / "no.pem").write_bytes(b"no key")
     with pytest.raises(OperationError, match="no key in PEM"):
         analyze(signed, key_file=tmp_path / "no.pem")
+
+
+def test_an_image_that_is_not_signed_at_all(build_of, tmp_path):
+    """Nothing is said of it unless a key is named that should have signed it."""
+    key = make_key(tmp_path / "key.pem", "ecdsa256")
+    app = build_of("esp32c3") / "pytest_esp_test.bin"
+    assert analyze(app).problems == ()
+    assert analyze(app, key_file=key).problems == ("it is not signed",)
+    merged = merge(build_of("esp32c3"), tmp_path / "merged.bin").output_file
+    assert analyze(merged, key_file=key).problems == (
+        "image at 0x0: it is not signed",
+        "image at 0x10000: it is not signed",
+    )
