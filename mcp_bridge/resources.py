@@ -13,7 +13,7 @@ from fastmcp import FastMCP
 
 from mcp_bridge.tool import tools_of
 from pytest_esp import __version__
-from pytest_esp.errors import EspError
+from pytest_esp.errors import EspError, OperationError
 from pytest_esp.rack.spec import BACKENDS
 from pytest_esp.rack.state import state_of
 from pytest_esp.secrets import hide, hide_in
@@ -75,7 +75,8 @@ def add_resources(app: FastMCP[Any], bridge: Bridge) -> None:
     def add(uri: str, name: str, description: str, read: Callable[..., Any]) -> None:
         app.resource(uri, name=name, description=description, mime_type=_JSON)(read)
 
-    add("esp://chips", "chips", "The chips that this esptool knows.", _chips)
+    about = "The devices of the rack, with what their chips can do, and the chips that this esptool knows."
+    add("esp://chips", "chips", about, lambda: _guarded(lambda: _chips(bridge)))
     add("esp://server/status", "server_status", "Health of the components, and the rack.", lambda: _status(bridge))
     add("esp://config", "config", "How this server was started.", lambda: _config(bridge))
     add("esp://capabilities", "capabilities", "Components, tools and backends.", lambda: _capabilities(bridge))
@@ -91,7 +92,7 @@ def add_resources(app: FastMCP[Any], bridge: Bridge) -> None:
     def board(board: str) -> str:
         return _guarded(lambda: _board(bridge, board))
 
-    def console(board: str, lines: int = _LINES) -> str:
+    def console(board: str, lines: str = str(_LINES)) -> str:
         return _guarded(lambda: _console(bridge, board, lines))
 
     def partitions(board: str) -> str:
@@ -113,7 +114,7 @@ def _guarded(read: Callable[[], Any]) -> str:
         return _text({"success": False, "error": error.message, "port": error.board, "hint": error.hint})
 
 
-def _chips() -> str:
+def _chips(bridge: Bridge) -> dict[str, Any]:
     from esptool.targets import CHIP_DEFS
 
     from pytest_esp.qemu.machines import MACHINES
@@ -127,7 +128,16 @@ def _chips() -> str:
         }
         for chip, rom in CHIP_DEFS.items()
     ]
-    return _text({"chips": rows})
+    return {"devices": [_device(bridge, name) for name in bridge.rack.boards], "chips": rows}
+
+
+def _device(bridge: Bridge, name: str) -> dict[str, Any]:
+    """Return a board, what its entry says that it has, and what its chip has said of itself."""
+    spec = bridge.boards.resolve(name)
+    seen = bridge.seen.of(spec.name, ("esp_detect_chip", "esp_get_chip_info"))
+    flash = {"flash_size": spec.flash_size} if spec.flash_size is not None else {}
+    hint = {} if seen else {"hint": "call esp_detect_chip to ask the chip itself"}
+    return {**_state(bridge, name), "features": list(spec.features), **flash, **seen, **hint}
 
 
 def _status(bridge: Bridge) -> str:
@@ -214,9 +224,11 @@ def _board(bridge: Bridge, name: str) -> dict[str, Any]:
     return {**_state(bridge, name), "entry": entry, "seen": bridge.seen.of(spec.name, ("esp_detect_chip",))}
 
 
-def _console(bridge: Bridge, name: str, lines: int) -> dict[str, Any]:
+def _console(bridge: Bridge, name: str, lines: str) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
-    said = bridge.boards.console_lines(spec.name, max(lines, 0))
+    if not lines.isdecimal():
+        raise OperationError(f"{lines!r} is no number of lines", hint="e.g. ?lines=20", board=spec.name)
+    said = bridge.boards.console_lines(spec.name, int(lines))
     if said is None:
         return {"board": spec.name, "lines": [], "hint": "it is not held here: call esp_serial_monitor"}
     return {"board": spec.name, "lines": [(at, hide(text, is_cut=True)) for at, text in said]}

@@ -46,6 +46,28 @@ def test_chips_are_those_of_esptool(server):
     assert chips["esp32c3"]["has_qemu_machine"]
 
 
+def test_devices_are_those_of_the_rack_with_what_their_chips_can_do(server):
+    devices = {row["board"]: row for row in server.read("esp://chips")["devices"]}
+    assert {name: row["chip"] for name, row in devices.items()} == {
+        "c3": "esp32c3",
+        "esp32": "esp32",
+        "guarded": "esp32s3",
+    }
+    assert (devices["c3"]["state"], devices["c3"]["hint"]) == ("free", "call esp_detect_chip to ask the chip itself")
+    server.call("esp_detect_chip", port="c3")
+    c3 = next(row for row in server.read("esp://chips")["devices"] if row["board"] == "c3")
+    assert "BT 5 (LE)" in c3["esp_detect_chip"]["features"]
+    assert c3["state"] == "held"
+
+
+@pytest.mark.parametrize("lines", ["x", "-1", "1.5"])
+def test_a_number_of_lines_that_is_none(server, lines):
+    answer = server.read(f"esp://boards/c3/console?lines={lines}")
+    assert not answer["success"]
+    assert "no number of lines" in answer["error"]
+    assert answer["port"] == "c3"
+
+
 def test_reading_touches_no_board_and_answers_say_their_age(server):
     assert "hint" in server.read("esp://security/info")["boards"][0]
     assert server.held() == []
