@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import serial
 
 from pytest_esp.boards.serial import SerialBoard
 from pytest_esp.errors import EspError, LeaseError
@@ -59,5 +61,9 @@ class LabgridBoard(SerialBoard):
         if isinstance(port, rfc2217.Serial):
             port.lose(why)
         elif port is not None:
+
+            def refuse() -> None:
+                raise serial.SerialException(why)
+
+            cast(Any, port).open = refuse  # before it is closed: who finds it closed opens it again
             port.close()
-            port.port = None  # nor is it opened again

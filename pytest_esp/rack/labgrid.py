@@ -13,6 +13,7 @@ import contextlib
 import functools
 import getpass
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
+_log = logging.getLogger(__name__)
 _SERIAL_PORT = "NetworkSerialPort"
 _POLL_EVERY = 10.0  # seconds; labgrid ends a reservation that nobody has polled for 60
 _REFUSED_FOR = 0.5  # seconds until a place that could not be acquired is tried again
@@ -250,8 +252,11 @@ class HeldPlace:
     def lose(self, why: str) -> None:
         """Take note that it is no longer ours."""
         self.lost = why
-        if self.on_loss is not None:
-            self.on_loss(why)
+        if (on_loss := self.on_loss) is not None:
+            try:
+                on_loss(why)
+            except Exception:  # whatever it is: the other places are looked after
+                _log.exception("the port of the lost place %s could not be cut", self.name)
 
 
 @dataclass

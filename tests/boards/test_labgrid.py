@@ -48,6 +48,13 @@ def cli(*arguments, timeout=20):
     )
 
 
+def until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 # -- a board
 
 
@@ -74,6 +81,12 @@ def test_a_raw_port(lab):
     with lease, Link(make_board(lease.spec, rack)) as link:
         assert lease.place.url().startswith("socket://127.0.0.1:")
         assert Esp(link).chip.identify().mac == lab.chips["plain"].mac
+        lab.client("-p", "plain", "release", "--kick")
+        until(lambda: not lease.held)
+        with pytest.raises(PortError):
+            Esp(link).chip.identify()
+        with pytest.raises(PortError, match="labgrid place plain"):
+            Esp(link).chip.identify()
 
 
 def test_a_board_is_leased_before_it_is_opened(rack):
@@ -203,9 +216,7 @@ def test_a_coordinator_that_restarts_gets_told_again(lab, rack):
         lab.stop("exporter")
         lab.start_coordinator()
         lab.start_exporter()
-        deadline = time.monotonic() + 10
-        while lab.owner("near") is None:
-            assert time.monotonic() < deadline
+        until(lambda: lab.owner("near"))
         link.close()
         assert esp.chip.identify().mac == lab.chips["near"].mac
     assert lab.owner("near") is None
@@ -218,10 +229,7 @@ def test_a_place_that_somebody_else_got_meanwhile(lab, rack):
         esp.chip.identify()
         lab.client("-p", "near", "release", "--kick")
         lab.client("-p", "near", "acquire")
-        deadline = time.monotonic() + 5
-        while lease.held:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: not lease.held)
         with pytest.raises(PortError, match=r"its port failed: .* labgrid place near"):
             esp.chip.identify()
         with pytest.raises(PortError, match="labgrid place near"):  # and it stays so
