@@ -54,6 +54,7 @@ class ToolInfo:
     reads_unless: str | None = None
     boardless_with: str | None = None
     writes_unless: str | None = None
+    shows_secrets: bool = False
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
         """Return what a call with these *arguments* does."""
@@ -75,6 +76,7 @@ def tool(
     reads_unless: str | None = None,
     boardless_with: str | None = None,
     writes_unless: str | None = None,
+    shows_secrets: bool = False,
 ) -> Callable[[F], F]:
     """Make a method of a component a tool of the same name.
 
@@ -88,12 +90,14 @@ def tool(
         reads_unless: name of a flag of the method without which a call only reads, whatever *effect* is.
         boardless_with: name of a parameter with which a call is about something else than a board of the rack.
         writes_unless: like *reads_unless*; without this flag a call writes, and does no more.
+        shows_secrets: whether a secret that is known stays in the answer: it is what was asked for.
     """
     reads = effect in (None, Effect.READ)
 
     def mark(method: F) -> F:
         repeatable = reads if idempotent is None else idempotent
-        setattr(method, _MARK, ToolInfo(effect, timeout, repeatable, reads_unless, boardless_with, writes_unless))
+        info = ToolInfo(effect, timeout, repeatable, reads_unless, boardless_with, writes_unless, shows_secrets)
+        setattr(method, _MARK, info)
         return method
 
     return mark
@@ -213,8 +217,8 @@ def _wrapper(
             result = _plain(await _in_thread(ctx, method, arguments, info, threads))
             if spec is not None:
                 component.bridge.seen.remember(spec.name, name, result)
-            shown = {"port": spec.name if spec else port, **result}
-            return ToolResult(structured_content={"success": True, **hide_in(shown)})
+            result = {"success": True, "port": spec.name if spec else port, **result}
+            return ToolResult(structured_content=result if info.shows_secrets else hide_in(result))
         except EspError as error:
             return error_answer(error, port)
         except OSError as error:

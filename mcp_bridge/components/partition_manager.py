@@ -165,7 +165,7 @@ class PartitionManager(Component):
         counts = {name: sum(entry.namespace == name for entry in found.entries) for name in found.namespaces}
         return NvsReport(str(path), made.size, made.encrypted, counts)
 
-    @tool(Effect.READ)
+    @tool(Effect.READ, shows_secrets=True)
     def esp_nvs_read(self, port: str | None = None, partition: str = "nvs", key_file: str | None = None) -> NvsContents:
         """Read an NVS partition: namespaces, keys, types and values; encrypted pages are named as such.
 
