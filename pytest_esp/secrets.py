@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import quote, quote_plus
 
@@ -304,14 +304,27 @@ def _without_end(data: bytes, index: _Index, least: int) -> bytes:
 
 _known = Forms()
 _lock = threading.Lock()
+_listeners: list[Callable[[list[str | bytes]], None]] = []
 
 
 def remember(*values: str | bytes) -> None:
     """Mask these values from now on, in all that leaves this process as text: logs, reports, errors, answers."""
     given = [value for value in values if value and not (isinstance(value, bytes) and len(set(value)) < _SHORTEST)]
-    if given:
-        with _lock:
-            _known.add(given)
+    with _lock:
+        new = [value for value in given if value not in _known.values]
+        _known.add(new)
+    for listener in _listeners if new else ():
+        listener(new)
+
+
+def known() -> list[str | bytes]:
+    """Return what is masked: for other processes that are to mask it, too."""
+    return list(_known.values)
+
+
+def tell_of_new(listener: Callable[[list[str | bytes]], None]) -> None:
+    """Call *listener* with values that were not known before, in the thread that brings them."""
+    _listeners.append(listener)
 
 
 def remember_key(data: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_esp import secrets
 from pytest_esp.plugin.bench import Bench, unit_of
 from pytest_esp.plugin.selection import plan_of, problems_of
 
@@ -50,6 +51,7 @@ class Worker:
         self._barriers = barriers
         self._barrier: Barrier | None = None
         self._items: list[pytest.Item] = []
+        secrets.tell_of_new(lambda values: self._send("secrets", values))  # the next test of a board may be another's
 
     def say(self, line: str) -> None:
         """Show a line on the controller's terminal."""
@@ -78,6 +80,8 @@ class Worker:
 
     def _receive(self, message: tuple[str, list[int], list[str]]) -> None:
         kind, indices, boards = message
+        if kind == "secrets":
+            secrets.remember(*boards)
         if kind == "reserve":
             for index in indices:
                 self.bench.advice[self._items[index].nodeid] = boards

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_esp import secrets
+
 if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import Scheduling
@@ -46,6 +48,8 @@ class Controller:
         """Open a channel to a worker that is about to start."""
         channel = node.gateway.newchannel()
         channel.setcallback(partial(self._receive, node))
+        if values := secrets.known():
+            channel.send(("secrets", [], values))
         self._channels[node] = channel
         self._plans()
         workerinput: dict[str, Any] = node.workerinput
@@ -75,6 +79,12 @@ class Controller:
         with contextlib.suppress(OSError):  # the worker died: xdist will say so
             self._channels[node].send(("reserve", indices, list(boards)))
 
+    def _pass_on(self, sender: WorkerController, values: list[str | bytes]) -> None:
+        for node, channel in list(self._channels.items()):
+            if node is not sender:
+                with contextlib.suppress(OSError):
+                    channel.send(("secrets", [], values))
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: WorkerController, ids: Sequence[str]) -> None:
         """End the run before any test if the rack or a marker is wrong."""
@@ -88,5 +98,8 @@ class Controller:
             self._problems = content
         elif kind == "say":
             self._announce(content)
+        elif kind == "secrets":
+            secrets.remember(*content)
+            self._pass_on(node, content)
         elif self._book is not None:
             self._book.take(node, kind, content)

@@ -105,3 +105,33 @@ def test_what_is_shown_live_has_no_secret(leaky):
     assert 'wifi: connecting to "Werk 3" with "***"' in output
     assert "split ***" in output
     assert leaks_in(output) == []
+
+
+def test_what_one_worker_has_given_a_board_no_other_tells(leaky):
+    common = f"""
+        import sys, time
+        from pathlib import Path
+        from pytest_esp import secrets
+        sys.path.insert(0, {str(Path(leaks.__file__).parent)!r})
+        import leaks
+    """
+    leaky.file(f"""{common}
+        @pytest.mark.esp(chip="esp32c3")
+        def test_gives(esp):
+            esp.production.factory_program({{"firmware": {str(BUILD)!r}, "nvs": leaks.VALUES, "boot": False}})
+    """)
+    leaky.file(
+        f"""{common}
+        def test_of_another_worker():
+            begun = time.monotonic()
+            while not secrets.is_any_known() and time.monotonic() < begun + 30:
+                time.sleep(0.01)
+            assert leaks.PASSWORD == leaks.TOKEN
+    """,
+        "test_other",
+    )
+    code, output = leaky.run_process("-n2", "-vv", "--dist=loadfile")
+    assert code == pytest.ExitCode.TESTS_FAILED
+    assert {"[gw0]", "[gw1]"} <= set(output.split())
+    assert "assert '***' == '***'" in output
+    assert leaks_in(output) == []
