@@ -20,6 +20,7 @@ from pytest_esp.operations.building.elf_image import FLASH_MODES, FlashMode, che
 from pytest_esp.operations.building.files import FileName, known_chip, new_file, read_file
 from pytest_esp.operations.building.image_report import Fit, ImageReport, fit_of_bootloader, report
 from pytest_esp.operations.flash import save
+from pytest_esp.operations.regions import is_blank
 from pytest_esp.operations.registry import file_operation
 
 Option = bool | int | str
@@ -157,6 +158,12 @@ def _checked(data: bytes, source: str, chip: str) -> ImageReport:
         raise FirmwareError(f"{source} is damaged: {found.problem}", hint="take another one")
     if found.kind == "app":
         raise FirmwareError(f"{source} is an app, not a bootloader", hint="it is bootloader/bootloader.bin of a build")
+    rest = data[found.end :]
+    if any(rest) and not is_blank(rest):
+        raise FirmwareError(
+            f"{source} has {len(rest)} bytes behind its bootloader",
+            hint="is it merged? Give bootloader/bootloader.bin",
+        )
     return found
 
 

@@ -121,6 +121,10 @@ def image_of(
     for revision in (min_revision, max_revision):
         if not 0 <= revision <= NO_LIMIT:
             raise OperationError(f"{revision} is no revision", hint="major * 100 + minor, e.g. 3 for v0.3")
+    if min_revision > max_revision:
+        raise OperationError(
+            f"no chip has a revision from {min_revision} to {max_revision}", hint="the lowest comes first"
+        )
     transcript = Transcript()
     try:
         with capture(transcript):

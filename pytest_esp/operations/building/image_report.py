@@ -177,7 +177,21 @@ def analyze(
         FirmwareError: if it is none of these, or cut.
         OperationError: if chip, table or key are wrong.
     """
-    file = read_file(binary_file, "firmware")
+    return analysis_of(read_file(binary_file, "firmware"), binary_file, chip, partition_table, key_file)
+
+
+def analysis_of(
+    file: bytes,
+    binary_file: FileName,
+    chip: str | None = None,
+    partition_table: FileName | None = None,
+    key_file: FileName | None = None,
+) -> FirmwareAnalysis:
+    """Return what `analyze` says of *file*, the contents of *binary_file*, which need not be written yet.
+
+    Raises:
+        FirmwareError, OperationError: see `analyze`.
+    """
     if chip is not None:
         chip = known_chip(chip)
     data = contents_of(file, str(binary_file))

@@ -89,13 +89,14 @@ def prepare(
         image, said = image_of(
             elf, chip, settings, min_revision=min_revision, max_revision=max_revision, hash_in_descriptor=True
         )
-    save(path, image)
-    found = image_report.analyze(path, chip, partition_table=partition_table)
+    found = image_report.analysis_of(image, path, chip, partition_table)
+    sizes = size_analysis.size(elf_file, chip, top=top)
+    save(path, image)  # last: where anything is wrong, nothing is written
     return PreparedApp(
         output_file=path,
         chip=chip,
         image=found,
-        sizes=size_analysis.size(elf_file, chip, top=top),
+        sizes=sizes,
         warnings=(*warnings_of(elf, chip), *said, *found.problems, *((_NO_DESCRIPTOR,) if app is None else ())),
     )
 

@@ -178,8 +178,7 @@ def performance_profile(
         OperationError: for a duration that is none.
         PortError: if the port is gone.
     """
-    if not 0 < duration <= _LONGEST:
-        raise OperationError(f"{duration:g} s are no time to listen", hint=f"more than 0, and up to {_LONGEST:g}")
+    check_duration(duration)
     console = link.boot() if boot else link.console
     if not boot:
         console.skip()
@@ -191,6 +190,12 @@ def performance_profile(
     lines = console.lines()[first:]
     profile = _profile(lines, seconds, link.port.baudrate, asked_for=boot)
     return replace(profile, link=_measure_link(link)) if throughput else profile
+
+
+def check_duration(duration: float) -> None:
+    """Raise OperationError for seconds that a console cannot be listened to."""
+    if not 0 < duration <= _LONGEST:
+        raise OperationError(f"{duration:g} s are no time to listen", hint=f"more than 0, and up to {_LONGEST:g}")
 
 
 def profile_of(lines: Sequence[Line], seconds: float, *, baudrate: int = 115200) -> PerformanceProfile:

@@ -121,16 +121,12 @@ def diagnostic_report(
         progress: called with sections done and to do.
 
     Raises:
-        OperationError: if the file exists already, or cannot be written.
+        OperationError: if the file exists already or cannot be written, there is no such ELF file, or the duration is
+            none.
         PortError: if the port is gone.
     """
     path = Path(output_file) if output_file is not None else None
-    if path is not None and path.suffix.lower() not in _ENDINGS:
-        raise OperationError(
-            f"no report can be written as {path.name}", hint=f"its ending is one of {', '.join(_ENDINGS)}"
-        )
-    if path is not None and path.exists() and not overwrite:
-        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    _check(path, overwrite, elf, duration)
     parts = _parts(link, include_memory, elf, duration)
     sections: list[Section] = []
     for number, (name, title, ask) in enumerate(parts):
@@ -153,6 +149,22 @@ def diagnostic_report(
         text = report.markdown() if path.suffix.lower() == ".md" else report.html()
         flash.save(path, text.encode())
     return report
+
+
+def _check(path: Path | None, overwrite: bool, elf: str | os.PathLike[str] | None, duration: float) -> None:
+    """Refuse what would fail only after the board has been asked for everything."""
+    if path is not None and path.suffix.lower() not in _ENDINGS:
+        hint = f"its ending is one of {', '.join(_ENDINGS)}"
+        raise OperationError(f"no report can be written as {path.name}", hint=hint)
+    if path is not None and path.exists() and not overwrite:
+        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    if path is not None and not path.parent.is_dir():
+        raise OperationError(
+            f"{path} cannot be written: there is no folder {path.parent}", hint="make it, or name another"
+        )
+    if elf is not None and not Path(elf).is_file():
+        raise OperationError(f"there is no ELF file {elf}", hint="it is in the ESP-IDF build folder")
+    profile.check_duration(duration)
 
 
 def _parts(

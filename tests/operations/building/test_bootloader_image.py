@@ -9,6 +9,7 @@ import pytest
 from pytest_esp.errors import FirmwareError, OperationError, StoppedError
 from pytest_esp.operations.building.bootloader_image import bootloader
 from pytest_esp.operations.building.image_report import analyze
+from pytest_esp.operations.building.merging import merge
 
 
 @pytest.fixture
@@ -89,6 +90,15 @@ def test_a_damaged_image(build_of, tmp_path):
     (tmp_path / "x.bin").write_bytes(data)
     with pytest.raises(FirmwareError, match="is damaged: Checksum failed"):
         bootloader("esp32c3", tmp_path / "b.bin", image=tmp_path / "x.bin", flash_size="4MB")
+
+
+def test_a_merged_image_is_no_bootloader(build_of, tmp_path):
+    """Written at the bootloader's place it would lie over the partition table."""
+    merged = merge(build_of("esp32c3"), tmp_path / "merged.bin").output_file
+    with pytest.raises(FirmwareError, match="bytes behind its bootloader") as caught:
+        bootloader("esp32c3", tmp_path / "b.bin", image=merged)
+    assert "bootloader.bin" in caught.value.hint
+    assert not (tmp_path / "b.bin").exists()
 
 
 def test_neither_image_nor_esp_idf(tmp_path, no_idf):

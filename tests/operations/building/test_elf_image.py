@@ -77,6 +77,7 @@ def test_an_elf_file_of_another_chip(build_of, tmp_path, made_for, wanted, words
         ({"flash_mode": "dual"}, "no flash mode 'dual'", "dio"),
         ({"min_revision": -1}, "-1 is no revision", "100"),
         ({"max_revision": 70000}, "70000 is no revision", "100"),
+        ({"min_revision": 301, "max_revision": 300}, "no chip has a revision from 301 to 300", "lowest"),
     ],
 )
 def test_settings_that_do_not_exist(build_of, tmp_path, arguments, words, hint):

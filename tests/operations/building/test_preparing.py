@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from pytest_esp.errors import OperationError
+from pytest_esp.errors import EspError, OperationError
 from pytest_esp.operations.building.preparing import prepare
 
 
@@ -56,3 +56,14 @@ def test_settings(build_of, tmp_path):
     assert len(result.sizes.symbols) == 3
     with pytest.raises(OperationError, match="exists already"):
         prepare(elf, "esp32")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"partition_table": "wrong.bin"}, {"top": -1}, {"min_revision": 300, "max_revision": 100}]
+)
+def test_where_anything_is_wrong_nothing_is_written(build_of, tmp_path, monkeypatch, wrong):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.bin").write_bytes(b"no table")
+    with pytest.raises(EspError):
+        prepare(build_of("esp32") / "pytest_esp_test.elf", "esp32", tmp_path / "app.bin", **wrong)
+    assert not (tmp_path / "app.bin").exists()

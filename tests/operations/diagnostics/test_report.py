@@ -102,6 +102,21 @@ def test_numbers_are_written_for_people(esp_of, build_of):
     assert not [cell for cell in text.split("|") if len(cell.strip().split(".")[-1]) > 8 and cell.strip()[:2] == "0."]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"duration": 0}, "no time to listen"),
+        ({"duration": -1}, "no time to listen"),
+        ({"elf": "none.elf"}, "no ELF file none.elf"),
+        ({"output_file": "none/report.html"}, "no folder none"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_board_is_asked(esp_of, arguments, error):
+    with pytest.raises(OperationError, match=error) as caught:
+        esp_of("esp32").diagnostics.diagnostic_report(**arguments)
+    assert caught.value.hint
+
+
 def test_a_file_that_no_report_can_be_is_refused(esp_of, tmp_path):
     with pytest.raises(OperationError, match=r"no report can be written as report\.pdf"):
         esp_of("esp32").diagnostics.diagnostic_report(output_file=tmp_path / "report.pdf")
