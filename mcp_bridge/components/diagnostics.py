@@ -151,7 +151,7 @@ class Diagnostics(Component):
         duration is in seconds; the text `until` ends it early. Afterwards the chip is in its loader.
         """
         with self.bridge.boards.use(port) as esp:
-            return esp.diagnostics.performance_profile(duration, until=until)
+            return esp.diagnostics.performance_profile(duration, until=until, progress=progress)
 
     @tool(Effect.READ, timeout=3700.0)
     def esp_power_analysis(self, port: str | None = None, duration: float = 5.0, boot: bool = True) -> PowerAnalysis:

@@ -11,15 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_esp.errors import OperationError
-from pytest_esp.link.console import ConsoleError, Line
+from pytest_esp.link.console import Console, ConsoleError, Line
 from pytest_esp.link.crash import RESET, reset_kind
 from pytest_esp.link.detector import CrashDetector
 from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
 from pytest_esp.link.panic import decode
 from pytest_esp.operations.registry import Effect, operation
 
 _LONGEST = 600.0  # seconds
 _NEVER = "\0\0"
+_STEP = 1.0  # seconds between two reports of progress
 _LOG = re.compile(r"(?P<level>[EWIDV]) \((?P<time>\d+|[\d:.]+)\) (?P<tag>[^:\s][^:]*): ")
 _LEVELS = {"E": "error", "W": "warning", "I": "info", "D": "debug", "V": "verbose"}
 _HEAP_REGION = re.compile(r"heap_init: At (?P<at>[0-9A-Fa-f]{8}) len (?P<size>[0-9A-Fa-f]{8}) \([^)]*\): (?P<kind>.+)")
@@ -164,7 +166,13 @@ class PerformanceProfile:
 
 @operation(Effect.READ, group="diagnostics")
 def performance_profile(
-    link: Link, duration: float = 10.0, *, boot: bool = True, throughput: bool = True, until: str | None = None
+    link: Link,
+    duration: float = 10.0,
+    *,
+    boot: bool = True,
+    throughput: bool = True,
+    until: str | None = None,
+    progress: Progress | None = None,
 ) -> PerformanceProfile:
     """Return what the board does in its first seconds: phases of the boot, resets, crashes, log, heap; and the link.
 
@@ -173,6 +181,7 @@ def performance_profile(
         boot: whether the app is started anew first; else what runs is listened to.
         throughput: whether the link to the loader is measured afterwards; the app is stopped for that.
         until: text that ends it before its time.
+        progress: called with seconds done and to do, every second.
 
     Raises:
         OperationError: for a duration that is none.
@@ -184,12 +193,23 @@ def performance_profile(
         console.skip()
     first = 0 if boot else len(console.lines())
     begun = time.monotonic()
-    with contextlib.suppress(ConsoleError):  # its time is over
-        console.expect(until or _NEVER, timeout=duration, ignore_crashes=True)
+    _listen(console, until or _NEVER, duration, progress)
     seconds = time.monotonic() - begun
     lines = console.lines()[first:]
     profile = _profile(lines, seconds, link.port.baudrate, asked_for=boot)
     return replace(profile, link=_measure_link(link)) if throughput else profile
+
+
+def _listen(console: Console, until: str, duration: float, progress: Progress | None) -> None:
+    """Wait for *until*, or until the time is over."""
+    begun = time.monotonic()
+    while (left := begun + duration - time.monotonic()) > 0:
+        with contextlib.suppress(ConsoleError):  # the time of this step is over
+            console.expect(until, timeout=min(left, _STEP), ignore_crashes=True)
+            return
+        if progress is not None:
+            total = max(round(duration), 1)
+            progress(min(round(time.monotonic() - begun), total), total)
 
 
 def check_duration(duration: float) -> None:

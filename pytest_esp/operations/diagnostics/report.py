@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_esp.errors import EspError, OperationError, PortError
+from pytest_esp.errors import EspError, OperationError, PortError, StoppedError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations import analysis, chip, flash, partitions, security
@@ -127,7 +127,7 @@ def diagnostic_report(
     """
     path = Path(output_file) if output_file is not None else None
     _check(path, overwrite, elf, duration)
-    parts = _parts(link, include_memory, elf, duration)
+    parts = _parts(link, include_memory, elf, duration, progress)
     sections: list[Section] = []
     for number, (name, title, ask) in enumerate(parts):
         sections.append(_section(name, title, ask))
@@ -168,11 +168,20 @@ def _check(path: Path | None, overwrite: bool, elf: str | os.PathLike[str] | Non
 
 
 def _parts(
-    link: Link, include_memory: bool, elf: str | os.PathLike[str] | None, duration: float
+    link: Link,
+    include_memory: bool,
+    elf: str | os.PathLike[str] | None,
+    duration: float,
+    progress: Progress | None,
 ) -> list[tuple[str, str, Callable[[], Any]]]:
     """Return name, title and question of every section, the console first: the others stop the app."""
+
+    def listening(_done: int, _total: int) -> None:
+        if progress is not None:
+            progress(0, len(parts))
+
     parts: list[tuple[str, str, Callable[[], Any]]] = [
-        ("performance", "Boot and console", lambda: profile.performance_profile(link, duration)),
+        ("performance", "Boot and console", lambda: profile.performance_profile(link, duration, progress=listening)),
         ("identity", "Chip", lambda: chip.identify(link)),
         ("core_dump", "Core dump", lambda: core_dump(link, elf)),
         ("partitions", "Partition table", lambda: _table(link)),
@@ -191,7 +200,7 @@ def _parts(
 def _section(name: str, title: str, ask: Callable[[], Any]) -> Section:
     try:
         return Section(name, title, to_dict(ask()))
-    except PortError:
+    except (PortError, StoppedError):
         raise
     except EspError as error:
         return Section(name, title, None, error.message, error.hint)

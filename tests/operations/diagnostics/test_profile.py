@@ -1,9 +1,11 @@
 """What the first seconds of a board look like: from real logs, simulated chips and QEMU."""
 
+import time
+
 import pytest
 
 from pytest_esp.boards.registry import make_board
-from pytest_esp.errors import OperationError
+from pytest_esp.errors import OperationError, StoppedError
 from pytest_esp.link.console import Line
 from pytest_esp.link.link import Link
 from pytest_esp.operations.diagnostics import profile_of
@@ -138,3 +140,20 @@ def test_hello_world_on_qemu(qemu_esp, firmware_folder, chip):
     assert sum(region.size for region in profile.heap_regions) > 200_000
     assert profile.link.read_bytes_per_second > 100
     assert not profile.crashes
+
+
+def test_listening_can_be_stopped(esp_of):
+    """As a call of an MCP client that is cancelled is; the board is free again at once."""
+    esp, told = esp_of("esp32c3"), []
+
+    def stop(done, total):
+        told.append((done, total))
+        if len(told) == 2:
+            raise StoppedError("stopped")
+
+    begun = time.monotonic()
+    with pytest.raises(StoppedError):
+        esp.diagnostics.performance_profile(60.0, progress=stop)
+    assert time.monotonic() - begun < 20
+    assert told == [(1, 60), (2, 60)]
+    assert esp.chip.identify().chip == "esp32c3"

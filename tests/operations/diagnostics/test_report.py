@@ -1,11 +1,12 @@
 """The report on a board: structured, as Markdown and as a page that needs nothing else."""
 
 import html.parser
+import time
 from xml.etree import ElementTree
 
 import pytest
 
-from pytest_esp.errors import OperationError
+from pytest_esp.errors import OperationError, StoppedError
 from pytest_esp.operations.diagnostics.core_image import from_file
 
 TABLE = [
@@ -174,3 +175,16 @@ def test_on_qemu(qemu_esp, firmware_folder, chip):
     assert report["registers"].data["reset_reason"] == "CHIP_POWER_ON"
     assert [image["problem"] for image in report["flash"].data["images"]] == [None, None]
     Page(report.html())
+
+
+def test_a_report_can_be_stopped_while_the_console_is_heard(esp_of, tmp_path):
+    def stop(done, total):
+        raise StoppedError("stopped")
+
+    begun = time.monotonic()
+    with pytest.raises(StoppedError):
+        esp_of("esp32").diagnostics.diagnostic_report(
+            output_file=tmp_path / "report.html", duration=60.0, progress=stop
+        )
+    assert time.monotonic() - begun < 20
+    assert not (tmp_path / "report.html").exists()
