@@ -130,8 +130,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def register_markers(config: pytest.Config) -> None:
-    """Make all markers known to ``--strict-markers`` and ``--markers``, and keep espefuse's own warning out."""
+    """Make all markers known to ``--strict-markers`` and ``--markers``, and keep warnings out that no test can mend."""
     config.addinivalue_line("filterwarnings", "ignore:.*OptionParser:DeprecationWarning:espefuse")
+    config.addinivalue_line("filterwarnings", r"ignore:set\w+\(\) is deprecated:DeprecationWarning:serial\.rfc2217")
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
     for chip in CHIPS:

@@ -31,6 +31,7 @@ from pytest_esp.operations.production.work import (
     check_serial_numbers,
 )
 from pytest_esp.operations.registry import file_operation
+from pytest_esp.secrets import remember_in
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -141,6 +142,7 @@ def checked(
         FirmwareError, OperationError: if something is wrong.
     """
     __tracebackhide__ = True
+    remember_in(list(own or ()))  # what is wrong with it may be told
     settings = FactoryConfig.load(config)
     common = make_plan(settings.model_copy(update={"serial_number": None}))
     given = _by_board(boards, own or ())
