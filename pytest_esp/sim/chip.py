@@ -169,14 +169,19 @@ class SimChip:
             self.efuses.save()
 
     def _start_loader(self, reason: str) -> None:
-        if self.efuses is not None and self.efuses.field(
-            "UART_DOWNLOAD_DIS" if self.model.is_esp32 else "DIS_DOWNLOAD_MODE"
-        ):
+        if self._download_mode_is_disabled():
             self.mode = "locked"
             return
         self.transmit(download_banner(self.model, reason))
         self._loader = RomLoader(self)
         self.mode = "bootloader"
+
+    def _download_mode_is_disabled(self) -> bool:
+        if self.efuses is None:
+            return False
+        if self.model.is_esp32:  # the ROM of older ones does not know the eFuse (ESP32 ECO V3 user guide)
+            return self.revision >= 300 and bool(self.efuses.field("UART_DOWNLOAD_DIS"))
+        return bool(self.efuses.field("DIS_DOWNLOAD_MODE"))
 
     def _boot(self, reason: str) -> None:
         result = boot(self.model, self.flash, reason, self.revision, read=self._flash_as_the_cpu_sees_it)

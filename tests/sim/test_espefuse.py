@@ -191,3 +191,11 @@ def test_a_disabled_download_mode_answers_nobody(bench):
     assert simulated.mode == "locked"
     with pytest.raises(FatalError, match="No serial data received"):
         bench.esptool(simulated)
+
+
+@pytest.mark.parametrize(("revision", "mode"), [(100, "bootloader"), (300, "locked")])
+def test_the_first_esp32s_do_not_know_that_their_download_mode_is_disabled(bench, revision, mode):
+    simulated = bench.chip("esp32", revision=revision)
+    simulated.efuses.preset("UART_DOWNLOAD_DIS", 1)
+    simulated.reset(bootloader=True)
+    assert simulated.mode == mode
