@@ -384,7 +384,10 @@ class Lab:
         return {f"{self.address}/{place.name}" for place in found if self._is_free(place)}
 
     def _refusal(self, place: Place, seconds: float) -> str:
-        """Return why the place could not be acquired in the last *seconds*; empty if it could, or was not tried."""
+        """Return why the place cannot be acquired, or could not in the last *seconds*; empty if it can be tried."""
+        connection = self._connection
+        if connection and any(connection.is_starting(port.path[0]) for port in _serial_ports(connection, place)):
+            return "its exporter is just starting"
         at, why = self._refused.get(place.name, (-seconds, ""))
         return why if time.monotonic() - at < seconds else ""
 
@@ -519,7 +522,7 @@ class Lab:
             )
         elif held.session is connection:  # an order, not an accident
             held.lose(f"somebody has released the labgrid place {held.name} (labgrid-client release --kick)")
-        elif not place.reservation and not _why_unusable(connection, place):
+        elif not place.reservation and not _why_unusable(connection, place) and not self._refusal(place, 0.0):
             with contextlib.suppress(CallError):
                 connection.acquire(held.name)
                 connection.sync()

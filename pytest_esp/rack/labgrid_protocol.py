@@ -13,6 +13,7 @@ import itertools
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -26,6 +27,7 @@ CONNECT_TIMEOUT = 5.0
 
 _CALL_TIMEOUT = 5.0
 _ACQUIRE_TIMEOUT = 30.0  # the coordinator gives an exporter 10 s for each resource
+_START_TIME = 0.5  # seconds without a new resource after which an exporter has told all
 _SERVICE = "labgrid.Coordinator"
 _NEEDED = {
     "ClientInMessage": ("sync", "startup", "subscribe"),
@@ -135,6 +137,8 @@ class Connection:
         self._ended = threading.Event()
         self._synced: dict[int, threading.Event] = {}
         self._numbers = itertools.count(1)
+        self._knows_all = False
+        self._last_new: dict[str, float] = {}
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._channel, self._messages = _open(address)
         try:
@@ -149,6 +153,7 @@ class Connection:
             self._send(subscribe={"all_places": True})
             self._send(subscribe={"all_resources": True})
             self.sync()
+            self._knows_all = True
         except BaseException:
             self.close()
             raise
@@ -177,6 +182,14 @@ class Connection:
             self._synced.pop(number, None)
             self.close()
             raise silent(self.address, "it has ended the session" if done.is_set() else f"nothing came in {timeout} s")
+
+    def is_starting(self, exporter: str) -> bool:
+        """Tell whether an exporter is just making its resources known.
+
+        To acquire one of them meanwhile locks the coordinator up for 10 s: it waits for the exporter's consent with the
+        lock held that it needs to go on reading what that exporter says.
+        """
+        return time.monotonic() - self._last_new.get(exporter, -_START_TIME) < _START_TIME
 
     # -- calls
 
@@ -297,6 +310,8 @@ class Connection:
             self.places = {name: place for name, place in self.places.items() if name != update.del_place}
         elif kind == "resource":
             resource = _resource(update.resource)
+            if self._knows_all and resource.path not in self.resources:
+                self._last_new[resource.path[0]] = time.monotonic()
             self.resources = {**self.resources, resource.path: resource}
         elif kind == "del_resource":
             gone = update.del_resource

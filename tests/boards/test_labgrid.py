@@ -48,7 +48,7 @@ def cli(*arguments, timeout=20):
     )
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
