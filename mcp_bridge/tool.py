@@ -55,6 +55,7 @@ class ToolInfo:
     boardless_with: str | None = None
     writes_unless: str | None = None
     shows_secrets: bool = False
+    read_only: bool = False
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
         """Return what a call with these *arguments* does."""
@@ -77,6 +78,7 @@ def tool(
     boardless_with: str | None = None,
     writes_unless: str | None = None,
     shows_secrets: bool = False,
+    read_only: bool | None = None,
 ) -> Callable[[F], F]:
     """Make a method of a component a tool of the same name.
 
@@ -91,12 +93,24 @@ def tool(
         boardless_with: name of a parameter with which a call is about something else than a board of the rack.
         writes_unless: like *reads_unless*; without this flag a call writes, and does no more.
         shows_secrets: whether a secret that is known stays in the answer: it is what was asked for.
+        read_only: whether a client may call it unasked, as nothing is another afterwards: no board, no file of this
+            machine, no machine of QEMU's; by default what only reads and writes no file (has no ``overwrite``).
     """
     reads = effect in (None, Effect.READ)
 
     def mark(method: F) -> F:
-        repeatable = reads if idempotent is None else idempotent
-        info = ToolInfo(effect, timeout, repeatable, reads_unless, boardless_with, writes_unless, shows_secrets)
+        info = ToolInfo(
+            effect=effect,
+            timeout=timeout,
+            idempotent=reads if idempotent is None else idempotent,
+            reads_unless=reads_unless,
+            boardless_with=boardless_with,
+            writes_unless=writes_unless,
+            shows_secrets=shows_secrets,
+            read_only=reads and "overwrite" not in inspect.signature(method).parameters
+            if read_only is None
+            else read_only,
+        )
         setattr(method, _MARK, info)
         return method
 
@@ -156,7 +170,7 @@ def register(app: FastMCP[Any], component: Component, threads: ThreadPoolExecuto
             tags={component.NAME},
             output_schema=_output_schema(method),
             annotations=ToolAnnotations(
-                read_only_hint=info.effect in (None, Effect.READ),
+                read_only_hint=info.read_only,
                 destructive_hint=info.effect in (Effect.ERASE, Effect.BURN),
                 idempotent_hint=info.idempotent,
                 open_world_hint=False,

@@ -270,7 +270,7 @@ class ChipControl(Component):
 
     # -- resets, programs
 
-    @tool(Effect.READ, idempotent=True)
+    @tool(Effect.READ, idempotent=True, read_only=False)
     def esp_reset_chip(
         self,
         port: str | None = None,
@@ -286,7 +286,7 @@ class ChipControl(Component):
             result = esp.chip.reset(to, _RESETS[reset_mode])
         return ResetReport(reset_mode, result.mode, result.reason, round(result.seconds, 3), result.output)
 
-    @tool(Effect.READ, timeout=330.0, idempotent=True)
+    @tool(Effect.READ, timeout=330.0, idempotent=True, read_only=False)
     def esp_run_firmware(
         self, port: str | None = None, wait_seconds: float = 3.0, until: str | None = None
     ) -> FirmwareRun:

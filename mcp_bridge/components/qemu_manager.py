@@ -132,7 +132,7 @@ class QemuManager(Component):
 
     # -- QEMU
 
-    @tool(timeout=60.0)
+    @tool(timeout=60.0, read_only=False)
     def esp_qemu_start(
         self,
         chip_type: Literal["esp32", "esp32s3", "esp32c3"] = "esp32",
@@ -153,7 +153,7 @@ class QemuManager(Component):
         machine_for(chip_type)
         return self._start("qemu", chip_type, flash_image, flash_size_mb, tcp_port, boot_mode, extra_args or [])
 
-    @tool(idempotent=True)
+    @tool(idempotent=True, read_only=False)
     def esp_qemu_stop(self, instance_id: str | None = None) -> Stopped:
         """Stop a QEMU machine; all of them if none is named."""
         return self._stop("qemu", instance_id)
@@ -168,7 +168,7 @@ class QemuManager(Component):
         """Tell whether a QEMU machine runs, and how it is reached."""
         return self._status("qemu", instance_id)
 
-    @tool(timeout=120.0)
+    @tool(timeout=120.0, read_only=False)
     def esp_qemu_flash(self, instance_id: str, firmware_path: str, address: int | str | None = None) -> Flashed:
         """Write firmware (an image for an address, or an ESP-IDF build folder) into a machine's flash and start it."""
         self._find("qemu", instance_id)
@@ -185,7 +185,7 @@ class QemuManager(Component):
 
     # -- simulated chips
 
-    @tool()
+    @tool(read_only=False)
     def esp_sim_start(
         self,
         chip_type: str = "esp32",
@@ -203,7 +203,7 @@ class QemuManager(Component):
             "sim", chip_type, flash_image, flash_size_mb, tcp_port, boot_mode, [], secure_download=secure_download
         )
 
-    @tool(idempotent=True)
+    @tool(idempotent=True, read_only=False)
     def esp_sim_stop(self, instance_id: str | None = None) -> Stopped:
         """Stop a simulated chip; all of them if none is named."""
         return self._stop("sim", instance_id)
@@ -218,7 +218,7 @@ class QemuManager(Component):
         """Tell whether a simulated chip runs, and how it is reached."""
         return self._status("sim", instance_id)
 
-    @tool()
+    @tool(read_only=False)
     def esp_sim_fault(
         self,
         instance_id: str,

@@ -120,14 +120,14 @@ class Server(Component):
             rows.append(row)
         return RackStatus(self.bridge.rack.name, rows)
 
-    @tool(idempotent=True)
+    @tool(idempotent=True, read_only=False)
     def esp_lease(self, board: str, minutes: float = 10.0, wait_s: float = 0.0) -> LeaseReport:
         """Keep a board for this server for some minutes (480 at most), so that nobody else takes it between calls."""
         seconds = min(max(minutes, 0.0), 480.0) * 60
         spec = self.bridge.boards.keep(board, seconds, wait=wait_s)
         return LeaseReport(spec.name, True, seconds)
 
-    @tool(idempotent=True)
+    @tool(idempotent=True, read_only=False)
     def esp_release(self, board: str) -> LeaseReport:
         """Give a board back at once, for pytest runs and others that wait for it."""
         self.bridge.boards.release(board)

@@ -130,7 +130,9 @@ def test_all_of_them_only_read(server):
     tools = server.list_tools()
     for name in ("memory_dump", "register_dump", "core_dump_analyze", "performance_profile", "power_analysis",
                  "rf_calibration_check", "thermal_status", "diagnostic_report"):  # fmt: skip
-        assert tools[f"esp_{name}"].annotations.read_only_hint
+        writes_a_file = "output_file" in tools[f"esp_{name}"].input_schema["properties"]
+        assert tools[f"esp_{name}"].annotations.read_only_hint is not writes_a_file
+        assert not tools[f"esp_{name}"].annotations.destructive_hint
         assert tools[f"esp_{name}"].description
     answer = server.call("esp_register_dump", port="guarded", module="GPIO")
     assert answer["success"]

@@ -159,7 +159,8 @@ def test_what_asks_and_what_does_not(server):
     for name in ("esp_flash_restore", "esp_smart_restore", "esp_flash_erase"):
         assert tools[name].annotations.destructive_hint
     for name in ("esp_flash_backup", "esp_smart_backup", *READERS):
-        assert tools[name].annotations.read_only_hint
+        assert not tools[name].annotations.destructive_hint
+        assert tools[name].annotations.read_only_hint is ("overwrite" not in tools[name].input_schema["properties"])
     assert not tools["esp_flash_optimize"].annotations.read_only_hint
     assert not tools["esp_flash_optimize"].annotations.destructive_hint
 
