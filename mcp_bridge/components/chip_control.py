@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mcp_bridge.components.base import Component
-from mcp_bridge.tool import tool
+from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import EspError, OperationError
-from pytest_esp.link.console import ConsoleError, CrashError
 from pytest_esp.operations.building.ram_image import RamImage, elf_to_ram_image
 from pytest_esp.operations.chip import ChipIdentity
 from pytest_esp.operations.connection import Attempt, ConnectionTest
 from pytest_esp.operations.ram import SelfTest, self_test_image
 from pytest_esp.operations.recovery import Recovery
 from pytest_esp.operations.registry import Effect
-from pytest_esp.operations.running import FirmwareRun
+from pytest_esp.operations.running import ConsoleText, FirmwareRun
 from pytest_esp.rack.state import state_of
 
 _BY_ID = Path("/dev/serial/by-id")
-_LONGEST_MONITOR = 300.0
 _RESETS: dict[str, Literal["hard", "soft", "watchdog"]] = {
     "hard-reset": "hard",
     "soft-reset": "soft",
@@ -113,16 +111,6 @@ class RamReport:
     output: str
     matched: bool | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class ConsoleText:
-    """What the app said; lines are (seconds since the first, text)."""
-
-    lines: list[tuple[float, str]]
-    matched: str | None
-    crash: str | None
-    duration_seconds: float
 
 
 class ChipControl(Component):
@@ -295,7 +283,7 @@ class ChipControl(Component):
         Listens for wait_seconds, or until the text `until` comes; a crash ends it and is decoded.
         """
         with self.bridge.boards.use(port) as esp:
-            return esp.chip.run_firmware(wait_seconds, until)
+            return esp.chip.run_firmware(wait_seconds, until, progress=progress)
 
     @tool(Effect.WRITE, timeout=180.0)
     def esp_load_ram(
@@ -307,7 +295,7 @@ class ChipControl(Component):
         """
         path = self.bridge.policy.path(firmware)
         with self.bridge.boards.use(port) as esp:
-            run = esp.chip.load_ram(path, wait_seconds, until)
+            run = esp.chip.load_ram(path, wait_seconds, until, progress=progress)
         return RamReport(
             firmware=str(path),
             entry=f"{run.image.entry:#x}",
@@ -360,27 +348,9 @@ class ChipControl(Component):
         reset starts the app anew first. A crash ends it and is returned decoded, with functions and lines if elf_file
         is the app's ELF file.
         """
-        if not 0 < duration_seconds <= _LONGEST_MONITOR:
-            raise OperationError(f"{duration_seconds:g} s are too short or too long", hint="up to 300 s")
         elf = self.bridge.policy.path(elf_file) if elf_file else None
-        matched = crash = None
-        begun = time.monotonic()
         with self.bridge.boards.use(port) as esp:
-            console = esp.link.console
-            console.elf = elf or console.elf
-            console.skip()
-            first = len(console.lines())
-            if reset:
-                esp.link.reset(bootloader=False)
-            try:
-                matched = console.expect(until or "\0\0", duration_seconds).text
-            except CrashError as error:
-                crash = error.crash.describe()
-            except ConsoleError:
-                pass  # its time is over
-            said = console.lines()[first:]
-        lines = [(round(line.time - said[0].time, 3), line.text) for line in said]
-        return ConsoleText(lines, matched, crash, round(time.monotonic() - begun, 3))
+            return esp.chip.monitor(duration_seconds, until, reset=reset, elf=elf, progress=progress)
 
     # -- recovery
 

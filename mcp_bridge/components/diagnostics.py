@@ -161,7 +161,7 @@ class Diagnostics(Component):
         detector, regulators, supply of the flash. boot starts the app anew first.
         """
         with self.bridge.boards.use(port) as esp:
-            return esp.diagnostics.power_analysis(duration, boot=boot)
+            return esp.diagnostics.power_analysis(duration, boot=boot, progress=progress)
 
     @tool(Effect.READ, timeout=300.0)
     def esp_rf_calibration_check(self, port: str | None = None, nvs_partition: str | None = None) -> RadioCalibration:

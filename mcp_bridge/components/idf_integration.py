@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
-from mcp_bridge.components.chip_control import ChipControl, ConsoleText
 from mcp_bridge.tool import progress, tool
 from pytest_esp.operations.idf import installation, project
 from pytest_esp.operations.idf import tools as idf_tools
@@ -14,6 +13,7 @@ from pytest_esp.operations.idf.installation import EnvironmentInfo
 from pytest_esp.operations.idf.project import ProjectBuild
 from pytest_esp.operations.idf.tools import ToolList, ToolsCheck, ToolsInstall
 from pytest_esp.operations.registry import Effect
+from pytest_esp.operations.running import ConsoleText
 
 _BUILD_TIME = 1800.0  # seconds
 _INSTALL_TIME = 3600.0  # seconds; a toolchain has some 300 MB
@@ -128,10 +128,8 @@ class IdfIntegration(Component):
         A crash ends it and is decoded with the ELF file of the build. Like esp_serial_monitor with that elf_file.
         """
         firmware = project.built_firmware(self.bridge.policy.path(project_path), build_dir)
-        console = ChipControl(self.bridge)
-        return console.esp_serial_monitor(
-            port, duration_seconds, until, reset, str(firmware.elf) if firmware.elf else None
-        )
+        with self.bridge.boards.use(port) as esp:
+            return esp.chip.monitor(duration_seconds, until, reset=reset, elf=firmware.elf, progress=progress)
 
     def health_check(self) -> dict[str, Any]:
         """Look for an ESP-IDF; without one these tools say so, and all others work."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import TracebackType
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_esp.rack.spec import PowerMeterSpec
 
 ENTRY_POINTS = "pytest_esp.power_meters"
+_TICK = 0.5  # seconds
 _BUILT_IN = {
     "ppk2": "pytest_esp.boards.ppk2:Ppk2",
     "sim": "pytest_esp.boards.power_meter:SimulatedMeter",
@@ -66,8 +67,8 @@ class PowerMeter(ABC):
         """Give it back. The board keeps its supply."""
 
     @abstractmethod
-    def measure(self, seconds: float) -> Current:
-        """Return the current over the next *seconds*.
+    def measure(self, seconds: float, tick: Callable[[], None] | None = None) -> Current:
+        """Return the current over the next *seconds*; *tick* is called now and then, what it raises ends it.
 
         Raises:
             PortError: if the meter is gone.
@@ -112,9 +113,13 @@ class SimulatedMeter(PowerMeter):
     def close(self) -> None:
         """Do nothing: there is no port."""
 
-    def measure(self, seconds: float) -> Current:
+    def measure(self, seconds: float, tick: Callable[[], None] | None = None) -> Current:
         """Take the time that it takes, and show the levels."""
-        time.sleep(seconds)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _TICK))
+            if tick is not None:
+                tick()
         count = max(round(seconds * self.RATE), 1)
         return Current([self._levels[at // self._each % len(self._levels)] for at in range(count)], count / self.RATE)
 

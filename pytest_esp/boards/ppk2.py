@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import serial
@@ -82,8 +82,8 @@ class Ppk2(PowerMeter):
             device.stop_measuring()
             device.ser.close()
 
-    def measure(self, seconds: float) -> Current:
-        """Return the current over the next *seconds*.
+    def measure(self, seconds: float, tick: Callable[[], None] | None = None) -> Current:
+        """Return the current over the next *seconds*; *tick* is called now and then.
 
         Raises:
             PortError: if the meter is gone, or sends nothing.
@@ -92,7 +92,7 @@ class Ppk2(PowerMeter):
         begun = time.monotonic()
         self._device.start_measuring()
         try:
-            microamperes = list(self._samples(begun + seconds))
+            microamperes = list(self._samples(begun + seconds, tick))
         except (serial.SerialException, OSError) as error:
             raise PortError(f"its power meter failed: {error}", board=self.board) from error
         finally:
@@ -101,9 +101,11 @@ class Ppk2(PowerMeter):
             raise PortError("its power meter sends no samples", board=self.board, hint="unplug it and plug it in again")
         return Current([value / 1e6 for value in microamperes], time.monotonic() - begun)
 
-    def _samples(self, end: float) -> Iterator[float]:
+    def _samples(self, end: float, tick: Callable[[], None] | None) -> Iterator[float]:
         while time.monotonic() < end:
             time.sleep(_POLL)
+            if tick is not None:
+                tick()
             data = self._device.get_data()
             if data:
                 values, _ = self._device.get_samples(data)

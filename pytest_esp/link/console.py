@@ -7,6 +7,7 @@ the end of the port is there. Each byte is looked at once, however much lies in 
 from __future__ import annotations
 
 import codecs
+import math
 import re
 import threading
 import time
@@ -33,6 +34,7 @@ _TAIL_LINES = 20
 _QUIET = 0.1  # seconds without a byte
 _KEPT = 64 * 1024 * 1024  # bytes of text that stay in memory; all of it is in the journal
 _RESOLUTION = 0.001  # seconds
+_TICK = 1.0  # seconds
 _BOOT_LOG = 256 * 1024  # bytes before a crash in which the boot log may tell the app's hash
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LONGEST_ANSI = 32
@@ -335,7 +337,10 @@ class Console:
         __tracebackhide__ = True  # pytest shows the test's own line
         with self._changed:
             begun = time.monotonic()
-            wait = self._wait_for(_list(pattern), _list(unless), timeout, ignore_crashes)
+            wanted = _list(pattern)
+            if not wanted:
+                raise ValueError("nothing is expected")
+            wait = self._wait_for(wanted, _list(unless), timeout, ignore_crashes)
             found = wait.found
             if wait.crash is not None:
                 raise self._crashed(wait, wait.crash)
@@ -351,6 +356,35 @@ class Console:
                     f"not before {not_before:g} s"
                 )
             return match
+
+    def listen(
+        self,
+        duration: float,
+        until: Pattern | None = None,
+        *,
+        ignore_crashes: bool = False,
+        tick: Callable[[], None] | None = None,
+    ) -> Match | None:
+        """Let the app talk for *duration* seconds, or until a pattern comes; return its match, None if it did not.
+
+        Args:
+            duration: seconds.
+            until: see `expect`.
+            ignore_crashes: go on whatever happens to the app.
+            tick: called every second; what it raises ends the wait. No console goes on while it runs.
+
+        Raises:
+            CrashError, PortError: as `expect` does.
+        """
+        with self._changed:
+            wait = self._wait_for([] if until is None else [until], [], duration, ignore_crashes, tick)
+            if wait.crash is not None:
+                raise self._crashed(wait, wait.crash)
+            if wait.found is None or not wait.succeeded:
+                return None
+            self._position = wait.found.end
+            is_text = wait.wanted[0].is_text
+            return Match(wait.found.match, is_text=is_text, index=0, time=self._time_of(wait.found.end - 1))
 
     def expect_all(self, patterns: Sequence[Pattern], timeout: float = 10.0) -> list[Match]:
         """Wait for all *patterns*, in any order, and return their matches in the order of *patterns*.
@@ -398,16 +432,22 @@ class Console:
 
     # -- waiting
 
-    def _wait_for(self, wanted: list[Pattern], unwanted: list[Pattern], timeout: float, ignore_crashes: bool) -> _Wait:
-        """Return the wait, ended by a match, a crash or time."""
+    def _wait_for(
+        self,
+        wanted: list[Pattern],
+        unwanted: list[Pattern],
+        timeout: float,
+        ignore_crashes: bool,
+        tick: Callable[[], None] | None = None,
+    ) -> _Wait:
+        """Return the wait, ended by a match, a crash or time; meanwhile *tick* is called every second."""
         deadline = time.monotonic() + timeout
         start = self._position - self._dropped
         wait = _Wait([Search(one, start) for one in wanted], [Search(one, start) for one in unwanted])
-        if not wait.wanted:
-            raise ValueError("nothing is expected")
         self._crashes.wait_anew()
         self._waits.append(wait)
         thorough = False
+        next_tick = math.inf if tick is None else time.monotonic() + _TICK
         try:
             while True:
                 done = wait.look(self._plain, self._dropped, thorough=thorough)
@@ -418,9 +458,13 @@ class Console:
                 if self._loss is not None:
                     raise PortError(f"its port is gone: {self._loss}", board=self._board, attempted="expect")
                 seen = self._end
+                if tick is not None and time.monotonic() >= next_tick:
+                    tick()
+                    next_tick = time.monotonic() + _TICK
+                until_tick = next_tick - time.monotonic()
                 if left > 0:
-                    self._changed.wait(min(left, pause))
-                thorough = seen == self._end
+                    self._changed.wait(max(min(left, pause, until_tick), 0.0))
+                thorough = seen == self._end and until_tick >= min(left, pause)
         finally:
             self._waits.remove(wait)
 

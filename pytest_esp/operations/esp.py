@@ -94,6 +94,7 @@ class ChipFace(Face):
     load_ram = bound(ram.load_ram)
     self_test = bound(ram.self_test)
     run_firmware = bound(running.run_firmware)
+    monitor = bound(running.monitor)
     recover = bound(recovery.recover)
 
 

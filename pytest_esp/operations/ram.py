@@ -9,7 +9,6 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,11 +17,13 @@ from typing import Any
 from pytest_esp.errors import OperationError
 from pytest_esp.link.console import ConsoleError, CrashError
 from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
 from pytest_esp.operations.building.elf import is_elf, parse_elf
 from pytest_esp.operations.building.files import read_file
 from pytest_esp.operations.building.ram_image import RamImage, loadable, ram_image_of
 from pytest_esp.operations.chip import answer_only
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.running import ticks
 
 # -- loading
 
@@ -48,7 +49,12 @@ class RamRun:
 
 @operation(Effect.WRITE, group="chip")
 def load_ram(
-    link: Link, firmware: str | os.PathLike[str] | bytes, wait: float = 1.0, until: str | None = None
+    link: Link,
+    firmware: str | os.PathLike[str] | bytes,
+    wait: float = 1.0,
+    until: str | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> RamRun:
     """Load a program into RAM, start it, and return what it says first. The flash stays as it is.
 
@@ -58,6 +64,7 @@ def load_ram(
         firmware: an image whose segments lie in RAM only, or an ELF file of such a program.
         wait: seconds to listen.
         until: text that ends the listening.
+        progress: called with seconds listened and to listen, every second.
 
     Raises:
         FirmwareError: if it is no program for this chip's RAM.
@@ -67,7 +74,8 @@ def load_ram(
     """
     begun = time.monotonic()
     image, heard = _load(link, firmware)
-    matched = _listen(link, until, wait)
+    found = link.console.listen(wait, until, tick=ticks(progress, wait))
+    matched = None if until is None else found is not None
     size = sum(size for _, size in image.segments)
     return RamRun(image, size, heard(), matched, time.monotonic() - begun)
 
@@ -101,18 +109,6 @@ def _send(esp: Any, address: int, data: bytes) -> None:
     esp.mem_begin(len(data), -(-len(data) // block), block, address)
     for number, start in enumerate(range(0, len(data), block)):
         esp.mem_block(data[start : start + block], number)
-
-
-def _listen(link: Link, until: str | None, wait: float) -> bool | None:
-    if until is None:
-        with suppress(_SilenceError):
-            _expect(link, "\0\0", wait)  # no text: until the time is over, or it crashes
-        return None
-    try:
-        _expect(link, until, wait)
-    except _SilenceError:
-        return False
-    return True
 
 
 class _SilenceError(Exception):

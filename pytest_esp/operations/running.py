@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import OperationError
-from pytest_esp.link.console import ConsoleError, CrashError
-from pytest_esp.link.crash import Kind
+from pytest_esp.link.console import CrashError
+from pytest_esp.link.crash import Crash, Kind
 from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
 from pytest_esp.operations.chip import reset_reason
 from pytest_esp.operations.registry import Effect, operation
 
@@ -51,51 +55,120 @@ class FirmwareRun:
 
 
 @operation(Effect.READ, group="chip")
-def run_firmware(link: Link, wait: float = 3.0, until: str | None = None) -> FirmwareRun:
+def run_firmware(
+    link: Link, wait: float = 3.0, until: str | None = None, *, progress: Progress | None = None
+) -> FirmwareRun:
     """Start the app in flash by a reset and return its first output, and whether it crashed.
 
     Args:
         wait: seconds to listen, 300 at most; a crash ends it.
         until: text that ends it.
+        progress: called with seconds done and to do, every second.
 
     Raises:
         PortError: if the port is lost. LinkError: if its lines cannot be driven.
     """
-    if not 0 < wait <= _LONGEST:
-        raise OperationError(f"{wait:g} s are too short or too long", hint=f"up to {_LONGEST:g} s")
-    console = link.console
-    console.skip()
-    mark, first = console.mark(), len(console.lines())
-    begun = time.monotonic()
-    link.reset(bootloader=False)
-    crash: str | None = None
-    matched: bool | None = None
-    state: State = "running"
-    try:
-        console.expect(until if until is not None else "\0\0", wait)
-        matched = True
-    except CrashError as error:
-        crash, state = error.crash.describe(), _state(error.crash.kind)
-    except ConsoleError:
-        matched = None if until is None else False
-    output = console.text_since(mark)
-    lines = console.lines()[first:]
-    start = lines[0].time if lines else 0.0
+    mark = link.console.mark()
+    said, crash = _listen(link, wait, until, reset=True, progress=progress)
+    output = link.console.text_since(mark)
+    state: State = "running" if crash is None else _state(crash.kind)
     if state == "running" and _BAD_8266.search(output):
         state = "not bootable"
     offset = _OFFSET.findall(output)
     return FirmwareRun(
         state if output.strip() else "silent",
-        crash,
+        said.crash,
         reset_reason(output),
         _last(_PROJECT, output),
         _last(_VERSION, output),
         int(offset[-1], 16) if offset else None,
         output,
-        tuple((round(line.time - start, 3), line.text) for line in lines),
-        matched,
-        time.monotonic() - begun,
+        said.lines,
+        None if until is None or crash is not None else said.matched is not None,
+        said.duration_seconds,
     )
+
+
+@dataclass(frozen=True)
+class ConsoleText:
+    """What an app has said.
+
+    Attributes:
+        lines: without ANSI sequences, each with the seconds since the first of them.
+        matched: the text that was waited for; None if none was, or it did not come.
+        crash: what went wrong, decoded as far as can be; None if nothing did.
+        duration_seconds: how long it was listened to.
+    """
+
+    lines: tuple[tuple[float, str], ...]
+    matched: str | None
+    crash: str | None
+    duration_seconds: float
+
+
+@operation(Effect.READ, group="chip")
+def monitor(
+    link: Link,
+    duration: float = 5.0,
+    until: str | None = None,
+    *,
+    reset: bool = False,
+    elf: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> ConsoleText:
+    """Return what the app prints for some time, or until a text comes; a crash ends it, too.
+
+    Args:
+        duration: seconds, 300 at most.
+        until: text that ends it.
+        reset: whether the app is started anew first.
+        elf: the app's ELF file, by which a crash is decoded; it is kept for the next one.
+        progress: called with seconds done and to do, every second.
+
+    Raises:
+        PortError: if the port is lost. LinkError: if its lines cannot be driven. OperationError: for a duration that is
+            none.
+    """
+    link.console.elf = Path(elf) if elf is not None else link.console.elf
+    said, _ = _listen(link, duration, until, reset=reset, progress=progress)
+    return said
+
+
+def _listen(
+    link: Link, duration: float, until: str | None, *, reset: bool, progress: Progress | None
+) -> tuple[ConsoleText, Crash | None]:
+    if not 0 < duration <= _LONGEST:
+        raise OperationError(f"{duration:g} s are too short or too long", hint=f"up to {_LONGEST:g} s")
+    console = link.console
+    console.skip()
+    first = len(console.lines())
+    begun = time.monotonic()
+    if reset:
+        link.reset(bootloader=False)
+    matched: str | None = None
+    crash: Crash | None = None
+    try:
+        found = console.listen(duration, until, tick=ticks(progress, duration))
+        matched = found.text if found is not None else None
+    except CrashError as error:
+        crash = error.crash
+    lines = console.lines()[first:]
+    start = lines[0].time if lines else 0.0
+    said = tuple((round(line.time - start, 3), line.text) for line in lines)
+    description = crash.describe() if crash is not None else None
+    return ConsoleText(said, matched, description, round(time.monotonic() - begun, 3)), crash
+
+
+def ticks(progress: Progress | None, duration: float) -> Callable[[], None] | None:
+    """Return what tells *progress* how many of *duration* seconds are over, each time it is called."""
+    if progress is None:
+        return None
+    begun, total = time.monotonic(), max(round(duration), 1)
+
+    def tick() -> None:
+        progress(min(round(time.monotonic() - begun), total), total)
+
+    return tick
 
 
 def _state(kind: Kind) -> State:

@@ -180,6 +180,35 @@ def test_nothing_to_expect(board):
         board.console.expect([])
 
 
+def test_listening(board):
+    """For a time, whatever is said, bytes of 0 included; or until a text, or a crash; or until the caller stops it."""
+    board.say("one\0\0two\r\n")
+    assert board.console.listen(0.05) is None
+    assert board.console.listen(5, "two").text == "two"
+    assert board.console.listen(0.05, "two") is None
+    thread = board.say_later(PANIC)
+    with pytest.raises(CrashError):
+        board.console.listen(10)
+    thread.join()
+    assert board.console.listen(0.05, "unheard of", ignore_crashes=True) is None
+
+
+def test_whoever_listens_is_asked_every_second(board):
+    asked = []
+
+    def tick():
+        asked.append(time.monotonic())
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        board.console.listen(60, tick=tick)
+    assert 1 < asked[0] - begun < asked[1] - begun
+    board.say("still here")
+    assert board.console.expect("still here", 5)
+
+
 def test_two_threads_wait_at_once(board):
     found = []
     threads = [

@@ -1,11 +1,12 @@
 """The app's first output, and boards that are brought back, on simulated chips; a crashing app on QEMU."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from pytest_esp.boards.registry import make_board
-from pytest_esp.errors import LinkError, OperationError, RefusedError, WrongChipError
+from pytest_esp.errors import LinkError, OperationError, RefusedError, StoppedError, WrongChipError
 from pytest_esp.link.fast import FastLoader
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
@@ -92,6 +93,34 @@ def test_an_app_that_says_nothing(with_app, monkeypatch):
     assert esp.chip.run_firmware(wait=0.05).state == "silent"
     with pytest.raises(OperationError, match="0 s are too short"):
         esp.chip.run_firmware(wait=0)
+
+
+def test_what_the_app_says_later(with_app):
+    esp = with_app("hello")
+    said = esp.chip.monitor(5, "Hello world!", reset=True)
+    assert (said.matched, said.crash, said.lines[0][0]) == ("Hello world!", None, 0.0)
+    assert esp.chip.monitor(0.1).lines == ()
+    esp.chip.monitor(0.1, elf=FIRMWARE / "esp32c3" / "pytest_esp_test.elf")
+    assert esp.link.console.elf == FIRMWARE / "esp32c3" / "pytest_esp_test.elf"
+    with pytest.raises(OperationError, match="301 s are too short or too long"):
+        esp.chip.monitor(301)
+
+
+@pytest.mark.parametrize("listen", ["monitor", "run_firmware"])
+def test_listening_can_be_stopped(with_app, listen):
+    """As a call of an MCP client that is cancelled is; the board is free again at once."""
+    esp, told = with_app("hello"), []
+
+    def stop(done, total):
+        told.append((done, total))
+        raise StoppedError("enough")
+
+    begun = time.monotonic()
+    with pytest.raises(StoppedError):
+        getattr(esp.chip, listen)(60.0, progress=stop)
+    assert time.monotonic() - begun < 20
+    assert told == [(1, 60)]
+    assert esp.chip.identify().chip == "esp32c3"
 
 
 # -- recovery

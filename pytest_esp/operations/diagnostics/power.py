@@ -13,11 +13,13 @@ from typing import Any
 from pytest_esp.boards.power_meter import Current, meter_of
 from pytest_esp.errors import EspError, OperationError
 from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
 from pytest_esp.operations import efuse
 from pytest_esp.operations.diagnostics.memory import known_soc
 from pytest_esp.operations.diagnostics.soc import Soc
 from pytest_esp.operations.efuse import Efuse
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.running import ticks
 
 _LONGEST = 3600.0  # seconds
 _SLEEP = 0.001  # amperes; below it a chip of this family sleeps
@@ -115,7 +117,9 @@ class PowerAnalysis:
 
 
 @operation(Effect.READ, group="diagnostics")
-def power_analysis(link: Link, duration: float = 5.0, *, boot: bool = True) -> PowerAnalysis:
+def power_analysis(
+    link: Link, duration: float = 5.0, *, boot: bool = True, progress: Progress | None = None
+) -> PowerAnalysis:
     """Return how much current the board takes while its app runs, and what the chip tells of its supply.
 
     The current takes a meter, which boards.toml names (``power_meter``); without one, the answer says so.
@@ -123,6 +127,7 @@ def power_analysis(link: Link, duration: float = 5.0, *, boot: bool = True) -> P
     Args:
         duration: seconds to measure.
         boot: whether the app is started anew first; else what runs is measured as it is.
+        progress: called with seconds done and to do.
 
     Raises:
         OperationError: for a duration that is none.
@@ -136,7 +141,7 @@ def power_analysis(link: Link, duration: float = 5.0, *, boot: bool = True) -> P
     with meter_of(spec, link.board.name) as meter:
         if boot:
             link.reset(bootloader=False)
-        current = meter.measure(duration)
+        current = meter.measure(duration, ticks(progress, duration))
         measured = _measurement(spec.driver, meter.volts, current)
     return PowerAnalysis(measured, None, _supply_or_none(link))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import statistics
 import time
@@ -11,17 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_esp.errors import OperationError
-from pytest_esp.link.console import Console, ConsoleError, Line
+from pytest_esp.link.console import Line
 from pytest_esp.link.crash import RESET, reset_kind
 from pytest_esp.link.detector import CrashDetector
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.link.panic import decode
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.running import ticks
 
 _LONGEST = 600.0  # seconds
-_NEVER = "\0\0"
-_STEP = 1.0  # seconds between two reports of progress
 _LOG = re.compile(r"(?P<level>[EWIDV]) \((?P<time>\d+|[\d:.]+)\) (?P<tag>[^:\s][^:]*): ")
 _LEVELS = {"E": "error", "W": "warning", "I": "info", "D": "debug", "V": "verbose"}
 _HEAP_REGION = re.compile(r"heap_init: At (?P<at>[0-9A-Fa-f]{8}) len (?P<size>[0-9A-Fa-f]{8}) \([^)]*\): (?P<kind>.+)")
@@ -193,23 +191,11 @@ def performance_profile(
         console.skip()
     first = 0 if boot else len(console.lines())
     begun = time.monotonic()
-    _listen(console, until or _NEVER, duration, progress)
+    console.listen(duration, until, ignore_crashes=True, tick=ticks(progress, duration))
     seconds = time.monotonic() - begun
     lines = console.lines()[first:]
     profile = _profile(lines, seconds, link.port.baudrate, asked_for=boot)
     return replace(profile, link=_measure_link(link)) if throughput else profile
-
-
-def _listen(console: Console, until: str, duration: float, progress: Progress | None) -> None:
-    """Wait for *until*, or until the time is over."""
-    begun = time.monotonic()
-    while (left := begun + duration - time.monotonic()) > 0:
-        with contextlib.suppress(ConsoleError):  # the time of this step is over
-            console.expect(until, timeout=min(left, _STEP), ignore_crashes=True)
-            return
-        if progress is not None:
-            total = max(round(duration), 1)
-            progress(min(round(time.monotonic() - begun), total), total)
 
 
 def check_duration(duration: float) -> None:

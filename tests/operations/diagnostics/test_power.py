@@ -1,9 +1,11 @@
 """The current that a board takes, with a simulated meter; and what chips tell of their supply."""
 
+import time
+
 import pytest
 
 from pytest_esp.boards.registry import make_board
-from pytest_esp.errors import BackendError, OperationError, RackError
+from pytest_esp.errors import BackendError, OperationError, RackError, StoppedError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack
@@ -25,6 +27,20 @@ def metered(tmp_path, monkeypatch):
     yield make
     for link in links:
         link.close()
+
+
+def test_a_measurement_can_be_stopped(metered):
+    esp, told = metered(SLEEPER), []
+
+    def stop(done, total):
+        told.append(total)
+        raise StoppedError("enough")
+
+    begun = time.monotonic()
+    with pytest.raises(StoppedError):
+        esp.diagnostics.power_analysis(3600, progress=stop)
+    assert time.monotonic() - begun < 20
+    assert told == [3600]
 
 
 SLEEPER = (
