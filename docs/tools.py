@@ -199,7 +199,7 @@ _MEANINGS = {
 }
 _VARIES = "(varies)"
 _TIMED = re.compile(
-    r"seconds|latency|duration|throughput|per_s|_ms$|^since$|^started|hosts?$|^pid$|tcp_port$|^measured"
+    r"seconds|latency|duration|throughput|per_s|_ms$|^since$|^started|hosts?$|^pid$|tcp_port$|^measured|^new_bits$|^best_baudrate$"
 )
 _MOST_ITEMS, _MOST_KEYS, _MOST_TEXT = 3, 8, 160
 
@@ -311,7 +311,10 @@ def _text(text: str, key: str, bench: Bench) -> str:
     text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:40001", text)
     text = re.sub(r"\b(sim|qemu)-(\w+)-\d+-(\d+)", r"\1-\2-4711-\3", text)
     text = re.sub(r"\bpid \d+, [^)]*", "pid 4711", text)
-    text = re.sub(r"\d+(\.\d+)? (m?s|kB/s|MB/s)\b", _VARIES, text)
+    text = re.sub(r"\d+(\.\d+)? (m?s|kB/s|MB/s)\b|(?<=in )\d+\.\d+s\b|\d+(?= reads\b)", _VARIES, text)
+    text = re.sub(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "2026-11-21T12:00:00", text)
+    text = re.sub(r"\b\d{8}T\d{6}\.\d+Z", "20261121T120000.000Z", text)
+    text = re.sub(r"7c:df:a1:(?!00:00:)\w\w:\w\w:\w\w", "7c:df:a1:12:34:56", text)  # made from names that vary
     if key != "data" and re.fullmatch(r"([0-9a-f]{32,}|([0-9a-f]{2} ?){16,})", text):
         return f"({len(text.replace(' ', '')) // 2} bytes as hex)"
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
