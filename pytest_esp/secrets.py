@@ -106,7 +106,8 @@ def _as_hex(raw: bytes) -> Iterator[str]:
     if not 4 <= len(raw) <= _MOST_BYTES:
         return
     rows = [raw[at : at + _ROW] for at in range(0, len(raw), _ROW)] if len(raw) > _ROW else []
-    for row in (raw, *(row for row in rows if len(row) >= _ROW // 2)):
+    # A row of a dump that is padding is no secret: it is in every other dump, too.
+    for row in (raw, *(row for row in rows if len(row) >= _ROW // 2 and len(set(row)) >= _SHORTEST)):
         for separator in (" ", ":", ", 0x", "\\x"):
             lower = separator.join(f"{byte:02x}" for byte in row)
             yield from (lower, separator.join(f"{byte:02X}" for byte in row))
@@ -309,12 +310,18 @@ _listeners: list[Callable[[list[str | bytes]], None]] = []
 
 def remember(*values: str | bytes) -> None:
     """Mask these values from now on, in all that leaves this process as text: logs, reports, errors, answers."""
+    new = learn(values)
+    for listener in _listeners if new else ():
+        listener(new)
+
+
+def learn(values: Iterable[str | bytes]) -> list[str | bytes]:
+    """Mask values that another process has told of; no listener hears of them. Return those that are new."""
     given = [value for value in values if value and not (isinstance(value, bytes) and len(set(value)) < _SHORTEST)]
     with _lock:
         new = [value for value in given if value not in _known.values]
         _known.add(new)
-    for listener in _listeners if new else ():
-        listener(new)
+    return new
 
 
 def known() -> list[str | bytes]:

@@ -14,9 +14,16 @@ from pytest_esp import secrets
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _secrets_stay_in_their_process():
+    """Other workers of this run do not tell of theirs in the middle of a test: what is known is what it gave."""
+    secrets._listeners.clear()
+
+
 @pytest.fixture(autouse=True)
 def _forget_secrets():
-    """What one test has given a board is no secret in the next."""
+    """What one test has given a board is no secret in the next, nor what fixtures of a module have given."""
+    secrets.forget()
     yield
     secrets.forget()
 

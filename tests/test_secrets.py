@@ -125,6 +125,12 @@ def test_what_of_a_table_is_secret():
     assert hide_bytes(KEY) == b"***"
 
 
+def test_padding_of_a_value_is_no_secret():
+    remember(b"not-for-logs" + bytes(52))
+    assert hide(bytes(16).hex(" ")) == bytes(16).hex(" ")
+    assert hide((b"not-for-logs" + bytes(4)).hex(" ")) == "***"
+
+
 def test_thousands_of_values():
     forms = Forms(f"{number:04x}-password" for number in range(2000))
     text = "I (29) boot: ESP-IDF v5.2 2nd stage bootloader, passed: f\n" * 100

@@ -75,7 +75,7 @@ class Diagnostics(Component):
         "memory, registers, core dumps, boot times, current, radio calibration, temperature, report"
     )
 
-    @tool(Effect.READ, timeout=600.0)
+    @tool(Effect.READ, timeout=600.0, shows_secrets=True)  # bytes that are not those on the chip help nobody
     def esp_memory_dump(
         self,
         address: int | str,

@@ -105,7 +105,7 @@ class FlashManager(Component):
         """Write several files to flash, each at its address; like esp_flash_firmware with files."""
         return self.esp_flash_firmware(port=port, files=files, verify=verify)
 
-    @tool(Effect.READ, timeout=600.0)
+    @tool(Effect.READ, timeout=600.0, shows_secrets=True)  # bytes that are not those on the chip help nobody
     def esp_flash_read(
         self,
         address: int | str,

@@ -99,7 +99,7 @@ class Controller:
         elif kind == "say":
             self._announce(content)
         elif kind == "secrets":
-            secrets.remember(*content)
+            secrets.learn(content)
             self._pass_on(node, content)
         elif self._book is not None:
             self._book.take(node, kind, content)

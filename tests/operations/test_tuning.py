@@ -77,7 +77,7 @@ def test_applied_changes_leave_an_image_that_boots(esp):
     result = esp.flash.optimize([115200], apply=True)
     assert "size" in result.applied
     image = read_image(flash_of(esp).read, bootloader(esp), 0x8000)  # with its checksum and its hash
-    assert image.flash_size_code == 2  # 4 MB
+    assert image.flash_size == 2  # 4 MB
     again = esp.flash.optimize([115200], apply=True)
     assert again.applied == ()
     assert again.header.size == 4 << 20
