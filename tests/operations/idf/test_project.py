@@ -203,7 +203,10 @@ def test_a_build_that_is_stopped(idf):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_build_does_not_outlive_its_caller(idf, number):
     (idf.project / "main" / "endless.c").touch()
-    code = f"from pytest_esp.operations.idf.project import build; build({str(idf.project)!r}, 'esp32c3')"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job has none
+        f"from pytest_esp.operations.idf.project import build; build({str(idf.project)!r}, 'esp32c3')"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as caller:
         pids = started(idf)
         caller.send_signal(number)
