@@ -16,6 +16,7 @@ from esp_idf_defs.app_description import AppDescription
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.operations.containers import is_container, regions_of
 from pytest_esp.operations.images import APP_HEAD_SIZE, app_of, chip_of, is_of_8266
 from pytest_esp.operations.regions import Source
 from pytest_esp.operations.table import MAGIC as TABLE_MAGIC
@@ -214,6 +215,8 @@ def _image_file(path: Path) -> Build:
         raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
     if data.startswith(_ELF_MAGIC):
         raise _only_an_elf(path)
+    if is_container(data):
+        return _container(path)
     elf = path.with_suffix(".elf")
     elf_or_none = elf if elf.is_file() else None
     if app_of(data) is not None:
@@ -232,6 +235,19 @@ def _image_file(path: Path) -> Build:
             f"{path} is a bootloader", hint=f"write it to {CHIP_DEFS[made_for].BOOTLOADER_FLASH_OFFSET:#x}, or an app"
         )
     return Build(path, made_for, ((USUAL_APP_OFFSET, path),), elf_or_none, lone_app=True)
+
+
+def _container(path: Path) -> Build:
+    """Return what an Intel HEX or UF2 file has, each part for its own address."""
+    try:
+        files = regions_of(path.read_bytes(), str(path))
+    except OSError as error:
+        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
+    chips = {chip for _, data in files if (chip := chip_of(data[:APP_HEAD_SIZE])) is not None}
+    if len(chips) > 1:
+        raise FirmwareError(f"{path} has images for {' and '.join(sorted(chips))}", hint="build it again")
+    elf = path.with_suffix(".elf")
+    return Build(path, next(iter(chips), None), tuple(files), elf if elf.is_file() else None)
 
 
 def _chip_of_merged(data: bytes) -> str | None:

@@ -45,7 +45,7 @@ class Firmware:
 
         That is a build folder of ESP-IDF (``flasher_args.json``), of Arduino (``sketch.ino.bin`` and what belongs to
         it) or of PlatformIO (``.pio/build/ENV``); a folder that has such folders in it, or in its ``build`` or
-        ``.pio/build``; a merged image for address 0; or the image of an app alone.
+        ``.pio/build``; a merged image for address 0; Intel HEX or UF2; or the image of an app alone.
 
         Args:
             path: of the folder or file.

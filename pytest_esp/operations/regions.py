@@ -14,6 +14,8 @@ from pytest_esp.units import format_size, parse_size
 
 SECTOR = 0x1000
 
+_CONTAINERS = {".hex": b":", ".uf2": b"UF2\n"}
+
 Source = bytes | str | os.PathLike[str]
 """Contents, or the file that has them."""
 Pairs = Sequence[tuple[int | str, Source]] | Mapping[int | str, Source]
@@ -72,6 +74,8 @@ def _region(address: int | str, source: Source) -> Region:
         data, name = source, f"{len(source)} bytes"
     else:
         data, name = _contents(Path(source)), os.fspath(source)
+        if Path(source).suffix.lower() in _CONTAINERS and data.startswith(_CONTAINERS[Path(source).suffix.lower()]):
+            raise FirmwareError(f"{name} has addresses of its own", hint=f"leave out the address {start:#x}")
     if not data:
         raise FirmwareError(f"{name} for {start:#x} is empty", hint="an empty image is a build that went wrong")
     return Region(start, data, name)
