@@ -98,7 +98,7 @@ def main() -> None:
 
 def ours(folder: Path, port: str) -> Side:
     """Return this project's side; its rack has one board."""
-    rack = folder / "boards.toml"
+    rack = folder / ("socket.toml" if "://" in port else "pty.toml")
     rack.write_text(f'[boards.pty]\nbackend = "serial"\nchip = "esp32c3"\nport = "{port}"\n')
     places = {"PYTEST_ESP_STATE_DIR": str(folder / "state"), "PYTEST_ESP_LOCK_DIR": str(folder / "locks")}
     return Side(
