@@ -157,7 +157,7 @@ class BoardSpec(BaseModel):
     def _fill_in_defaults(cls, data: dict[str, Any]) -> dict[str, Any]:
         everything = ["read", "write", "erase", "burn"]
         if data.get("backend") in VIRTUAL_BACKENDS:
-            return {"allow": everything, "baud": 921600, **data}
+            return {"allow": everything, "baud": 921600, "flash_size": "4MB", **data}
         if data.get("backend") == "labgrid":
             tags = data.get("tags")
             chip = cast(dict[str, Any], tags).get("chip") if isinstance(tags, dict) else None

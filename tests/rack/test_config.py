@@ -180,13 +180,13 @@ def test_the_repository_has_the_same_default_rack_as_the_package(monkeypatch, tm
 @pytest.mark.parametrize(
     ("requirement", "names"),
     [
-        (Requirement(chips=("esp32", "esp32c6")), ["small", "c6"]),
+        (Requirement(chips=("esp32", "esp32c6")), ["small", "c6", "unknown"]),
         (Requirement(flash=">=8MB"), ["big"]),
-        (Requirement(flash="<8MB"), ["small"]),
-        (Requirement(flash="4MB"), ["small"]),
+        (Requirement(flash="<8MB"), ["small", "c6"]),
+        (Requirement(flash="4MB"), ["small", "c6"]),
         (Requirement(features=("psram",)), ["big"]),
         (Requirement(backends=("sim",), boards=("c6",)), ["c6"]),
-        (Requirement(count=3), ["small", "big", "c6"]),
+        (Requirement(count=3), ["small", "big", "c6", "unknown"]),
     ],
 )
 def test_matching(tmp_path, requirement, names):
@@ -194,7 +194,8 @@ def test_matching(tmp_path, requirement, names):
         tmp_path,
         '[boards.small]\nbackend="sim"\nchip="esp32"\nflash_size="4MB"\n'
         '[boards.big]\nbackend="sim"\nchip="esp32s3"\nflash_size="8MB"\nfeatures=["psram"]\n'
-        '[boards.c6]\nbackend="sim"\nchip="esp32c6"\n',
+        '[boards.c6]\nbackend="sim"\nchip="esp32c6"\n'  # 4 MB, as it says nothing else
+        '[boards.unknown]\nbackend="serial"\nchip="esp32c6"\nport="/dev/ttyUSB0"\n',
     )
     assert [spec.name for spec in rack.match(requirement)] == names
 
