@@ -82,7 +82,7 @@ class FlashManager(Component):
         files: list[Placed] | None = None,
         verify: bool = True,
     ) -> FlashReport:
-        """Write firmware to flash: one image at an address, an ESP-IDF build folder, Intel HEX, UF2, or a list of files.
+        """Write firmware to flash: one image at an address, a build folder, Intel HEX, UF2, or a list of files.
 
         Regions that are there already are skipped; an image for another chip is refused. Every written region is
         verified by the chip's MD5; verify=true compares all of them once more.
