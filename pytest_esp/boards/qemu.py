@@ -17,6 +17,7 @@ from pytest_esp.qemu.find import find
 from pytest_esp.qemu.machine import OnClose, QemuMachine
 from pytest_esp.qemu.machines import Machine, machine_for
 from pytest_esp.rack.identity import identity
+from pytest_esp.rack.spec import VIRTUAL_FLASH_SIZE
 from pytest_esp.sim.chip import made_up_mac, parse_mac
 from pytest_esp.sim.flash import NorFlash
 from pytest_esp.sim.model import ChipModel
@@ -89,7 +90,7 @@ class QemuBoard(Board):
     @property
     def flash_size(self) -> int:
         """Bytes."""
-        return self.spec.flash_size or 4 * _MEGABYTE
+        return self.spec.flash_size or VIRTUAL_FLASH_SIZE
 
     @property
     def has_image(self) -> bool:

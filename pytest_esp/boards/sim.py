@@ -8,6 +8,7 @@ from pytest_esp.boards.board import Board
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import BackendError
 from pytest_esp.rack.identity import identity
+from pytest_esp.rack.spec import VIRTUAL_FLASH_SIZE
 from pytest_esp.sim.app import load_app
 from pytest_esp.sim.chip import OnClose, SimChip
 from pytest_esp.sim.flash import NorFlash
@@ -17,8 +18,6 @@ from pytest_esp.wire.wire import Wire
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
-
-_FLASH_SIZE = 4 * 1024 * 1024
 
 
 class SimBoard(Board):
@@ -55,7 +54,7 @@ class SimBoard(Board):
             app = load_app(spec.app) if spec.app else None
             self.simulated = SimChip(
                 spec.chip,
-                flash=NorFlash(spec.flash_size or _FLASH_SIZE, path),
+                flash=NorFlash(spec.flash_size or VIRTUAL_FLASH_SIZE, path),
                 efuse_file=spec.efuse_file,
                 mac=spec.mac,
                 revision=spec.revision,

@@ -16,9 +16,9 @@ from esp_idf_defs.app_description import AppDescription
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.operations.containers import is_container, regions_of
+from pytest_esp.operations.containers import is_container, parts_of
 from pytest_esp.operations.images import APP_HEAD_SIZE, app_of, chip_of, is_of_8266
-from pytest_esp.operations.regions import Source
+from pytest_esp.operations.regions import Source, joined
 from pytest_esp.operations.table import MAGIC as TABLE_MAGIC
 from pytest_esp.operations.table import Partition, default_app, otadata_of, parse
 
@@ -240,7 +240,7 @@ def _image_file(path: Path) -> Build:
 def _container(path: Path) -> Build:
     """Return what an Intel HEX or UF2 file has, each part for its own address."""
     try:
-        files = regions_of(path.read_bytes(), str(path))
+        files = joined(parts_of(path.read_bytes(), str(path)), str(path))
     except OSError as error:
         raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
     chips = {chip for _, data in files if (chip := chip_of(data[:APP_HEAD_SIZE])) is not None}

@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterator
 
 from pytest_esp.errors import FirmwareError
-from pytest_esp.operations.regions import SECTOR
 
 _HEX = b":"
 _UF2 = b"UF2\n"
@@ -29,7 +28,7 @@ def contents_of(data: bytes, source: str) -> bytes:
     Raises:
         FirmwareError: if it is Intel HEX or UF2, and damaged.
     """
-    return _flat(_parts(data, source), source) if is_container(data) else data
+    return _flat(parts_of(data, source), source) if is_container(data) else data
 
 
 def is_container(data: bytes) -> bool:
@@ -37,26 +36,12 @@ def is_container(data: bytes) -> bool:
     return data.startswith((_UF2, _HEX))
 
 
-def regions_of(data: bytes, source: str) -> list[tuple[int, bytes]]:
-    """Return address and bytes of what an Intel HEX or UF2 file puts into flash; parts of one sector are one.
+def parts_of(data: bytes, source: str) -> Iterator[tuple[int, bytes]]:
+    """Yield address and bytes of what an Intel HEX or UF2 file puts into flash, in the order of the file.
 
     Raises:
         FirmwareError: if it is damaged.
     """
-    regions: list[tuple[int, bytearray]] = []
-    end = -1
-    for address, part in sorted(_parts(data, source)):
-        if address < end:
-            raise FirmwareError(f"{source} has two contents for {address:#x}", hint=_HINT)
-        if address == end or (regions and address // SECTOR == (end - 1) // SECTOR):
-            regions[-1][1].extend(b"\xff" * (address - end) + part)
-        else:
-            regions.append((address, bytearray(part)))
-        end = address + len(part)
-    return [(address, bytes(content)) for address, content in regions]
-
-
-def _parts(data: bytes, source: str) -> Iterator[tuple[int, bytes]]:
     return _uf2_blocks(data, source) if data.startswith(_UF2) else _hex_segments(data, source)
 
 

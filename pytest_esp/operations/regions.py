@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_esp.errors import FirmwareError
+from pytest_esp.operations.containers import is_container
 from pytest_esp.units import format_size, parse_size
 
 SECTOR = 0x1000
 
-_CONTAINERS = {".hex": b":", ".uf2": b"UF2\n"}
+_CONTAINERS = (".hex", ".uf2")
 
 Source = bytes | str | os.PathLike[str]
 """Contents, or the file that has them."""
@@ -65,6 +66,25 @@ def make_regions(pairs: Pairs) -> tuple[Region, ...]:
     return tuple(regions)
 
 
+def joined(parts: Iterable[tuple[int, bytes]], source: str) -> list[tuple[int, bytes]]:
+    """Return address and bytes of *parts*, those that follow each other or share a sector as one.
+
+    Raises:
+        FirmwareError: if two are for one place.
+    """
+    found: list[tuple[int, bytearray]] = []
+    end = -1
+    for address, part in sorted(parts):
+        if address < end:
+            raise FirmwareError(f"{source} has two contents for {address:#x}", hint="make it again")
+        if address == end or (found and address // SECTOR == (end - 1) // SECTOR):
+            found[-1][1].extend(b"\xff" * (address - end) + part)
+        else:
+            found.append((address, bytearray(part)))
+        end = address + len(part)
+    return [(address, bytes(content)) for address, content in found]
+
+
 def _region(address: int | str, source: Source) -> Region:
     try:
         start = parse_size(address)
@@ -74,7 +94,7 @@ def _region(address: int | str, source: Source) -> Region:
         data, name = source, f"{len(source)} bytes"
     else:
         data, name = _contents(Path(source)), os.fspath(source)
-        if Path(source).suffix.lower() in _CONTAINERS and data.startswith(_CONTAINERS[Path(source).suffix.lower()]):
+        if Path(source).suffix.lower() in _CONTAINERS and is_container(data):
             raise FirmwareError(f"{name} has addresses of its own", hint=f"leave out the address {start:#x}")
     if not data:
         raise FirmwareError(f"{name} for {start:#x} is empty", hint="an empty image is a build that went wrong")

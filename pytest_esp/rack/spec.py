@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pytest_esp.rack.identity import check_port
 from pytest_esp.units import parse_size
 
+VIRTUAL_FLASH_SIZE = 4 * 1024 * 1024
+"""Bytes, of virtual boards whose entry does not say."""
 BACKENDS = ("serial", "qemu", "sim", "labgrid")
 VIRTUAL_BACKENDS = ("qemu", "sim")
 
@@ -157,7 +159,7 @@ class BoardSpec(BaseModel):
     def _fill_in_defaults(cls, data: dict[str, Any]) -> dict[str, Any]:
         everything = ["read", "write", "erase", "burn"]
         if data.get("backend") in VIRTUAL_BACKENDS:
-            return {"allow": everything, "baud": 921600, "flash_size": "4MB", **data}
+            return {"allow": everything, "baud": 921600, "flash_size": VIRTUAL_FLASH_SIZE, **data}
         if data.get("backend") == "labgrid":
             tags = data.get("tags")
             chip = cast(dict[str, Any], tags).get("chip") if isinstance(tags, dict) else None
