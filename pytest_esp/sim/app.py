@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_esp.sim.boot import BootResult
 
 
-class App:
+class SimApp:
     """Base of the Python classes that play an app. Subclass it and name it in boards.toml (``app = "module:Class"``).
 
     Args:
@@ -27,7 +27,7 @@ class App:
         self.boot = boot
 
     def start(self) -> None:
-        """Run ``app_main``. It must return at once; use `pytest_esp.wire.loop.call_later` for what comes later."""
+        """Run ``app_main``. It must return at once; use `pytest_esp.call_later` for what comes later."""
 
     def receive(self, data: bytes) -> None:
         """Take what a host sends."""
@@ -36,7 +36,7 @@ class App:
         """The chip was reset or lost its power: cancel what is under way."""
 
 
-class SilentApp(App):
+class SilentApp(SimApp):
     """The default: says what it is, and nothing else."""
 
     def start(self) -> None:
@@ -44,7 +44,7 @@ class SilentApp(App):
         self.send(b"[sim] the app's machine code is not run; give the chip an app class, or use QEMU\r\n")
 
 
-class HelloApp(App):
+class HelloApp(SimApp):
     """Prints what ESP-IDF's hello_world begins with."""
 
     def start(self) -> None:
@@ -52,7 +52,7 @@ class HelloApp(App):
         self.send(b"Hello world!\r\n")
 
 
-class EchoApp(App):
+class EchoApp(SimApp):
     """Sends back what it gets, after the line ``ready``."""
 
     def start(self) -> None:
@@ -64,7 +64,7 @@ class EchoApp(App):
         self.send(data)
 
 
-class CrashApp(App):
+class CrashApp(SimApp):
     """Panics at the first byte it gets, and restarts."""
 
     def start(self) -> None:
@@ -82,10 +82,10 @@ class CrashApp(App):
         self.restart("RTC_SW_CPU_RST")
 
 
-_BUILT_IN: dict[str, type[App]] = {"silent": SilentApp, "hello": HelloApp, "echo": EchoApp, "crash": CrashApp}
+_BUILT_IN: dict[str, type[SimApp]] = {"silent": SilentApp, "hello": HelloApp, "echo": EchoApp, "crash": CrashApp}
 
 
-def load_app(name: str) -> type[App]:
+def load_app(name: str) -> type[SimApp]:
     """Return the class that *name* means: ``module:Class``, or one of the built-in ``silent hello echo crash``.
 
     Raises:
@@ -99,6 +99,6 @@ def load_app(name: str) -> type[App]:
         found: object = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise BackendError(f"the app {name!r} cannot be loaded: {error}", hint=hint) from error
-    if not (isinstance(found, type) and issubclass(found, App)):
-        raise BackendError(f"{name!r} is not a subclass of pytest_esp.sim.app.App", hint=hint)
+    if not (isinstance(found, type) and issubclass(found, SimApp)):
+        raise BackendError(f"{name!r} is not a subclass of pytest_esp.SimApp", hint=hint)
     return found

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pytest_esp.errors import BackendError
 from pytest_esp.sim import crypt
-from pytest_esp.sim.app import App, SilentApp
+from pytest_esp.sim.app import SilentApp, SimApp
 from pytest_esp.sim.boot import BootResult, boot
 from pytest_esp.sim.boot_log import download_banner
 from pytest_esp.sim.bus import Bus
@@ -72,7 +72,7 @@ class SimChip:
         mac: str | None = None,
         revision: int | None = None,
         secure_download: bool = False,
-        app: type[App] | None = None,
+        app: type[SimApp] | None = None,
         rise_time: float = 0.0,
         on_close: OnClose = "bootloader",
         name: str | None = None,
@@ -105,8 +105,8 @@ class SimChip:
             lambda: self.flash_is_attached,
         )
         self._on_close = on_close
-        self._app_class: type[App] = app or SilentApp
-        self._app: App | None = None
+        self._app_class: type[SimApp] = app or SilentApp
+        self._app: SimApp | None = None
         self._loader: Loader | None = None
         self._reboot: Timer | None = None
         self.mode: Mode = "off"
@@ -193,7 +193,7 @@ class SimChip:
         elif not self.model.is_8266:  # whose ROM stops here
             self._reset_later(_BOOT_LOOP_PERIOD, "TG0WDT_SYS_RST" if not self.model.is_esp32 else "RTCWDT_RTC_RST")
 
-    def _start_app(self, app_class: type[App], result: BootResult | None) -> None:
+    def _start_app(self, app_class: type[SimApp], result: BootResult | None) -> None:
         self._app = app_class(self.transmit, self.restart, result)
         self._app.start()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pytest_esp.sim.app import App
+from pytest_esp import SimApp
 from pytest_esp.wire.loop import Timer, call_later
 
 _PERIOD = 0.2  # seconds
 
 
-class RamHelloWorld(App):
+class RamHelloWorld(SimApp):
     """Stands in for esptool's ``images/ram_helloworld``: greets again and again. Says nothing if booted from flash."""
 
     _timer: Timer | None = None

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from nvs_reader import nvs_lines
 
-from pytest_esp.sim.app import App
+from pytest_esp import SimApp
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.loop import Timer, call_later
 
@@ -67,7 +67,7 @@ class _Case:
         return _line_of(f'("{self.name}"')
 
 
-class TestFirmware(App):
+class TestFirmware(SimApp):
     """Plays the test firmware (see README.md beside this file)."""
 
     __test__ = False  # pytest: it is none

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from pytest_esp.sim.app import App
+from pytest_esp import SimApp
 from pytest_esp.wire.loop import call_later
 
 BUILD = Path(__file__).parents[1] / "firmware" / "build" / "esp32c3"
@@ -32,7 +32,7 @@ VALUES = {
 }
 
 
-class LeakyApp(App):
+class LeakyApp(SimApp):
     """Says all its secrets in all forms: also in two pieces, among colours, and without an end of the line."""
 
     def start(self):

@@ -4,8 +4,8 @@ import re
 import struct
 import zlib
 
+from pytest_esp import SimApp
 from pytest_esp.operations.ram import self_test_image
-from pytest_esp.sim.app import App
 from pytest_esp.wire.loop import call_later
 
 
@@ -19,7 +19,7 @@ def code_of(image):
     return found
 
 
-class Passing(App):
+class Passing(SimApp):
     """Answers as the program does on the ESP32-C3."""
 
     ram = "PASS 65536 bytes from 0x3fc98000"
@@ -62,11 +62,11 @@ class BadUart(Passing):
     uart_error = 1
 
 
-class Mute(App):
+class Mute(SimApp):
     pass
 
 
-class CrashLoop(App):
+class CrashLoop(SimApp):
     """Panics as soon as it runs, as the ESP32-C3 does, and restarts."""
 
     def start(self):

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 from dataclasses import dataclass, field
 
-from pytest_esp.sim.app import App
+from pytest_esp import SimApp
 
 PANIC = (
     "Guru Meditation Error: Core  0 panic'ed (LoadProhibited). Exception was unhandled.\n\n"
@@ -49,7 +49,7 @@ class Program:
     restarts_after_leaks: bool = True
 
 
-class UnityApp(App):
+class UnityApp(SimApp):
     """Plays its `program`."""
 
     program = Program()
