@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,13 +18,41 @@ from pytest_esp.errors import EspError
 from pytest_esp.secrets import remember
 
 if TYPE_CHECKING:
-    from fastmcp.server.auth import AuthProvider
+    from fastmcp import FastMCP
 
     from mcp_bridge.bridge import Bridge
 
-_TOKEN = "PYTEST_ESP_MCP_TOKEN"
+_NAME = "[a-z0-9._-]+"
 _NO_TYPE_CHECKS = "PY_KEY_VALUE_DISABLE_BEARTYPE"
 """Of py-key-value-aio, FastMCP's store: at every start it would give its functions checks of their types (0.1 s)."""
+
+
+def _hosts(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> list[str]:
+    """Return names or addresses as FastMCP compares them: without port and brackets; patterns could allow all."""
+    hosts = [re.sub(r"^\[(.*)\](:\d+)?$|^([^:]*):\d+$", r"\1\3", text.lower()) for text in texts]
+    for text, host in zip(texts, hosts, strict=True):
+        if not _is_ip_address(host) and not re.fullmatch(_NAME, host):
+            raise click.BadParameter(f"{text!r} is not a host name, e.g. boards.example.com")
+    return hosts
+
+
+def _origins(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> list[str]:
+    """Return origins as browsers send them: without the usual port. Patterns, and "null", could be any page."""
+    origins = [
+        re.sub(r"^(http://[^:]*):80$|^(https://[^:]*):443$", r"\1\2", text.lower().rstrip("/")) for text in texts
+    ]
+    for text, origin in zip(texts, origins, strict=True):
+        if not re.fullmatch(rf"[a-z][a-z0-9+.-]*://{_NAME}(:\d+)?", origin):
+            raise click.BadParameter(f"{text!r} is not an origin, e.g. https://boards.example.com:8443")
+    return origins
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @click.command("pytest-esp-mcp", context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,6 +77,23 @@ _NO_TYPE_CHECKS = "PY_KEY_VALUE_DISABLE_BEARTYPE"
     help="A public key: only updates (esp_ota_deploy) signed with its private key are installed.",
 )
 @click.option("--http", metavar="HOST:PORT", help="Serve streamable HTTP instead of standard input and output.")
+@click.option(
+    "--allowed-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    callback=_hosts,
+    help="With --http: a further name that clients reach the server by, e.g. a proxy's (repeatable).",
+)
+@click.option(
+    "--allowed-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    callback=_origins,
+    help="With --http: web pages of this origin may call the server; without it, none may (repeatable).",
+)
+@click.option("--rotate-token", is_flag=True, help="Replace the bearer token of --http; without --http, end then.")
 def main(
     rack: Path | None,
     components: str,
@@ -57,10 +103,13 @@ def main(
     allow_burn: bool,
     update_key: Path | None,
     http: str | None,
+    hosts: list[str],
+    origins: list[str],
+    rotate_token: bool,
 ) -> None:
     """Offer Espressif boards to MCP clients as esp_* tools, over standard input and output, or HTTP.
 
-    Over HTTP clients send the bearer token in PYTEST_ESP_MCP_TOKEN; only on the loopback interface there may be none.
+    Over HTTP clients send a bearer token: that of PYTEST_ESP_MCP_TOKEN, else that of a file, whose path is printed.
     """
     os.environ.setdefault(_NO_TYPE_CHECKS, "1")
     from mcp_bridge.bridge import Bridge
@@ -76,15 +125,18 @@ def main(
             update_key=update_key.resolve() if update_key else None,
         )
         address = _address(http) if http is not None else None
-        auth = _auth(address[0]) if address is not None else None
+        if address is None and (hosts or origins):
+            raise click.UsageError("--allowed-host and --allowed-origin need --http")
+        token = _token(rotate=rotate_token) if address is not None or rotate_token else ""
+        if address is None and rotate_token:
+            return
         bridge = Bridge(settings)
         app = bridge.server()
         if address is None:
             _end_on_signals(bridge)
             app.run("stdio", show_banner=False, log_level="WARNING")
         else:
-            app.auth = auth
-            app.run("http", host=address[0], port=address[1], show_banner=False)
+            _serve(app, *address, hosts=hosts, origins=origins, token=token)
     except EspError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
@@ -113,20 +165,35 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _auth(host: str) -> AuthProvider | None:
-    token = os.environ.get(_TOKEN, "")
-    if token:
-        from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
+def _token(*, rotate: bool) -> str:
+    from mcp_bridge.http_guard import TOKEN_ENVIRONMENT, kept_token, named_token, token_file
 
-        remember(token)
-        return StaticTokenVerifier({token: {"client_id": "pytest-esp", "scopes": []}})
-    if not _is_loopback(host):
-        raise click.UsageError(f"{host} can be reached from outside: set a bearer token in {_TOKEN}")
-    return None
+    token = named_token()
+    if token is None:
+        token = kept_token(rotate=rotate)
+        click.echo(f"The bearer token is in {token_file()}", err=True)
+    elif rotate:
+        raise click.UsageError(f"--rotate-token has no effect: {TOKEN_ENVIRONMENT} is set, and its token is used")
+    remember(token)
+    return token
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _serve(app: FastMCP[Any], host: str, port: int, *, hosts: list[str], origins: list[str], token: str) -> None:
+    """Serve HTTP. All that FastMCP would else take from its own environment variables is said here."""
+    from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
+    from starlette.middleware import Middleware
+
+    from mcp_bridge.http_guard import Gate
+
+    is_any = _is_ip_address(host) and ipaddress.ip_address(host).is_unspecified
+    app.auth = StaticTokenVerifier({token: {"client_id": "pytest-esp", "scopes": []}})
+    app.run(
+        "http",
+        host=host,
+        port=port,
+        show_banner=False,
+        host_origin_protection=True,
+        allowed_hosts=hosts if is_any else [*hosts, host],
+        allowed_origins=origins,
+        middleware=[Middleware(Gate, origins=origins)],
+    )

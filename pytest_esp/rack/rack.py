@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 STATE_ENVIRONMENT = "PYTEST_ESP_STATE_DIR"
 
 
+def state_folder() -> Path:
+    """Return the folder for what is kept between runs: PYTEST_ESP_STATE_DIR, or the user's own; it may be missing."""
+    root = os.environ.get(STATE_ENVIRONMENT)
+    return Path(root).expanduser() if root else user_state_path("pytest-esp")
+
+
 @dataclass(frozen=True)
 class Rack:
     """Which boards there are.
@@ -108,8 +114,7 @@ class Rack:
             LeaseError: if it cannot be made.
             PortError: if the board is named by what is plugged in, and is not.
         """
-        root = os.environ.get(STATE_ENVIRONMENT)
-        folder = (Path(root).expanduser() if root else user_state_path("pytest-esp")) / leases.file_stem(spec, self)
+        folder = state_folder() / leases.file_stem(spec, self)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,0 +1,112 @@
+"""Who may speak to the server over HTTP: clients with the bearer token, and web pages of named origins."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastmcp.server.auth.middleware import RequireAuthMiddleware
+from filelock import FileLock
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse
+
+from pytest_esp.errors import RefusedError
+from pytest_esp.rack.rack import STATE_ENVIRONMENT, state_folder
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+TOKEN_ENVIRONMENT = "PYTEST_ESP_MCP_TOKEN"
+_TOKEN_FILE = "mcp-token"
+_SHORTEST = 32  # characters of a token in the file: what is shorter was not made here
+_LONGEST = 1000
+_LOCK_TIMEOUT = 10.0  # seconds
+
+
+class Gate:
+    """Middleware that refuses each origin that was not named, and each request without the token, on any path.
+
+    It stands behind FastMCP's own guard, which checks Host, but accepts all loopback origins and the server's own.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        self._origins = frozenset(origins)
+        self._app = CORSMiddleware(
+            RequireAuthMiddleware(app, []),
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("mcp-session-id",),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with 401 or 403."""
+        if scope["type"] == "http" and not self._origins.issuperset(Headers(scope=scope).getlist("origin")):
+            refusal = PlainTextResponse("Forbidden Origin: the server allows those of --allowed-origin only", 403)
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+# -- the token
+
+
+def token_file() -> Path:
+    """Return the file that keeps this user's token."""
+    return state_folder() / _TOKEN_FILE
+
+
+def named_token() -> str | None:
+    """Return the token in PYTEST_ESP_MCP_TOKEN; None if it is not set.
+
+    Raises:
+        RefusedError: if clients cannot send it.
+    """
+    token = os.environ.get(TOKEN_ENVIRONMENT, "").strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise RefusedError(f"{TOKEN_ENVIRONMENT}: a token has printable ASCII characters only, and no blanks")
+    return token or None
+
+
+def kept_token(*, rotate: bool = False) -> str:
+    """Return the token in `token_file`; make one if there is none, or with *rotate*.
+
+    Raises:
+        RefusedError: if the file cannot be used, or other users can read it.
+    """
+    path = token_file()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock"), timeout=_LOCK_TIMEOUT):  # servers that start at once share one token
+            if rotate or not path.exists():
+                _write(path, secrets.token_urlsafe(32))
+            return _read(path)
+    except OSError as error:
+        raise RefusedError(
+            f"cannot use the token file {path}: {error.strerror or error}",
+            hint=f"set {TOKEN_ENVIRONMENT}, or {STATE_ENVIRONMENT} to a folder of your own",
+        ) from error
+
+
+def _write(path: Path, token: str) -> None:
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # of mode 0600
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{token}\n")
+    os.replace(part, path)
+
+
+def _read(path: Path) -> str:
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), errors="replace") as file:
+        about = os.fstat(file.fileno())
+        if os.name == "posix" and (about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077):
+            raise RefusedError(f"other users can read or change {path}", hint="make a new token: --rotate-token")
+        token = file.read(_LONGEST).strip()
+    if len(token) < _SHORTEST or not token.isascii() or not token.isprintable():
+        raise RefusedError(f"{path} does not contain a token", hint="make a new one: --rotate-token")
+    return token
