@@ -66,7 +66,8 @@ def _is_ip_address(host: str) -> bool:
     multiple=True,
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folders that files may be read from and written to (repeatable); else MCP_PROJECT_ROOTS, the working folder.",
+    help="Folders that files may be read from and written to (repeatable); else MCP_PROJECT_ROOTS, else the working "
+    "folder unless it is / or a home folder.",
 )
 @click.option("--idle", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Until boards are free.")
 @click.option("--allow-burn", is_flag=True, help="Consent to burn eFuses that a board's allow_burn names.")

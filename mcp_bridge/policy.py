@@ -62,8 +62,14 @@ class Policy:
         """Return the file or folder *name* (relative to the first root), with links followed.
 
         Raises:
-            RefusedError: if it lies outside the roots, or is no name at all.
+            RefusedError: if it lies outside the roots, if there are none, or if it is no name at all.
         """
+        if not self._settings.roots:
+            raise RefusedError(
+                f"this server may not open {name!r} or any other file: it was started without --roots, and its working "
+                "folder is too broad (the root folder, a home folder, or a folder that contains home folders)",
+                hint="start the server with --roots DIR, or in the project's folder",
+            )
         try:
             path = (self._settings.roots[0] / Path(name).expanduser()).resolve()
         except (ValueError, OSError, RuntimeError) as error:

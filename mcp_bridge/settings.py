@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
 from pytest_esp.operations.registry import Effect
 
 _ROOT_VARIABLES = ("MCP_ESP_PROJECT_DIR", "MCP_PROJECT_ROOTS")
+_HOLDERS = ("C:/Users",) if os.name == "nt" else ("/home", "/Users", "/var/home", "/export/home")
 
 
 def default_roots() -> tuple[Path, ...]:
-    """Return the folders that MCP_ESP_PROJECT_DIR and MCP_PROJECT_ROOTS name; the working folder if neither is set."""
+    """Return the folders that MCP_ESP_PROJECT_DIR and MCP_PROJECT_ROOTS name; the working folder if neither is set.
+
+    Empty if the working folder is too broad (see `is_broad`) or deleted: clients start servers in ``/`` or at home,
+    and their users do not mean all that is there.
+    """
     named = [name for variable in _ROOT_VARIABLES for name in os.environ.get(variable, "").split(os.pathsep) if name]
-    return tuple(Path(name).expanduser().resolve() for name in named) or (Path.cwd().resolve(),)
+    if named:
+        return tuple(Path(name).expanduser().resolve() for name in named)
+    try:
+        folder = Path.cwd().resolve()
+    except FileNotFoundError:
+        return ()
+    homes = [home.resolve() for home in _homes()]
+    holders = [Path(name).resolve() for name in _HOLDERS]
+    return () if is_broad(folder, homes, holders) else (folder,)
+
+
+def is_broad(folder: PurePath, homes: Sequence[PurePath], holders: Sequence[PurePath]) -> bool:
+    """Return whether *folder* is the root of a file system or drive, a home folder, or a parent of one.
+
+    Args:
+        folder: with links followed, as the others.
+        homes: known home folders.
+        holders: folders in which each folder is somebody's home, as in ``/home``.
+    """
+    return (
+        folder == folder.parent
+        or folder.parent in holders
+        or any(folder == path or folder in path.parents for path in (*homes, *holders))
+    )
+
+
+def _homes() -> Iterator[Path]:
+    with contextlib.suppress(RuntimeError):  # no HOME, and a user without an entry
+        yield Path.home()
+    if sys.platform != "win32":
+        import pwd
+
+        yield Path("/root")
+        with contextlib.suppress(KeyError):
+            yield Path(pwd.getpwuid(os.getuid()).pw_dir)
 
 
 @dataclass(frozen=True)
@@ -27,7 +69,7 @@ class Settings:
         rack: the rack file; None for the usual search.
         components: names of the components that are loaded; empty for all.
         allow: what tools may do to boards at most; a board's own ``allow`` still holds.
-        roots: folders that files may be read from and written to.
+        roots: folders that files may be read from and written to; if empty, the server opens no file for a client.
         idle: seconds after the last call until a board is given back.
         burns_enabled: consent to burn eFuses of real boards that ``allow_burn`` names.
         update_key: file with the public key (PEM) that updates must be signed for; None for any update.

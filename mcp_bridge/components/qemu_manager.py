@@ -171,8 +171,8 @@ class QemuManager(Component):
     @tool(timeout=120.0, read_only=False)
     def esp_qemu_flash(self, instance_id: str, firmware_path: str, address: int | str | None = None) -> Flashed:
         """Write firmware (an image for an address, or an ESP-IDF build folder) into a machine's flash and start it."""
-        self._find("qemu", instance_id)
         path = self.bridge.policy.path(firmware_path)
+        self._find("qemu", instance_id)
         with self.bridge.boards.use(instance_id) as esp:
             result = esp.flash.write(path, address, progress=progress)
             esp.link.reset(bootloader=False)
