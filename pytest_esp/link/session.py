@@ -68,6 +68,7 @@ class Session:
         self._ram_block = ram_block
         self._esp: FastLoader | None = None
         self._attached = False
+        self._entered_by_reset = False
         self._espefuse: Any = None
 
     @property
@@ -122,12 +123,46 @@ class Session:
             yield esp
 
     def espefuse(self, esp: Any) -> Any:
-        """Return espefuse's commands over *esp*, made once (it parses YAML for 0.1 s); see `forget_efuses`."""
+        """Return espefuse's commands, which read over *esp* and burn by the ROM alone.
+
+        They are made once (espefuse parses YAML for 0.1 s); see `forget_efuses`. A burn resets the chip into its ROM if
+        anything else has run: *esp* is void after it, and the commands' own ``esp`` is what answers.
+        """
         if self._espefuse is None:
             from espefuse.efuse_interface import init_commands
 
             self._espefuse = init_commands(esp=esp, do_not_confirm=True)
+            self._burn_by_rom(self._espefuse)
+        _bind(self._espefuse, esp)
         return self._espefuse
+
+    def _burn_by_rom(self, commands: Any) -> None:
+        """Let *commands* burn as espefuse's own program does, whose timing fits no chip that the stub has sped up."""
+        efuses = commands.efuses
+        set_up = efuses.efuse_controller_setup
+
+        def set_up_in_rom() -> None:  # what espefuse calls before it writes what is to be burnt
+            _bind(commands, self._fresh_rom())
+            self._espefuse = commands
+            set_up()
+
+        efuses.efuse_controller_setup = set_up_in_rom
+        # espefuse connects anew where a burn has closed its way in; it would close the port for that.
+        efuses.reconnect_chip = lambda _esp: self.reconnect()
+
+    def _fresh_rom(self) -> FastLoader:
+        """Return the ROM's loader, at its own baud rate, with nothing run since a reset of this session."""
+        esp = self._esp
+        if esp is None or esp.IS_STUB or not self._entered_by_reset or self.port.baudrate != _ROM_BAUDRATE:
+            if self.is_stub:
+                self._baudrate = self.port.baudrate  # at which the next stub goes on
+            esp = self.reconnect()
+        if esp.sync_stub_detected:
+            raise LinkError(
+                "the stub flasher still runs after a reset, and eFuses are burnt by the ROM alone",
+                hint="bring the board into its download mode by hand (hold BOOT, press RESET); nothing was burnt",
+            )
+        return esp
 
     def forget_efuses(self) -> None:
         """Read the eFuses anew at their next use: some were burnt."""
@@ -185,6 +220,7 @@ class Session:
             esp = fast_class(CHIP_DEFS[found], usb=self._usb)(cast(Any, self.port), hello)
             esp.sync_stub_detected = synced_with_stub
         self.chip = found
+        self._entered_by_reset = enter is None
         esp.secure_download_mode = _secure_download(esp)
         if not esp.secure_download_mode:
             esp._post_connect()  # the rest of `ESPLoader.connect`
@@ -224,9 +260,9 @@ class Session:
         if not stub.IS_STUB:  # esptool knows chips that refuse one: an ESP32-C3 with secure boot
             esp.stub_is_disabled = True
             return esp
+        self._esp = stub
         if self._baudrate != self.port.baudrate:
             self._change_baudrate(stub, self._baudrate)
-        self._esp = stub
         return stub
 
     def _started_stub(self, esp: FastLoader) -> FastLoader:
@@ -298,6 +334,11 @@ def _translate(message: str, attempted: str, board: str) -> EspError:
             hint="is it powered, and does nothing else hold its pins? The next use resets it and tries again",
         )
     return OperationError(text, attempted=attempted, board=board)
+
+
+def _bind(commands: Any, esp: Any) -> None:
+    """Let espefuse's *commands* talk to the chip over *esp*."""
+    commands.esp = commands.efuses._esp = esp
 
 
 def _identify(esp: FastLoader) -> str:

@@ -607,12 +607,7 @@ def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
 
 
 def _burn(link: Link, commands: Any, intent: _Intent) -> None:
-    # espefuse finds its own way in closed by some burns: it then connects anew, which must not close our port, and,
-    # content with what it finds or does not find, leaves the process.
-    def reconnect(_esp: object) -> object:
-        return link.session.reconnect()
-
-    commands.efuses.reconnect_chip = reconnect
+    # Some burns close espefuse's way in: content with what it then finds or does not find, it leaves the process.
     quiet = capture(Transcript()) if intent.secret else contextlib.nullcontext()
     with quiet, contextlib.suppress(SystemExit):
         commands.burn_efuse({intent.plan.name: intent.raw})

@@ -19,7 +19,7 @@ class Bus:
 
     Args:
         watchdog: called with the delay in seconds when the RTC watchdog was told to reset the chip.
-        baudrate: returns the UART's baud rate.
+        clock_divider: returns what the UART divides its clock by.
         flash_attached: tells whether the SPI controller's pins lead to the flash.
     """
 
@@ -30,7 +30,7 @@ class Bus:
         efuses: Efuses | None,
         fixed: dict[int, int],
         watchdog: Callable[[float], None],
-        baudrate: Callable[[], int],
+        clock_divider: Callable[[], int],
         flash_attached: Callable[[], bool],
     ) -> None:
         self._model = model
@@ -38,11 +38,11 @@ class Bus:
         self._efuses = efuses
         self._fixed = fixed
         self._watchdog = watchdog
-        self._baudrate = baudrate
+        self._clock_divider = clock_divider
         self._flash_attached = flash_attached
         self._pages: dict[int, bytearray] = {}
         rom = model.rom
-        self._clock_divider: int = rom.UART_CLKDIV_REG
+        self._clock_divider_register: int = rom.UART_CLKDIV_REG
         self._spi_cmd: int = rom.SPI_REG_BASE
         self._wdt_config: int = getattr(rom, "RTC_CNTL_WDTCONFIG0_REG", -1)
         self._wdt_timeout: int = getattr(rom, "RTC_CNTL_WDTCONFIG1_REG", -1)
@@ -53,8 +53,8 @@ class Bus:
             return self._fixed[address]
         if self._efuses is not None and address in self._efuses:
             return self._efuses.read(address)
-        if address == self._clock_divider:
-            return self._model.uart_clock_divider(self._baudrate())
+        if address == self._clock_divider_register:
+            return self._clock_divider()
         return self._word(address)
 
     def write(self, address: int, value: int, mask: int = 0xFFFFFFFF) -> None:

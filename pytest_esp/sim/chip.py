@@ -82,7 +82,11 @@ class SimChip:
         self.model = ChipModel(chip)
         self.mac_bytes = parse_mac(mac) if mac else made_up_mac(name or chip)
         self.revision = self.model.default_revision if revision is None else revision
-        self.efuses = Efuses(self.model, self.mac_bytes, self.revision, efuse_file) if self.model.has_efuses else None
+        self.efuses = (
+            Efuses(self.model, self.mac_bytes, self.revision, efuse_file, lambda: self._uart_clock_mhz)
+            if self.model.has_efuses
+            else None
+        )
         if self.efuses is not None and self.efuses.was_stored:
             self._take_stored_identity(self.efuses, mac, revision)
         if secure_download:
@@ -101,7 +105,7 @@ class SimChip:
             self.efuses,
             self._fixed_registers(),
             self._watchdog,
-            lambda: self.baudrate,
+            lambda: self.model.uart_clock_divider(self._uart_clock_mhz, self.baudrate),
             lambda: self.flash_is_attached,
         )
         self._on_close = on_close
@@ -271,6 +275,10 @@ class SimChip:
     def transmit(self, data: bytes) -> None:
         """Send bytes to the hosts; one at another baud rate sees noise."""
         self.wire.transmit(data if self._speeds_fit() else data.translate(_NOISE))
+
+    @property
+    def _uart_clock_mhz(self) -> int:
+        return self.model.uart_clock_mhz(stub=self.mode == "stub")
 
     def _speeds_fit(self) -> bool:
         host = self._host_baudrate

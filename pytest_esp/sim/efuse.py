@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Efuses:
         revision: major * 100 + minor.
         path: file to keep them in, in the format of espefuse's ``--virt --path-efuse-file``. Keys that can no longer
             be read are kept beside it, in ``PATH.keys``: the chip still encrypts with them.
+        apb_mhz: returns the frequency of the APB, which times a burn; None for the crystal's.
 
     Attributes:
         was_stored: whether the file held a chip already; *mac* and *revision* are then without effect.
@@ -43,8 +45,16 @@ class Efuses:
         BackendError: if the file cannot be used.
     """
 
-    def __init__(self, model: ChipModel, mac: bytes, revision: int, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: ChipModel,
+        mac: bytes,
+        revision: int,
+        path: Path | None = None,
+        apb_mhz: Callable[[], int] | None = None,
+    ) -> None:
         self._model = model
+        self._apb_mhz = apb_mhz or (lambda: model.crystal_mhz)
         self._map = efuse_map(model.chip, revision)
         self._path = path
         self._keys_path = path.with_name(f"{path.name}.keys") if path else None
@@ -87,7 +97,8 @@ class Efuses:
         """Write the bits of *mask*; a program or read command acts at once.
 
         The emulator stores ``value & mask`` instead of merging and would let the read registers be written, which no
-        chip does: both are put right here. What it cannot encode (a coding error) leaves the fuses as they were.
+        chip does: both are put right here. What it cannot encode (a coding error) leaves the fuses as they were, and so
+        does a burn with the timing of another clock, of which nobody knows what a real chip makes.
         """
         address &= ~3
         if any(first <= address < end for first, end in self._map.read_only):
@@ -96,6 +107,9 @@ class Efuses:
         self._remember_key_data()
         self._emulator = self._emulator or emulator(self._model.chip)
         set_contents(self._emulator, self._registers)
+        if self._starts_a_burn(address, merged) and not self._is_timed_for_its_clock():
+            self._emulator.clean_blocks_wr_regs()
+            merged = 0
         try:
             self._emulator.write_reg(address, merged)
         except Exception:  # the emulator raises FatalError or reedsolo errors for data no chip could program
@@ -211,6 +225,25 @@ class Efuses:
         return keys.get(4) or self.key("BLOCK_KEY0")
 
     # -- inside
+
+    def _starts_a_burn(self, address: int, command: int) -> bool:
+        registers = self._emulator.REGS
+        if self._model.is_esp32:
+            return address == registers.EFUSE_REG_CMD and command == registers.EFUSE_CMD_WRITE
+        return address == registers.EFUSE_CMD_REG and bool(command & registers.EFUSE_PGM_CMD)
+
+    def _is_timed_for_its_clock(self) -> bool:
+        """Tell whether the timing is that of the APB, where it varies (technical reference manuals)."""
+        registers = self._emulator.REGS
+        if self._model.is_esp32:
+            first, second, divider = registers.EFUSE_CLK_SETTINGS[self._apb_mhz()]
+            clock, dac = self.read(registers.EFUSE_CLK_REG), self.read(registers.EFUSE_DAC_CONF_REG)
+            return (clock & 0xFFFF, dac & registers.EFUSE_DAC_CLK_DIV_MASK) == (second << 8 | first, divider)
+        if self._model.chip == "esp32s2":
+            _, pulse, _, _ = registers.EFUSE_PROGRAMMING_TIMING_PARAMETERS[self._apb_mhz()]
+            mask = registers.EFUSE_TPGM_M
+            return self.read(registers.EFUSE_WR_TIM_CONF0_REG) & mask == pulse * (mask & -mask)
+        return True
 
     def _remember_key_data(self) -> None:
         """Keep what the key blocks hold, as the emulator wipes them when they become read-protected."""

@@ -25,6 +25,10 @@ _CURRENT_REVISION = {
 # The crystal of the usual module, MHz (chip datasheets), where esptool measures it; else esptool knows it.
 _CRYSTAL_MHZ = {"esp8266": 26, "esp32c2": 26, "esp32c5": 48}
 
+# What the stub runs the APB at, in MHz, from the PLL, where a ROM that listens to its UART has it at the crystal's
+# frequency. Source: esp-flasher-stub's ``main.c``, and ``clock.c`` of these chips in esp-stub-lib.
+_APB_MHZ_OF_STUB = {"esp32": 80, "esp32s2": 80}
+
 # The API version (once: ECO version) that the ROM tells in its security info, where it is not 0.
 _ROM_API_VERSION = {"esp32c3": 3}
 
@@ -65,10 +69,14 @@ class ChipModel:
             return 0
         return 12 if self.chip == "esp32s2" else 20
 
-    def uart_clock_divider(self, baudrate: int) -> int:
+    def uart_clock_mhz(self, *, stub: bool) -> int:
+        """Return what clocks the UART while the ROM, or the *stub*, runs: on the ESP32 and the ESP32-S2 the APB."""
+        of_rom = self.crystal_mhz * getattr(self.rom, "XTAL_CLK_DIVIDER", 1)
+        return _APB_MHZ_OF_STUB.get(self.chip, of_rom) if stub else of_rom
+
+    def uart_clock_divider(self, clock_mhz: int, baudrate: int) -> int:
         """Return what the UART's divider register holds at *baudrate* (``ESPLoader.get_crystal_freq`` inverts it)."""
-        divider = getattr(self.rom, "XTAL_CLK_DIVIDER", 1)
-        return round(self.crystal_mhz * divider * 1e6 / baudrate) & self.rom.UART_CLKDIV_MASK
+        return round(clock_mhz * 1e6 / baudrate) & self.rom.UART_CLKDIV_MASK
 
     def rom_baudrate(self, requested: int) -> int:
         """Return what the UART runs at when the ROM was told to change to *requested* baud.

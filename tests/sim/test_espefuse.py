@@ -199,3 +199,24 @@ def test_the_first_esp32s_do_not_know_that_their_download_mode_is_disabled(bench
     simulated.efuses.preset("UART_DOWNLOAD_DIS", 1)
     simulated.reset(bootloader=True)
     assert simulated.mode == mode
+
+
+@pytest.mark.parametrize("chip", ["esp32", "esp32s2"])
+def test_a_burn_timed_for_another_clock_is_not_taken(chip, bench):
+    """The stub clocks these chips with 80 MHz, and espefuse writes its timing for 40 MHz."""
+    simulated = bench.chip(chip)
+    esp = bench.esptool(simulated, stub=True)
+    commands = init_commands(esp=esp, do_not_confirm=True)
+    fuse = "JTAG_DISABLE" if chip == "esp32" else "SOFT_DIS_JTAG"
+    with pytest.raises(FatalError):
+        commands.burn_efuse({fuse: 1})
+    assert not simulated.efuses.field(fuse)
+
+
+def test_espefuse_made_before_the_stub_ran_finds_a_clock_that_it_does_not_know(bench):
+    simulated = bench.chip("esp32")
+    rom = bench.esptool(simulated)
+    commands = init_commands(esp=rom, do_not_confirm=True)
+    rom.run_stub()
+    with pytest.raises(KeyError, match="48"):
+        commands.burn_efuse({"JTAG_DISABLE": 1})
