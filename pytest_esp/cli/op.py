@@ -88,7 +88,12 @@ def _leased_link(board: str | None, path: Path | None, wait: float, allow_burn: 
     rack = load_rack(path)
     (lease,) = rack.lease(rack.only_board(board), purpose="pytest-esp op", timeout=wait)
     try:
-        link = Link(make_board(lease.spec, rack), burns_enabled=allow_burn, holder="pytest-esp op")
+        link = Link(
+            make_board(lease.spec, rack),
+            burns_enabled=allow_burn,
+            holder="pytest-esp op",
+            announce=lambda text: click.echo(hide_in(text), err=True),
+        )
     except BaseException:
         lease.release()
         raise

@@ -28,16 +28,25 @@ class Link:
         board: the board; whoever makes a link holds its lease.
         burns_enabled: the run's consent to burn eFuses of real boards (``--esp-allow-burn``).
         holder: who drives the board, for the audit log.
+        announce: takes what will be burnt, as text, before it is burnt.
 
     Attributes:
         elf: of the app that the board runs, where it is known: consoles decode crashes by it.
         written_bytes, skipped_bytes: what went into the flash, and what was there already.
     """
 
-    def __init__(self, board: Board, *, burns_enabled: bool = False, holder: str = "") -> None:
+    def __init__(
+        self,
+        board: Board,
+        *,
+        burns_enabled: bool = False,
+        holder: str = "",
+        announce: Callable[[str], object] | None = None,
+    ) -> None:
         self.board = board
         self.burns_enabled = burns_enabled
         self.holder = holder
+        self.announce = announce
         self.transcript = Transcript()
         self.elf: Path | None = None
         self.skipped_bytes = 0

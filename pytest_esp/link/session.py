@@ -146,9 +146,11 @@ class Session:
             self._espefuse = commands
             set_up()
 
+        def reconnect(_esp: object) -> FastLoader:  # where a burn has closed its way in; it would close the port
+            return self.reconnect()
+
         efuses.efuse_controller_setup = set_up_in_rom
-        # espefuse connects anew where a burn has closed its way in; it would close the port for that.
-        efuses.reconnect_chip = lambda _esp: self.reconnect()
+        efuses.reconnect_chip = reconnect
 
     def _fresh_rom(self) -> FastLoader:
         """Return the ROM's loader, at its own baud rate, with nothing run since a reset of this session."""

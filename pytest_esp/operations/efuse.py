@@ -211,7 +211,8 @@ def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
 
     A real board needs ``"burn"`` in its ``allow``, the eFuse in its ``allow_burn``, and the run's consent
     (``--esp-allow-burn``). Every burn of a real board is written to an audit log (`audit_file`) before and after it is
-    made. Ctrl-C does not cut a burn in the middle: it takes effect after it.
+    made. Ctrl-C does not cut a burn in the middle: it takes effect after it. The ROM alone burns: if the stub has run,
+    the chip is reset first.
 
     Args:
         name: of the eFuse.
@@ -223,6 +224,8 @@ def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
     """
     _remember_if_key(name, value)
     require_consent(link, name)
+    if link.announce:
+        _announce(link, plan_all(link, [(name, value)]))
     return _uninterrupted(lambda: _burn_and_prove(link, name, value))
 
 
@@ -247,7 +250,7 @@ def burn_all(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
         OperationError: see `plan`: nothing was burnt. If one fails later, ``details["burnt"]`` names those before it.
     """
     require_consents(link, [name for name, _ in burns])
-    plan_all(link, burns)
+    _announce(link, plan_all(link, burns))
     return _uninterrupted(lambda: _burn_in_order(link, burns))
 
 
@@ -538,6 +541,27 @@ def require_consents(link: Link, names: Sequence[str]) -> None:
             hint="start pytest with --esp-allow-burn (`pytest-esp op` and the MCP server with --allow-burn); "
             "it cannot be undone",
         )
+
+
+def _announce(link: Link, plans: Sequence[BurnPlan]) -> None:
+    wanted = [plan for plan in plans if plan.new_bits]
+    if link.announce and wanted:
+        lines = [f"will be burnt on {link.board.name}, which cannot be undone on a real board:"]
+        for plan in wanted:
+            lines.append(f"  {plan.name} = {plan.value} ({plan.new_bits} bit{'s' * (plan.new_bits > 1)})")
+            lines += [f"    {change.name}: {_bits_of(change)}" for change in plan.changes]
+        link.announce("\n".join(lines))
+
+
+def _bits_of(change: BitChange) -> str:
+    if change.after is None:
+        return "a key"
+    digits = -(-len(change.after) // 4)
+    shown = (
+        "unreadable" if bits is None else bits if digits < 3 else f"{int(bits, 2):#0{digits + 2}x}"
+        for bits in (change.before, change.after)
+    )
+    return " -> ".join(shown)
 
 
 def _uninterrupted(work: Callable[[], R]) -> R:

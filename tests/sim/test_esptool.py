@@ -102,6 +102,23 @@ def test_baud_rate(session):
     assert esp.flash_id() == 0x1640C8
 
 
+def test_the_divider_is_that_of_the_clock_that_runs(session):
+    """The stub runs the APB of the ESP32 and the ESP32-S2 from the PLL; esptool knows it of the ESP32 alone."""
+    chip, esp = session
+    of_rom = chip.model.crystal_mhz * getattr(esp, "XTAL_CLK_DIVIDER", 1)
+    wanted = 80 if esp.IS_STUB and chip.chip in ("esp32", "esp32s2") else of_rom
+
+    def clock():
+        return chip.baudrate * (esp.read_reg(esp.UART_CLKDIV_REG) & esp.UART_CLKDIV_MASK) / 1e6
+
+    assert clock() == pytest.approx(wanted, rel=0.01)
+    if chip.chip != "esp8266" or esp.IS_STUB:
+        esp.change_baud(460800)
+        assert clock() == pytest.approx(wanted, rel=0.01)
+    if chip.chip == "esp32" and esp.IS_STUB:
+        assert CHIP_DEFS["esp32"].get_crystal_freq(esp) == 48  # what the ROM's class makes of it
+
+
 def test_registers_hold_what_was_written(session):
     _, esp = session
     address = next(start for start, _, name in type(esp).MEMORY_MAP if "DRAM" in name or "DATA" in name) + 0x8000
