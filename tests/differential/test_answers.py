@@ -69,6 +69,21 @@ def test_every_efuse_before_and_after_the_same_burns(pair):
     check(pair, efuses=efuses, posture=lambda esp: answer(esp.security.posture))
 
 
+def test_what_clocks_the_uart_and_times_a_burn(pair):
+    """The stub raises the ESP32's clock; a burn after it is the ROM's, at the crystal's."""
+
+    def clock(esp, *, stub):
+        with esp.link.session.use("measuring the clock", stub=stub) as loader:
+            divider = loader.read_reg(loader.UART_CLKDIV_REG) & loader.UART_CLKDIV_MASK
+            return {"stub": loader.IS_STUB, "megahertz": round(divider * esp.link.port.baudrate / 1e6, -1)}
+
+    check(pair, with_stub=lambda esp: clock(esp, stub=True))
+    name, value = _BURNS[pair.chip][0]
+    check(pair, burn=lambda esp: answer(esp.efuse.burn, name, value))
+    check(pair, after_burn=lambda esp: clock(esp, stub=False))
+    check(pair, with_stub=lambda esp: clock(esp, stub=True))
+
+
 def test_the_same_writes_and_erases_leave_the_same_flash(pair):
     if pair.chip == "esp32s3":
         pytest.skip("not within a minute on QEMU's ESP32-S3")
