@@ -14,7 +14,7 @@ from mcp_bridge.answers import Guard
 from mcp_bridge.boards import BoardPool
 from mcp_bridge.components import COMPONENT_REGISTRY, component_class
 from mcp_bridge.components.base import Component
-from mcp_bridge.policy import Policy
+from mcp_bridge.policy import Confine, Policy
 from mcp_bridge.prompts import add_prompts
 from mcp_bridge.resources import Seen, add_resources
 from mcp_bridge.settings import Settings
@@ -77,6 +77,7 @@ class Bridge:
         app: FastMCP[Any] = FastMCP(
             "pytest-esp", instructions=INSTRUCTIONS, version=__version__, lifespan=lifespan, on_duplicate="error"
         )
+        app.add_middleware(Confine(self.settings, self.rack.path))
         app.add_middleware(Guard())
         for component in self.components.values():
             register(app, component, threads)

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+
 from mcp_bridge.settings import Settings
 from pytest_esp.errors import RefusedError
+from pytest_esp.files import Confinement, confined
 from pytest_esp.operations.registry import Effect
 from pytest_esp.rack.spec import BoardSpec
 
@@ -56,27 +59,24 @@ class Policy:
         """Tell whether *token* belongs to this call."""
         return hmac.compare_digest(token.encode(), self.token(tool, arguments).encode())
 
-    # -- files
 
-    def path(self, name: str) -> Path:
-        """Return the file or folder *name* (relative to the first root), with links followed.
+class Confine(Middleware):
+    """Keeps whatever a client asks for inside the roots: see `pytest_esp.files.resolve`.
 
-        Raises:
-            RefusedError: if it lies outside the roots, if there are none, or if it is no name at all.
-        """
-        if not self._settings.roots:
-            raise RefusedError(
-                f"this server may not open {name!r} or any other file: it was started without --roots, and its working "
-                "folder is too broad (the root folder, a home folder, or a folder that contains home folders)",
-                hint="start the server with --roots DIR, or in the project's folder",
-            )
-        try:
-            path = (self._settings.roots[0] / Path(name).expanduser()).resolve()
-        except (ValueError, OSError, RuntimeError) as error:
-            raise RefusedError(f"{name!r} is no path: {error}") from error
-        if any(path == root or root in path.parents for root in self._settings.roots):
-            return path
-        raise RefusedError(
-            f"{name} lies outside the folders that this server may use",
-            hint=f"use {', '.join(map(str, self._settings.roots))}, or start it with --roots DIR",
+    Args:
+        settings: have the roots, and the key for updates, which may be read wherever it lies.
+        rack_file: is not written: what it allows is not a client's to say.
+    """
+
+    def __init__(self, settings: Settings, rack_file: Path | None) -> None:
+        self._confinement = Confinement(
+            roots=tuple(root.resolve() for root in settings.roots),
+            readable=(settings.update_key.resolve(),) if settings.update_key else (),
+            protected=(rack_file.resolve(),) if rack_file else (),
+            hint="start the server with --roots DIR",
         )
+
+    async def on_message(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Answer a message of the client."""
+        with confined(self._confinement):
+            return await call_next(context)

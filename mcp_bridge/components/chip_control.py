@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import EspError, OperationError
+from pytest_esp.files import resolve
 from pytest_esp.operations.building.ram_image import RamImage, elf_to_ram_image
 from pytest_esp.operations.chip import ChipIdentity
 from pytest_esp.operations.connection import Attempt, ConnectionTest
@@ -293,7 +294,7 @@ class ChipControl(Component):
 
         firmware is an image or an ELF file that is linked for RAM only; it runs until the next reset.
         """
-        path = self.bridge.policy.path(firmware)
+        path = resolve(firmware)
         with self.bridge.boards.use(port) as esp:
             run = esp.chip.load_ram(path, wait_seconds, until, progress=progress)
         return RamReport(
@@ -328,8 +329,8 @@ class ChipControl(Component):
 
         Without output_file it is written beside the ELF file, as NAME.ram.bin.
         """
-        source = self.bridge.policy.path(elf_file)
-        target = self.bridge.policy.path(output_file) if output_file else source.with_suffix(".ram.bin")
+        source = resolve(elf_file)
+        target = resolve(output_file, "write") if output_file else source.with_suffix(".ram.bin")
         return elf_to_ram_image(source, chip_type, target, overwrite=overwrite)
 
     # -- console
@@ -348,7 +349,7 @@ class ChipControl(Component):
         reset starts the app anew first. A crash ends it and is returned decoded, with functions and lines if elf_file
         is the app's ELF file.
         """
-        elf = self.bridge.policy.path(elf_file) if elf_file else None
+        elf = resolve(elf_file) if elf_file else None
         with self.bridge.boards.use(port) as esp:
             return esp.chip.monitor(duration_seconds, until, reset=reset, elf=elf, progress=progress)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 from pytest_esp.operations.diagnostics import (
     CoreDump,
     PerformanceProfile,
@@ -88,7 +89,7 @@ class Diagnostics(Component):
 
         The answer shows up to 4 KB as text; output_file takes all of it. Flash is read with esp_flash_read.
         """
-        path = self.bridge.policy.path(output_file) if output_file is not None else None
+        path = resolve(output_file, "write") if output_file is not None else None
         with self.bridge.boards.use(port) as esp:
             dump = esp.diagnostics.memory_dump(address, size, path, overwrite=overwrite, progress=progress)
         lines = dump.hexdump().splitlines()[: _MOST_SHOWN // 16]
@@ -130,15 +131,14 @@ class Diagnostics(Component):
         text of a console with CORE DUMP START ... END), or from the board (its flash, or what its console has said).
         elf is the ELF file of the firmware that crashed; without it there are addresses only.
         """
-        policy = self.bridge.policy
-        symbols = policy.path(elf) if elf is not None else None
+        symbols = resolve(elf) if elf is not None else None
         if dump_file is not None and log is not None:
             raise OperationError("there are two dumps: give dump_file or log, not both")
         if dump_file is not None:
-            return core_dump_of(policy.path(dump_file), symbols)
+            return core_dump_of(resolve(dump_file), symbols)
         if log is not None:
             return core_dump_in(log, symbols)
-        policy.check(Effect.READ, self.bridge.boards.resolve(port), "esp_core_dump_analyze")
+        self.bridge.policy.check(Effect.READ, self.bridge.boards.resolve(port), "esp_core_dump_analyze")
         with self.bridge.boards.use(port) as esp:
             return esp.diagnostics.core_dump(symbols)
 
@@ -190,9 +190,8 @@ class Diagnostics(Component):
         output_file saves it: one page of HTML (.html) with pictures of partitions and flash, or Markdown (.md).
         include_memory adds 1 KB of RAM. The app is started for duration seconds; then the chip is in its loader.
         """
-        policy = self.bridge.policy
-        path = policy.path(output_file) if output_file is not None else None
-        symbols = policy.path(elf) if elf is not None else None
+        path = resolve(output_file, "write") if output_file is not None else None
+        symbols = resolve(elf) if elf is not None else None
         with self.bridge.boards.use(port) as esp:
             report = esp.diagnostics.diagnostic_report(
                 include_memory, path, elf=symbols, duration=duration, overwrite=overwrite, progress=progress

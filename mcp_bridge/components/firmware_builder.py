@@ -9,6 +9,7 @@ from mcp_bridge.components.base import Component
 from mcp_bridge.components.flash_manager import Placed
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 from pytest_esp.names import nearest
 from pytest_esp.operations.building.bootloader_image import Bootloader, bootloader
 from pytest_esp.operations.building.elf_image import NO_LIMIT, ElfImage, FlashMode, elf_to_image
@@ -99,12 +100,9 @@ class FirmwareBuilder(Component):
         files is a list of {"address": "0x10000", "path": "app.bin"}, or an ESP-IDF build folder. flash_mode, flash_freq
         and flash_size change the bootloader's header. target_offset and pad_to_size (e.g. 4MB) are for raw files.
         """
-        policy = self.bridge.policy
-        parts = (
-            policy.path(files) if isinstance(files, str) else [(one.address, policy.path(one.path)) for one in files]
-        )
+        parts = resolve(files) if isinstance(files, str) else [(one.address, resolve(one.path)) for one in files]
         return merge(
-            parts, policy.path(output_file), chip=chip_type, format=format, flash_mode=flash_mode,
+            parts, resolve(output_file, "write"), chip=chip_type, format=format, flash_mode=flash_mode,
             flash_freq=flash_freq, flash_size=flash_size, target_offset=target_offset, pad_to_size=pad_to_size,
             overwrite=overwrite,
         )  # fmt: skip
@@ -124,7 +122,7 @@ class FirmwareBuilder(Component):
         signed by; all that is wrong is in `problems`.
         """
         table, key = self._path(partition_table), self._path(key_file)
-        return analyze(self.bridge.policy.path(binary_file), chip_type, partition_table=table, key_file=key)
+        return analyze(resolve(binary_file), chip_type, partition_table=table, key_file=key)
 
     @tool(timeout=_HALF_AN_HOUR)
     def esp_bootloader_build(
@@ -151,7 +149,7 @@ class FirmwareBuilder(Component):
         if not all(isinstance(value, str) for value in given.values() if value is not None):
             raise OperationError("config has a value that is no text", hint='e.g. {"flash_size": "4MB"}')
         return bootloader(
-            chip_type, self.bridge.policy.path(output_file), image=self._path(given.pop("image", None)), **given,
+            chip_type, resolve(output_file, "write"), image=self._path(given.pop("image", None)), **given,
             options=options, timeout=_HALF_AN_HOUR, overwrite=overwrite, progress=progress,
         )  # fmt: skip
 
@@ -172,7 +170,7 @@ class FirmwareBuilder(Component):
         flash is not. prefer="time" leaves together what flashes faster so. address is needed for what is neither app
         nor merged image.
         """
-        path = self.bridge.policy.path(binary_file)
+        path = resolve(binary_file)
         folder = self._path(output_dir) or path.with_name(f"{path.stem}-parts")
         return optimize(path, folder, address=address, prefer=prefer, baudrate=baudrate, overwrite=overwrite)
 
@@ -184,10 +182,10 @@ class FirmwareBuilder(Component):
 
         map_file is by default NAME.map beside the ELF file. Touches no board.
         """
-        return size(self.bridge.policy.path(elf_file), chip_type, map_file=self._path(map_file), top=top)
+        return size(resolve(elf_file), chip_type, map_file=self._path(map_file), top=top)
 
     def _path(self, name: str | None) -> Path | None:
-        return self.bridge.policy.path(name) if name else None
+        return resolve(name) if name else None
 
     def _in_and_out(self, elf_file: str, output_file: str | None) -> tuple[Path, Path | None]:
-        return self.bridge.policy.path(elf_file), self._path(output_file)
+        return resolve(elf_file), self._path(output_file)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 from pytest_esp.operations.analysis import FlashAnalysis
 from pytest_esp.operations.flash_chip import FlashStatus, SizeDetection
 from pytest_esp.operations.registry import Effect
@@ -118,7 +119,7 @@ class FlashManager(Component):
 
         Addresses and sizes may be written as 4096, "0x1000" or "4KB".
         """
-        path = self.bridge.policy.path(output_file) if output_file else None
+        path = resolve(output_file, "write") if output_file else None
         with self.bridge.boards.use(port) as esp:
             result = esp.flash.read(address, size, output_file=path, overwrite=overwrite, progress=progress)
         if path is None and result.size > _MOST_HEX:
@@ -184,7 +185,7 @@ class FlashManager(Component):
         Called again with the folder of an interrupted backup, it goes on where that one ended. A complete backup is
         replaced only with overwrite.
         """
-        path = self.bridge.policy.path(output_dir)
+        path = resolve(output_dir, "write")
         with self.bridge.boards.use(port) as esp:
             return esp.flash.backup(path, overwrite=overwrite, progress=progress)
 
@@ -194,7 +195,7 @@ class FlashManager(Component):
 
         The chip's own MD5 tells what is blank: no region is skipped unseen, and a restore brings all of it back.
         """
-        path = self.bridge.policy.path(output_dir)
+        path = resolve(output_dir, "write")
         with self.bridge.boards.use(port) as esp:
             return esp.flash.smart_backup(path, overwrite=overwrite, progress=progress)
 
@@ -208,7 +209,7 @@ class FlashManager(Component):
         address. any_mac restores onto another chip of the same kind; force, where security features speak against it:
         an encrypted flash, to which its own ciphertext comes back.
         """
-        path = self.bridge.policy.path(backup_dir)
+        path = resolve(backup_dir)
         with self.bridge.boards.use(port) as esp:
             return esp.flash.restore(path, any_mac=any_mac, force=force, progress=progress)
 
@@ -225,7 +226,7 @@ class FlashManager(Component):
 
         Checks as esp_flash_restore does. The answer says of every region whether it was written or left alone.
         """
-        path = self.bridge.policy.path(backup_dir)
+        path = resolve(backup_dir)
         with self.bridge.boards.use(port) as esp:
             return esp.flash.smart_restore(path, regions, any_mac=any_mac, force=force, progress=progress)
 
@@ -278,5 +279,5 @@ class FlashManager(Component):
         if (path is None) == (not files):
             raise OperationError("say what to write", hint="firmware_path, or files with address and path")
         if path is not None:
-            return self.bridge.policy.path(path)
-        return [(placed.address, self.bridge.policy.path(placed.path)) for placed in files or ()]
+            return resolve(path)
+        return [(placed.address, resolve(placed.path)) for placed in files or ()]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
+from pytest_esp.files import resolve
 from pytest_esp.operations.idf import installation, project
 from pytest_esp.operations.idf import tools as idf_tools
 from pytest_esp.operations.idf.installation import EnvironmentInfo
@@ -80,7 +81,7 @@ class IdfIntegration(Component):
         sdkconfig.old). arguments are options of idf.py such as -v and -DSDKCONFIG_DEFAULTS=FILE.
         """
         return project.build(
-            self.bridge.policy.path(project_path),
+            resolve(project_path),
             target,
             build_dir=build_dir,
             clean=clean,
@@ -97,7 +98,7 @@ class IdfIntegration(Component):
 
         It does not build: call esp_idf_build_project first. A build for another chip is refused.
         """
-        folder = self.bridge.policy.path(project_path)
+        folder = resolve(project_path)
         with self.bridge.boards.use(port) as esp:
             result = esp.idf.flash_project(folder, build_dir, progress=progress)
         write = result.write
@@ -127,7 +128,7 @@ class IdfIntegration(Component):
 
         A crash ends it and is decoded with the ELF file of the build. Like esp_serial_monitor with that elf_file.
         """
-        firmware = project.built_firmware(self.bridge.policy.path(project_path), build_dir)
+        firmware = project.built_firmware(resolve(project_path), build_dir)
         with self.bridge.boards.use(port) as esp:
             return esp.chip.monitor(duration_seconds, until, reset=reset, elf=firmware.elf, progress=progress)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import OperationError, RefusedError
+from pytest_esp.files import resolve
 from pytest_esp.operations.ota import package as packages
 from pytest_esp.operations.ota.package import Package
 from pytest_esp.operations.ota.slots import OtaReadiness, OtaUpdate
@@ -36,10 +37,10 @@ class OtaManager(Component):
         key_file is a private key in PEM (Ed25519 or P-256). output_file is named by firmware_file and version if it
         is left out. Touches no board.
         """
-        firmware = self.bridge.policy.path(firmware_file)
-        key = self.bridge.policy.path(key_file) if key_file else None
+        firmware = resolve(firmware_file)
+        key = resolve(key_file) if key_file else None
         safe_version = re.sub(r"[^\w.+-]", "_", version)
-        output = self.bridge.policy.path(output_file or f"{firmware.with_suffix('')}-{safe_version}{packages.SUFFIX}")
+        output = resolve(output_file or f"{firmware.with_suffix('')}-{safe_version}{packages.SUFFIX}", "write")
         return packages.create(firmware, version, output, key_file=key, overwrite=overwrite)
 
     @tool(Effect.WRITE, idempotent=True)
@@ -70,7 +71,7 @@ class OtaManager(Component):
         public_key_file only a package signed with its key is taken. on_trial: a bootloader with rollback starts it
         once, and the old app again unless the new one says that it is well.
         """
-        path, key = self.bridge.policy.path(package), self._required_key(public_key_file)
+        path, key = resolve(package), self._required_key(public_key_file)
         if target_url is not None:
             if port is not None:
                 raise OperationError("there are two targets", hint="give port or target_url, not both")
@@ -92,12 +93,12 @@ class OtaManager(Component):
     def _required_key(self, name: str | None) -> Path | None:
         """Return the key that an update must be signed for: the server's own cannot be replaced by a caller."""
         required = self.bridge.settings.update_key
-        if required is not None and name is not None and self.bridge.policy.path(name) != required:
+        if required is not None and name is not None and resolve(name) != required:
             raise RefusedError(
                 "this server takes updates for one key only",
                 hint="leave out public_key_file; its own key is checked in any case",
             )
-        return required or (self.bridge.policy.path(name) if name else None)
+        return required or (resolve(name) if name else None)
 
     def health_check(self) -> dict[str, Any]:
         """Look whether the key that updates are checked with can be read."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
+from pytest_esp.files import resolve
 from pytest_esp.operations import nvs, table_build
 from pytest_esp.operations.nvs_pages import NvsContents
 from pytest_esp.operations.partitions import OtaData, OtaSetup, PartitionAnalysis, Partitions, TableWrite, saved
@@ -80,7 +81,7 @@ class PartitionManager(Component):
         maybe offset and flags. output_file gets the binary, or text if it ends in .csv.
         """
         if isinstance(layout, str) and layout.endswith(".csv") and "\n" not in layout:
-            return self._saved(table_build.build(self.bridge.policy.path(layout), flash_size), output_file, overwrite)
+            return self._saved(table_build.build(resolve(layout), flash_size), output_file, overwrite)
         return self._saved(table_build.build(layout, flash_size), output_file, overwrite)
 
     @tool()
@@ -122,7 +123,7 @@ class PartitionManager(Component):
 
         Refused if data in flash would belong to no partition any more, unless discard_data is true.
         """
-        path = self.bridge.policy.path(partition_file)
+        path = resolve(partition_file)
         with self.bridge.boards.use(port) as esp:
             return esp.partitions.write(path, table_offset=offset, discard_data=discard_data)
 
@@ -156,10 +157,9 @@ class PartitionManager(Component):
         A value is text, a number (u32, or i32 if negative), or {"type": "u8", "value": 1}; types are u8 to i64, string,
         blob (hex digits) and base64. key_file encrypts it. Touches no board.
         """
-        policy = self.bridge.policy
-        values = policy.path(data) if isinstance(data, str) else data
-        key = policy.path(key_file) if key_file else None
-        path = policy.path(output_file)
+        values = resolve(data) if isinstance(data, str) else data
+        key = resolve(key_file) if key_file else None
+        path = resolve(output_file, "write")
         made = nvs.make(values, size_argument(size, "size"), path, key_file=key, overwrite=overwrite)
         found = nvs.contents(made, key_file=key)
         counts = {name: sum(entry.namespace == name for entry in found.entries) for name in found.namespaces}
@@ -171,12 +171,12 @@ class PartitionManager(Component):
 
         With key_file (64 bytes of NVS encryption) those are read, too.
         """
-        key = self.bridge.policy.path(key_file) if key_file else None
+        key = resolve(key_file) if key_file else None
         with self.bridge.boards.use(port) as esp:
             return esp.nvs.read(partition, key_file=key)
 
     def _saved(self, table: table_build.BuiltTable, output_file: str | None, overwrite: bool) -> TableReport:
-        path = self.bridge.policy.path(output_file) if output_file else None
+        path = resolve(output_file, "write") if output_file else None
         saved(table, path, overwrite)
         return TableReport(
             partitions=list(table.partitions),

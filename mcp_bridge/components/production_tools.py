@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import LeaseError, OperationError
+from pytest_esp.files import resolve
 from pytest_esp.link.link import Link
 from pytest_esp.operations.images import App
 from pytest_esp.operations.nvs_pages import NvsData
@@ -61,7 +62,7 @@ class ProductionTools(Component):
         "partition_table": CSV, "chip", "mac", "nvs_partition", "nvs_key_file", "boot": {"wait": 3, "expect": text} or
         false}, or a JSON or TOML file with that. An error says at which stage it failed and what state the board is in.
         """
-        given = FactoryConfig.table(config, self.bridge.policy.path)
+        given = FactoryConfig.table(config)
         with self.bridge.boards.use(port) as esp:
             return esp.production.factory_program(given, progress=progress)
 
@@ -88,7 +89,7 @@ class ProductionTools(Component):
         """
         names = self._boards_of(ports)
         plan, own = self._batch(names, firmware, config, devices, serial_number, first_index)
-        folder = self.bridge.policy.path(output_dir)
+        folder = resolve(output_dir, "write")
         pool = self.bridge.boards
         if any(pool.is_own(name) for name in names):
 
@@ -189,7 +190,7 @@ class ProductionTools(Component):
         "nvs_partition", "nvs_key_file"}, or a JSON or TOML file with that, which keeps secrets out of the
         conversation. No value is in the answer, in a log or in an error.
         """
-        given = ProvisionConfig.table(config, self.bridge.policy.path)
+        given = ProvisionConfig.table(config)
         with self.bridge.boards.use(port) as esp:
             return esp.production.provision(given)
 
@@ -213,7 +214,7 @@ class ProductionTools(Component):
         shown = {key: _keys(value) if key in _SECRET and value else value for key, value in arguments.items()}
         words = super().plan(tool, shown)
         if tool == "esp_factory_program":
-            config = FactoryConfig.load(arguments["config"], self.bridge.policy.path)
+            config = FactoryConfig.load(arguments["config"])
             return f"{words}; all of the flash is erased, then {make_plan(config).firmware.name} is written"
         if tool in ("esp_calibration_data_write", "esp_manufacturing_data_write"):
             data = self._data(arguments["cal_data" if "cal_data" in arguments else "mfg_data"])
@@ -251,19 +252,12 @@ class ProductionTools(Component):
         serial_number: str | None,
         first_index: int,
     ) -> tuple[Plan, list[Device]]:
-        path = self.bridge.policy.path
-        table = FactoryConfig.table(config or {}, path)
+        table = FactoryConfig.table(config or {})
         if firmware is not None:
-            table["firmware"] = path(firmware)
+            table["firmware"] = resolve(firmware)
         if serial_number is not None:
             table["serial_number"] = serial_number
-        own = [
-            {**device, "nvs": files_in(cast("NvsData", device["nvs"]), path)}
-            if isinstance(device.get("nvs"), dict)
-            else device
-            for device in devices or ()
-        ]
-        return checked(names, table, own, first_index)
+        return checked(names, table, devices, first_index)
 
     def _rack(self, names: list[str]) -> Rack:
         """Return the rack with the boards that are named by their ports, too."""
@@ -272,7 +266,7 @@ class ProductionTools(Component):
         return Rack(rack.name, rack.path, boards, rack.lock_dir)
 
     def _tests(self, name: str) -> Path:
-        path = self.bridge.policy.path(name)
+        path = resolve(name)
         if not path.exists():
             raise OperationError(
                 f"there is no suite {name!r}, and no such file", hint=f"suites: {', '.join(suites())}, all"
@@ -300,11 +294,11 @@ class ProductionTools(Component):
             )
 
     def _data(self, given: Config) -> dict[str, Any]:
-        table, resolve = opened(given, self.bridge.policy.path)
-        return files_in(cast("NvsData", {"": table}), resolve)[""]
+        table, file = opened(given)
+        return files_in(cast("NvsData", {"": table}), file)[""]
 
     def _key(self, name: str | None) -> Path | None:
-        return self.bridge.policy.path(name) if name is not None else None
+        return resolve(name) if name is not None else None
 
 
 def _keys(value: Any) -> Any:

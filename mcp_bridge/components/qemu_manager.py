@@ -19,6 +19,7 @@ from pytest_esp.boards.faults import BoardFaults
 from pytest_esp.boards.qemu import QemuBoard
 from pytest_esp.boards.sim import SimBoard
 from pytest_esp.errors import BackendError, EspError, OperationError
+from pytest_esp.files import resolve
 from pytest_esp.qemu.find import find_all
 from pytest_esp.qemu.machines import machine_for
 from pytest_esp.rack.spec import BoardSpec, FaultSpec
@@ -171,7 +172,7 @@ class QemuManager(Component):
     @tool(timeout=120.0, read_only=False)
     def esp_qemu_flash(self, instance_id: str, firmware_path: str, address: int | str | None = None) -> Flashed:
         """Write firmware (an image for an address, or an ESP-IDF build folder) into a machine's flash and start it."""
-        path = self.bridge.policy.path(firmware_path)
+        path = resolve(firmware_path)
         self._find("qemu", instance_id)
         with self.bridge.boards.use(instance_id) as esp:
             result = esp.flash.write(path, address, progress=progress)
@@ -303,7 +304,7 @@ class QemuManager(Component):
         most = int(os.environ.get(_MAX_INSTANCES, "8"))
         if len(self._running) >= most:
             raise OperationError(f"{most} instances run already", hint=f"stop one; {_MAX_INSTANCES} sets the limit")
-        source = self.bridge.policy.path(image) if image else None
+        source = resolve(image) if image else None
         folder = Path(tempfile.mkdtemp(prefix="pytest-esp-instance-"))
         with contextlib.ExitStack() as undo:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -11,6 +11,7 @@ from esptool.targets import CHIP_DEFS
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
 from pytest_esp.errors import OperationError, RefusedError
+from pytest_esp.files import new_file, resolve
 from pytest_esp.names import nearest
 from pytest_esp.operations.efuse import BitChange, Efuse
 from pytest_esp.operations.encryption import EncryptionConfigured, EncryptionEnabled, EncryptionPlan, encrypt_data
@@ -226,9 +227,8 @@ class SecurityManager(Component):
         eFuse is burnt, and a boot proves it. On a real board it is irreversible, and its allow_burn must name each
         eFuse of the plan. secure_boot_key enables secure boot v2 in the same go (an ESP32-C2 cannot do it later).
         """
-        path = self.bridge.policy.path
-        key, firmware = path(key_file), path(firmware_path)
-        digest = path(secure_boot_key) if secure_boot_key else None
+        key, firmware = resolve(key_file), resolve(firmware_path)
+        digest = resolve(secure_boot_key) if secure_boot_key else None
         with self.bridge.boards.use(port) as esp:
             if apply:
                 return esp.encryption.enable(firmware, key, mode, digest)
@@ -244,7 +244,7 @@ class SecurityManager(Component):
         checked before anything is flashed or burnt. On a real board it is irreversible, and its allow_burn must name
         each eFuse of the plan.
         """
-        key, firmware = self.bridge.policy.path(key_file), self.bridge.policy.path(firmware_path)
+        key, firmware = resolve(key_file), resolve(firmware_path)
         with self.bridge.boards.use(port) as esp:
             if apply:
                 return esp.security.enable_secure_boot(firmware, key)
@@ -272,14 +272,11 @@ class SecurityManager(Component):
         overwrite: bool = False,
     ) -> EncryptedFile:
         """Encrypt an image for its address in flash, on the host. Touches no board."""
-        policy = self.bridge.policy
         if chip_type not in CHIP_DEFS:
             raise OperationError(f"there is no chip {chip_type!r}", hint=f"nearest: {nearest(chip_type, CHIP_DEFS)}")
-        path = policy.path(output_file)
-        if path.exists() and not overwrite:
-            raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+        path = new_file(output_file, overwrite)
         place = size_argument(address, "address")
-        data = encrypt_data(policy.path(input_file).read_bytes(), policy.path(key_file).read_bytes(), place, chip_type)
+        data = encrypt_data(resolve(input_file).read_bytes(), resolve(key_file).read_bytes(), place, chip_type)
         save(path, data)
         return EncryptedFile(str(path), f"{place:#x}", len(data))
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import resolve
 from pytest_esp.operations.layout import CHUNK, Kind, chunks
 
 MANIFEST = "manifest.json"
@@ -98,7 +99,7 @@ class Folder:
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
-        self.path = path
+        self.path = path = resolve(path, "write")
         try:
             path.mkdir(parents=True, exist_ok=True)
             names = {entry.name for entry in path.iterdir()}
@@ -117,7 +118,7 @@ class Folder:
     def load(self, address: int) -> bytes | None:
         """Return the content of a chunk that is there already, if it can be read."""
         try:
-            return _unpacked((self.path / _name(address)).read_bytes())
+            return _unpacked(resolve(self.path / _name(address)).read_bytes())
         except (OSError, ValueError):
             return None
 
@@ -144,7 +145,7 @@ class Folder:
         self._write(MANIFEST, _rendered(manifest).encode())
 
     def _write(self, name: str, data: bytes) -> None:
-        part = self.path / f".{name}.{os.getpid()}.part"
+        part = resolve(self.path / f".{name}.{os.getpid()}.part", "write")
         try:
             with part.open("wb") as file:
                 file.write(data)
@@ -211,7 +212,7 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = resolve(path)
         self.manifest = self._manifest()
         self._contents = {
             chunk.address: self._chunk(chunk) for region in self.manifest.regions for chunk in region.chunks
@@ -229,7 +230,7 @@ class Archive:
     def _manifest(self) -> Manifest:
         from pydantic import TypeAdapter, ValidationError
 
-        path = self.path / MANIFEST
+        path = resolve(self.path / MANIFEST)
         try:
             if path.stat().st_size > _LARGEST_MANIFEST:
                 raise self._damaged(f"{MANIFEST} is too large")
@@ -271,7 +272,7 @@ class Archive:
         return data
 
     def _stored(self, address: int, digest: str) -> bytes:
-        path = self.path / _name(address)
+        path = resolve(self.path / _name(address))
         try:
             packed = path.read_bytes()
         except OSError as error:

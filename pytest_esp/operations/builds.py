@@ -16,6 +16,7 @@ from esp_idf_defs.app_description import AppDescription
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import allows, resolve
 from pytest_esp.operations.containers import is_container, parts_of
 from pytest_esp.operations.images import APP_HEAD_SIZE, app_of, chip_of, is_of_8266
 from pytest_esp.operations.regions import Source, joined
@@ -57,6 +58,7 @@ def builds_in(path: Path) -> list[Build]:
     Raises:
         FirmwareError: if there is none.
     """
+    path = resolve(path)
     # os.path.isfile and isdir, unlike Path.is_file, answer for names that no file can have, too.
     if os.path.isfile(path):
         return [_image_file(path)]
@@ -65,7 +67,7 @@ def builds_in(path: Path) -> list[Build]:
     if (build := _build_folder(path)) is not None:
         return [build]
     folders = sorted(
-        folder for parent in (path, path / "build", path / ".pio" / "build") for folder in _folders_in(parent)
+        folder for parent in (path, path / "build", path / ".pio" / "build") for folder in _folders_in(resolve(parent))
     )
     found = [build for folder in folders if (build := _build_folder(folder)) is not None]
     if not found:
@@ -74,7 +76,14 @@ def builds_in(path: Path) -> list[Build]:
 
 
 def _folders_in(parent: Path) -> list[Path]:
-    return [entry for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    """Return the folders in a folder, but for links that lead to where nothing may be opened: nobody has named them."""
+    return [entry for entry in parent.iterdir() if entry.is_dir() and allows(entry)] if parent.is_dir() else []
+
+
+def _if_file(path: Path) -> Path | None:
+    """Return the path of a file that a build may have; None if it has not."""
+    place = resolve(path)
+    return place if place.is_file() else None
 
 
 def _no_build(path: Path) -> FirmwareError:
@@ -100,13 +109,13 @@ def _build_folder(folder: Path) -> Build | None:
 
 def _esp_idf(folder: Path) -> Build | None:
     """Return the build that ESP-IDF's ``flasher_args.json`` lists."""
-    listing = folder / "flasher_args.json"
-    if not listing.is_file():
+    listing = _if_file(folder / "flasher_args.json")
+    if listing is None:
         return None
     content = _json(listing)
     try:
         files = cast(dict[int | str, str], content["flash_files"])
-        pairs = tuple((address, folder / name) for address, name in files.items())
+        pairs = tuple((address, resolve(name, named_by=listing)) for address, name in files.items())
         chip = content.get("extra_esptool_args", {}).get("chip")
         app_offset = content.get("app", {}).get("offset")
         offset = None if app_offset is None else int(app_offset, 0)
@@ -117,16 +126,18 @@ def _esp_idf(folder: Path) -> Build | None:
 
 
 def _idf_elf(folder: Path) -> Path | None:
-    description = folder / "project_description.json"
-    name = _json(description).get("app_elf") if description.is_file() else None
-    if isinstance(name, str) and (folder / name).is_file():
-        return folder / name
+    description = _if_file(folder / "project_description.json")
+    name = _json(description).get("app_elf") if description is not None else None
+    if description is not None and isinstance(name, str):
+        elf = resolve(name, named_by=description)
+        if elf.is_file():
+            return elf
     return _only(folder.glob("*.elf"))
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(resolve(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -138,7 +149,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _only(paths: Iterator[Path]) -> Path | None:
     found = sorted(paths)
-    return found[0] if len(found) == 1 else None
+    return resolve(found[0]) if len(found) == 1 else None
 
 
 def _platformio(folder: Path) -> Build | None:
@@ -146,10 +157,12 @@ def _platformio(folder: Path) -> Build | None:
 
     Its builds for ESP-IDF have a ``flasher_args.json`` as well, which names images that are not there.
     """
-    bootloader, table, elf = folder / "bootloader.bin", folder / "partitions.bin", _only(folder.glob("*.elf"))
-    if elf is None or not (bootloader.is_file() and table.is_file() and elf.with_suffix(".bin").is_file()):
+    elf = _only(folder.glob("*.elf"))
+    names = (folder / "bootloader.bin", folder / "partitions.bin", elf and elf.with_suffix(".bin"))
+    bootloader, table, app = (name and _if_file(name) for name in names)
+    if bootloader is None or table is None or app is None:
         return None
-    return _assemble(folder, bootloader, table, elf.with_suffix(".bin"), elf)
+    return _assemble(folder, bootloader, table, app, elf)
 
 
 def _arduino(folder: Path) -> Build | None:
@@ -157,10 +170,9 @@ def _arduino(folder: Path) -> Build | None:
     app = _only(folder.glob("*.ino.bin"))
     if app is None:
         return None
-    bootloader, table = app.with_suffix(".bootloader.bin"), app.with_suffix(".partitions.bin")
-    elf = app.with_suffix(".elf")
-    if bootloader.is_file() and table.is_file():
-        return _assemble(folder, bootloader, table, app, elf if elf.is_file() else None)
+    bootloader, table = _if_file(app.with_suffix(".bootloader.bin")), _if_file(app.with_suffix(".partitions.bin"))
+    if bootloader is not None and table is not None:
+        return _assemble(folder, bootloader, table, app, _if_file(app.with_suffix(".elf")))
     return replace(_image_file(app), path=folder)
 
 
@@ -189,14 +201,14 @@ def _assemble(folder: Path, bootloader: Path, table: Path, app: Path, elf: Path 
     otadata = otadata_of(partitions)
     if otadata is not None:
         # Blank otadata makes the bootloader start the first slot, whatever an earlier update has written there.
-        selection = folder / "boot_app0.bin"
-        files.append((otadata.offset, selection if selection.is_file() else b"\xff" * otadata.size))
+        selection = _if_file(folder / "boot_app0.bin")
+        files.append((otadata.offset, b"\xff" * otadata.size if selection is None else selection))
     return Build(folder, chip, tuple(files), elf=elf, app_offset=slot.offset)
 
 
 def _partitions(table: Path) -> tuple[Partition, ...]:
     try:
-        return parse(table.read_bytes())
+        return parse(resolve(table).read_bytes())
     except OSError as error:
         raise FirmwareError(f"{table} cannot be read: {error.strerror}") from error
     except OperationError as error:
@@ -209,7 +221,7 @@ def _partitions(table: Path) -> tuple[Partition, ...]:
 def _image_file(path: Path) -> Build:
     """Return what a file is: a whole flash from address 0, or an app alone."""
     try:
-        with path.open("rb") as file:
+        with resolve(path).open("rb") as file:
             data = file.read(_TABLE_SEARCH.stop)
     except OSError as error:
         raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
@@ -217,8 +229,7 @@ def _image_file(path: Path) -> Build:
         raise _only_an_elf(path)
     if is_container(data):
         return _container(path)
-    elf = path.with_suffix(".elf")
-    elf_or_none = elf if elf.is_file() else None
+    elf_or_none = _if_file(path.with_suffix(".elf"))
     if app_of(data) is not None:
         return Build(path, chip_of(data), ((USUAL_APP_OFFSET, path),), elf_or_none, lone_app=True)
     if is_of_8266(data):
@@ -240,14 +251,13 @@ def _image_file(path: Path) -> Build:
 def _container(path: Path) -> Build:
     """Return what an Intel HEX or UF2 file has, each part for its own address."""
     try:
-        files = joined(parts_of(path.read_bytes(), str(path)), str(path))
+        files = joined(parts_of(resolve(path).read_bytes(), str(path)), str(path))
     except OSError as error:
         raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
     chips = {chip for _, data in files if (chip := chip_of(data[:APP_HEAD_SIZE])) is not None}
     if len(chips) > 1:
         raise FirmwareError(f"{path} has images for {' and '.join(sorted(chips))}", hint="build it again")
-    elf = path.with_suffix(".elf")
-    return Build(path, next(iter(chips), None), tuple(files), elf if elf.is_file() else None)
+    return Build(path, next(iter(chips), None), tuple(files), _if_file(path.with_suffix(".elf")))
 
 
 def _chip_of_merged(data: bytes) -> str | None:
@@ -261,13 +271,12 @@ def _chip_of_merged(data: bytes) -> str | None:
 
 
 def _elf_of_merged(path: Path) -> Path | None:
-    elf = path.with_name(path.name.removesuffix(".bin").removesuffix(".merged") + ".elf")
-    return elf if elf.is_file() else None
+    return _if_file(path.with_name(path.name.removesuffix(".bin").removesuffix(".merged") + ".elf"))
 
 
 def _head(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with resolve(path).open("rb") as file:
             return file.read(APP_HEAD_SIZE)
     except OSError as error:
         raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error

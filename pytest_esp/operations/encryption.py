@@ -9,10 +9,10 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.files import resolve
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations import chip, efuse, flash, secure_boot
@@ -334,7 +334,7 @@ def _regions(link: Link, firmware: Contents, chip_name: str) -> Sequence[Region]
 
 def _read_key(key_file: str | os.PathLike[str]) -> bytes:
     try:
-        return remember_key(Path(key_file).read_bytes())
+        return remember_key(resolve(key_file).read_bytes())
     except OSError as error:
         raise OperationError(f"{key_file} cannot be read: {error.strerror}") from error
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_esp.errors import FirmwareError
+from pytest_esp.files import resolve
 from pytest_esp.operations.builds import Build, builds_in
 from pytest_esp.operations.images import APP_HEAD_SIZE, App, app_of
 from pytest_esp.operations.regions import Pairs, Region, Source, make_regions
@@ -165,5 +166,5 @@ def _why_not_its_elf(elf: Path, app: App | None) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, _changed: int, _size: int) -> str:
-    with path.open("rb") as file:
+    with resolve(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ from typing import Literal
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import EspError, FirmwareError, OperationError
+from pytest_esp.files import new_file, resolve
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.access import ADDRESS_SPACE, FlashAccess, Over, reach
@@ -79,9 +80,7 @@ def read(
         LinkError: if bytes were lost.
     """
     start, length = _range(address, size)
-    path = Path(output_file) if output_file is not None else None
-    if path is not None and path.exists() and not overwrite:
-        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    path = new_file(output_file, overwrite) if output_file is not None else None
     with reach(link, over, f"reading {length:#x} bytes of flash at {start:#x}", progress) as access:
         _check_inside(access, start, length)
         data = access.read(start, length, progress)
@@ -458,7 +457,8 @@ def save(path: Path, data: bytes) -> None:
     Raises:
         OperationError: if it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path = resolve(path, "write")
+    part = resolve(path.with_name(f".{path.name}.{os.getpid()}.part"), "write")
     try:
         part.write_bytes(data)
         part.replace(path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import new_file, resolve
 from pytest_esp.link.link import Link
 from pytest_esp.operations import flash, partitions
 from pytest_esp.operations.nvs_pages import KEY_SIZE, NvsContents, NvsData, make_pages, read_pages
@@ -62,9 +63,7 @@ def make(
     overwrite: bool = False,
 ) -> NvsImage:
     """Make an NVS partition of *size* bytes without a board; see `create`."""
-    path = Path(output_file) if output_file is not None else None
-    if path is not None and path.exists() and not overwrite:
-        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    path = new_file(output_file, overwrite) if output_file is not None else None
     source = Path(values) if isinstance(values, (str, os.PathLike)) else values
     remember_in(source)
     data = make_pages(source, size, _key(key_file))
@@ -103,6 +102,6 @@ def _key(key_file: str | os.PathLike[str] | None) -> bytes | None:
     if key_file is None:
         return None
     try:
-        return remember_key(Path(key_file).read_bytes()[:KEY_SIZE])
+        return remember_key(resolve(key_file).read_bytes()[:KEY_SIZE])
     except OSError as error:
         raise OperationError(f"{key_file} cannot be read: {error.strerror}") from error

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 
 PAGE = 4096
 KEY_SIZE = 64
@@ -338,7 +339,9 @@ def _typed(name: str, kind: str, value: Any) -> tuple[str, Any]:
 
 def _rows_of_csv(path: Path) -> Iterator[_Row]:
     try:
-        lines = [line for line in path.read_text("utf-8-sig").splitlines() if line and not line.startswith("#")]
+        lines = [
+            line for line in resolve(path).read_text("utf-8-sig").splitlines() if line and not line.startswith("#")
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise OperationError(f"{path} cannot be read: {error}") from error
     table = csv.DictReader(lines)
@@ -364,7 +367,7 @@ def _file_value(path: Path, encoding: str, name: str) -> tuple[str, Any]:
     if folder not in file.parents:
         raise OperationError(f"{path} names the file {name}, which does not lie beside it", hint="copy it there")
     try:
-        data = file.read_bytes()
+        data = resolve(file).read_bytes()
     except OSError as error:
         raise OperationError(f"{file} cannot be read: {error.strerror}") from error
     if encoding in ("hex2bin", "base64", "string"):

@@ -13,6 +13,7 @@ from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import new_file, resolve
 from pytest_esp.link.link import Link
 from pytest_esp.names import nearest
 from pytest_esp.operations import flash
@@ -261,9 +262,7 @@ def create_ota(
 def saved(table: BuiltTable, output_file: str | os.PathLike[str] | None, overwrite: bool) -> BuiltTable:
     """Save a table as text or binary, by the ending of the file's name, and return it."""
     if output_file is not None:
-        path = Path(output_file)
-        if path.exists() and not overwrite:
-            raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+        path = new_file(output_file, overwrite)
         flash.save(path, table.csv.encode() if path.suffix == ".csv" else table.data)
     return table
 
@@ -348,7 +347,7 @@ def _binary(table: Layout | bytes) -> bytes | None:
         return table
     if isinstance(table, (str, os.PathLike)) and Path(table).suffix == ".bin":
         try:
-            return Path(table).read_bytes()
+            return resolve(table).read_bytes()
         except OSError as error:
             raise OperationError(f"{table} cannot be read: {error.strerror}") from error
     return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_esp.errors import FirmwareError
+from pytest_esp.files import resolve
 from pytest_esp.operations.containers import is_container
 from pytest_esp.units import format_size, parse_size
 
@@ -93,7 +94,7 @@ def _region(address: int | str, source: Source) -> Region:
     if isinstance(source, bytes):
         data, name = source, f"{len(source)} bytes"
     else:
-        data, name = _contents(Path(source)), os.fspath(source)
+        data, name = _contents(resolve(source)), os.fspath(source)
         if Path(source).suffix.lower() in _CONTAINERS and is_container(data):
             raise FirmwareError(f"{name} has addresses of its own", hint=f"leave out the address {start:#x}")
     if not data:

@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 from pytest_esp.link.console import CrashError
 from pytest_esp.link.crash import Crash, Kind
 from pytest_esp.link.link import Link
@@ -129,7 +129,7 @@ def monitor(
         PortError: if the port is lost. LinkError: if its lines cannot be driven. OperationError: for a duration that is
             none.
     """
-    link.console.elf = Path(elf) if elf is not None else link.console.elf
+    link.console.elf = resolve(elf) if elf is not None else link.console.elf
     said, _ = _listen(link, duration, until, reset=reset, progress=progress)
     return said
 

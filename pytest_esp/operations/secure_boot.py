@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.files import resolve
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations import chip, efuse, flash
@@ -323,7 +324,7 @@ def digest_of(key: bytes) -> bytes:
 
 def _read(key_file: str | os.PathLike[str]) -> bytes:
     try:
-        return remember_key(Path(key_file).read_bytes())
+        return remember_key(resolve(key_file).read_bytes())
     except OSError as error:
         raise OperationError(f"{key_file} cannot be read: {error.strerror}") from error
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 from esp_idf_defs.partitions import PARTITION_TABLE_OFFSET, PARTITION_TABLE_SIZE, PartitionTable
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 from pytest_esp.names import nearest
 from pytest_esp.operations.registry import size_argument
 from pytest_esp.operations.table import Partition, default_app, ota_slots, otadata_of, parse
@@ -189,7 +190,7 @@ def _csv_of(layout: Layout, flash_size: int) -> str:
 
 def _file(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        return resolve(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise OperationError(f"{path} cannot be read: {reason}") from error

@@ -15,9 +15,10 @@ from typing import Any, Literal
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import FileName, confined, new_file
 from pytest_esp.link.logs import Progress, Transcript, capture
 from pytest_esp.operations.building.elf_image import FLASH_MODES, FlashMode, check_setting
-from pytest_esp.operations.building.files import FileName, known_chip, new_file, read_file
+from pytest_esp.operations.building.files import known_chip, read_file
 from pytest_esp.operations.building.image_report import Fit, ImageReport, fit_of_bootloader, report
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.regions import is_blank
@@ -249,7 +250,8 @@ def _built(
         steps = ["set-target", chip, "bootloader"]
         tool = str(idf.path / "tools" / "idf.py")
         _run([str(idf.python), tool, "-C", folder, "-B", str(place), *steps], variables, timeout, progress)
-        data = read_file(place / "bootloader" / "bootloader.bin", "bootloader")
+        with confined(None):  # the folder is ours
+            data = read_file(place / "bootloader" / "bootloader.bin", "bootloader")
         missing = _without_effect(project / "sdkconfig", lines)
     warnings = tuple(f"ESP-IDF did not take {line}" for line in missing)
     taken = ", ".join(words for line, words in wanted.options().items() if line not in missing)

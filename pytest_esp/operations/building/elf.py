@@ -14,7 +14,8 @@ from typing import Any, cast
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError
-from pytest_esp.operations.building.files import FileName, read_file
+from pytest_esp.files import FileName
+from pytest_esp.operations.building.files import read_file
 
 _XTENSA = ("esp8266", "esp32", "esp32s2", "esp32s3")
 _ARCHITECTURES = {"EM_XTENSA": "xtensa", "EM_RISCV": "riscv"}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import FileName, resolve
 from pytest_esp.names import nearest
-
-FileName = str | os.PathLike[str]
 
 
 def read_file(name: FileName, what: str) -> bytes:
@@ -19,7 +15,7 @@ def read_file(name: FileName, what: str) -> bytes:
     Raises:
         FirmwareError: if it cannot be read, is no regular file, or is empty.
     """
-    path = Path(name)
+    path = resolve(name)
     try:
         if path.exists() and not path.is_file():
             raise FirmwareError(f"the {what} {path} is no regular file", hint="name a file")
@@ -30,18 +26,6 @@ def read_file(name: FileName, what: str) -> bytes:
     if not data:
         raise FirmwareError(f"the {what} {path} is empty", hint="a build that went wrong? Build it again")
     return data
-
-
-def new_file(name: FileName, overwrite: bool) -> Path:
-    """Return the path of a file that is to be written.
-
-    Raises:
-        OperationError: if it is there already and *overwrite* is false.
-    """
-    path = Path(name)
-    if path.exists() and not overwrite:
-        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
-    return path
 
 
 def known_chip(name: str) -> str:

@@ -16,9 +16,10 @@ from esp_idf_defs.app_description import AppDescription
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import FileName
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations import table
-from pytest_esp.operations.building.files import FileName, known_chip, read_file
+from pytest_esp.operations.building.files import known_chip, read_file
 from pytest_esp.operations.building.signatures import Signature, signature_of
 from pytest_esp.operations.containers import contents_of
 from pytest_esp.operations.images import App, app_of, chip_of, is_of_8266

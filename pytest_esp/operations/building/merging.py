@@ -15,9 +15,10 @@ from typing import Literal
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import FileName, new_file
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations.building.elf_image import FLASH_MODES, FlashMode, check_setting
-from pytest_esp.operations.building.files import FileName, known_chip, new_file
+from pytest_esp.operations.building.files import known_chip
 from pytest_esp.operations.firmware import Firmware
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.images import chip_of

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_esp.files import FileName, new_file, resolve
 from pytest_esp.operations.building import image_report, size_analysis
 from pytest_esp.operations.building.elf import read_elf
 from pytest_esp.operations.building.elf_image import (
@@ -16,7 +17,7 @@ from pytest_esp.operations.building.elf_image import (
     image_of,
     warnings_of,
 )
-from pytest_esp.operations.building.files import FileName, known_chip, new_file
+from pytest_esp.operations.building.files import known_chip
 from pytest_esp.operations.building.image_report import FirmwareAnalysis
 from pytest_esp.operations.building.size_analysis import SizeAnalysis
 from pytest_esp.operations.flash import save
@@ -103,7 +104,7 @@ def prepare(
 
 def _settings(folder: Path, mode: FlashMode | None, frequency: str | None, size: str | None) -> FlashSettings:
     try:
-        listing: Any = json.loads((folder / "flasher_args.json").read_text(encoding="utf-8"))
+        listing: Any = json.loads(resolve(folder / "flasher_args.json").read_text(encoding="utf-8"))
         listed = {str(key): str(value) for key, value in listing["flash_settings"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         listed = {}

@@ -10,9 +10,10 @@ from typing import Any, Self
 from esptool.util import FatalError
 
 from pytest_esp.errors import FirmwareError
+from pytest_esp.files import FileName, new_file
 from pytest_esp.operations.building.elf import Elf, read_elf
 from pytest_esp.operations.building.elf_image import FlashSettings, image_of
-from pytest_esp.operations.building.files import FileName, known_chip, new_file
+from pytest_esp.operations.building.files import known_chip
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.images import chip_of
 from pytest_esp.operations.registry import file_operation

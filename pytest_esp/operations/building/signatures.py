@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import FileName
 from pytest_esp.link.logs import Transcript, capture
-from pytest_esp.operations.building.files import FileName, read_file
+from pytest_esp.operations.building.files import read_file
 from pytest_esp.operations.regions import SECTOR
 
 _BLOCK = 1216

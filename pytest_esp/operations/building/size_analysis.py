@@ -12,9 +12,10 @@ from typing import Any, cast
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import FileName, resolve
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations.building.elf import Elf, Section, Symbol, memories_at, read_elf
-from pytest_esp.operations.building.files import FileName, known_chip, read_file
+from pytest_esp.operations.building.files import known_chip, read_file
 from pytest_esp.operations.images import chip_of
 from pytest_esp.operations.registry import file_operation
 
@@ -100,7 +101,7 @@ def size(
     if made_for is None:
         fitting = ", ".join(elf.fitting_chips()) or "none"
         notes.append(f"no memories: nothing tells the chip; it fits {fitting}")
-    path = Path(map_file) if map_file is not None else Path(elf_file).with_suffix(".map")
+    path = resolve(map_file if map_file is not None else Path(elf_file).with_suffix(".map"))
     by_map = _by_map(path, elf, made_for) if map_file is not None or path.is_file() else None
     if by_map is None:
         notes.append(f"no archives: there is no linker map {path.name}")
@@ -145,7 +146,7 @@ def _chip_of(elf: Elf, path: Path, chip: str | None) -> str | None:
 
 def _listed_chip(folder: Path) -> str | None:
     try:
-        listing: Any = json.loads((folder / "flasher_args.json").read_text(encoding="utf-8"))
+        listing: Any = json.loads(resolve(folder / "flasher_args.json").read_text(encoding="utf-8"))
         found = listing["extra_esptool_args"]["chip"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

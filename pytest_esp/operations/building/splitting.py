@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.operations.building.files import FileName
+from pytest_esp.files import FileName, resolve
 from pytest_esp.operations.firmware import Firmware, load
 from pytest_esp.operations.flash import save
 from pytest_esp.operations.regions import SECTOR, Region, is_blank, md5_of
@@ -125,7 +125,7 @@ def optimize(
     if baudrate <= 0:
         raise OperationError(f"{baudrate} is no baud rate")
     build = load(firmware, address)
-    folder = Path(output_dir)
+    folder = resolve(output_dir, "write")
     _check_folder(folder, overwrite)
     pieces = [
         piece

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import resolve
 from pytest_esp.link.crash import Frame
 from pytest_esp.link.link import Link
 from pytest_esp.link.symbols import Symbols
@@ -153,7 +154,7 @@ def analyze(data: bytes, elf: str | os.PathLike[str] | None, *, source: str) -> 
         FirmwareError: see `core_dump`.
     """
     image = read_image(data)
-    path = Path(elf) if elf is not None else None
+    path = resolve(elf) if elf is not None else None
     symbols, matches, note = _symbols(path, image)
     tasks = sorted((_task(task, image, symbols) for task in image.tasks), key=lambda task: not task.crashed)
     return CoreDump(

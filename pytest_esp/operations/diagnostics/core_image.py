@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_esp.errors import FirmwareError
+from pytest_esp.files import resolve
 
 _START, _END = "CORE DUMP START", "CORE DUMP END"
 _BASE64_LINE = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
@@ -151,7 +152,7 @@ def from_file(path: Path) -> bytes:
         FirmwareError: if there is none.
     """
     try:
-        data = path.read_bytes()
+        data = resolve(path).read_bytes()
     except OSError as error:
         raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
     if data.startswith(_ELF_MAGIC) or length_of(data) is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import new_file
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
@@ -77,9 +78,7 @@ def memory_dump(
         raise OperationError(
             f"{length} bytes at {start:#x} cannot be read", hint=f"ask for 1 byte to {format_size(_MOST)}"
         )
-    path = Path(output_file) if output_file is not None else None
-    if path is not None and path.exists() and not overwrite:
-        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    path = new_file(output_file, overwrite) if output_file is not None else None
     if link.board.chip != "auto":
         soc_of(link.board.chip, link.board.revision).areas_of(start, start + length)
     with link.session.use(f"reading {length} bytes at {start:#x}", stub=False) as esp:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_esp.errors import EspError, OperationError, PortError, StoppedError
+from pytest_esp.files import new_file, resolve
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations import analysis, chip, flash, partitions, security
@@ -125,8 +126,8 @@ def diagnostic_report(
             none.
         PortError: if the port is gone.
     """
-    path = Path(output_file) if output_file is not None else None
-    _check(path, overwrite, elf, duration)
+    path = _output(output_file, overwrite)
+    _check(elf, duration)
     parts = _parts(link, include_memory, elf, duration, progress)
     sections: list[Section] = []
     for number, (name, title, ask) in enumerate(parts):
@@ -151,18 +152,23 @@ def diagnostic_report(
     return report
 
 
-def _check(path: Path | None, overwrite: bool, elf: str | os.PathLike[str] | None, duration: float) -> None:
-    """Refuse what would fail only after the board has been asked for everything."""
-    if path is not None and path.suffix.lower() not in _ENDINGS:
+def _output(name: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
+    """Return where the report goes; refuses what would fail only after the board has been asked for everything."""
+    if name is None:
+        return None
+    path = new_file(name, overwrite)
+    if path.suffix.lower() not in _ENDINGS:
         hint = f"its ending is one of {', '.join(_ENDINGS)}"
         raise OperationError(f"no report can be written as {path.name}", hint=hint)
-    if path is not None and path.exists() and not overwrite:
-        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
-    if path is not None and not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise OperationError(
             f"{path} cannot be written: there is no folder {path.parent}", hint="make it, or name another"
         )
-    if elf is not None and not Path(elf).is_file():
+    return path
+
+
+def _check(elf: str | os.PathLike[str] | None, duration: float) -> None:
+    if elf is not None and not resolve(elf).is_file():
         raise OperationError(f"there is no ELF file {elf}", hint="it is in the ESP-IDF build folder")
     profile.check_duration(duration)
 

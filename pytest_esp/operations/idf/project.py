@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import resolve
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
@@ -136,10 +137,10 @@ class _Steps:
 
 
 def _project(path: str | os.PathLike[str]) -> Path:
-    folder = Path(path).expanduser().resolve()
+    folder = resolve(path).expanduser().resolve()
     lists = folder / "CMakeLists.txt"
     try:
-        text = lists.read_text("utf-8", errors="replace")
+        text = resolve(lists).read_text("utf-8", errors="replace")
     except OSError as error:
         raise OperationError(
             f"{folder} is no project of ESP-IDF: it has no CMakeLists.txt", hint="name the project's own folder"
@@ -186,7 +187,9 @@ def _check_target_name(target: str) -> None:
 def _configured_target(project: Path, build_dir: Path) -> str | None:
     """Return the chip that a project is configured for: what its sdkconfig says, else its last build."""
     try:
-        found = re.search(r'^CONFIG_IDF_TARGET="(\w+)"', (project / "sdkconfig").read_text("utf-8"), re.MULTILINE)
+        found = re.search(
+            r'^CONFIG_IDF_TARGET="(\w+)"', resolve(project / "sdkconfig").read_text("utf-8"), re.MULTILINE
+        )
     except OSError:
         found = None
     return found[1] if found else _description(build_dir).get("target")
@@ -194,7 +197,7 @@ def _configured_target(project: Path, build_dir: Path) -> str | None:
 
 def _description(build_dir: Path) -> dict[str, Any]:
     try:
-        content = json.loads((build_dir / "project_description.json").read_text("utf-8"))
+        content = json.loads(resolve(build_dir / "project_description.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return cast("dict[str, Any]", content) if isinstance(content, dict) else {}

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.files import new_file, resolve
 from pytest_esp.operations.building.image_report import report
 from pytest_esp.operations.firmware import Firmware
 from pytest_esp.operations.flash import save
@@ -106,9 +107,7 @@ def create(
         FirmwareError: if there is no app, or it is damaged.
         OperationError: if the version, the key or the file is not fit.
     """
-    path = Path(output_file)
-    if path.exists() and not overwrite:
-        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    path = new_file(output_file, overwrite)
     if not version.strip() or not version.isprintable() or len(version) > _MAX_VERSION:
         raise OperationError(f"{version!r} is no version", hint=f"up to {_MAX_VERSION} printable characters")
     key = _private_key(Path(key_file)) if key_file is not None else None
@@ -227,7 +226,7 @@ def _opened(path: Path, key: _PublicKey | None) -> tuple[Package, bytes]:
 def _parts(path: Path) -> dict[str, bytes]:
     """Return the members of the archive, none of them larger than may be."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(resolve(path)) as archive:
             found = {member.filename: member for member in archive.infolist()}
             missing = [name for name in (_MANIFEST, _IMAGE) if name not in found]
             strange = sorted(found.keys() - _LIMITS.keys())
@@ -237,7 +236,7 @@ def _parts(path: Path) -> dict[str, bytes]:
             return {name: _read(archive, found[name]) for name in found}
     except FileNotFoundError as error:
         raise OperationError(f"there is no package {path}", hint="make one with ota create") from error
-    except OperationError as error:
+    except (OperationError, RefusedError) as error:
         error.attempted = error.attempted or f"reading {path}"
         raise
     except OSError as error:
@@ -331,7 +330,7 @@ def _wrong_kind(path: Path) -> OperationError:
 def _load_key(path: Path, parse: Callable[[bytes], Any], kind: str) -> Any:
     """Return the key; no message quotes what is in the file."""
     try:
-        return parse(path.read_bytes())
+        return parse(resolve(path).read_bytes())
     except OSError as error:
         raise OperationError(f"the key {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

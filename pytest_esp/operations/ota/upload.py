@@ -13,6 +13,7 @@ from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pytest_esp.errors import OperationError, RefusedError
+from pytest_esp.files import resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.ota.package import Package, unpack
 from pytest_esp.operations.registry import file_operation
@@ -169,7 +170,7 @@ def _connection(
     if target.scheme == "http":
         return http.client.HTTPConnection(host, target.port, timeout=timeout)
     try:
-        context = ssl.create_default_context(cafile=ca_file)
+        context = ssl.create_default_context(cafile=resolve(ca_file) if ca_file is not None else None)
     except OSError as error:
         raise OperationError(f"the certificates in {ca_file} cannot be used: {error.strerror or error}") from error
     return http.client.HTTPSConnection(host, target.port, timeout=timeout, context=context)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import confinement, resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
 from pytest_esp.operations.production.config import FactoryConfig, Given, with_files
@@ -110,7 +111,7 @@ def batch_program(
     __tracebackhide__ = True
     from pytest_esp.rack.config import load_rack
 
-    found = load_rack(Path(rack) if rack is not None else None)
+    found = load_rack(resolve(rack) if rack is not None else None)
     names = board_names(boards, found)
     plan, own = checked(names, config, devices, first_index)
     return run_batch(found, plan, own, Path(output_dir), look=look, wait=wait, processes=processes, progress=progress)
@@ -254,6 +255,7 @@ def _jobs(
     look: bool,
     wait: float,
 ) -> list[Job]:
+    limits = confinement()
     config = cast("dict[str, Any]", as_plain(plan.config.model_dump(exclude_none=True)))
     return [
         Job(
@@ -265,6 +267,7 @@ def _jobs(
             config=config,
             devices=[as_plain(asdict(device)) for device in share],
             folder=str(folder),
+            confinement={name: list(map(str, paths)) for name, paths in vars(limits).items()} if limits else None,
             used=dict(used),
             look=look,
             wait=wait,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 from pytest_esp.names import nearest
 from pytest_esp.operations.nvs_pages import NvsData
 from pytest_esp.secrets import remember_in
-
-Resolve = Callable[[str], Path]
-"""Turns a file's name into its path; refuses what may not be read."""
 
 Given = Mapping[str, Any] | str | os.PathLike[str]
 """A table, its JSON text, or the JSON or TOML file that has it; names of files in that file are relative to it."""
@@ -37,14 +35,14 @@ class Configured(BaseModel):
     model_config = _MODEL
 
     @classmethod
-    def load(cls, given: Given, resolve: Resolve = Path) -> Self:
+    def load(cls, given: Given) -> Self:
         """Return what *given* says, with all files found and read where they are values.
 
         Raises:
             OperationError: if a file cannot be read, or a key is unknown, missing or wrong.
         """
         __tracebackhide__ = True
-        values = cls.table(given, resolve)
+        values = cls.table(given)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -53,19 +51,19 @@ class Configured(BaseModel):
             raise OperationError(_in_words(found["loc"], found["msg"], found["type"], cls)) from None
 
     @classmethod
-    def table(cls, given: Given, resolve: Resolve = Path) -> dict[str, Any]:
+    def table(cls, given: Given) -> dict[str, Any]:
         """Return what *given* says as a table that `load` takes, with names of files turned into paths, or contents.
 
         Raises:
-            OperationError: if a file cannot be read; whatever *resolve* raises.
+            OperationError: if a file cannot be read. RefusedError: if it may not be.
         """
-        values, resolve = opened(given, resolve)
+        values, file = opened(given)
         remember_in(values)
-        return cls._resolved(dict(values), resolve)
+        return cls._resolved(dict(values), file)
 
     @classmethod
-    def _resolved(cls, values: dict[str, Any], resolve: Resolve) -> dict[str, Any]:
-        """Return *values* with names of files turned into paths, or what is in them."""
+    def _resolved(cls, values: dict[str, Any], file: Path | None) -> dict[str, Any]:
+        """Return the *values* of *file* with names of files turned into paths, or what is in them."""
         return values
 
 
@@ -119,18 +117,18 @@ class FactoryConfig(Configured):
         return value
 
     @classmethod
-    def _resolved(cls, values: dict[str, Any], resolve: Resolve) -> dict[str, Any]:
+    def _resolved(cls, values: dict[str, Any], file: Path | None) -> dict[str, Any]:
         for key in ("firmware", "nvs_key_file"):
             if isinstance(values.get(key), (str, os.PathLike)):
-                values[key] = resolve(os.fspath(values[key]))
+                values[key] = resolve(values[key], named_by=file)
         table = values.get("partition_table")
         if isinstance(table, (str, os.PathLike)) and Path(table).suffix in (".csv", ".bin"):
-            values["partition_table"] = resolve(os.fspath(table))
+            values["partition_table"] = resolve(table, named_by=file)
         nvs = values.get("nvs")
         if isinstance(nvs, (str, os.PathLike)):
-            values["nvs"] = resolve(os.fspath(nvs))
+            values["nvs"] = resolve(nvs, named_by=file)
         elif isinstance(nvs, Mapping):
-            values["nvs"] = with_files(cast("NvsData", nvs), resolve)
+            values["nvs"] = with_files(cast("NvsData", nvs), file)
         return values
 
 
@@ -173,17 +171,19 @@ class ProvisionConfig(Configured):
     nvs_key_file: Path | None = None
 
     @classmethod
-    def _resolved(cls, values: dict[str, Any], resolve: Resolve) -> dict[str, Any]:
+    def _resolved(cls, values: dict[str, Any], file: Path | None) -> dict[str, Any]:
         if isinstance(values.get("nvs_key_file"), (str, os.PathLike)):
-            values["nvs_key_file"] = resolve(os.fspath(values["nvs_key_file"]))
+            values["nvs_key_file"] = resolve(values["nvs_key_file"], named_by=file)
         given = values.get("credentials")
         if isinstance(given, Mapping):
-            values["credentials"] = with_files({CREDENTIALS: cast("Mapping[str, Any]", given)}, resolve)[CREDENTIALS]
+            values["credentials"] = with_files({CREDENTIALS: cast("Mapping[str, Any]", given)}, file)[CREDENTIALS]
         return values
 
 
-def with_files(values: NvsData, resolve: Resolve = Path) -> dict[str, dict[str, Any]]:
+def with_files(values: NvsData, file: Path | None = None) -> dict[str, dict[str, Any]]:
     """Return NVS values with the contents of the files that they name (``{"file": NAME}``: blobs, or of *type* string).
+
+    Names are relative to *file*, which the values are from.
 
     Raises:
         OperationError: if one cannot be read, or a namespace has no keys.
@@ -192,16 +192,16 @@ def with_files(values: NvsData, resolve: Resolve = Path) -> dict[str, dict[str, 
     for namespace, keys in values.items():
         if not isinstance(keys, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it may come from JSON
             raise OperationError(f"the namespace {namespace!r} has no keys", hint='{"namespace": {"key": value}}')
-        found[namespace] = {key: _contents(key, value, resolve) for key, value in keys.items()}
+        found[namespace] = {key: _contents(key, value, file) for key, value in keys.items()}
     remember_in(found)
     return found
 
 
-def _contents(key: str, value: Any, resolve: Resolve) -> Any:
+def _contents(key: str, value: Any, file: Path | None) -> Any:
     if not isinstance(value, Mapping) or "file" not in value:
         return value
     given = cast("Mapping[str, Any]", value)
-    path = resolve(str(given["file"]))
+    path = resolve(str(given["file"]), named_by=file)
     try:
         data = path.read_bytes()
         return data.decode() if given.get("type") == "string" else data
@@ -210,17 +210,17 @@ def _contents(key: str, value: Any, resolve: Resolve) -> Any:
         raise OperationError(f"the file {path} of {key!r} cannot be read: {reason}") from None
 
 
-def opened(given: Given, resolve: Resolve = Path) -> tuple[Mapping[str, Any], Resolve]:
-    """Return the table that *given* is or names, and what finds the files that it names.
+def opened(given: Given) -> tuple[Mapping[str, Any], Path | None]:
+    """Return the table that *given* is or names, and its file if it has one.
 
     Raises:
         OperationError: if its file cannot be read, or is neither JSON nor TOML.
     """
     if isinstance(given, Mapping):
-        return given, resolve
+        return given, None
     name = os.fspath(given)
     if name.lstrip().startswith("{"):
-        return _parsed(name, "this table", is_toml=False), resolve
+        return _parsed(name, "this table", is_toml=False), None
     path = resolve(name)
     try:
         text = path.read_text("utf-8")
@@ -229,8 +229,7 @@ def opened(given: Given, resolve: Resolve = Path) -> tuple[Mapping[str, Any], Re
     except UnicodeDecodeError:
         raise OperationError(f"{path} is no text") from None
     table = _parsed(text, str(path), is_toml=path.suffix == ".toml")
-    folder = path.resolve().parent
-    return table, lambda name: resolve(str(folder / name))
+    return table, path.resolve()
 
 
 def _parsed(text: str, what: str, *, is_toml: bool) -> dict[str, Any]:

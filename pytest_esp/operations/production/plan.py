@@ -9,6 +9,7 @@ from pathlib import Path
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.files import resolve
 from pytest_esp.operations import nvs
 from pytest_esp.operations.chip import ChipIdentity
 from pytest_esp.operations.firmware import Firmware
@@ -184,7 +185,7 @@ def _given_table(table: Path | str, offset: int) -> bytes:
     path = Path(table)
     if path.suffix == ".bin":
         try:
-            return path.read_bytes()
+            return resolve(path).read_bytes()
         except OSError as error:
             raise OperationError(f"{path} cannot be read: {error.strerror}") from error
     return build(table, 1 << 30 if path.suffix == ".csv" else _USUAL_SIZE, table_offset=offset).data

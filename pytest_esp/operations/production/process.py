@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_esp.errors import OperationError
+from pytest_esp.errors import EspError, OperationError
+from pytest_esp.files import Confinement, confined
 from pytest_esp.link.link import Link
 from pytest_esp.operations.production.config import FactoryConfig
 from pytest_esp.operations.production.plan import make_plan
@@ -47,6 +48,7 @@ class Job:
 
     Attributes:
         specs: of its boards, as in boards.toml.
+        confinement: folders and files by the names of `Confinement`; None if any file may be opened.
         wait: seconds for a board that somebody else holds.
     """
 
@@ -58,6 +60,7 @@ class Job:
     config: dict[str, Any]
     devices: list[dict[str, Any]]
     folder: str
+    confinement: dict[str, list[str]] | None
     used: dict[str, str]
     look: bool
     wait: float
@@ -207,11 +210,17 @@ def shares(devices: Sequence[Device], count: int, head_start: int) -> tuple[list
 
 def main(arguments: Sequence[str]) -> int:
     """Do the job that comes from the pipe whose descriptor is the argument."""
+    with open(int(arguments[0]), encoding="utf-8") as pipe:
+        job = Job(**json.load(pipe))
+    limits = job.confinement
+    with confined(Confinement(**{name: tuple(map(Path, paths)) for name, paths in limits.items()}) if limits else None):
+        return _work(job)
+
+
+def _work(job: Job) -> int:
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
-    with open(int(arguments[0]), encoding="utf-8") as pipe:
-        job = Job(**json.load(pipe))
     boards = {str(spec["name"]): BoardSpec.model_validate(spec) for spec in job.specs}
     rack = Rack(
         job.rack_name,
@@ -219,7 +228,6 @@ def main(arguments: Sequence[str]) -> int:
         boards,
         Path(job.lock_dir) if job.lock_dir else None,
     )
-    plan = make_plan(FactoryConfig.load(job.config))
     out = sys.stdout.buffer
     lock = threading.Lock()
 
@@ -228,6 +236,7 @@ def main(arguments: Sequence[str]) -> int:
             out.write((json.dumps(asdict(told)) + "\n").encode())
             out.flush()
 
+    plan = make_plan(FactoryConfig.load(job.config))
     with RecordBook(Path(job.folder)) as book:
         batch = Batch(job.name, plan, leased(rack, job.wait), tell, book.write, job.used, look=job.look)
 
@@ -243,7 +252,7 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
-    except OperationError as error:  # the caller has checked all of it: a file has changed meanwhile
+    except EspError as error:  # the caller has checked all of it: a file has changed meanwhile
         print(error.message)
         code = 1
     sys.stdout.flush()

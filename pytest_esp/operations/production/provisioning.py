@@ -180,8 +180,8 @@ def plan_user_block(link: Link, data: Given) -> BurnPlan:
 
 
 def _values(data: Given) -> Mapping[str, Any]:
-    table, resolve = opened(data)
-    values = with_files(cast("NvsData", {"": table}), resolve)[""]
+    table, file = opened(data)
+    values = with_files(cast("NvsData", {"": table}), file)[""]
     if not values:
         raise OperationError("there is nothing to write", hint='{"key": value, ...}')
     return values

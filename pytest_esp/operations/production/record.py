@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 
 JSON_LINES, CSV = "boards.jsonl", "boards.csv"
 Outcome = Literal["begun", "passed", "failed"]
@@ -64,8 +65,8 @@ class RecordBook:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.json_lines = folder / JSON_LINES
-        self.csv = folder / CSV
+        folder = resolve(folder, "write")
+        self.json_lines, self.csv = resolve(folder / JSON_LINES, "write"), resolve(folder / CSV, "write")
         self._lock = threading.Lock()
         self._descriptors: list[int] = []
         try:
@@ -112,7 +113,7 @@ def read_records(folder: Path) -> list[BoardRecord]:
         OperationError: if it cannot be read.
     """
     try:
-        lines = (folder / JSON_LINES).read_text("utf-8").splitlines()
+        lines = resolve(folder / JSON_LINES).read_text("utf-8").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

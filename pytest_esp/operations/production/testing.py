@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from pytest_esp.errors import OperationError
+from pytest_esp.files import resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
 from pytest_esp.operations.chip import identify
@@ -107,7 +108,7 @@ def run_tests(
     """
     from pytest_esp.rack.config import load_rack
 
-    found = load_rack(Path(rack) if rack is not None else None)
+    found = load_rack(resolve(rack) if rack is not None else None)
     return run_suite(found.board(board), found, suite, keyword=keyword, timeout=timeout, progress=progress)
 
 
@@ -179,7 +180,7 @@ def _targets(suite: str | os.PathLike[str]) -> list[str]:
         return ["--pyargs", "pytest_esp.suites"]
     if names and all(name in known for name in names):
         return ["--pyargs", *(f"pytest_esp.suites.test_{name}" for name in names)]
-    path = Path(suite)
+    path = resolve(suite)
     if not path.exists():
         wrong = next((name for name in names if name not in known), os.fspath(suite))
         raise OperationError(

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 from pytest_esp.errors import EspError, OperationError, StoppedError
+from pytest_esp.files import confined, confinement
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.chip import ChipIdentity, identify
@@ -180,6 +181,7 @@ class Batch:
         self._used = used
         self._look = look
         self._lock = threading.Lock()
+        self._confinement = confinement()
         self._boards_by_mac: dict[str, str] = {}
 
     def start(self, devices: Iterable[Device]) -> list[threading.Thread]:
@@ -195,7 +197,8 @@ class Batch:
     def _one(self, device: Device) -> None:
         worker = _Worker(self, device)
         try:
-            worker.run()
+            with confined(self._confinement):
+                worker.run()
         except BaseException as error:  # a defect of ours is a result, too: the others go on
             worker.failed(error)
 

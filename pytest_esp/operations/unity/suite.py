@@ -6,10 +6,10 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 
 from pytest_esp.errors import EspError
+from pytest_esp.files import resolve
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, require
 from pytest_esp.operations.unity.devices import run_on_boards
@@ -63,7 +63,7 @@ class Suite:
         self._dialogues = [Dialogue(link, boot_timeout) for link in links]
         if elf is not None:
             for link in links:
-                link.elf = link.console.elf = Path(elf)
+                link.elf = link.console.elf = resolve(elf)
         self._menus = [dialogue.menu() for dialogue in self._dialogues]
 
     @property
