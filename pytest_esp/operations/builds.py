@@ -109,8 +109,8 @@ def _build_folder(folder: Path) -> Build | None:
 
 def _esp_idf(folder: Path) -> Build | None:
     """Return the build that ESP-IDF's ``flasher_args.json`` lists."""
-    listing = _if_file(folder / "flasher_args.json")
-    if listing is None:
+    listing = folder / "flasher_args.json"
+    if _if_file(listing) is None:
         return None
     content = _json(listing)
     try:
@@ -126,12 +126,10 @@ def _esp_idf(folder: Path) -> Build | None:
 
 
 def _idf_elf(folder: Path) -> Path | None:
-    description = _if_file(folder / "project_description.json")
-    name = _json(description).get("app_elf") if description is not None else None
-    if description is not None and isinstance(name, str):
-        elf = resolve(name, named_by=description)
-        if elf.is_file():
-            return elf
+    description = folder / "project_description.json"
+    name = _json(description).get("app_elf") if _if_file(description) is not None else None
+    if isinstance(name, str) and (elf := resolve(name, named_by=description)).is_file():
+        return elf
     return _only(folder.glob("*.elf"))
 
 

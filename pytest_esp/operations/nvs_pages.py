@@ -248,7 +248,7 @@ def make_pages(values: NvsData | str | Path, size: int, key: bytes | None = None
     """Return an NVS partition of *size* bytes, made by Espressif's generator.
 
     Args:
-        values: see `NvsData`; or a CSV file as that generator takes it (files that it names must lie beside it).
+        values: see `NvsData`; or a CSV file as that generator takes it (files that it names are relative to it).
         size: of the partition, at least 0x3000.
         key: of NVS encryption, 64 bytes.
 
@@ -362,12 +362,9 @@ def _rows_of_csv(path: Path) -> Iterator[_Row]:
 
 
 def _file_value(path: Path, encoding: str, name: str) -> tuple[str, Any]:
-    folder = path.resolve().parent
-    file = (folder / name).resolve()
-    if folder not in file.parents:
-        raise OperationError(f"{path} names the file {name}, which does not lie beside it", hint="copy it there")
+    file = resolve(name, named_by=path)
     try:
-        data = resolve(file).read_bytes()
+        data = file.read_bytes()
     except OSError as error:
         raise OperationError(f"{file} cannot be read: {error.strerror}") from error
     if encoding in ("hex2bin", "base64", "string"):

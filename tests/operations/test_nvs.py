@@ -7,7 +7,8 @@ import zlib
 
 import pytest
 
-from pytest_esp.errors import OperationError
+from pytest_esp.errors import OperationError, RefusedError
+from pytest_esp.files import Confinement, confined
 from pytest_esp.operations.nvs_pages import PAGE, make_pages, read_pages
 
 VALUES = {
@@ -60,7 +61,10 @@ def test_files_that_a_csv_names(tmp_path):
     (tmp_path / "values.csv").write_text(table.format("certificate"))
     assert as_table(read_pages(make_pages(tmp_path / "values.csv", 0x3000)))["a", "c"] == ("blob", b"PEM".hex())
     (tmp_path / "values.csv").write_text(table.format("../secret"))
-    with pytest.raises(OperationError, match="does not lie beside it"):
+    with (
+        confined(Confinement((tmp_path,))),
+        pytest.raises(RefusedError, match=r"names \.\./secret, which lies outside"),
+    ):
         make_pages(tmp_path / "values.csv", 0x3000)
 
 

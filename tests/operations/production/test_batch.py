@@ -14,9 +14,10 @@ import pytest
 
 from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import OperationError, StoppedError
+from pytest_esp.files import Confinement, confined
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
-from pytest_esp.operations.production.batch import batch_program
+from pytest_esp.operations.production.batch import batch_program, checked, run_batch
 from pytest_esp.operations.production.record import BoardRecord, RecordBook, read_records
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.lease import holder_of
@@ -259,3 +260,21 @@ def test_lines_are_only_ever_added(tmp_path):
     assert len(rows) == 3
     assert "'=1+1" in rows[1]
     assert "a | b" in rows[1]
+
+
+def test_threads_and_processes_open_what_their_caller_may(rack_file, tmp_path, config):
+    """What was checked may be another file by then: each board's worker is confined as the call is."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "roots").mkdir()
+    key = tmp_path / "outside" / "key.bin"
+    key.write_bytes(bytes(range(64)))
+    settings = config | {"nvs_key_file": str(key), "boot": False, "nvs": {"app": {"host": "broker"}}}
+    boards = [f"line-{number}" for number in range(1, 5)]
+    plan, devices = checked(boards, settings, None, 1)
+    build = Path(config["firmware"])
+    for roots, error in (((build, tmp_path / "outside"), None), ((build, tmp_path / "roots"), "outside the folders")):
+        folder = roots[1] / "record"
+        with confined(Confinement(roots)):
+            result = run_batch(load_rack(rack_file), plan, devices, folder, look=False, processes=2)
+        assert result.processes == 2
+        assert [(error in one.error) if error else one.passed for one in result.boards] == [True] * 4, result.boards
