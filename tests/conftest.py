@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from pytest_esp import secrets
 
 ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -107,3 +110,125 @@ def make_idf(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_IDF_LOG", str(home / "calls"))
     monkeypatch.setenv("FAKE_IDF_BUILDS", str(ROOT / "tests" / "firmware" / "build"))
     return lambda projects=tmp_path: FakeIdf(home, projects)
+
+
+class Served:
+    """A virtual board in a process of its own.
+
+    Attributes:
+        ready: what it printed when it was ready.
+    """
+
+    def __init__(self, *arguments, **settings):
+        self.process = subprocess.Popen(
+            [BIN / "pytest-esp", *map(str, arguments), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **settings,
+        )
+        line = self.process.stdout.readline()
+        if not line:
+            raise AssertionError(self.process.stderr.read())
+        self.ready = json.loads(line)
+
+    def url(self, scheme):
+        return next(url for url in self.ready["endpoints"] if url.startswith(scheme)).removeprefix("pty:")
+
+    def stop(self, number=signal.SIGTERM):
+        """End it, and return its exit code; it says nothing on stderr."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=10)
+        assert err == ""
+        return self.process.returncode
+
+
+@pytest.fixture
+def start_serving():
+    """A function that starts ``pytest-esp`` with the given arguments and waits until it serves."""
+    running = []
+
+    def start(*arguments, **settings):
+        running.append(Served(*arguments, **settings))
+        return running[-1]
+
+    yield start
+    for served in running:
+        if served.process.poll() is None:
+            served.process.kill()
+        served.process.communicate()
+
+
+LINES = {"both": (True, True), "none": (False, False), "dtr": (True, False), "rts": (False, True)}
+"""DTR and RTS after a port was opened. The kernel and pyserial leave both asserted; ``dtr`` pulls the boot strap, and
+``rts`` holds the chip at EN."""
+
+
+class Devkit:
+    """A chip with an auto-reset circuit in another process, that a rack names as a real board.
+
+    Attributes:
+        rack: a boards.toml whose only board, ``devkit``, it is.
+        url: of its port.
+    """
+
+    def __init__(self, folder, served, chip):
+        self.url = served.url("rfc2217")
+        self.rack = folder / "boards.toml"
+        self.rack.write_text(f'[boards.devkit]\nbackend = "serial"\nchip = "{chip}"\nport = "{self.url}"\n')
+
+    def link(self):
+        """A link to it, whose port is not opened yet."""
+        from pytest_esp.boards.registry import make_board
+        from pytest_esp.link.link import Link
+        from pytest_esp.rack.config import load_rack
+
+        rack = load_rack(self.rack)
+        return Link(make_board(rack.board("devkit"), rack))
+
+
+@pytest.fixture
+def devkit(tmp_path, start_serving, flash_of, build_of, monkeypatch):
+    """A function that makes a `Devkit` of *chip*, which waits in its loader and has *app* (see `load_app`) in flash.
+
+    *lines*, of `LINES`, is how this process finds DTR and RTS after it has opened the port; the default is what
+    happens by itself.
+    """
+    monkeypatch.setenv("PYTEST_ESP_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
+
+    def make(chip, lines=None, *, app="hello"):
+        contents = _image_of_an_esp8266() if chip == "esp8266" else flash_of(build_of(chip))
+        flash = tmp_path / "flash.bin"
+        flash.write_bytes(bytes(contents).ljust(2 * 1024 * 1024, b"\xff"))
+        listen = ("--listen", "rfc2217://127.0.0.1:0")
+        served = start_serving("sim", chip, *listen, "--flash", flash, "--flash-size", "2MB", "--app", app)
+        if lines is not None:
+            _find_lines(monkeypatch, *LINES[lines])
+        return Devkit(tmp_path, served, chip)
+
+    return make
+
+
+def _find_lines(monkeypatch, dtr, rts):
+    from pytest_esp.boards.serial import SerialBoard
+    from pytest_esp.wire.rfc2217 import Serial
+
+    opened = SerialBoard.open
+
+    def open_so(board):
+        port = opened(board)
+        assert isinstance(port, Serial)
+        if dtr:
+            port.dtr = True
+        port.rts = rts
+        port.dtr = dtr
+        return port
+
+    monkeypatch.setattr(SerialBoard, "open", open_so)
+
+
+def _image_of_an_esp8266():
+    """One segment of 16 bytes, as its ROM loads it from address 0."""
+    image = struct.pack("<BBBBIII", 0xE9, 1, 0, 0, 0x40100000, 0x40100000, 16) + bytes(16)
+    return image.ljust(len(image) // 16 * 16 + 15, b"\0") + b"\xef"

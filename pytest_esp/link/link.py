@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from pytest_esp.boards.board import Board, DirectFlash
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import LinkError
 from pytest_esp.link.logs import Transcript
+from pytest_esp.wire.reset import drive_lines, hard_reset
 
 if TYPE_CHECKING:
     from pytest_esp.link.console import Console
@@ -166,6 +168,16 @@ class Link:
             self._hard_reset(port)
         self._note_boot()
 
+    def _hard_reset(self, port: Port) -> None:
+        try:
+            if not port.is_open:  # esptool has closed it after a connection that failed
+                port.open()
+            hard_reset(port)
+        except OSError as error:
+            raise LinkError(
+                f"DTR and RTS cannot be driven: {error}", board=self.board.name, attempted="hard reset"
+            ) from error
+
     def boot(self) -> Console:
         """Let the chip start what its flash holds, and return a console that begins with that boot.
 
@@ -185,15 +197,6 @@ class Link:
         console = self.console
         self.reset(bootloader=False)
         return console
-
-    def _hard_reset(self, port: Port) -> None:
-        """Pulse EN by RTS, with the strap (DTR) left alone."""
-        from esptool.reset import HardReset
-
-        try:
-            HardReset(port)()  # type: ignore[arg-type]
-        except OSError as error:
-            raise LinkError(f"RTS cannot be driven: {error}", board=self.board.name, attempted="hard reset") from error
 
     def direct_flash(self) -> AbstractContextManager[DirectFlash] | None:
         """Return the board's flash past its wire, where it can be reached so: see `Board.direct_flash`.
@@ -245,6 +248,9 @@ class Link:
         Raises:
             BackendError: if nothing can switch it.
         """
+        if self._port is not None and not self.board.virtual:
+            with contextlib.suppress(OSError):  # the port of a board that needs this may be lost
+                drive_lines(self._port, dtr=False, rts=False)  # else the chip may be held, or start its loader
         self.board.power_cycle()
         if self._session is not None:
             self._session.drop()

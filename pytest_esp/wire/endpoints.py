@@ -150,7 +150,8 @@ class _TcpClient(asyncio.Protocol):
         host, self._host = self._host, None
         if host is not None:
             self._endpoint.leave(self)
-            host.set_lines(False, False)
+            if self.CONTROL_LINES:
+                host.set_lines(False, False)
             host.close()
 
     def abort(self) -> None:
@@ -180,6 +181,7 @@ class _Rfc2217Client(_TcpClient):
     CONTROL_LINES = True
 
     def welcome(self, host: HostSide) -> None:
+        host.set_lines(True, True)  # as a kernel opens a port; a client that sets neither leaves them so
         self._manager = rfc2217.PortManager(cast(Any, _HostPort(host)), cast(Any, _Replies(self.send)))
 
     def data_received(self, data: bytes) -> None:
@@ -226,7 +228,7 @@ class _HostPort:
     def __init__(self, host: HostSide) -> None:
         self._host = host
         self._baudrate = 115200
-        self._dtr = self._rts = False
+        self._dtr = self._rts = True
         self.bytesize, self.parity, self.stopbits = 8, "N", 1
         self.xonxoff = self.rtscts = self.dsrdtr = self.break_condition = False
         self.cts = self.dsr = self.cd = True

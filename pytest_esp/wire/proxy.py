@@ -7,6 +7,7 @@ from typing import Any
 
 import serial
 
+from pytest_esp.wire.reset import drive_lines, hard_reset
 from pytest_esp.wire.wire import Wire
 
 _POLL = 0.05  # seconds until the reader looks whether it is to end
@@ -43,15 +44,8 @@ class PortProxy:
         self._guarded(lambda: self._port.write(data))
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
-        """Drive the port's lines, DTR first: esptool's own order leaves the strap settled when EN rises."""
-
-        def drive() -> None:
-            if bool(self._port.dtr) != dtr:
-                self._port.dtr = dtr
-            if bool(self._port.rts) != rts:
-                self._port.rts = rts
-
-        self._guarded(drive)
+        """Drive the port's lines."""
+        self._guarded(lambda: drive_lines(self._port, dtr, rts))
 
     def set_baudrate(self, baudrate: int) -> None:
         """Set the port's baud rate."""
@@ -67,8 +61,7 @@ class PortProxy:
 
     def restart(self, reason: str) -> None:
         """Pulse EN by the port's lines; a real supply is left alone, whatever the *reason*."""
-        self.set_lines(False, True)
-        self.set_lines(False, False)
+        self._guarded(lambda: hard_reset(self._port))
 
     def _guarded(self, work: Any) -> None:
         try:

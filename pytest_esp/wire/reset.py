@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from pytest_esp.wire.loop import Timer, call_later
 
@@ -11,6 +13,48 @@ SLOW_HOST_RISE_TIME = 0.25
 """Seconds for boards that are served to other programs. esptool's classic reset lets EN rise when it asserts DTR and
 pulls the strap when it releases RTS, one round trip later: 50 to 100 ms over stock pyserial's RFC 2217 client, which
 polls for every answer. Twice that leaves room for a loaded machine; a hard reset starts the app this much later."""
+
+
+_HOLD = 0.1
+"""Seconds that EN stays low, as in esptool's hard reset: long enough for any capacitor at EN."""
+
+
+class ControlLines(Protocol):
+    """The part of a pyserial port that drives the circuit."""
+
+    dtr: Any
+    rts: Any
+
+
+def drive_lines(port: ControlLines, dtr: bool, rts: bool) -> None:
+    """Set both lines of *port* (True is asserted), whatever they are now.
+
+    DTR goes on before RTS changes, and off after it. So EN goes low only if the lines end as RTS without DTR: from both
+    asserted to both released, for example, the chip runs on. Both lines are always written, since the state that
+    pyserial remembers may be wrong: esptool also sets them past it. DTR comes last, because the ``usbser.sys`` of
+    Windows sends a change of RTS only with the next write of DTR.
+
+    Raises:
+        OSError: if the port is lost or has no such lines.
+    """
+    if dtr:
+        port.dtr = True
+    port.rts = rts
+    port.dtr = dtr
+
+
+def hard_reset(port: ControlLines) -> None:
+    """Reset the chip by EN, with its boot strap high, from any state of the lines; release both lines.
+
+    A pulse of RTS alone is not enough: the kernel and pyserial open a port with both lines asserted, and EN stays high
+    as long as DTR is.
+
+    Raises:
+        OSError: if the port is lost or has no such lines.
+    """
+    drive_lines(port, dtr=False, rts=True)
+    time.sleep(_HOLD)
+    drive_lines(port, dtr=False, rts=False)
 
 
 class AutoResetCircuit:

@@ -137,6 +137,19 @@ def test_lines_and_baud_rate_reach_the_device_over_rfc2217(echo):
     endpoint.close()
 
 
+def test_a_client_that_sets_no_lines_leaves_them_as_a_kernel_opens_a_port(echo):
+    """Both asserted while it is there, both released after it; a client without lines changes none."""
+    for scheme, lines in (("rfc2217", [(True, True), (False, False)]), ("socket", [])):
+        echo.lines.clear()
+        endpoint = serve(echo.wire, f"{scheme}://127.0.0.1:0")
+        with socket.create_connection(("127.0.0.1", int(endpoint.url.rpartition(":")[2]))):
+            until(lambda endpoint=endpoint: endpoint.client_count)
+            until(lambda lines=lines: echo.lines == lines[:1])
+        until(lambda endpoint=endpoint: not endpoint.client_count)
+        until(lambda lines=lines: echo.lines == lines)
+        endpoint.close()
+
+
 def test_a_setting_that_stays_the_same_costs_nothing(echo):
     endpoint = serve(echo.wire, "rfc2217://127.0.0.1:0")
     with open_client(endpoint) as client:

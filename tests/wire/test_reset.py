@@ -1,11 +1,13 @@
 """The auto-reset circuit, driven as esptool drives a devkit."""
 
+import itertools
 import threading
 import time
 
 import pytest
 
-from pytest_esp.wire.reset import AutoResetCircuit
+from pytest_esp.wire.proxy import PortProxy
+from pytest_esp.wire.reset import AutoResetCircuit, drive_lines, hard_reset
 
 
 class Chip:
@@ -66,3 +68,74 @@ def test_a_reset_that_begins_while_en_rises_wins():
     chip.drive((0, 1))
     time.sleep(0.1)
     assert chip.seen == ["held", "held"]
+
+
+class Lines:
+    """A port's lines, wired to a chip: every write acts at once. It remembers a wrong state, as pyserial may."""
+
+    def __init__(self, chip, dtr, rts):
+        vars(self).update(chip=chip, state={"dtr": dtr, "rts": rts})
+        chip.drive((dtr, rts))
+        chip.seen.clear()
+
+    dtr = rts = property(lambda self: False, lambda self, value: None)
+
+    def __setattr__(self, name, value):
+        self.state[name] = value
+        self.chip.drive((self.state["dtr"], self.state["rts"]))
+
+
+EVERY = list(itertools.product([False, True], repeat=2))
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(EVERY, EVERY)))
+def test_lines_that_change_pull_en_only_if_they_end_so(before, after):
+    lines = Lines(Chip(), *before)
+    drive_lines(lines, *after)
+    assert lines.state == {"dtr": after[0], "rts": after[1]}
+    assert ("held" in lines.chip.seen) == (after == (False, True) != before)
+
+
+@pytest.mark.parametrize("before", EVERY)
+def test_a_hard_reset_works_from_any_state(before):
+    lines = Lines(Chip(), *before)
+    begun = time.monotonic()
+    hard_reset(lines)
+    assert time.monotonic() - begun >= 0.1
+    assert lines.chip.seen == (["app"] if before == (False, True) else ["held", "app"])
+    assert lines.state == {"dtr": False, "rts": False}
+
+
+class OpenPort:
+    """What a proxy needs of a port, beside its lines."""
+
+    in_waiting = 0
+    timeout = None
+
+    def __init__(self, chip):
+        self.lines = Lines(chip, True, True)
+
+    def read(self, size):
+        time.sleep(0.01)
+        return b""
+
+    def close(self):
+        pass
+
+    dtr = property(lambda self: True, lambda self, value: setattr(self.lines, "dtr", value))
+    rts = property(lambda self: True, lambda self, value: setattr(self.lines, "rts", value))
+
+
+def test_a_host_that_leaves_a_proxy_resets_nothing_and_a_restart_does():
+    chip = Chip()
+    proxy = PortProxy(OpenPort(chip))
+    try:
+        host = proxy.wire.connect(lambda data: None, control_lines=True)
+        host.set_lines(True, True)
+        host.set_lines(False, False)
+        assert chip.seen == []
+        host.set_lines(True, True)
+        proxy.restart("reset")
+        assert chip.seen == ["held", "app"]
+    finally:
+        proxy.close()
