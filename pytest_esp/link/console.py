@@ -256,19 +256,25 @@ class Console:
         with self._changed:
             return self._end
 
+    @property
+    def position(self) -> int:
+        """Where the last match ended, or where the text was passed over to; as a `mark` is."""
+        with self._changed:
+            return self._position
+
     def text_since(self, mark: int) -> str:
         """Return what came after a `mark` was made, as `text` is."""
         with self._changed:
             return self._plain[max(mark - self._dropped, 0) :].decode("utf-8", "replace")
 
-    def lines(self) -> list[Line]:
-        """Return the lines of `text` that are not empty; the last one may be unfinished."""
+    def lines(self, since: int = 0) -> list[Line]:
+        """Return the lines of `text` that are not empty and begin after a `mark`; the last one may be unfinished."""
         with self._changed:
             found: list[Line] = []
             offset = self._dropped
             for raw in self._plain.split(b"\n"):
                 text = raw.decode("utf-8", "replace").rstrip("\r")
-                if text:
+                if text and offset >= since:
                     found.append(Line(self._time_of(offset), text))
                 offset += len(raw) + 1
             return found

@@ -13,13 +13,13 @@ from esptool.cmds import DETECTED_FLASH_SIZES
 from esptool.util import FatalError
 
 from pytest_esp.errors import LinkError, OperationError
+from pytest_esp.link.boot import BOOT_TIMEOUT, start_app
 from pytest_esp.link.console import ConsoleError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, operation, size_argument
 from pytest_esp.units import parse_size
 from pytest_esp.wire.framing import Decoder
 
-_BOOT_TIMEOUT = 3.0
 _HIGHEST_BAUDRATE = 20_000_000  # beyond any UART of these chips; boards.toml has the same limit
 _ROM_BAUDRATE = 115200
 _ANSWER_TIMEOUT = 0.2  # seconds for the last answer; code that sets up the UART anew can cut it off
@@ -147,12 +147,12 @@ class ResetResult:
 
 @operation(Effect.READ)
 def reset(
-    link: Link, to: Literal["app", "bootloader"] = "app", by: ResetBy = "hard", wait: float = _BOOT_TIMEOUT
+    link: Link, to: Literal["app", "bootloader"] = "app", by: ResetBy = "hard", wait: float = BOOT_TIMEOUT
 ) -> ResetResult:
     """Reset the chip into the app or the bootloader, and check by what it then does.
 
-    The bootloader proves itself by an answer to SYNC, the app by the ROM's banner on the console; after a reset by the
-    watchdog that banner has to name it.
+    The bootloader proves itself by an answer to SYNC, the app by the ROM's banner on the console. The banner has to
+    give the reason that fits: power-on or the reset pin after a hard reset, the watchdog after a reset by it.
 
     Args:
         to: where to.
@@ -171,10 +171,15 @@ def reset(
     if to == "bootloader":
         reason = _into_loader(link, by)
         return ResetResult("bootloader", by, reason, time.monotonic() - begun, "")
+    if by == "hard":
+        boot = start_app(link, wait)
+        if boot is None:
+            raise _no_banner()
+        return ResetResult("app", by, boot.reason, boot.seconds, link.console.text_since(boot.mark))
     console = link.console
     console.skip()  # the banner of an earlier boot proves nothing
     mark = console.mark()
-    _into_app(link, by)
+    _restart(link, by)
     output = _boot_log(link, mark, wait)
     console.rewind(mark)  # a test may look for any of it
     reason = reset_reason(output)
@@ -198,18 +203,20 @@ def _boot_log(link: Link, mark: int, wait: float) -> str:
         with contextlib.suppress(ConsoleError):  # an ESP8266 gives its reason as a number only
             link.console.expect(_RESET_REASON_LINE, timeout=_LINE_TIMEOUT, ignore_crashes=True)
     except ConsoleError as error:
-        raise LinkError(
-            "it did not start: no boot banner came",
-            attempted="reset to the app",
-            hint="a chip whose console is not on this port (USB) says nothing here; else check EN and its supply",
-        ) from error
+        raise _no_banner() from error
     return link.console.text_since(mark)
 
 
-def _into_app(link: Link, by: ResetBy) -> None:
-    if by == "hard":
-        link.reset(bootloader=False)
-        return
+def _no_banner() -> LinkError:
+    return LinkError(
+        "it did not start: no boot banner came",
+        attempted="reset to the app",
+        hint="a chip whose console is not on this port (USB) says nothing here; else check EN and its supply",
+    )
+
+
+def _restart(link: Link, by: ResetBy) -> None:
+    """Let the loader restart the chip."""
     session = link.session
     if session.is_stub:
         session.drop()  # only the ROM can start the app, and only it lets the watchdog bite at once

@@ -1,5 +1,6 @@
 """A real board is reset from any state of DTR and RTS, by every way in which somebody resets it."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,8 +10,17 @@ import pytest
 import serial
 from click.testing import CliRunner
 
+from pytest_esp.boards.registry import make_board
 from pytest_esp.cli.main import cli
+from pytest_esp.errors import LinkError
+from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
+from pytest_esp.rack.config import load_rack
+from pytest_esp.sim.app import App
+from pytest_esp.sim.chip import SimChip
+from pytest_esp.sim.flash import NorFlash
+from pytest_esp.wire.endpoints import serve
+from pytest_esp.wire.loop import call_later
 
 BIN = Path(sys.executable).parent
 CHIPS = ["esp32", "esp32c3", "esp8266"]
@@ -106,3 +116,69 @@ def test_the_devkit_is_one(devkit):
         port.rts = True
         port.rts = False
         assert port.read(8) == b"ESP-ROM:"
+
+
+# -- a port without lines: a reset that does nothing
+
+
+class Ticking(App):
+    """Says something again and again."""
+
+    def start(self):
+        self.tick()
+
+    def tick(self):
+        self.send(b"tick\r\n")
+        self.timer = call_later(0.02, self.tick)
+
+    def stop(self):
+        self.timer.cancel()
+
+
+class Restarting(Ticking):
+    """Restarts by itself."""
+
+    def tick(self):
+        self.timer = call_later(0.3, self.restart)
+
+
+class Silent(Ticking):
+    """Has said all that it will."""
+
+    def tick(self):
+        self.timer = call_later(60, self.restart)
+
+
+@pytest.fixture
+def without_lines(tmp_path, monkeypatch, flash_of, build_of):
+    """A function that makes a link to a chip that runs *app*, over a raw socket, which has no lines."""
+    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
+    with contextlib.ExitStack() as stack:
+
+        def make(app):
+            flash = NorFlash(2 * 1024 * 1024)
+            flash.program(0, bytes(flash_of(build_of("esp32c3"))))
+            chip = SimChip("esp32c3", flash=flash, app=app, on_close="keep")
+            chip.reset(bootloader=False)
+            stack.callback(chip.close)
+            endpoint = serve(chip.wire, "socket://127.0.0.1:0")
+            stack.callback(endpoint.close)
+            rack_file = tmp_path / "boards.toml"
+            rack_file.write_text(f'[boards.devkit]\nbackend="serial"\nchip="esp32c3"\nport="{endpoint.url}"\n')
+            rack = load_rack(rack_file)
+            return stack.enter_context(Link(make_board(rack.board("devkit"), rack)))
+
+        yield make
+
+
+@pytest.mark.parametrize(
+    ("app", "message"),
+    [
+        (Restarting, r"it started by itself, its ROM says rst:0xc \(RTC_SW_CPU_RST\)"),
+        (Ticking, "it did not start, and what it ran goes on"),
+        (Silent, "no boot banner came"),
+    ],
+)
+def test_a_reset_that_did_not_happen_is_an_error(without_lines, app, message):
+    with pytest.raises(LinkError, match=message):
+        Esp(without_lines(app)).chip.reset("app", wait=1)
