@@ -73,22 +73,28 @@ def resolve(path: FileName, access: Access = "read", *, named_by: Path | None = 
     try:
         place = Path(*limits.roots[:1], given.expanduser()).resolve()
     except (ValueError, OSError, RuntimeError) as error:
-        raise RefusedError(f"{os.fspath(path)!r} is not a path: {error}") from error
+        if limits.roots:
+            raise RefusedError(f"{os.fspath(path)!r} is not a path: {error}") from error
+        raise _nothing_allowed(path, limits) from error
     if access == "write" and place in limits.protected:
         raise RefusedError(f"{path} may not be written here", hint="name another file")
     allowed = any(place.is_relative_to(root) for root in limits.roots)
     if allowed or (access == "read" and place in limits.readable):
         return place
-    words = f"{named_by} names {path}, which" if named_by is not None else f"{path}"
     if not limits.roots:
-        raise RefusedError(
-            f"{path} may not be opened, nor any other file: the working folder is too broad (the root folder, a home "
-            "folder, or a folder that contains home folders)",
-            hint=limits.hint,
-        )
+        raise _nothing_allowed(path, limits)
+    words = f"{named_by} names {path}, which" if named_by is not None else f"{path}"
     inside = " or ".join(map(str, limits.roots))
     raise RefusedError(
         f"{words} lies outside the folders that may be used", hint=f"use a path inside {inside}, or {limits.hint}"
+    )
+
+
+def _nothing_allowed(path: FileName, limits: Confinement) -> RefusedError:
+    return RefusedError(
+        f"{path} may not be opened, nor any other file: the working folder is too broad (the root folder, a home "
+        "folder, or a folder that contains home folders)",
+        hint=limits.hint,
     )
 
 

@@ -228,7 +228,7 @@ def test_without_folders_no_tool_opens_a_file(serve, places):
         answer = server.call(name, **given)
         if "confirm" in answer:
             answer = server.call(name, **given, confirm=answer["confirm"])
-        if "--roots" not in (answer.get("hint") or "") or "may not open" not in answer.get("error", ""):
+        if "--roots" not in (answer.get("hint") or "") or "may not be opened" not in answer.get("error", ""):
             wrong.append((name, given, answer))
     assert not wrong
     assert os.listdir(places["folder"]) == ["there"]

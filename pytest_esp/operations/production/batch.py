@@ -13,10 +13,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pytest_esp.errors import OperationError
-from pytest_esp.files import confinement, resolve
+from pytest_esp.files import Confinement, confinement, resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
 from pytest_esp.operations.production.config import FactoryConfig, Given, with_files
@@ -255,7 +255,6 @@ def _jobs(
     look: bool,
     wait: float,
 ) -> list[Job]:
-    limits = confinement()
     config = cast("dict[str, Any]", as_plain(plan.config.model_dump(exclude_none=True)))
     return [
         Job(
@@ -267,7 +266,7 @@ def _jobs(
             config=config,
             devices=[as_plain(asdict(device)) for device in share],
             folder=str(folder),
-            confinement={name: list(map(str, paths)) for name, paths in vars(limits).items()} if limits else None,
+            confinement=TypeAdapter(Confinement | None).dump_python(confinement(), mode="json"),
             used=dict(used),
             look=look,
             wait=wait,

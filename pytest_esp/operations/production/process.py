@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import TypeAdapter
+
 from pytest_esp.errors import EspError, OperationError
 from pytest_esp.files import Confinement, confined
 from pytest_esp.link.link import Link
@@ -48,7 +50,7 @@ class Job:
 
     Attributes:
         specs: of its boards, as in boards.toml.
-        confinement: folders and files by the names of `Confinement`; None if any file may be opened.
+        confinement: a `Confinement` as plain data; None if any file may be opened.
         wait: seconds for a board that somebody else holds.
     """
 
@@ -60,7 +62,7 @@ class Job:
     config: dict[str, Any]
     devices: list[dict[str, Any]]
     folder: str
-    confinement: dict[str, list[str]] | None
+    confinement: dict[str, Any] | None
     used: dict[str, str]
     look: bool
     wait: float
@@ -212,8 +214,7 @@ def main(arguments: Sequence[str]) -> int:
     """Do the job that comes from the pipe whose descriptor is the argument."""
     with open(int(arguments[0]), encoding="utf-8") as pipe:
         job = Job(**json.load(pipe))
-    limits = job.confinement
-    with confined(Confinement(**{name: tuple(map(Path, paths)) for name, paths in limits.items()}) if limits else None):
+    with confined(TypeAdapter(Confinement | None).validate_python(job.confinement)):
         return _work(job)
 
 
