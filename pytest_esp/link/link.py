@@ -179,13 +179,16 @@ class Link:
             ) from error
 
     def boot(self) -> Console:
-        """Let the chip start what its flash holds, and return a console that begins with that boot.
+        """Let the chip start what its flash holds, and return a console that stands where that boot begins.
 
         What was said before is dropped, also from the console's log.
 
         Raises:
             PortError, BackendError: if the port cannot be opened.
+            LinkError: if the chip was not reset; see `link.boot.start_app`.
         """
+        from pytest_esp.link.boot import start_app
+
         self._close_console()
         if self._port is None and self.board.virtual:
             return self.console  # to open it is to start it
@@ -194,9 +197,8 @@ class Link:
         port = self.port
         if port.is_open:
             port.reset_input_buffer()
-        console = self.console
-        self.reset(bootloader=False)
-        return console
+        start_app(self)
+        return self.console
 
     def direct_flash(self) -> AbstractContextManager[DirectFlash] | None:
         """Return the board's flash past its wire, where it can be reached so: see `Board.direct_flash`.

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pytest_esp.errors import OperationError
 from pytest_esp.files import resolve
+from pytest_esp.link.boot import start_app
 from pytest_esp.link.console import CrashError
 from pytest_esp.link.crash import Crash, Kind
 from pytest_esp.link.link import Link
@@ -66,11 +67,10 @@ def run_firmware(
         progress: called with seconds done and to do, every second.
 
     Raises:
-        PortError: if the port is lost. LinkError: if its lines cannot be driven.
+        PortError: if the port is lost. LinkError: if the chip was not reset.
     """
-    mark = link.console.mark()
-    said, crash = _listen(link, wait, until, reset=True, progress=progress)
-    output = link.console.text_since(mark)
+    said, crash, start = _listen(link, wait, until, reset=True, progress=progress)
+    output = link.console.text_since(start)
     state: State = "running" if crash is None else _state(crash.kind)
     if state == "running" and _BAD_8266.search(output):
         state = "not bootable"
@@ -126,25 +126,27 @@ def monitor(
         progress: called with seconds done and to do, every second.
 
     Raises:
-        PortError: if the port is lost. LinkError: if its lines cannot be driven. OperationError: for a duration that is
+        PortError: if the port is lost. LinkError: if the chip was not reset. OperationError: for a duration that is
             none.
     """
     link.console.elf = resolve(elf) if elf is not None else link.console.elf
-    said, _ = _listen(link, duration, until, reset=reset, progress=progress)
+    said, _, _ = _listen(link, duration, until, reset=reset, progress=progress)
     return said
 
 
 def _listen(
     link: Link, duration: float, until: str | None, *, reset: bool, progress: Progress | None
-) -> tuple[ConsoleText, Crash | None]:
+) -> tuple[ConsoleText, Crash | None, int]:
+    """Listen, and return what was said, the crash, and where in the console it begins."""
     if not 0 < duration <= _LONGEST:
         raise OperationError(f"{duration:g} s are too short or too long", hint=f"up to {_LONGEST:g} s")
     console = link.console
-    console.skip()
-    first = len(console.lines())
     begun = time.monotonic()
     if reset:
-        link.reset(bootloader=False)
+        start_app(link)
+    else:
+        console.skip()
+    begin = console.position
     matched: str | None = None
     crash: Crash | None = None
     try:
@@ -152,11 +154,11 @@ def _listen(
         matched = found.text if found is not None else None
     except CrashError as error:
         crash = error.crash
-    lines = console.lines()[first:]
+    lines = console.lines(since=begin)
     start = lines[0].time if lines else 0.0
     said = tuple((round(line.time - start, 3), line.text) for line in lines)
     description = crash.describe() if crash is not None else None
-    return ConsoleText(said, matched, description, round(time.monotonic() - begun, 3)), crash
+    return ConsoleText(said, matched, description, round(time.monotonic() - begun, 3)), crash, begin
 
 
 def ticks(progress: Progress | None, duration: float) -> Callable[[], None] | None:

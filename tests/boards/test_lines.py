@@ -182,3 +182,40 @@ def without_lines(tmp_path, monkeypatch, flash_of, build_of):
 def test_a_reset_that_did_not_happen_is_an_error(without_lines, app, message):
     with pytest.raises(LinkError, match=message):
         Esp(without_lines(app)).chip.reset("app", wait=1)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda esp: esp.chip.run_firmware(wait=0.1),
+        lambda esp: esp.chip.monitor(0.1, reset=True),
+        lambda esp: esp.diagnostics.performance_profile(0.1),
+        lambda esp: esp.link.boot(),
+        lambda esp: esp.unity.menu(),
+    ],
+    ids=["run_firmware", "monitor", "profile", "boot", "unity"],
+)
+@pytest.mark.parametrize("app", [Restarting, Ticking])
+def test_whatever_starts_the_app_says_that_it_was_not_reset(without_lines, app, start):
+    with pytest.raises(LinkError, match="was not reset"):
+        start(Esp(without_lines(app)))
+
+
+def test_the_output_begins_at_the_boot(devkit):
+    """Also where what the app said before the reset is still on its way."""
+    with devkit("esp32c3").link() as link:
+        esp = Esp(link)
+        esp.chip.reset("app")
+        reset = link.reset
+
+        def reset_late(bootloader):
+            link.console._feed(b"said before\r\n")
+            reset(bootloader)
+
+        link.reset = reset_late
+        run = esp.chip.run_firmware(wait=0.5)
+        assert run.output.startswith("ESP-ROM:")
+        assert run.lines[0] == (0.0, "ESP-ROM:esp32c3-api1-20210207")
+        assert esp.chip.monitor(0.5, reset=True).lines[0][1].startswith("ESP-ROM:")
+        assert esp.chip.reset("app").output.startswith("ESP-ROM:")
+        assert esp.diagnostics.performance_profile(0.5).boots[0].reason == "rst:0x1 (POWERON)"

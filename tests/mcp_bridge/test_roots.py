@@ -173,7 +173,11 @@ CALLS = [
     ("esp_batch_program", {"ports": ["c3"], "config": {"firmware": "{there}"}}),
     (
         "esp_batch_program",
-        {"ports": ["c3"], "devices": [{"nvs": {"a": {"b": {"type": "string", "file": "{there}"}}}}]},
+        {
+            "ports": ["c3"],
+            "firmware": "{there}",
+            "devices": [{"nvs": {"a": {"b": {"type": "string", "file": "{there}"}}}}],
+        },
     ),
     ("esp_calibration_data_write", {"cal_data": "{there}"}),
     ("esp_manufacturing_data_write", {"mfg_data": {"a": {"type": "string", "file": "{there}"}}}),

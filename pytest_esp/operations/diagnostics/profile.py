@@ -183,17 +183,17 @@ def performance_profile(
 
     Raises:
         OperationError: for a duration that is none.
-        PortError: if the port is gone.
+        PortError: if the port is gone. LinkError: if the chip was not reset.
     """
     check_duration(duration)
     console = link.boot() if boot else link.console
     if not boot:
         console.skip()
-    first = 0 if boot else len(console.lines())
+    begin = console.position
     begun = time.monotonic()
     console.listen(duration, until, ignore_crashes=True, tick=ticks(progress, duration))
     seconds = time.monotonic() - begun
-    lines = console.lines()[first:]
+    lines = console.lines(since=begin)
     profile = _profile(lines, seconds, link.port.baudrate, asked_for=boot)
     return replace(profile, link=_measure_link(link)) if throughput else profile
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from pytest_esp.errors import OperationError
+from pytest_esp.link.boot import start_app
 from pytest_esp.link.console import Console, ConsoleError, CrashError
 from pytest_esp.link.link import Link
 from pytest_esp.link.match import Match, Pattern
@@ -118,11 +119,10 @@ class Dialogue:
         """Reset the board, and wait until its app offers the menu.
 
         Raises:
-            OperationError: if the app does not.
+            OperationError: if the app does not. LinkError: if the board was not reset.
         """
         self.is_ready = False
-        self.console.skip()
-        self.link.reset(bootloader=False)
+        start_app(self.link)
         try:
             self.console.expect(READY, self.boot_timeout)
         except ConsoleError as error:
