@@ -14,7 +14,7 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
 from mcp_bridge.settings import Settings
 from pytest_esp.errors import RefusedError
-from pytest_esp.files import Confinement, confined
+from pytest_esp.formats.files import Confinement, confined
 from pytest_esp.operations.registry import Effect
 from pytest_esp.rack.spec import BoardSpec
 
@@ -61,7 +61,7 @@ class Policy:
 
 
 class Confine(Middleware):
-    """Keeps whatever a client asks for inside the roots: see `pytest_esp.files.resolve`.
+    """Keeps whatever a client asks for inside the roots: see `pytest_esp.formats.files.resolve`.
 
     Args:
         settings: have the roots, and the key for updates, which may be read wherever it lies.

@@ -11,17 +11,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools.base import ToolResult
 from mcp.types import InputRequiredResult, ToolAnnotations
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from mcp_bridge.answers import check_finite, defect, error_answer, file_error, value_error
 from mcp_bridge.consent import ask
 from pytest_esp.errors import EspError, StoppedError
-from pytest_esp.operations.registry import Effect
+from pytest_esp.operations.registry import Effect, argument_descriptions, description, operation_of
+from pytest_esp.operations.results import as_shown, to_dict
 from pytest_esp.secrets import hide, hide_in
 
 if TYPE_CHECKING:
@@ -51,18 +52,14 @@ class ToolInfo:
     effect: Effect | None
     timeout: float
     idempotent: bool
-    reads_unless: str | None = None
+    without: Mapping[str, Effect]
     boardless_with: str | None = None
-    writes_unless: str | None = None
     shows_secrets: bool = False
     read_only: bool = False
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
         """Return what a call with these *arguments* does."""
-        for flag, less in ((self.reads_unless, Effect.READ), (self.writes_unless, Effect.WRITE)):
-            if flag is not None and not arguments.get(flag):
-                return less
-        return self.effect
+        return next((less for flag, less in self.without.items() if not arguments.get(flag)), self.effect)
 
     def takes_board(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether a call with these *arguments* is about a board of the rack."""
@@ -74,9 +71,8 @@ def tool(
     *,
     timeout: float = 60.0,
     idempotent: bool | None = None,
-    reads_unless: str | None = None,
+    without: Mapping[str, Effect] | None = None,
     boardless_with: str | None = None,
-    writes_unless: str | None = None,
     shows_secrets: bool = False,
     read_only: bool | None = None,
 ) -> Callable[[F], F]:
@@ -89,9 +85,8 @@ def tool(
         effect: what it does to a board at most; None if it touches none.
         timeout: seconds; then it is asked to stop, which it does at a safe point.
         idempotent: whether doing it twice is as good as once; by default what only reads is.
-        reads_unless: name of a flag of the method without which a call only reads, whatever *effect* is.
+        without: a flag of the method without which a call has a lesser effect, e.g. ``{"apply": Effect.READ}``.
         boardless_with: name of a parameter with which a call is about something else than a board of the rack.
-        writes_unless: like *reads_unless*; without this flag a call writes, and does no more.
         shows_secrets: whether a secret that is known stays in the answer: it is what was asked for.
         read_only: whether a client may call it unasked, as nothing is another afterwards: no board, no file of this
             machine, no machine of QEMU's; by default what only reads and writes no file (has no ``overwrite``).
@@ -103,9 +98,8 @@ def tool(
             effect=effect,
             timeout=timeout,
             idempotent=reads if idempotent is None else idempotent,
-            reads_unless=reads_unless,
+            without=without or {},
             boardless_with=boardless_with,
-            writes_unless=writes_unless,
             shows_secrets=shows_secrets,
             read_only=reads and "overwrite" not in inspect.signature(method).parameters
             if read_only is None
@@ -115,6 +109,69 @@ def tool(
         return method
 
     return mark
+
+
+_PORT = Annotated[str | None, Field(description="the board: name, device path or URL; left out, the only one")]
+_CONFIRM = Annotated[str | None, Field(description="the token that a first call answered with; it confirms this call")]
+_HIDDEN = ("over",)  # parameters that only a test or a script needs
+
+
+def offer(
+    function: Callable[..., Any],
+    *,
+    words: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+    idempotent: bool | None = None,
+    shows_secrets: bool = False,
+    read_only: bool | None = None,
+) -> Callable[..., Any]:
+    """Return a method that offers an operation as a tool, with the operation's parameters, descriptions and result.
+
+    Args:
+        function: the operation.
+        words: for a model, where the operation's own description does not serve.
+        rename: the operation's name of a parameter -> the name that the tool's callers know.
+        timeout: see `tool`, like the others.
+    """
+    operation = operation_of(function)
+    shown = {
+        one.name: (rename or {}).get(one.name, one.name) for one in operation.parameters if one.name not in _HIDDEN
+    }
+    takes_board = operation.effect is not None
+
+    def method(component: Component, **arguments: Any) -> Any:
+        port = arguments.pop("port", None)
+        given = {name: arguments[theirs] for name, theirs in shown.items() if theirs in arguments}
+        if operation.takes_progress:
+            given["progress"] = progress
+        if not takes_board:
+            return function(**given)
+        with component.bridge.boards.use(port) as esp:
+            return function(esp.link, **given)
+
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    if takes_board:
+        parameters.append(inspect.Parameter("port", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_PORT))
+    parameters += [
+        inspect.Parameter(
+            shown[one.name],
+            inspect.Parameter.KEYWORD_ONLY,
+            default=one.default,
+            annotation=Annotated[one.annotation, Field(description=one.description)],
+        )
+        for one in operation.parameters
+        if one.name in shown
+    ]
+    method.__signature__ = inspect.Signature(parameters, return_annotation=operation.result)  # type: ignore[attr-defined]
+    method.__annotations__ = {one.name: one.annotation for one in parameters[1:]} | {"return": operation.result}
+    method.__doc__ = words or operation.description
+    without = {shown[flag]: less for flag, less in operation.without.items()}
+    marks = tool(
+        operation.effect, timeout=timeout, idempotent=idempotent, without=without, shows_secrets=shows_secrets,
+        read_only=read_only,
+    )  # fmt: skip
+    return marks(method)
 
 
 class Call:
@@ -166,7 +223,7 @@ def register(app: FastMCP[Any], component: Component, threads: ThreadPoolExecuto
         app.tool(
             _wrapper(component, name, method, info, threads),
             name=name,
-            description=inspect.getdoc(method),
+            description=description(inspect.getdoc(method) or ""),
             tags={component.NAME},
             output_schema=_output_schema(method),
             annotations=ToolAnnotations(
@@ -199,7 +256,7 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
     if "$ref" in keywords:
         return _inlined(definitions[keywords["$ref"].rpartition("/")[2]], definitions)
     return {
-        key: {name: _inlined(value, definitions) for name, value in keywords[key].items()}
+        key: as_shown({name: _inlined(value, definitions) for name, value in keywords[key].items()})
         if key == "properties"  # names of results, of which one may be "title"
         else _inlined(keywords[key], definitions)
         for key in keywords
@@ -211,7 +268,7 @@ def _wrapper(
     component: Component, name: str, method: Callable[..., Any], info: ToolInfo, threads: ThreadPoolExecutor
 ) -> Callable[..., Any]:
     signature = inspect.signature(method)
-    hints = get_type_hints(method)
+    hints = _described(method)
     asks = info.effect in (Effect.ERASE, Effect.BURN)
 
     async def call(ctx: Context, **arguments: Any) -> ToolResult | InputRequiredResult:
@@ -249,12 +306,23 @@ def _wrapper(
     ]
     if asks:
         parameters.append(
-            inspect.Parameter("confirm", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
+            inspect.Parameter("confirm", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIRM)
         )
     call.__signature__ = inspect.Signature(parameters, return_annotation=ToolResult | InputRequiredResult)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__name__ = name
     return call
+
+
+def _described(method: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a tool's parameters with their descriptions: from an operation, or the method's ``Args:``."""
+    described = argument_descriptions(inspect.getdoc(method) or "")
+    hints = get_type_hints(method, include_extras=True)
+    for name, text in described.items():
+        hints[name] = Annotated[hints[name], Field(description=text)]
+    if "port" in hints:
+        hints["port"] = _PORT
+    return hints
 
 
 async def _ask(
@@ -293,9 +361,4 @@ async def _in_thread(
 
 
 def _plain(result: Any) -> dict[str, Any]:
-    return _adapter(type(result)).dump_python(result, mode="json")
-
-
-@functools.cache
-def _adapter(result_type: type) -> TypeAdapter[Any]:
-    return TypeAdapter(result_type)
+    return cast("dict[str, Any]", result) if isinstance(result, dict) else to_dict(result)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_esp.errors import RefusedError as RefusedError
     from pytest_esp.errors import StoppedError as StoppedError
     from pytest_esp.errors import WrongChipError as WrongChipError
+    from pytest_esp.formats.firmware import Firmware as Firmware
     from pytest_esp.link.console import Console as Console
     from pytest_esp.link.console import ConsoleError as ConsoleError
     from pytest_esp.link.console import CrashError as CrashError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from pytest_esp.link.link import Link as Link
     from pytest_esp.link.match import Match as Match
     from pytest_esp.operations.esp import Esp as Esp
-    from pytest_esp.operations.firmware import Firmware as Firmware
     from pytest_esp.operations.registry import Effect as Effect
     from pytest_esp.rack.config import load_rack as load_rack
     from pytest_esp.rack.lease import Lease as Lease
@@ -99,7 +99,7 @@ _MODULES = {
     "link.link": ("Link",),
     "link.match": ("Match",),
     "operations.esp": ("Esp",),
-    "operations.firmware": ("Firmware",),
+    "formats.firmware": ("Firmware",),
     "operations.registry": ("Effect",),
     "rack.config": ("load_rack",),
     "rack.lease": ("Lease",),

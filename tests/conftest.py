@@ -32,6 +32,22 @@ def _forget_secrets():
 
 
 @pytest.fixture
+def make_esp():
+    """A function that returns the operations on the board *name* of *rack*; their links are closed after the test."""
+    from pytest_esp import Esp, Link, make_board
+
+    links = []
+
+    def make(rack, name, **consent):
+        links.append(Link(make_board(rack.board(name), rack), **consent))
+        return Esp(links[-1])
+
+    yield make
+    for link in links:
+        link.close()
+
+
+@pytest.fixture
 def firmware_folder():
     """The folder of real ESP-IDF builds, which the repository does not contain."""
     folder = Path(os.environ.get("PYTEST_ESP_FIRMWARE") or ROOT.parent / "shared" / "firmware")

@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Literal
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import EspError, OperationError
-from pytest_esp.files import resolve
-from pytest_esp.operations.building.ram_image import RamImage, elf_to_ram_image
-from pytest_esp.operations.chip import ChipIdentity
-from pytest_esp.operations.connection import Attempt, ConnectionTest
-from pytest_esp.operations.ram import SelfTest, self_test_image
-from pytest_esp.operations.recovery import Recovery
+from pytest_esp.formats.files import resolve
+from pytest_esp.operations.chip.connection import Attempt, ConnectionTest
+from pytest_esp.operations.chip.identity import ChipIdentity
+from pytest_esp.operations.chip.running import ConsoleText, FirmwareRun
+from pytest_esp.operations.diagnostics.recovery import Recovery
+from pytest_esp.operations.firmware.ram import SelfTest, self_test_image
+from pytest_esp.operations.firmware.ram_image import RamImage, elf_to_ram_image
 from pytest_esp.operations.registry import Effect
-from pytest_esp.operations.running import ConsoleText, FirmwareRun
 from pytest_esp.rack.state import state_of
 
 _BY_ID = Path("/dev/serial/by-id")
@@ -355,7 +355,7 @@ class ChipControl(Component):
 
     # -- recovery
 
-    @tool(Effect.ERASE, timeout=300.0, idempotent=True, reads_unless="erase_app")
+    @tool(Effect.ERASE, timeout=300.0, idempotent=True, without={"erase_app": Effect.READ})
     def esp_recover_chip(self, port: str | None = None, erase_app: bool = False, wait_seconds: float = 5.0) -> Recovery:
         """Bring back a board that does not answer, or whose app cannot live; each measure is reported.
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
 from pytest_esp.operations.diagnostics import (
     CoreDump,
     PerformanceProfile,

@@ -9,15 +9,15 @@ from mcp_bridge.components.base import Component
 from mcp_bridge.components.flash_manager import Placed
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
 from pytest_esp.names import nearest
-from pytest_esp.operations.building.bootloader_image import Bootloader, bootloader
-from pytest_esp.operations.building.elf_image import NO_LIMIT, ElfImage, FlashMode, elf_to_image
-from pytest_esp.operations.building.image_report import FirmwareAnalysis, analyze
-from pytest_esp.operations.building.merging import Format, Merged, merge
-from pytest_esp.operations.building.preparing import PreparedApp, prepare
-from pytest_esp.operations.building.size_analysis import SizeAnalysis, size
-from pytest_esp.operations.building.splitting import Optimized, Prefer, optimize
+from pytest_esp.operations.firmware.bootloader_image import Bootloader, bootloader
+from pytest_esp.operations.firmware.elf_image import NO_LIMIT, ElfImage, FlashMode, elf_to_image
+from pytest_esp.operations.firmware.image_report import FirmwareAnalysis, analyze
+from pytest_esp.operations.firmware.merging import Format, Merged, merge
+from pytest_esp.operations.firmware.preparing import PreparedApp, prepare
+from pytest_esp.operations.firmware.size_analysis import SizeAnalysis, size
+from pytest_esp.operations.firmware.splitting import Optimized, Prefer, optimize
 
 _BOOTLOADER_KEYS = ("image", "flash_mode", "flash_freq", "flash_size", "options")
 _HALF_AN_HOUR = 1800.0

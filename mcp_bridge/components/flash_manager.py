@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
-from mcp_bridge.tool import progress, tool
+from mcp_bridge.tool import offer, progress, tool
 from pytest_esp.errors import OperationError
-from pytest_esp.files import resolve
-from pytest_esp.operations.analysis import FlashAnalysis
-from pytest_esp.operations.flash_chip import FlashStatus, SizeDetection
+from pytest_esp.formats.regions import size_argument
+from pytest_esp.operations.backup import restoring, saving
+from pytest_esp.operations.flash import analysis, flash_chip, tuning
+from pytest_esp.operations.flash.reading import FlashRead
+from pytest_esp.operations.flash.writing import ErasedRegion, FlashVerify, FlashWrite
 from pytest_esp.operations.registry import Effect
-from pytest_esp.operations.restoring import Restore
-from pytest_esp.operations.saving import Backup
-from pytest_esp.operations.sfdp import Sfdp
-from pytest_esp.operations.tuning import RATES, Optimization
 
 
 @dataclass(frozen=True)
@@ -25,43 +22,6 @@ class Placed:
 
     address: int | str
     path: str
-
-
-@dataclass(frozen=True)
-class FlashReport:
-    """What a write did; regions are (address, size, written or unchanged)."""
-
-    bytes_written: int
-    bytes_skipped: int
-    verified: bool
-    elapsed_seconds: float
-    regions: list[tuple[str, int, str]]
-
-
-@dataclass(frozen=True)
-class ReadReport:
-    """What was read: in *output_file*, or as hex."""
-
-    address: str
-    size: int
-    output_file: str | None
-    data: str | None
-
-
-@dataclass(frozen=True)
-class EraseReport:
-    """What was erased."""
-
-    address: str
-    size: int | None
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """Whether flash holds the files; regions name the first address that differs."""
-
-    matches: bool
-    regions: list[dict[str, Any]]
 
 
 _MOST_HEX = 4096  # bytes that are returned in the answer itself
@@ -82,28 +42,33 @@ class FlashManager(Component):
         address: int | str | None = None,
         files: list[Placed] | None = None,
         verify: bool = True,
-    ) -> FlashReport:
+    ) -> FlashWrite:
         """Write firmware to flash: one image at an address, a build folder, Intel HEX, UF2, or a list of files.
 
         Regions that are there already are skipped; an image for another chip is refused. Every written region is
-        verified by the chip's MD5; verify=true compares all of them once more.
+        verified by the chip's MD5.
+
+        Args:
+            firmware_path: an image, a build folder, a .hex or a .uf2 file.
+            address: of an image that does not say where it belongs.
+            files: instead of firmware_path, several files, each with its address.
+            verify: compare all regions once more, also those that were skipped.
         """
-        firmware = self._firmware(firmware_path, files)
-        begun = time.monotonic()
+        firmware = _firmware(firmware_path, files)
         with self.bridge.boards.use(port) as esp:
             result = esp.flash.write(firmware, address, progress=progress)
-            verified = result.verified and (not verify or esp.flash.verify(firmware, address).matches)
-        return FlashReport(
-            bytes_written=sum(region.size for region in result.regions if region.state == "written"),
-            bytes_skipped=sum(region.size for region in result.regions if region.state == "unchanged"),
-            verified=verified,
-            elapsed_seconds=round(time.monotonic() - begun, 3),
-            regions=[(f"{region.address:#x}", region.size, region.state) for region in result.regions],
-        )
+            if verify and not esp.flash.verify(firmware, address).matches:
+                return replace(result, verified=False)
+            return result
 
     @tool(Effect.WRITE, timeout=600.0)
-    def esp_flash_multi(self, files: list[Placed], port: str | None = None, verify: bool = True) -> FlashReport:
-        """Write several files to flash, each at its address; like esp_flash_firmware with files."""
+    def esp_flash_multi(self, files: list[Placed], port: str | None = None, verify: bool = True) -> FlashWrite:
+        """Write several files to flash, each at its address; like esp_flash_firmware with files.
+
+        Args:
+            files: the files, each with its address.
+            verify: compare all regions once more, also those that were skipped.
+        """
         return self.esp_flash_firmware(port=port, files=files, verify=verify)
 
     @tool(Effect.READ, timeout=600.0, shows_secrets=True)  # bytes that are not those on the chip help nobody
@@ -114,18 +79,19 @@ class FlashManager(Component):
         port: str | None = None,
         output_file: str | None = None,
         overwrite: bool = False,
-    ) -> ReadReport:
+    ) -> FlashRead:
         """Read flash into a file, or up to 4 KB of it as hex in the answer.
 
-        Addresses and sizes may be written as 4096, "0x1000" or "4KB".
+        Args:
+            address: of the first byte: 4096, "0x1000" or "4KB".
+            size: in bytes, written alike.
+            output_file: saves the bytes there.
+            overwrite: whether *output_file* may exist already.
         """
-        path = resolve(output_file, "write") if output_file else None
+        if output_file is None and size_argument(size, "size") > _MOST_HEX:
+            raise OperationError(f"{size} bytes are too many for an answer", hint="name an output_file")
         with self.bridge.boards.use(port) as esp:
-            result = esp.flash.read(address, size, output_file=path, overwrite=overwrite, progress=progress)
-        if path is None and result.size > _MOST_HEX:
-            raise OperationError(f"{result.size} bytes are too many for an answer", hint="name an output_file")
-        data = result.data.hex() if path is None else None
-        return ReadReport(f"{result.address:#x}", result.size, str(path) if path else None, data)
+            return esp.flash.read(address, size, output_file=output_file, overwrite=overwrite, progress=progress)
 
     @tool(Effect.ERASE, timeout=300.0)
     def esp_flash_erase(
@@ -134,13 +100,18 @@ class FlashManager(Component):
         start_address: int | str | None = None,
         size: int | str | None = None,
         port: str | None = None,
-    ) -> EraseReport:
-        """Erase a partition by its name, size bytes from start_address, or everything with region="all"."""
+    ) -> ErasedRegion:
+        """Erase a partition by its name, size bytes from start_address, or everything with region="all".
+
+        Args:
+            region: a partition's name, or "all".
+            start_address: instead of region, the first byte; a multiple of 0x1000.
+            size: in bytes, for start_address.
+        """
         if (region is None) == (start_address is None):
             raise OperationError("say what to erase", hint='"all", the name of a partition, or start_address and size')
         with self.bridge.boards.use(port) as esp:
-            result = esp.flash.erase(region if region is not None else str(start_address), size)
-        return EraseReport(f"{result.address:#x}", result.size)
+            return esp.flash.erase(region if region is not None else str(start_address), size)
 
     @tool(Effect.READ, timeout=600.0)
     def esp_flash_verify(
@@ -149,135 +120,31 @@ class FlashManager(Component):
         port: str | None = None,
         address: int | str | None = None,
         files: list[Placed] | None = None,
-    ) -> VerifyReport:
-        """Compare flash with an image, a build folder or a list of files; names the first address that differs."""
-        with self.bridge.boards.use(port) as esp:
-            result = esp.flash.verify(self._firmware(firmware_path, files), address)
-        regions = [
-            {
-                "address": f"{region.address:#x}",
-                "size": region.size,
-                "file": region.source,
-                "matches": region.matches,
-                "first_difference": None if region.first_difference is None else f"{region.first_difference:#x}",
-            }
-            for region in result
-        ]
-        return VerifyReport(result.matches, regions)
+    ) -> FlashVerify:
+        """Compare flash with an image, a build folder or a list of files; names the first address that differs.
 
-    @tool(Effect.READ, timeout=600.0)
-    def esp_verify_flash(
-        self,
-        firmware_path: str | None = None,
-        port: str | None = None,
-        address: int | str | None = None,
-        files: list[Placed] | None = None,
-    ) -> VerifyReport:
-        """Compare flash with an image, a build folder or a list of files; another name of esp_flash_verify."""
-        return self.esp_flash_verify(firmware_path, port, address, files)
-
-    # -- backups
-
-    @tool(Effect.READ, timeout=_HOUR)
-    def esp_flash_backup(self, output_dir: str, port: str | None = None, overwrite: bool = False) -> Backup:
-        """Save the whole flash to a folder: compressed chunks, and a manifest with a SHA-256 of everything.
-
-        Called again with the folder of an interrupted backup, it goes on where that one ended. A complete backup is
-        replaced only with overwrite.
-        """
-        path = resolve(output_dir, "write")
-        with self.bridge.boards.use(port) as esp:
-            return esp.flash.backup(path, overwrite=overwrite, progress=progress)
-
-    @tool(Effect.READ, timeout=_HOUR)
-    def esp_smart_backup(self, output_dir: str, port: str | None = None, overwrite: bool = False) -> Backup:
-        """Save what is used of the flash, by partition; faster than esp_flash_backup where much is blank.
-
-        The chip's own MD5 tells what is blank: no region is skipped unseen, and a restore brings all of it back.
-        """
-        path = resolve(output_dir, "write")
-        with self.bridge.boards.use(port) as esp:
-            return esp.flash.smart_backup(path, overwrite=overwrite, progress=progress)
-
-    @tool(Effect.ERASE, timeout=_HOUR, idempotent=True)
-    def esp_flash_restore(
-        self, backup_dir: str, port: str | None = None, any_mac: bool = False, force: bool = False
-    ) -> Restore:
-        """Bring the whole flash back to what a backup holds (of either kind), and verify it.
-
-        Every byte of the backup is checked before one is written, and that it is of this chip, flash size and MAC
-        address. any_mac restores onto another chip of the same kind; force, where security features speak against it:
-        an encrypted flash, to which its own ciphertext comes back.
-        """
-        path = resolve(backup_dir)
-        with self.bridge.boards.use(port) as esp:
-            return esp.flash.restore(path, any_mac=any_mac, force=force, progress=progress)
-
-    @tool(Effect.ERASE, timeout=_HOUR, idempotent=True)
-    def esp_smart_restore(
-        self,
-        backup_dir: str,
-        port: str | None = None,
-        regions: list[str] | None = None,
-        any_mac: bool = False,
-        force: bool = False,
-    ) -> Restore:
-        """Bring some regions of a backup back, by their names in it (nvs, bootloader, ...); all if none is named.
-
-        Checks as esp_flash_restore does. The answer says of every region whether it was written or left alone.
-        """
-        path = resolve(backup_dir)
-        with self.bridge.boards.use(port) as esp:
-            return esp.flash.smart_restore(path, regions, any_mac=any_mac, force=force, progress=progress)
-
-    # -- looking
-
-    @tool(Effect.READ, timeout=_HOUR)
-    def esp_flash_analyze(self, port: str | None = None) -> FlashAnalysis:
-        """Tell what is in flash: by partition how full it is and its entropy, the images with their app descriptors.
-
-        `map` is a picture of it, SVG. The problem of an image is what the bootloader would say of it.
+        Args:
+            firmware_path: an image, a build folder, a .hex or a .uf2 file.
+            address: of an image that does not say where it belongs.
+            files: instead of firmware_path, several files, each with its address.
         """
         with self.bridge.boards.use(port) as esp:
-            return esp.flash.analyze(progress=progress)
+            return esp.flash.verify(_firmware(firmware_path, files), address)
 
-    @tool(Effect.WRITE, timeout=600.0, idempotent=True, reads_unless="apply")
-    def esp_flash_optimize(
-        self, port: str | None = None, baudrates: list[int] | None = None, apply: bool = False
-    ) -> Optimization:
-        """Measure reads at several baud rates, read the bootloader's flash settings, and say what to change.
+    esp_verify_flash = esp_flash_verify
+    esp_flash_backup = offer(saving.backup, timeout=_HOUR)
+    esp_smart_backup = offer(saving.smart_backup, timeout=_HOUR)
+    esp_flash_restore = offer(restoring.restore, timeout=_HOUR, idempotent=True)
+    esp_smart_restore = offer(restoring.smart_restore, timeout=_HOUR, idempotent=True)
+    esp_flash_analyze = offer(analysis.analyze, timeout=_HOUR)
+    esp_flash_optimize = offer(tuning.optimize, timeout=600.0, idempotent=True)
+    esp_flash_status = offer(flash_chip.status)
+    esp_flash_sfdp_read = offer(flash_chip.sfdp_read)
+    esp_flash_size_detect = offer(flash_chip.size_detect)
 
-        Changes nothing without apply; with it, the bootloader is written again with the better size, frequency and
-        mode in its header. What needs a new build is only said.
-        """
-        with self.bridge.boards.use(port) as esp:
-            return esp.flash.optimize(baudrates or RATES, apply=apply)
 
-    @tool(Effect.READ)
-    def esp_flash_status(self, port: str | None = None) -> FlashStatus:
-        """Read the flash chip's status registers: write protection, quad mode, and its voltage where the chip tells."""
-        with self.bridge.boards.use(port) as esp:
-            return esp.flash.status()
-
-    @tool(Effect.READ)
-    def esp_flash_sfdp_read(self, port: str | None = None) -> Sfdp:
-        """Read what the flash chip says of itself (SFDP, JESD216): size, erase sizes, fast reads, quad enable."""
-        with self.bridge.boards.use(port) as esp:
-            return esp.flash.sfdp_read()
-
-    @tool(Effect.READ)
-    def esp_flash_size_detect(self, port: str | None = None) -> SizeDetection:
-        """Detect how large the flash really is: by its id, by SFDP, and by where reads wrap around.
-
-        A relabelled chip promises more than it has: then agree is false, and size is the one to believe.
-        """
-        with self.bridge.boards.use(port) as esp:
-            return esp.flash.size_detect()
-
-    def _firmware(self, path: str | None, files: list[Placed] | None) -> Any:
-        """Return what an operation takes as firmware, with every name inside the roots."""
-        if (path is None) == (not files):
-            raise OperationError("say what to write", hint="firmware_path, or files with address and path")
-        if path is not None:
-            return resolve(path)
-        return [(placed.address, resolve(placed.path)) for placed in files or ()]
+def _firmware(path: str | None, files: list[Placed] | None) -> Any:
+    """Return what an operation takes as firmware."""
+    if (path is None) == (not files):
+        raise OperationError("say what to write", hint="firmware_path, or files with address and path")
+    return path if path is not None else [(placed.address, placed.path) for placed in files or ()]

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
+from pytest_esp.operations.chip.running import ConsoleText
 from pytest_esp.operations.idf import installation, project
 from pytest_esp.operations.idf import tools as idf_tools
 from pytest_esp.operations.idf.installation import EnvironmentInfo
 from pytest_esp.operations.idf.project import ProjectBuild
 from pytest_esp.operations.idf.tools import ToolList, ToolsCheck, ToolsInstall
 from pytest_esp.operations.registry import Effect
-from pytest_esp.operations.running import ConsoleText
 
 _BUILD_TIME = 1800.0  # seconds
 _INSTALL_TIME = 3600.0  # seconds; a toolchain has some 300 MB

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import OperationError, RefusedError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
 from pytest_esp.operations.ota import package as packages
 from pytest_esp.operations.ota.package import Package
 from pytest_esp.operations.ota.slots import OtaReadiness, OtaUpdate

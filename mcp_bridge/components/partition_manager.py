@@ -7,12 +7,16 @@ from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
-from pytest_esp.files import resolve
-from pytest_esp.operations import nvs, table_build
-from pytest_esp.operations.nvs_pages import NvsContents
-from pytest_esp.operations.partitions import OtaData, OtaSetup, PartitionAnalysis, Partitions, TableWrite, saved
-from pytest_esp.operations.registry import Effect, size_argument
-from pytest_esp.operations.table import Partition
+from pytest_esp.formats import partition_layouts
+from pytest_esp.formats.files import resolve
+from pytest_esp.formats.nvs_pages import NvsContents
+from pytest_esp.formats.partition_table import Partition
+from pytest_esp.formats.regions import size_argument
+from pytest_esp.operations.flash.tables import OtaData, Partitions
+from pytest_esp.operations.partitions import nvs
+from pytest_esp.operations.partitions.contents import PartitionAnalysis
+from pytest_esp.operations.partitions.new_table import OtaSetup, TableWrite, saved
+from pytest_esp.operations.registry import Effect
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ class PartitionManager(Component):
         maybe offset and flags. output_file gets the binary, or text if it ends in .csv.
         """
         if isinstance(layout, str) and layout.endswith(".csv") and "\n" not in layout:
-            return self._saved(table_build.build(resolve(layout), flash_size), output_file, overwrite)
-        return self._saved(table_build.build(layout, flash_size), output_file, overwrite)
+            return self._saved(partition_layouts.build(resolve(layout), flash_size), output_file, overwrite)
+        return self._saved(partition_layouts.build(layout, flash_size), output_file, overwrite)
 
     @tool()
     def esp_partition_create_ota(
@@ -99,7 +103,7 @@ class PartitionManager(Component):
 
         storage adds a file system (littlefs, spiffs, fat) in what is left.
         """
-        table = table_build.build_ota(flash_size, app_size, slots=slots, factory=factory, storage=storage)
+        table = partition_layouts.build_ota(flash_size, app_size, slots=slots, factory=factory, storage=storage)
         return self._saved(table, output_file, overwrite)
 
     @tool()
@@ -110,7 +114,7 @@ class PartitionManager(Component):
 
         offset, flags (encrypted, readonly) and the table's own table_offset may be given, too. Touches no board.
         """
-        table = table_build.build(
+        table = partition_layouts.build(
             config, config.get("flash_size", "4MB"), table_offset=config.get("table_offset", 0x8000)
         )
         return self._saved(table, output_file, overwrite)
@@ -175,7 +179,7 @@ class PartitionManager(Component):
         with self.bridge.boards.use(port) as esp:
             return esp.nvs.read(partition, key_file=key)
 
-    def _saved(self, table: table_build.BuiltTable, output_file: str | None, overwrite: bool) -> TableReport:
+    def _saved(self, table: partition_layouts.BuiltTable, output_file: str | None, overwrite: bool) -> TableReport:
         path = resolve(output_file, "write") if output_file else None
         saved(table, path, overwrite)
         return TableReport(

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, cast
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import progress, tool
 from pytest_esp.errors import LeaseError, OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
+from pytest_esp.formats.images import App
+from pytest_esp.formats.nvs_pages import NvsData
 from pytest_esp.link.link import Link
-from pytest_esp.operations.images import App
-from pytest_esp.operations.nvs_pages import NvsData
 from pytest_esp.operations.production import provisioning
 from pytest_esp.operations.production.batch import DEFAULT_FOLDER, BatchResult, checked, run_batch
 from pytest_esp.operations.production.config import CALIBRATION, MANUFACTURING, FactoryConfig, ProvisionConfig, opened
@@ -139,7 +139,7 @@ class ProductionTools(Component):
         passed = seen.passed and (run is None or run.passed)
         return QualityReport(passed, list(seen.checks), seen.mac, seen.serial_number, seen.app, run)
 
-    @tool(Effect.BURN, timeout=120.0, idempotent=True, writes_unless="efuse")
+    @tool(Effect.BURN, timeout=120.0, idempotent=True, without={"efuse": Effect.WRITE})
     def esp_calibration_data_write(
         self,
         cal_data: Config,
@@ -161,7 +161,7 @@ class ProductionTools(Component):
                 values, namespace=namespace, partition=nvs_partition, key_file=key, to_efuse=efuse
             )
 
-    @tool(Effect.BURN, timeout=120.0, idempotent=True, writes_unless="efuse")
+    @tool(Effect.BURN, timeout=120.0, idempotent=True, without={"efuse": Effect.WRITE})
     def esp_manufacturing_data_write(
         self,
         mfg_data: Config,

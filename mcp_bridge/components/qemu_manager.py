@@ -19,7 +19,7 @@ from pytest_esp.boards.faults import BoardFaults
 from pytest_esp.boards.qemu import QemuBoard
 from pytest_esp.boards.sim import SimBoard
 from pytest_esp.errors import BackendError, EspError, OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
 from pytest_esp.qemu.find import find_all
 from pytest_esp.qemu.machines import machine_for
 from pytest_esp.rack.spec import BoardSpec, FaultSpec

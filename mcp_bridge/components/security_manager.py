@@ -11,15 +11,20 @@ from esptool.targets import CHIP_DEFS
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import tool
 from pytest_esp.errors import OperationError, RefusedError
-from pytest_esp.files import new_file, resolve
+from pytest_esp.formats.files import new_file, resolve, save
+from pytest_esp.formats.regions import size_argument
 from pytest_esp.names import nearest
-from pytest_esp.operations.efuse import BitChange, Efuse
-from pytest_esp.operations.encryption import EncryptionConfigured, EncryptionEnabled, EncryptionPlan, encrypt_data
-from pytest_esp.operations.findings import Finding, KeyBlock
-from pytest_esp.operations.flash import save
-from pytest_esp.operations.registry import Effect, size_argument
-from pytest_esp.operations.secure_boot import SecureBootEnabled, SecureBootPlan
-from pytest_esp.operations.security import SecurityInfo, SecurityPosture
+from pytest_esp.operations.registry import Effect
+from pytest_esp.operations.security.efuse import BitChange, Efuse
+from pytest_esp.operations.security.encryption import (
+    EncryptionConfigured,
+    EncryptionEnabled,
+    EncryptionPlan,
+    encrypt_data,
+)
+from pytest_esp.operations.security.findings import Finding, KeyBlock
+from pytest_esp.operations.security.posture import SecurityInfo, SecurityPosture
+from pytest_esp.operations.security.secure_boot import SecureBootEnabled, SecureBootPlan
 
 # What the locks of a chip rest on, whatever its family calls them.
 _SECURITY_FUSES = (
@@ -211,7 +216,7 @@ class SecurityManager(Component):
             FLASH_CRYPT_CONFIG=config,
         )
 
-    @tool(Effect.BURN, timeout=600.0, reads_unless="apply")
+    @tool(Effect.BURN, timeout=600.0, without={"apply": Effect.READ})
     def esp_encryption_enable(
         self,
         key_file: str,
@@ -234,7 +239,7 @@ class SecurityManager(Component):
                 return esp.encryption.enable(firmware, key, mode, digest)
             return esp.encryption.plan(firmware, key, mode, digest)
 
-    @tool(Effect.BURN, timeout=600.0, reads_unless="apply")
+    @tool(Effect.BURN, timeout=600.0, without={"apply": Effect.READ})
     def esp_secure_boot_enable(
         self, key_file: str, firmware_path: str, port: str | None = None, apply: bool = False
     ) -> SecureBootPlan | SecureBootEnabled:

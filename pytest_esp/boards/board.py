@@ -21,7 +21,7 @@ _POWER_TIMEOUT = 30.0
 
 
 class DirectFlash(Protocol):
-    """A flash without a chip in between: `sim.flash.NorFlash`, over the file of a stopped QEMU machine."""
+    """A flash without a chip in between: `formats.nor_flash.NorFlash`, over the file of a stopped QEMU machine."""
 
     size: int
 

@@ -13,13 +13,14 @@ from pytest_esp.boards.claim import claim
 from pytest_esp.boards.efuse_file import EfuseFile, new_efuses
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import BackendError, EspError
+from pytest_esp.formats.boot_image import MAGIC
+from pytest_esp.formats.mac import made_up_mac, parse_mac
+from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.qemu.find import find
 from pytest_esp.qemu.machine import OnClose, QemuMachine
 from pytest_esp.qemu.machines import Machine, machine_for
 from pytest_esp.rack.identity import identity
 from pytest_esp.rack.spec import VIRTUAL_FLASH_SIZE
-from pytest_esp.sim.chip import made_up_mac, parse_mac
-from pytest_esp.sim.flash import NorFlash
 from pytest_esp.sim.model import ChipModel
 from pytest_esp.units import format_size
 from pytest_esp.wire.port import VirtualPort
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 _MEGABYTE = 1024 * 1024
 FLASH_SIZES = tuple(size * _MEGABYTE for size in (2, 4, 8, 16))
 """What the machines accept, bytes; with any other size QEMU ends at its start."""
-
-_IMAGE_MAGIC = 0xE9  # of an ESP-IDF image
 
 
 class QemuBoard(Board):
@@ -97,7 +96,7 @@ class QemuBoard(Board):
         """Whether its flash holds something to boot: an image where the ROM looks for the bootloader."""
         with self.flash_file.open("rb") as file:
             file.seek(ChipModel(self.chip).rom.BOOTLOADER_FLASH_OFFSET)
-            return file.read(1) == bytes([_IMAGE_MAGIC])
+            return file.read(1) == bytes([MAGIC])
 
     @property
     def _folder(self) -> Path:

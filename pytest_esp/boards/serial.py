@@ -22,9 +22,7 @@ from pytest_esp.wire import rfc2217
 from pytest_esp.wire.loop import settle
 from pytest_esp.wire.port import VirtualPort
 from pytest_esp.wire.proxy import PortProxy
-from pytest_esp.wire.wire import Wire
-
-_ROM_BAUDRATE = 115200
+from pytest_esp.wire.wire import ROM_BAUDRATE, Wire
 
 
 class SerialBoard(Board):
@@ -60,7 +58,7 @@ class SerialBoard(Board):
         if _is_file(where):  # not even opened: whoever names a port need not be allowed to touch files
             raise self._explain(where, OSError(errno.ENOTTY, os.strerror(errno.ENOTTY)))
         try:
-            port = serial.serial_for_url(where, baudrate=_ROM_BAUDRATE, do_not_open=True, exclusive=True)
+            port = serial.serial_for_url(where, baudrate=ROM_BAUDRATE, do_not_open=True, exclusive=True)
             if sys.platform == "win32":
                 # Windows opens a port with both lines asserted one after the other, which would reset the chip.
                 port.rts = port.dtr = False

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 from pytest_esp.boards.board import Board
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import BackendError
+from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.rack.identity import identity
 from pytest_esp.rack.spec import VIRTUAL_FLASH_SIZE
 from pytest_esp.sim.app import load_app
 from pytest_esp.sim.chip import OnClose, SimChip
-from pytest_esp.sim.flash import NorFlash
 from pytest_esp.wire.port import VirtualPort
 from pytest_esp.wire.wire import Wire
 

@@ -45,7 +45,8 @@ def op_command(
 
     Without NAME all operations are listed; without a value for a needed KEY its help is shown.
     """
-    from pytest_esp.operations.registry import load_all, to_dict
+    from pytest_esp.operations.esp import load_all
+    from pytest_esp.operations.results import to_dict
 
     operations = load_all()
     if name is None:

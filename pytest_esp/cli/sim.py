@@ -50,9 +50,9 @@ def sim_command(
 
 
 def _make_chip(chip: str, flash_file: Path | None, flash_size: int | None, app: str | None, **settings: Any) -> SimChip:
+    from pytest_esp.formats.nor_flash import NorFlash
     from pytest_esp.sim.app import load_app
     from pytest_esp.sim.chip import SimChip
-    from pytest_esp.sim.flash import NorFlash
     from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
 
     flash = NorFlash.open(flash_file, flash_size) if flash_file else NorFlash(flash_size or 4 * 1024 * 1024)

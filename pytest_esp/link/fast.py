@@ -16,7 +16,8 @@ from typing import Any, ClassVar, cast
 from esptool.loader import DEFAULT_TIMEOUT, MAX_TIMEOUT, ESPLoader
 from esptool.util import FatalError, UnsupportedCommandError
 
-from pytest_esp.wire.framing import Decoder, checksum, encode
+from pytest_esp.formats.checksum import checksum
+from pytest_esp.wire.framing import Decoder, encode
 
 _ROM_INVALID = 0x05  # status of a command that the ROM does not know
 _LONGEST_FRAME = 30.0  # seconds, at the lowest baud rates

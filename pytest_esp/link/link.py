@@ -15,12 +15,11 @@ from pytest_esp.boards.port import Port
 from pytest_esp.errors import LinkError
 from pytest_esp.link.logs import Transcript
 from pytest_esp.wire.reset import drive_lines, hard_reset
+from pytest_esp.wire.wire import ROM_BAUDRATE
 
 if TYPE_CHECKING:
     from pytest_esp.link.console import Console
     from pytest_esp.link.session import Session
-
-_ROM_BAUDRATE = 115200
 
 
 class Link:
@@ -110,7 +109,7 @@ class Link:
                 self.board.chip,
                 board=self.board.name,
                 reset=lambda: self.board.reset(bootloader=True),
-                baudrate=self.board.spec.baud if real else _ROM_BAUDRATE,
+                baudrate=self.board.spec.baud if real else ROM_BAUDRATE,
                 usb=real,
                 boot_seconds=self.board.boot_seconds,
                 ram_block=self.board.ram_block,
@@ -163,7 +162,7 @@ class Link:
             self._session.drop()
         if self._console is not None:
             self._console.expect_reset()
-        port.baudrate = _ROM_BAUDRATE
+        port.baudrate = ROM_BAUDRATE
         if not self.board.reset(bootloader=False):
             self._hard_reset(port)
         self._note_boot()

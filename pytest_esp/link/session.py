@@ -15,10 +15,10 @@ from esptool.util import FatalError, NotImplementedInROMError, NotSupportedError
 
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import EspError, LinkError, OperationError, PortError, StoppedError, WrongChipError
+from pytest_esp.formats.stubs import stub_entries
 from pytest_esp.link.fast import FastLoader, fast_class
 from pytest_esp.link.logs import Progress, Transcript, capture
-
-_ROM_BAUDRATE = 115200
+from pytest_esp.wire.wire import ROM_BAUDRATE
 
 
 class Session:
@@ -45,7 +45,7 @@ class Session:
         *,
         board: str,
         reset: Callable[[], bool],
-        baudrate: int = _ROM_BAUDRATE,
+        baudrate: int = ROM_BAUDRATE,
         usb: bool = True,
         boot_seconds: float = 0.0,
         ram_block: int | None = None,
@@ -155,7 +155,7 @@ class Session:
     def _fresh_rom(self) -> FastLoader:
         """Return the ROM's loader, at its own baud rate, with nothing run since a reset of this session."""
         esp = self._esp
-        if esp is None or esp.IS_STUB or not self._entered_by_reset or self.port.baudrate != _ROM_BAUDRATE:
+        if esp is None or esp.IS_STUB or not self._entered_by_reset or self.port.baudrate != ROM_BAUDRATE:
             if self.is_stub:
                 self._baudrate = self.port.baudrate  # at which the next stub goes on
             esp = self.reconnect()
@@ -183,7 +183,7 @@ class Session:
     # -- connecting
 
     def connect_by(
-        self, attempted: str, enter: Callable[[Any], object], *, hello: int = _ROM_BAUDRATE, baudrate: int
+        self, attempted: str, enter: Callable[[Any], object], *, hello: int = ROM_BAUDRATE, baudrate: int
     ) -> None:
         """Connect anew, by *enter* instead of the usual ways into the loader.
 
@@ -201,7 +201,7 @@ class Session:
             self._connect(enter, hello)
         self._baudrate = baudrate
 
-    def _connect(self, enter: Callable[[Any], object] | None = None, hello: int = _ROM_BAUDRATE) -> Any:
+    def _connect(self, enter: Callable[[Any], object] | None = None, hello: int = ROM_BAUDRATE) -> Any:
         if not self.port.is_open:
             self.port.open()
         self._before_connect()
@@ -383,8 +383,6 @@ def _has_stub(esp: FastLoader) -> bool:
 
 
 def _stub_file(loader: type[FastLoader]) -> bool:
-    from pytest_esp.sim.model import stub_entries
-
     return bool(stub_entries(loader.CHIP_NAME))
 
 

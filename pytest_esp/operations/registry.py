@@ -4,63 +4,20 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib
 import inspect
+import os
 import re
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from pytest_esp.errors import EspError, OperationError, RefusedError
+from pytest_esp.errors import EspError, RefusedError
+from pytest_esp.formats.files import Access, PathRole, confinement, resolve
 from pytest_esp.link.link import Link
-from pytest_esp.units import parse_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_MODULES = (
-    "chip",
-    "details",
-    "connection",
-    "ram",
-    "running",
-    "recovery",
-    "flash",
-    "saving",
-    "restoring",
-    "analysis",
-    "flash_chip",
-    "tuning",
-    "efuse",
-    "security",
-    "secure_boot",
-    "encryption",
-    "partitions",
-    "nvs",
-    "building.bootloader_image",
-    "building.ram_image",
-    "building.elf_image",
-    "building.preparing",
-    "building.merging",
-    "building.splitting",
-    "building.image_report",
-    "building.size_analysis",
-    "diagnostics",
-    "ota.package",
-    "ota.slots",
-    "ota.upload",
-    "catalogue.queries",
-    "idf.installation",
-    "idf.tools",
-    "idf.project",
-    "production.factory",
-    "production.quality",
-    "production.provisioning",
-    "production.batch",
-    "production.testing",
-    "unity",
-)
 
 
 class Effect(enum.Enum):
@@ -102,20 +59,31 @@ class Operation:
 
     Attributes:
         name: e.g. ``"flash-read"``: the group, and the function.
-        effect: what it does to the board; None if it works on files alone, and takes no board.
+        effect: what it does to the board at most; None if it works on files alone, and takes no board.
         function: the operation itself; its first parameter is the `Link`, if it takes a board.
         doc: its docstring, without the indentation.
+        without: flags (parameters) without which a call has a lesser effect, and that effect.
     """
 
     name: str
     effect: Effect | None
     function: Callable[..., Any]
     doc: str
+    without: Mapping[str, Effect] = field(default_factory=dict[str, Effect])
+
+    def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
+        """Return what a call with these *arguments* does."""
+        return next((less for flag, less in self.without.items() if not arguments.get(flag)), self.effect)
 
     @property
     def summary(self) -> str:
         """The first line of the docstring."""
         return self.doc.partition("\n")[0]
+
+    @property
+    def description(self) -> str:
+        """The docstring up to its sections: what a person or a model reads before the arguments."""
+        return description(self.doc)
 
     @property
     def takes_progress(self) -> bool:
@@ -125,8 +93,8 @@ class Operation:
     @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """The arguments, without the `Link` and the progress callback."""
-        hints = typing.get_type_hints(self.function)
-        descriptions = _argument_descriptions(self.doc)
+        hints = typing.get_type_hints(self.function, include_extras=True)
+        descriptions = argument_descriptions(self.doc)
         rest = list(inspect.signature(self.function).parameters.values())
         if self.effect is not None:
             del rest[0]
@@ -134,6 +102,30 @@ class Operation:
             Parameter(item.name, hints[item.name], item.default, descriptions.get(item.name, ""))
             for item in rest
             if item.name != "progress"
+        )
+
+    @functools.cached_property
+    def paths(self) -> Mapping[str, Access]:
+        """The parameters that are paths, by their types, and what each is opened for."""
+        hints = typing.get_type_hints(self.function, include_extras=True)
+        return {name: role.access for name, hint in hints.items() for role in _roles(hint)}
+
+    def confine(self, names: Sequence[str], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments of a call whose first parameters are *names*, with paths resolved if it is confined.
+
+        Raises:
+            RefusedError: see `resolve`.
+        """
+        if confinement() is None:
+            return args, kwargs
+        return (
+            [*map(self._resolved, names, args), *args[len(names) :]],
+            {name: self._resolved(name, value) for name, value in kwargs.items()},
+        )
+
+    def _resolved(self, name: str, value: Any) -> Any:
+        return (
+            resolve(value, self.paths[name]) if name in self.paths and isinstance(value, (str, os.PathLike)) else value
         )
 
     @property
@@ -147,32 +139,40 @@ OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    effect: Effect, *, group: str | None = None
+    effect: Effect, *, group: str, without: Mapping[str, Effect] | None = None
 ) -> Callable[[Callable[Concatenate[Link, P], R]], Callable[Concatenate[Link, P], R]]:
     """Make a function over a `Link` an operation with this effect.
 
-    Its name is *group* (by default that of its module, which may be one of several for a group) and its own.
+    Its name is *group* and its own, e.g. ``"flash-read"``.
+
+    Args:
+        effect: what it does at most.
+        group: the method's place on `esp`.
+        without: a flag without which a call has a lesser effect, e.g. ``{"apply": Effect.READ}``.
 
     Calling it raises RefusedError, before the wire is touched, if the board's ``allow`` has not that effect. An error
     that leaves it names the board and the operation.
     """
 
     def decorate(function: Callable[Concatenate[Link, P], R]) -> Callable[Concatenate[Link, P], R]:
-        name = _name(group or function.__module__.rpartition(".")[2], function)
+        name = _name(group, function)
+        names = tuple(inspect.signature(function).parameters)[1:]
 
         @functools.wraps(function)
         def checked(link: Link, *args: P.args, **kwargs: P.kwargs) -> R:
             __tracebackhide__ = True  # pytest shows the arguments of frames, and some are secret
-            require(link, effect, name)
+            given: dict[str, Any] = dict(zip(names, args, strict=False), **kwargs)
+            require(link, entry.effect_of(given) or effect, name)
             try:
+                args, kwargs = entry.confine(names, args, kwargs)
                 return function(link, *args, **kwargs)
             except EspError as error:
                 error.board = error.board or link.board.name
                 error.attempted = error.attempted or name
                 raise
 
-        OPERATIONS[name] = Operation(name, effect, checked, inspect.getdoc(function) or "")
-        return checked
+        entry = Operation(name, effect, checked, inspect.getdoc(function) or "", without or {})
+        return _listed(checked, entry)
 
     return decorate
 
@@ -185,20 +185,44 @@ def file_operation(*, group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         name = _name(group, function)
+        names = tuple(inspect.signature(function).parameters)
 
         @functools.wraps(function)
         def named(*args: P.args, **kwargs: P.kwargs) -> R:
             __tracebackhide__ = True
             try:
+                args, kwargs = entry.confine(names, args, kwargs)
                 return function(*args, **kwargs)
             except EspError as error:
                 error.attempted = error.attempted or name
                 raise
 
-        OPERATIONS[name] = Operation(name, None, named, inspect.getdoc(function) or "")
-        return named
+        entry = Operation(name, None, named, inspect.getdoc(function) or "")
+        return _listed(named, entry)
 
     return decorate
+
+
+def operation_of(function: Callable[..., Any]) -> Operation:
+    """Return the entry of an operation, by its function."""
+    return getattr(function, _ENTRY)
+
+
+_ENTRY = "__operation__"
+
+
+def _listed(function: Callable[P, R], entry: Operation) -> Callable[P, R]:
+    OPERATIONS[entry.name] = entry
+    setattr(function, _ENTRY, entry)
+    return function
+
+
+def _roles(annotation: Any) -> Iterator[PathRole]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        yield from (item for item in annotation.__metadata__ if isinstance(item, PathRole))
+        return
+    for part in typing.get_args(annotation):
+        yield from _roles(part)
 
 
 def _name(group: str, function: Callable[..., Any]) -> str:
@@ -223,49 +247,20 @@ def require(link: Link, effect: Effect, name: str) -> None:
     )
 
 
-def load_all() -> Mapping[str, Operation]:
-    """Import every module of operations and return the whole list."""
-    for module in _MODULES:
-        importlib.import_module(f"{__package__}.{module}")
-    return OPERATIONS
-
-
-def size_argument(value: int | str, what: str) -> int:
-    """Return a size or an address in bytes (see `units.parse_size`); *what* is its name in the message.
-
-    Raises:
-        OperationError: if it is none, or negative.
-    """
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise OperationError(f"the {what} is wrong: {error}") from error
-
-
-def to_dict(result: object) -> dict[str, Any]:
-    """Return a result (a frozen dataclass) as plain data for JSON; bytes become hex, paths text."""
-    if not is_dataclass(result) or isinstance(result, type):
-        raise TypeError(f"{result!r} is no result of an operation")
-    return cast(dict[str, Any], _plain(asdict(result)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in cast(list[Any], value)]
-    if isinstance(value, bytes):
-        return value.hex()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
 _ARGUMENTS = re.compile(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", re.MULTILINE)
 _ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
-def _argument_descriptions(doc: str) -> dict[str, str]:
+_SECTION = re.compile(r"^(?:Args|Raises|Returns|Attributes|Source):", re.MULTILINE)
+
+
+def description(doc: str) -> str:
+    """Return a docstring up to its sections."""
+    return _SECTION.split(doc, maxsplit=1)[0].strip()
+
+
+def argument_descriptions(doc: str) -> dict[str, str]:
+    """Return what the ``Args:`` of a docstring say of each argument."""
     section = _ARGUMENTS.search(doc)
     found = _ARGUMENT.findall(section[1]) if section else []
     return {name: " ".join(text.split()) for name, text in found}

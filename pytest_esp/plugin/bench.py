@@ -18,8 +18,8 @@ from pytest_esp.plugin.selection import Plan, plan_of, rack_of
 
 if TYPE_CHECKING:
     from pytest_esp.boards.board import Board
+    from pytest_esp.formats.firmware import Firmware
     from pytest_esp.link.link import Link
-    from pytest_esp.operations.firmware import Firmware
     from pytest_esp.rack.lease import HolderRecord, Lease
 
 # A board is given back after this time even if the next test wants it: another pytest run gets its turn.

@@ -12,9 +12,9 @@ from pytest_esp.plugin.options import FIRMWARE_ENVIRONMENT, options_of
 from pytest_esp.plugin.wanted import FirmwareWanted
 
 if TYPE_CHECKING:
+    from pytest_esp.formats.builds import Build
+    from pytest_esp.formats.firmware import Firmware
     from pytest_esp.link.link import Link
-    from pytest_esp.operations.builds import Build
-    from pytest_esp.operations.firmware import Firmware
     from pytest_esp.plugin.bench import Held
 
 _BUILDS = pytest.StashKey[dict[Path, "list[Build]"]]()
@@ -60,7 +60,7 @@ def why_not(config: pytest.Config, sources: tuple[Path, ...], chip: str) -> str:
 
 
 def _builds(config: pytest.Config, source: Path) -> list[Build]:
-    from pytest_esp.operations.builds import builds_in
+    from pytest_esp.formats.builds import builds_in
 
     known = config.stash.setdefault(_BUILDS, {})
     if source not in known:
@@ -74,7 +74,7 @@ def choose(config: pytest.Config, sources: tuple[Path, ...], chip: str) -> Firmw
     Raises:
         FirmwareError: if there is none, several would do, or a file is missing.
     """
-    from pytest_esp.operations.firmware import Firmware
+    from pytest_esp.formats.firmware import Firmware
 
     loaded = config.stash.setdefault(_LOADED, {})
     for source in sources:
@@ -114,21 +114,21 @@ def install(link: Link, firmware: Firmware, policy: str) -> None:
     Raises:
         EspError: if it cannot be written. FirmwareError: if other firmware would start.
     """
-    from pytest_esp.operations import flash
+    from pytest_esp.operations.flash import writing
 
     if policy != "never":
-        flash.write(link, firmware, skip_unchanged=policy == "changed")
+        writing.write(link, firmware, skip_unchanged=policy == "changed")
     if firmware.app is not None:
         _check_app(link, firmware, policy)
-    elif policy == "never" and not flash.verify(link, firmware).matches:
+    elif policy == "never" and not writing.verify(link, firmware).matches:
         raise FirmwareError(f"{firmware.name} is not what is in flash", hint="--esp-flash=changed flashes it")
 
 
 def _check_app(link: Link, firmware: Firmware, policy: str) -> None:
     """Compare descriptors: what counts is what is in flash now, not what was written once."""
-    from pytest_esp.operations import partitions
+    from pytest_esp.operations.flash import tables
 
-    installed = partitions.app(link)
+    installed = tables.app(link)
     if installed.app == firmware.app:
         return
     other = f"{installed.app.project} {installed.app.version}" if installed.app else "something without a descriptor"

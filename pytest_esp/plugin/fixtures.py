@@ -17,9 +17,9 @@ from pytest_esp.plugin.selection import Plan, make_plan, plan_of, rack_of
 if TYPE_CHECKING:
     from pytest_esp.boards.board import Board
     from pytest_esp.boards.faults import BoardFaults
+    from pytest_esp.formats.firmware import Firmware
     from pytest_esp.link.console import Console
     from pytest_esp.operations.esp import Esp
-    from pytest_esp.operations.firmware import Firmware
     from pytest_esp.rack.rack import Rack
 
 BENCH = pytest.StashKey[Bench]()

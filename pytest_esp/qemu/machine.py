@@ -12,7 +12,7 @@ from pytest_esp.qemu.process import QemuProcess, command_line
 from pytest_esp.wire.framing import END, Decoder
 from pytest_esp.wire.loop import loop, on_loop, run
 from pytest_esp.wire.reset import AutoResetCircuit
-from pytest_esp.wire.wire import Wire
+from pytest_esp.wire.wire import ROM_BAUDRATE, Wire
 
 if TYPE_CHECKING:
     from pytest_esp.qemu.find import Qemu
@@ -73,7 +73,7 @@ class QemuMachine:
         self._changes = 0
         self._settling: asyncio.Task[None] | None = None
         self._death: str | None = None
-        self._baudrate = 115200
+        self._baudrate = ROM_BAUDRATE
         self._last_bytes = b""
 
     @property

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pytest_esp.wire.wire import ROM_BAUDRATE
+
 _BITS_PER_BYTE = 10
 _HASTE = 2  # a ROM on a processor of its own keeps up with this; esptool gives it 3 s for 6 KB
-_ROM_BAUDRATE = 115200
 _CHUNK, _FIFO = 32, 128  # bytes; the ring has room for a full FIFO and several chunks
 _UNPACED_CHUNK = 1 << 16
 _LOOK_EVERY = 0.01  # seconds
@@ -46,7 +47,7 @@ class UartPace:
         """How many bytes may be sent at once."""
         if not self.is_on:
             return _UNPACED_CHUNK
-        return min(_CHUNK * max(self.baudrate, _ROM_BAUDRATE) // _ROM_BAUDRATE, _FIFO)
+        return min(_CHUNK * max(self.baudrate, ROM_BAUDRATE) // ROM_BAUDRATE, _FIFO)
 
     def is_due(self) -> bool:
         """Whether a chunk may be sent now."""
@@ -60,7 +61,7 @@ class UartPace:
 
     def count(self, size: int) -> None:
         """Note that *size* bytes were sent."""
-        needed = size * _BITS_PER_BYTE / max(self.baudrate, _ROM_BAUDRATE) / _HASTE
+        needed = size * _BITS_PER_BYTE / max(self.baudrate, ROM_BAUDRATE) / _HASTE
         self._due = self._clock() + needed
         self._look = time.monotonic() + _LOOK_EVERY
 

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_esp.errors import BackendError
+from pytest_esp.processes import spawn_guarded
 from pytest_esp.qemu.pace import UartPace
 from pytest_esp.wire.loop import loop, on_loop
 
@@ -336,31 +337,3 @@ class _DieWithOwner:
         self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self._owner:  # it died before the kernel was asked
             os._exit(1)
-
-
-_GUARD = """
-exec 3<&0
-trap : TERM
-"$@" </dev/null 3<&- & child=$!
-{ trap : TERM; read -r _ <&3; kill -TERM -$$; sleep 2; kill -KILL -$$; } 2>/dev/null & guard=$!
-while wait $child; status=$?; kill -0 $child 2>/dev/null; do :; done
-kill -KILL $guard
-kill -TERM -$$
-exit $status
-"""
-# Signals go to the shell's process group. A trapped SIGTERM ends the shell's `wait`, not the child that it waits for.
-
-
-def spawn_guarded(
-    command: list[str], descriptors: tuple[int, ...], output: int, environment: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
-    """Start *command* under a shell that ends it when this process is gone, or closes the shell's standard input."""
-    return subprocess.Popen(
-        ["/bin/sh", "-c", _GUARD, "pytest-esp-guard", *command],
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=output,
-        pass_fds=descriptors,
-        start_new_session=True,
-        env=environment,
-    )

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 from pytest_esp.errors import LeaseError, PortError
 from pytest_esp.names import nearest
+from pytest_esp.processes import is_gone, own_start
 from pytest_esp.rack.holder import HOST, PlaceHolder
 from pytest_esp.rack.identity import coordinator_address, identity, user_id
 from pytest_esp.rack.labgrid_protocol import CallError, Connection, Place, Resource
-from pytest_esp.rack.processes import is_gone, own_start
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack

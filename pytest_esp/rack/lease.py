@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from pytest_esp.errors import LeaseError, NoMatchError, PortError
+from pytest_esp.processes import own_start, start_of
 from pytest_esp.rack import labgrid
 from pytest_esp.rack.holder import HOST, HolderRecord, PlaceHolder
 from pytest_esp.rack.identity import identity, user_id
-from pytest_esp.rack.processes import own_start, start_of
 
 if sys.platform != "win32":
     import fcntl

@@ -9,6 +9,8 @@ from esp_idf_defs.app_description import AppDescription
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 from esp_idf_defs.partitions import APP_TYPE, DATA_TYPE, PartitionTable
 
+from pytest_esp.formats.boot_image import MAGIC, Image, ImageError, Read, read_image
+from pytest_esp.formats.nor_flash import SECTOR, NorFlash
 from pytest_esp.sim.boot_log import (
     FIRST_OTA,
     SUBTYPE_FACTORY,
@@ -23,8 +25,6 @@ from pytest_esp.sim.boot_log import (
     print_table,
     version,
 )
-from pytest_esp.sim.flash import SECTOR, NorFlash
-from pytest_esp.sim.image import Image, ImageError, Read, read_image
 from pytest_esp.sim.model import ChipModel
 
 PARTITION_TABLE_OFFSET = 0x8000
@@ -67,7 +67,7 @@ def boot(
     out = BootLog(flash_banner(model, reason))
     offset: int = model.rom.BOOTLOADER_FLASH_OFFSET
     first = int.from_bytes(read(offset, 4), "little")
-    if first & 0xFF != 0xE9:
+    if first & 0xFF != MAGIC:
         for _ in range(8):  # the ROM goes on until its watchdog bites; eight lines say it
             out.plain(f"invalid header: 0x{first:08x}")
         return BootResult(out.data(), started=False)

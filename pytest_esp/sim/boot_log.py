@@ -12,7 +12,7 @@ from typing import Any
 
 from esp_idf_defs.partitions import APP_TYPE, DATA_TYPE
 
-from pytest_esp.sim.image import Image
+from pytest_esp.formats.boot_image import Image
 from pytest_esp.sim.model import ChipModel
 
 Partition = Any

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.sim.efuse import Efuses
-from pytest_esp.sim.flash import NorFlash
 from pytest_esp.sim.model import ChipModel
 
 _PAGE = 0x1000

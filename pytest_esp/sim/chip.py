@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import struct
 from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import BackendError
+from pytest_esp.formats.mac import made_up_mac, parse_mac
+from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.sim import crypt
 from pytest_esp.sim.app import SilentApp, SimApp
 from pytest_esp.sim.boot import BootResult, boot
 from pytest_esp.sim.boot_log import download_banner
 from pytest_esp.sim.bus import Bus
 from pytest_esp.sim.efuse import Efuses
-from pytest_esp.sim.flash import NorFlash
 from pytest_esp.sim.loader import Loader, RomLoader, StubLoader
 from pytest_esp.sim.model import ChipModel
 from pytest_esp.wire.loop import Timer, call_later
 from pytest_esp.wire.reset import AutoResetCircuit
-from pytest_esp.wire.wire import Wire
+from pytest_esp.wire.wire import ROM_BAUDRATE, Wire
 
 Mode = Literal["bootloader", "stub", "app", "ram-app", "locked", "held", "off"]
 """``locked``: download mode was asked for, and is disabled by an eFuse."""
 OnClose = Literal["bootloader", "app", "keep"]
 
-_ROM_BAUDRATE = 115200
 _BAUDRATE_TOLERANCE = 0.04  # half a bit in a frame of ten, shared by both ends
 _BOOT_LOOP_PERIOD = 1.0  # seconds until the watchdog bites a chip whose flash holds nothing to start
 # Noise as a UART at the wrong speed sees it: no byte of it can be a frame's end, or text.
 _NOISE = bytes(0x80 | (byte ^ 0x5A) & 0x3F for byte in range(256))
-_MAC = re.compile(r"([0-9a-fA-F]{2})[:-]?" * 5 + r"([0-9a-fA-F]{2})")
 # Where the ESP32-S3's ROM keeps the pointer that esptool bends to start its stub under secure boot.
 _S3_ROM_READ_POINTER = 0x3FCEF688
 
@@ -94,7 +91,7 @@ class SimChip:
         self.flash = flash or NorFlash(flash_size)
         self.wire = wire or Wire()
         self.wire.device = self
-        self.baudrate = _ROM_BAUDRATE
+        self.baudrate = ROM_BAUDRATE
         self._host_baudrate: int | None = None
         self._speed_is_settled = False
         self._left_the_loader = False
@@ -149,7 +146,7 @@ class SimChip:
         with self.wire.lock:
             self._circuit.cancel()
             self.hold()
-            self.baudrate = _ROM_BAUDRATE
+            self.baudrate = ROM_BAUDRATE
             self._speed_is_settled = False
             self.flash_is_attached = self.model.flash_is_attached_by_rom
             reason, self._reset_reason = self._reset_reason, "POWERON"
@@ -247,7 +244,7 @@ class SimChip:
             if self._speed_is_settled or not isinstance(self._loader, RomLoader):
                 return
             # The ROM measures the host's baud rate on the first SYNC after a reset.
-            self.baudrate = self._host_baudrate or _ROM_BAUDRATE
+            self.baudrate = self._host_baudrate or ROM_BAUDRATE
         if self._loader is not None:
             self._loader.receive(data)
         elif self._app is not None:
@@ -426,23 +423,3 @@ _SECURITY_FLAGS = (
 
 def _no_field(_name: str) -> int:
     return 0
-
-
-def parse_mac(text: str) -> bytes:
-    """Return the six bytes of a MAC address in hex, with or without colons.
-
-    Raises:
-        BackendError: if it is none that a chip can have.
-    """
-    match = _MAC.fullmatch(text.strip())
-    if match is None:
-        raise BackendError(f"{text!r} is no MAC address", hint="expected six bytes in hex, e.g. 7C:DF:A1:00:00:01")
-    mac = bytes(int(part, 16) for part in match.groups())
-    if mac[0] & 1:
-        raise BackendError(f"{text} is a multicast address", hint="bit 0 of the first byte must be 0")
-    return mac
-
-
-def made_up_mac(name: str) -> bytes:
-    """Return an address of one of Espressif's blocks whose lower half is made from *name*: the same every time."""
-    return bytes.fromhex("7cdfa1") + hashlib.sha256(name.encode()).digest()[:3]

@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pytest_esp.formats.checksum import checksum
 from pytest_esp.sim import crypt
-from pytest_esp.wire.framing import Decoder, checksum, encode
+from pytest_esp.wire.framing import Decoder, encode
 
 if TYPE_CHECKING:
     from pytest_esp.sim.chip import SimChip

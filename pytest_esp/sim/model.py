@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-import re
-from pathlib import Path
 from typing import Any
 
-from esptool.loader import StubFlasher
 from esptool.targets import CHIP_DEFS
-from esptool.util import strip_chip_name
 
 from pytest_esp.errors import BackendError
+from pytest_esp.formats.stubs import stub_entries
 from pytest_esp.names import nearest
 
 # A current revision of each chip (major * 100 + minor); v0.0 where this is all there is, or nothing is published.
@@ -116,14 +112,3 @@ def _crystal_mhz(chip: str, rom: Any) -> int:
         return rom.get_crystal_freq(None)  # constant where the chip works with one crystal only
     except AttributeError:
         return _CRYSTAL_MHZ.get(chip, 40)
-
-
-@functools.cache
-def stub_entries(chip_name: str) -> frozenset[int]:
-    """Return the entry points of every stub flasher that the installed esptool has for a ``CHIP_NAME``."""
-    # Some chips have a stub per silicon revision, e.g. esp32p4 and esp32p4rc1.
-    stem = re.compile(re.escape(strip_chip_name(chip_name)) + r"(rc\d+|-.*)?")
-    files = (
-        path for folder in StubFlasher.STUB_SUBDIRS for path in (Path(StubFlasher.STUB_DIR) / folder).glob("*.json")
-    )
-    return frozenset(json.loads(path.read_bytes())["entry"] for path in files if stem.fullmatch(path.stem))

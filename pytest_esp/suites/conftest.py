@@ -10,7 +10,7 @@ import pytest
 
 from pytest_esp.boards.board import Board
 from pytest_esp.operations.esp import Esp
-from pytest_esp.operations.flash import SECTOR
+from pytest_esp.operations.flash.writing import SECTOR
 
 _SIZE = 0x20000
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_esp.operations.esp import Esp
-from pytest_esp.operations.flash import SECTOR
+from pytest_esp.operations.flash.writing import SECTOR
 
 if TYPE_CHECKING:
     from pytest_esp.suites.conftest import Scratch

@@ -8,9 +8,9 @@ import pytest
 
 from pytest_esp.boards.board import Board
 from pytest_esp.errors import OperationError
+from pytest_esp.formats.partition_table import from_csv
 from pytest_esp.operations.esp import Esp
-from pytest_esp.operations.partitions import Partitions
-from pytest_esp.operations.table import from_csv
+from pytest_esp.operations.flash.tables import Partitions
 
 pytestmark = pytest.mark.esp(each="board")
 

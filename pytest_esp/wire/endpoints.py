@@ -21,7 +21,7 @@ from serial import rfc2217
 from pytest_esp.errors import PortError
 from pytest_esp.wire.loop import loop, on_loop, run
 from pytest_esp.wire.pty_watch import PtyWatch
-from pytest_esp.wire.wire import HostSide, Wire
+from pytest_esp.wire.wire import ROM_BAUDRATE, HostSide, Wire
 
 _BACKLOG = 8 * 1024 * 1024  # bytes kept for a client that does not read; what comes then is lost
 _PTY_LOOK = 0.02  # seconds between looks for a client of a pty that has none: the kernel tells of none
@@ -227,7 +227,7 @@ class _HostPort:
 
     def __init__(self, host: HostSide) -> None:
         self._host = host
-        self._baudrate = 115200
+        self._baudrate = ROM_BAUDRATE
         self._dtr = self._rts = True
         self.bytesize, self.parity, self.stopbits = 8, "N", 1
         self.xonxoff = self.rtscts = self.dsrdtr = self.break_condition = False

@@ -1,4 +1,4 @@
-"""How packets lie on the wire: SLIP (RFC 1055) and the checksum of the serial protocol.
+"""How packets lie on the wire: SLIP (RFC 1055), as the serial protocol uses it.
 
 ``C0 ... C0`` is a frame, with ``DB DC`` for C0 and ``DB DD`` for DB inside. Both loaders and both ends use it.
 """
@@ -9,24 +9,10 @@ END = b"\xc0"
 _LIMIT = 1 << 17  # no packet is longer; more without an end is noise
 _NOISE = 512  # bytes of it that are kept, for messages
 
-CHECKSUM_MAGIC = 0xEF
-
 
 def encode(packet: bytes) -> bytes:
     """Return *packet* as one frame."""
     return END + packet.replace(b"\xdb", b"\xdb\xdd").replace(END, b"\xdb\xdc") + END
-
-
-def checksum(data: bytes) -> int:
-    """Return the exclusive or of all bytes and 0xEF, as both loaders count it."""
-    value = int.from_bytes(data, "little")
-    size = len(data)
-    # Folding the whole in halves is some hundred times faster than a loop over its bytes.
-    while size > 1:
-        half = (size + 1) // 2
-        value = (value >> (half * 8)) ^ (value & ((1 << (half * 8)) - 1))
-        size = half
-    return value ^ CHECKSUM_MAGIC
 
 
 class Decoder:

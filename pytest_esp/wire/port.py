@@ -12,7 +12,7 @@ from typing import Any
 
 import serial
 
-from pytest_esp.wire.wire import HostSide, Wire
+from pytest_esp.wire.wire import ROM_BAUDRATE, HostSide, Wire
 
 _MOST_KEPT = 8 * 1024 * 1024  # bytes that nobody reads; what comes then is lost
 
@@ -28,7 +28,7 @@ class VirtualPort(serial.SerialBase):
         name: what `port` and `name` say, e.g. ``"sim:virtual-s3"``.
     """
 
-    def __init__(self, wire: Wire, name: str, baudrate: int = 115200) -> None:
+    def __init__(self, wire: Wire, name: str, baudrate: int = ROM_BAUDRATE) -> None:
         self._wire = wire
         self._host: HostSide | None = None
         self._received = bytearray()

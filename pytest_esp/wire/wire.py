@@ -11,6 +11,9 @@ from pytest_esp.wire.loop import call_later
 if TYPE_CHECKING:
     from pytest_esp.wire.faults import Faults
 
+ROM_BAUDRATE = 115200
+"""Baud of every ROM loader whose crystal has the usual frequency; a console begins at it, too."""
+
 
 class Device(Protocol):
     """What sits at the far end of a virtual wire.

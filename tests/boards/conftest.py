@@ -13,12 +13,12 @@ import pytest
 from filelock import FileLock
 
 from pytest_esp.boards.registry import make_board
+from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.labgrid_protocol import Connection
 from pytest_esp.sim.chip import SimChip
-from pytest_esp.sim.flash import NorFlash
 from pytest_esp.wire.endpoints import serve
 from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import serial
 from click.testing import CliRunner
+from pytest_esp.sim.flash import NorFlash
 
 from pytest_esp.boards.registry import make_board
 from pytest_esp.cli.main import cli
@@ -18,7 +19,6 @@ from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack
 from pytest_esp.sim.app import App
 from pytest_esp.sim.chip import SimChip
-from pytest_esp.sim.flash import NorFlash
 from pytest_esp.wire.endpoints import serve
 from pytest_esp.wire.loop import call_later
 

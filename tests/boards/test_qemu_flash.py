@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pytest_esp.errors import BackendError, FirmwareError, OperationError
-from pytest_esp.operations.chip import ChipIdentity
+from pytest_esp.operations.chip.identity import ChipIdentity
 
 ROM_IS_UP = 30.0
 

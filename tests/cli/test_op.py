@@ -30,7 +30,7 @@ def op(tmp_path, monkeypatch):
 
 
 def test_without_a_name_all_are_listed(op):
-    from pytest_esp.operations.registry import load_all
+    from pytest_esp.operations.esp import load_all
 
     lines = op().output.splitlines()
     assert {line.split()[0] for line in lines} == set(load_all())

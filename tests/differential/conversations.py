@@ -3,7 +3,7 @@
 import struct
 import zlib
 
-from pytest_esp.wire.framing import checksum
+from pytest_esp.formats.checksum import checksum
 
 FLASH_SIZE = 2 * 1024 * 1024
 RAM = {"esp32": 0x3FFB8000, "esp32c3": 0x3FC90000, "esp32s3": 0x3FCB0000}

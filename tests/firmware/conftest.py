@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from pytest_esp.errors import BackendError
+from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.qemu.find import find
 from pytest_esp.qemu.machine import QemuMachine
 from pytest_esp.qemu.machines import machine_for
 from pytest_esp.sim.app import load_app
 from pytest_esp.sim.chip import SimChip
-from pytest_esp.sim.flash import NorFlash
 from pytest_esp.wire.port import VirtualPort
 
 FOLDER = Path(__file__).parent

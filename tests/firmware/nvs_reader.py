@@ -1,6 +1,6 @@
 """What the partition "nvs" of a flash holds, in the words of the test firmware's command ``nvs`` (app/nvs.c).
 
-It is there to be held against others, and so shares no code with them: neither with ``pytest_esp.operations.nvs`` nor
+It is there to be held against others, and so shares no code with them: neither with the operations on NVS nor
 with Espressif's generator. Format: "Non-Volatile Storage Library", section "Internals", of ESP-IDF's programming guide.
 """
 

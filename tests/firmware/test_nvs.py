@@ -8,7 +8,7 @@ import zlib
 import pytest
 from esp_idf_nvs_partition_gen import nvs_partition_gen as generator
 
-from pytest_esp.operations.nvs_pages import read_pages
+from pytest_esp.formats.nvs_pages import read_pages
 
 OFFSET, SIZE, PAGE, ENTRY = 0x9000, 0x5000, 0x1000, 32
 BLOB = bytes(value * 7 % 251 for value in range(5000))
@@ -89,7 +89,7 @@ def seal_header(nvs, page):
 
 
 def assert_the_host_agrees(nvs, said):
-    """What the app does not get, `pytest_esp.operations.nvs` does not give either, and what is damaged is told."""
+    """What the app does not get, the operations on NVS do not give either, and what is damaged is told."""
     found = read_pages(bytes(nvs))
     values = {f"nvs {entry.namespace}.{entry.key} {entry.type} = {in_words(entry)}" for entry in found.entries}
     assert values == {line for line in said if line.startswith("nvs ")}

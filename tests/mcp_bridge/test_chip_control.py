@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from serial.tools import list_ports
 
-from pytest_esp.operations import ram
+from pytest_esp.operations.firmware import ram
 
 FIRMWARE = Path(__file__).parents[1] / "firmware" / "build"
 OPERATIONS_TESTS = Path(__file__).parents[1] / "operations"

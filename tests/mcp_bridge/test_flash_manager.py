@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 
-from pytest_esp.operations.table import from_csv
+from pytest_esp.formats.partition_table import from_csv
 
 CSV = "nvs, data, nvs, 0x9000, 0x4000\nfactory, app, factory, 0x10000, 1M\n"
 SIZE = 4 << 20
@@ -69,7 +69,7 @@ def test_verify(server, call, filled, name):
     (server.folder / "nvs.bin").write_bytes(b"another")
     answer = call(name, files=filled)
     assert not answer["matches"]
-    assert [region["first_difference"] for region in answer["regions"]] == [None, "0x9000", None]
+    assert [region["first_difference"] for region in answer["regions"]] == [None, 0x9000, None]
     assert "say what to write" in call(name)["error"]
 
 

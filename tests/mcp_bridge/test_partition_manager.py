@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_esp.operations.table import parse
+from pytest_esp.formats.partition_table import parse
 
 
 def confirmed(server, name, **arguments):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_esp.operations.ram import self_test_image
+from pytest_esp.operations.firmware.ram import self_test_image
 
 BUILDS = Path(__file__).parents[1] / "firmware" / "build"
 RACK = """

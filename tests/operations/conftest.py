@@ -10,7 +10,6 @@ from esptool.targets import CHIP_DEFS, CHIP_LIST
 
 from pytest_esp.boards.registry import make_board
 from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.endpoints import serve
@@ -34,17 +33,9 @@ def rack(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def esp_of(rack):
+def esp_of(rack, make_esp):
     """Return the operations on a board of the rack, by its name."""
-    links = []
-
-    def make(name):
-        links.append(Link(make_board(rack.board(name), rack)))
-        return Esp(links[-1])
-
-    yield make
-    for link in links:
-        link.close()
+    return lambda name: make_esp(rack, name)
 
 
 @pytest.fixture(params=["esp32", "esp32s3", "esp32c3", "esp32c6"])

@@ -5,7 +5,7 @@ import struct
 import zlib
 
 from pytest_esp import SimApp
-from pytest_esp.operations.ram import self_test_image
+from pytest_esp.operations.firmware.ram import self_test_image
 from pytest_esp.wire.loop import call_later
 
 

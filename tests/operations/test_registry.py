@@ -3,19 +3,21 @@
 import dataclasses
 import inspect
 import json
+from functools import cached_property
 
 import pytest
 from pydantic import TypeAdapter
 
 from pytest_esp.errors import EspError, RefusedError
-from pytest_esp.operations.esp import Face
-from pytest_esp.operations.registry import Effect, load_all, to_dict
+from pytest_esp.operations.esp import Esp, load_all
+from pytest_esp.operations.registry import Effect
+from pytest_esp.operations.results import to_dict
 
 OPERATIONS = load_all()
 
 
 def faces(esp):
-    return {name: face for name, face in vars(esp).items() if isinstance(face, Face)}
+    return {name: getattr(esp, name) for name, value in vars(Esp).items() if isinstance(value, cached_property)}
 
 
 def test_every_operation_says_what_it_does_and_returns_a_record():
@@ -39,7 +41,8 @@ def test_effects_are_what_the_operations_do():
     assert changing == {
         "chip-load-ram": Effect.WRITE,
         "chip-self-test": Effect.WRITE,
-        "chip-recover": Effect.WRITE,
+        "chip-recover": Effect.ERASE,
+        "flash-optimize": Effect.WRITE,
         "flash-write": Effect.WRITE,
         "flash-erase": Effect.ERASE,
         "flash-restore": Effect.ERASE,
@@ -109,12 +112,13 @@ def test_what_is_not_allowed_is_refused_before_the_port_is_opened(rack, effect):
         update={"allow": frozenset({"read", "write", "erase", "burn"} - {effect.value})}
     )
     arguments = {"flash-write": ([(0, b"x")],), "flash-erase": ("all",), "efuse-burn": ("DIS_PAD_JTAG", 1)}
+    flags = {"flash-optimize": {"apply": True}, "chip-recover": {"erase_app": True}}
     link = Link(make_board(spec, rack))
     for name, operation in OPERATIONS.items():
         if operation.effect is effect:
             given = arguments.get(name, [0] * sum(parameter.required for parameter in operation.parameters))
             with pytest.raises(RefusedError) as caught:
-                operation.function(link, *given)
+                operation.function(link, *given, **flags.get(name, {}))
             assert (caught.value.board, caught.value.attempted) == ("esp32c3", name)
             assert f'add "{effect.value}" to `allow` of [boards.esp32c3]' in caught.value.hint
     assert not link.is_open
@@ -140,12 +144,13 @@ def test_results_become_plain_data(esp_of, tmp_path):
         assert json.loads(json.dumps(to_dict(result))) == to_dict(result)
     assert to_dict(results[2]) == {
         "address": 0x1000,
+        "address_hex": "0x1000",
         "size": 3,
-        "data": "616263",
+        "data": None,
         "output_file": str(tmp_path / "out.bin"),
     }
     assert to_dict(results[3])["regions"][0]["first_difference"] == 0x1002
-    with pytest.raises(TypeError, match="is no result"):
+    with pytest.raises(TypeError, match="is not the result"):
         to_dict("text")
 
 

@@ -8,10 +8,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from pytest_esp.errors import EspError
-from pytest_esp.operations.efuse import audit_file
 from pytest_esp.operations.esp import Esp
 from pytest_esp.operations.ota.package import create
 from pytest_esp.operations.ota.upload import upload
+from pytest_esp.operations.security.efuse import audit_file
 from pytest_esp.secrets import hide, hide_bytes
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_esp.operations.firmware import Firmware
+from pytest_esp.formats.firmware import Firmware
 from pytest_esp.sim.app import load_app
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.endpoints import serve

@@ -189,7 +189,7 @@ def test_a_failed_boot_ends_with_the_next_host(bench):
 
 
 def test_nothing_is_lost_on_close(tmp_path, bench):
-    from pytest_esp.sim.flash import NorFlash
+    from pytest_esp.formats.nor_flash import NorFlash
 
     flash = NorFlash(1024 * 1024, tmp_path / "flash.bin")
     chip = SimChip("esp32c3", flash=flash, efuse_file=tmp_path / "efuses.bin")

@@ -7,7 +7,8 @@ import zlib
 
 import pytest
 
-from pytest_esp.wire.framing import checksum, encode
+from pytest_esp.formats.checksum import checksum
+from pytest_esp.wire.framing import encode
 
 SYNC = b"\x07\x07\x12\x20" + 32 * b"\x55"
 

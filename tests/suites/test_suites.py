@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.sim.chip import SimChip
-from pytest_esp.sim.flash import NorFlash
 from pytest_esp.wire.endpoints import serve
 
 # Plugins that other packages bring, and that every run would have to import.

@@ -5,7 +5,8 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_esp.wire.framing import Decoder, checksum, encode
+from pytest_esp.formats.checksum import checksum
+from pytest_esp.wire.framing import Decoder, encode
 
 packets = st.lists(st.binary(min_size=1, max_size=300), max_size=8)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pytest_esp.errors import OperationError
+from pytest_esp.formats.regions import size_argument
 from pytest_esp.operations.catalogue.products import Catalogue, Kind, Part, Product, Status, catalogue
 from pytest_esp.operations.catalogue.refresh import refreshed
-from pytest_esp.operations.registry import file_operation, size_argument
+from pytest_esp.operations.registry import file_operation
 from pytest_esp.units import format_size
 
 Radio = Literal["classic", "le"]

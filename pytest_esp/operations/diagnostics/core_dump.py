@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import ReadPath, resolve
 from pytest_esp.link.crash import Frame
 from pytest_esp.link.link import Link
 from pytest_esp.link.symbols import Symbols
-from pytest_esp.operations import flash, partitions
 from pytest_esp.operations.diagnostics.core_image import HEADER_SIZE, CoreImage, TaskImage, from_file, from_text
 from pytest_esp.operations.diagnostics.core_image import length_of as length_of_dump
 from pytest_esp.operations.diagnostics.core_image import read as read_image
+from pytest_esp.operations.flash import reading, tables
 from pytest_esp.operations.registry import Effect, file_operation, operation
 
 _MOST_FRAMES = 64
@@ -102,7 +102,7 @@ class CoreDump:
 @operation(Effect.READ, group="diagnostics")
 def core_dump(
     link: Link,
-    elf: str | os.PathLike[str] | None = None,
+    elf: ReadPath | None = None,
     source: Literal["auto", "flash", "console"] = "auto",
     partition: str | None = None,
 ) -> CoreDump:
@@ -129,7 +129,7 @@ def core_dump(
 
 
 @file_operation(group="diagnostics")
-def core_dump_of(dump_file: str | os.PathLike[str], elf: str | os.PathLike[str] | None = None) -> CoreDump:
+def core_dump_of(dump_file: ReadPath, elf: ReadPath | None = None) -> CoreDump:
     """Return what a core dump in a file tells, without a board.
 
     Args:
@@ -178,25 +178,25 @@ def analyze(data: bytes, elf: str | os.PathLike[str] | None, *, source: str) -> 
 
 
 def _from_flash(link: Link, name: str | None) -> bytes:
-    table = partitions.read(link).partitions
+    table = tables.read(link).partitions
     places = [part for part in table if (part.type, part.subtype) == ("data", "coredump")]
-    place = partitions.find(link, name) if name is not None else places[0] if places else None
+    place = tables.find(link, name) if name is not None else places[0] if places else None
     if place is None:
         raise OperationError(
             "the partition table has no partition for core dumps",
             attempted="reading a core dump",
             hint="it needs one of type data, subtype coredump; a dump that went to the UART is in the console's log",
         )
-    length = length_of_dump(flash.read(link, place.offset, HEADER_SIZE).data)
+    length = length_of_dump(reading.read(link, place.offset, HEADER_SIZE).data)
     if length is None:
-        head = flash.read(link, place.offset, HEADER_SIZE).data
+        head = reading.read(link, place.offset, HEADER_SIZE).data
         if place.encrypted and head != b"\xff" * HEADER_SIZE:
             raise OperationError(
                 f"the partition {place.name!r} is encrypted: its dump cannot be read from outside",
                 hint="let the app send it, or dump to the UART",
             )
         length = HEADER_SIZE
-    return flash.read(link, place.offset, min(length, place.size)).data
+    return reading.read(link, place.offset, min(length, place.size)).data
 
 
 def _symbols(elf: Path | None, image: CoreImage) -> tuple[Symbols | None, bool | None, str | None]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_esp.errors import FirmwareError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
 
 _START, _END = "CORE DUMP START", "CORE DUMP END"
 _BASE64_LINE = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")

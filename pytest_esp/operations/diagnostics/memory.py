@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_esp.errors import OperationError
-from pytest_esp.files import new_file
+from pytest_esp.formats import files
+from pytest_esp.formats.files import WritePath, new_file
+from pytest_esp.formats.regions import size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
-from pytest_esp.operations import flash
 from pytest_esp.operations.diagnostics.soc import Register, Soc, soc_of
-from pytest_esp.operations.registry import Effect, operation, size_argument
+from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.units import format_size
 
 _MOST = 1 << 20  # bytes; at a register a millisecond that is more than four minutes
@@ -53,7 +53,7 @@ def memory_dump(
     link: Link,
     address: int | str,
     size: int | str,
-    output_file: str | os.PathLike[str] | None = None,
+    output_file: WritePath | None = None,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -86,7 +86,7 @@ def memory_dump(
         areas = soc.areas_of(start, start + length)
         data = _read(esp, start, length, progress)
     if path is not None:
-        flash.save(path, data)
+        files.save(path, data)
     return MemoryDump(soc.chip, start, length, tuple(area.name for area in areas), soc.source, data, path)
 
 

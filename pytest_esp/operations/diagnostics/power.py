@@ -14,12 +14,12 @@ from pytest_esp.boards.power_meter import Current, meter_of
 from pytest_esp.errors import EspError, OperationError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations import efuse
+from pytest_esp.operations.chip.running import ticks
 from pytest_esp.operations.diagnostics.memory import known_soc
 from pytest_esp.operations.diagnostics.soc import Soc
-from pytest_esp.operations.efuse import Efuse
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.operations.running import ticks
+from pytest_esp.operations.security import efuse
+from pytest_esp.operations.security.efuse import Efuse
 
 _LONGEST = 3600.0  # seconds
 _SLEEP = 0.001  # amperes; below it a chip of this family sleeps

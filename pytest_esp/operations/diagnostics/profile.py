@@ -16,8 +16,8 @@ from pytest_esp.link.detector import CrashDetector
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.link.panic import decode
+from pytest_esp.operations.chip.running import ticks
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.operations.running import ticks
 
 _LONGEST = 600.0  # seconds
 _LOG = re.compile(r"(?P<level>[EWIDV]) \((?P<time>\d+|[\d:.]+)\) (?P<tag>[^:\s][^:]*): ")

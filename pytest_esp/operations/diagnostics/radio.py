@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_esp.errors import EspError, OperationError
+from pytest_esp.formats.nvs_pages import NvsContents, read_pages
+from pytest_esp.formats.partition_table import Partition
 from pytest_esp.link.link import Link
-from pytest_esp.operations import chip, efuse, flash, partitions
-from pytest_esp.operations.nvs_pages import NvsContents, read_pages
+from pytest_esp.operations.chip.identity import identify
+from pytest_esp.operations.flash import reading, tables
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.operations.table import Partition
+from pytest_esp.operations.security import efuse
 
 _MAGIC = b"PHYINIT\0"
 _NAMESPACE = "phy"
@@ -106,12 +108,12 @@ def rf_calibration_check(link: Link, nvs_partition: str | None = None) -> RadioC
     Raises:
         OperationError: if the chip has no radio, or flash has no partition table.
     """
-    identity = chip.identify(link)
+    identity = identify(link)
     if identity.chip in _WITHOUT_RADIO:
         raise OperationError(f"the {identity.package} has no radio", hint="its companion chip has: check that one")
     if identity.mac is None:
         raise OperationError("in secure download mode neither flash nor the MAC address can be read")
-    table = partitions.read(link).partitions
+    table = tables.read(link).partitions
     phy_init = _phy_init(link, _first(table, "phy"))
     stored = _stored(link, _named(table, nvs_partition), identity.mac)
     version, efuses = _efuses(link)
@@ -143,7 +145,7 @@ def _named(table: tuple[Partition, ...], name: str | None) -> Partition | None:
 def _phy_init(link: Link, place: Partition | None) -> PhyInit:
     if place is None:
         return PhyInit(None, None, "absent", None, None, None)
-    data = flash.read(link, place.offset, place.size).data
+    data = reading.read(link, place.offset, place.size).data
     end = data.find(_MAGIC, len(_MAGIC))
     if not data.startswith(_MAGIC) or end < 0:
         is_blank = data.count(0xFF) == len(data)
@@ -158,7 +160,7 @@ def _phy_init(link: Link, place: Partition | None) -> PhyInit:
 def _stored(link: Link, place: Partition | None, mac: str) -> StoredCalibration:
     if place is None:
         return StoredCalibration(None, "absent", None, None, None, None, None, None)
-    contents = read_pages(flash.read(link, place.offset, place.size).data)
+    contents = read_pages(reading.read(link, place.offset, place.size).data)
     values = {entry.key: entry.value for entry in contents.entries if entry.namespace == _NAMESPACE}
     version, found_mac, data = values.get("cal_version"), _blob(values, "cal_mac"), _blob(values, "cal_data")
     whole = isinstance(version, int) and found_mac is not None and data is not None

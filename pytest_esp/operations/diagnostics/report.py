@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_esp.errors import EspError, OperationError, PortError, StoppedError
-from pytest_esp.files import new_file, resolve
+from pytest_esp.formats import files
+from pytest_esp.formats.files import ReadPath, WritePath, new_file, resolve
+from pytest_esp.formats.partition_table import Partition
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations import analysis, chip, flash, partitions, security
+from pytest_esp.operations.chip.identity import identify
 from pytest_esp.operations.diagnostics import (
     memory,
     partition_picture,
@@ -25,8 +27,10 @@ from pytest_esp.operations.diagnostics import (
 )
 from pytest_esp.operations.diagnostics.core_dump import core_dump
 from pytest_esp.operations.diagnostics.soc import soc_of
-from pytest_esp.operations.registry import Effect, operation, to_dict
-from pytest_esp.operations.table import Partition
+from pytest_esp.operations.flash import analysis, tables
+from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.results import to_dict
+from pytest_esp.operations.security import posture
 
 _RAM_SIZE = 1024  # bytes of RAM that are shown
 _HOT = 85.0  # degrees Celsius; what most of these chips are specified for, as ambient temperature
@@ -102,9 +106,9 @@ class DiagnosticReport:
 def diagnostic_report(
     link: Link,
     include_memory: bool = False,
-    output_file: str | os.PathLike[str] | None = None,
+    output_file: WritePath | None = None,
     *,
-    elf: str | os.PathLike[str] | None = None,
+    elf: ReadPath | None = None,
     duration: float = 3.0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -148,7 +152,7 @@ def diagnostic_report(
     )
     if path is not None:
         text = report.markdown() if path.suffix.lower() == ".md" else report.html()
-        flash.save(path, text.encode())
+        files.save(path, text.encode())
     return report
 
 
@@ -188,11 +192,11 @@ def _parts(
 
     parts: list[tuple[str, str, Callable[[], Any]]] = [
         ("performance", "Boot and console", lambda: profile.performance_profile(link, duration, progress=listening)),
-        ("identity", "Chip", lambda: chip.identify(link)),
+        ("identity", "Chip", lambda: identify(link)),
         ("core_dump", "Core dump", lambda: core_dump(link, elf)),
         ("partitions", "Partition table", lambda: _table(link)),
         ("flash", "Flash", lambda: analysis.analyze(link)),
-        ("security", "Security", lambda: security.posture(link)),
+        ("security", "Security", lambda: posture.posture(link)),
         ("thermal", "Temperature", lambda: thermal.thermal_status(link)),
         ("power", "Supply", lambda: power.power_analysis(link, max(duration, 0.1))),
         ("radio", "Radio calibration", lambda: radio.rf_calibration_check(link)),
@@ -231,9 +235,9 @@ class _Table:
 
 
 def _table(link: Link) -> _Table:
-    found = partitions.read(link)
+    found = tables.read(link)
     try:
-        starts = partitions.app_slot(link).name
+        starts = tables.app_slot(link).name
     except OperationError:  # a table without a partition for an app
         starts = None
     return _Table(found.offset, found.checked, starts, found.partitions)

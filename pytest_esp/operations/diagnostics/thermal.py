@@ -14,10 +14,10 @@ from typing import Any
 
 from pytest_esp.errors import OperationError
 from pytest_esp.link.link import Link
-from pytest_esp.operations import efuse
 from pytest_esp.operations.diagnostics.memory import known_soc
 from pytest_esp.operations.diagnostics.soc import Field, Register, Soc
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.security import efuse
 
 _PER_STEP, _ZERO = 0.4386, 20.52  # degrees Celsius
 _SETTLE = 0.001  # seconds; the sensor needs 300 us

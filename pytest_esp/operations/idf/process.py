@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_esp.errors import OperationError
-from pytest_esp.qemu.process import spawn_guarded
+from pytest_esp.processes import spawn_guarded
 
 _POLL = 0.1  # seconds between calls of `on_wait`
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL

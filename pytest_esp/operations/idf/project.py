@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.builds import builds_in
+from pytest_esp.formats.files import ReadPath, resolve
+from pytest_esp.formats.firmware import Firmware
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
-from pytest_esp.operations import flash
-from pytest_esp.operations.builds import builds_in
-from pytest_esp.operations.firmware import Firmware
-from pytest_esp.operations.flash import FlashWrite
+from pytest_esp.operations.flash import writing
+from pytest_esp.operations.flash.writing import FlashWrite
 from pytest_esp.operations.idf.diagnostics import Diagnostic, Findings, findings, step_of
 from pytest_esp.operations.idf.installation import build_environment, installation
 from pytest_esp.operations.idf.process import Finished, run
@@ -68,7 +68,7 @@ class ProjectBuild:
 
 @file_operation(group="idf")
 def build(
-    project: str | os.PathLike[str],
+    project: ReadPath,
     target: str | None = None,
     *,
     build_dir: str = "build",
@@ -252,7 +252,7 @@ def _files(files: Sequence[tuple[int | str, Any]]) -> list[tuple[str, Path]]:
 
 @dataclass(frozen=True)
 class ProjectFlash:
-    """What was flashed: the project's app, and the regions by state (see `flash.write`)."""
+    """What was flashed: the project's app, and the regions by state (see `writing.write`)."""
 
     build_dir: Path
     target: str | None
@@ -264,7 +264,7 @@ class ProjectFlash:
 @operation(Effect.WRITE, group="idf")
 def flash_project(
     link: Link,
-    project: str | os.PathLike[str],
+    project: ReadPath,
     build_dir: str = "build",
     *,
     skip_unchanged: bool = True,
@@ -282,10 +282,10 @@ def flash_project(
 
     Raises:
         FirmwareError: if it is not built, or built for another chip; nothing was touched.
-        OperationError, LinkError, PortError: see `flash.write`.
+        OperationError, LinkError, PortError: see `writing.write`.
     """
     firmware = built_firmware(project, build_dir)
-    result = flash.write(link, firmware, skip_unchanged=skip_unchanged, progress=progress)
+    result = writing.write(link, firmware, skip_unchanged=skip_unchanged, progress=progress)
     link.elf = firmware.elf
     return ProjectFlash(
         build_dir=firmware.path or Path(project),

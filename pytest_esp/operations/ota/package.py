@@ -22,12 +22,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
-from pytest_esp.files import new_file, resolve
-from pytest_esp.operations.building.image_report import report
-from pytest_esp.operations.firmware import Firmware
-from pytest_esp.operations.flash import save
-from pytest_esp.operations.images import app_of, chip_of
-from pytest_esp.operations.regions import Region, is_blank
+from pytest_esp.formats.files import ReadPath, WritePath, new_file, resolve, save
+from pytest_esp.formats.firmware import Firmware
+from pytest_esp.formats.images import app_of, chip_of
+from pytest_esp.formats.regions import Region, is_blank
+from pytest_esp.operations.firmware.image_report import report
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.secrets import remember_key
 
@@ -87,11 +86,11 @@ class Package:
 
 @file_operation(group="ota")
 def create(
-    firmware: str | os.PathLike[str],
+    firmware: ReadPath,
     version: str,
-    output_file: str | os.PathLike[str],
+    output_file: WritePath,
     *,
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: ReadPath | None = None,
     overwrite: bool = False,
 ) -> Package:
     """Make a package of an app, read it back and return it.
@@ -125,7 +124,7 @@ def create(
 
 
 @file_operation(group="ota")
-def read(path: str | os.PathLike[str], *, public_key_file: str | os.PathLike[str] | None = None) -> Package:
+def read(path: ReadPath, *, public_key_file: ReadPath | None = None) -> Package:
     """Open a package, and check all of it: manifest, size, SHA-256, the image itself, and the signature.
 
     Args:

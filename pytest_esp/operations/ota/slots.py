@@ -7,7 +7,6 @@ whenever the power is cut, the old app starts or the new one.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,17 +16,19 @@ from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.formats.files import ReadPath
+from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of, chip_of
+from pytest_esp.formats.partition_table import Partition, default_app, ota_slots
 from pytest_esp.link.console import ConsoleError, CrashError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations import efuse, flash, partitions, security
-from pytest_esp.operations.access import reach
-from pytest_esp.operations.building.image_report import report
-from pytest_esp.operations.images import APP_HEAD_SIZE, App, app_of, chip_of
+from pytest_esp.operations.firmware.image_report import report
+from pytest_esp.operations.flash import reading, tables, writing
+from pytest_esp.operations.flash.access import reach
+from pytest_esp.operations.flash.tables import OtaData, OtaEntry
 from pytest_esp.operations.ota.package import Package, unpack
-from pytest_esp.operations.partitions import OtaData, OtaEntry
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.operations.table import Partition, default_app, ota_slots
+from pytest_esp.operations.security import efuse, posture
 from pytest_esp.secrets import hide
 
 _BOOT_TIMEOUT = 15.0  # seconds: a bootloader reads and hashes the whole app before it says which one it starts
@@ -90,12 +91,12 @@ def prepare(link: Link) -> OtaReadiness:
             encrypted.
     """
     state = _State(link)
-    bootloader = chip_of(flash.read(link, CHIP_DEFS[state.chip].BOOTLOADER_FLASH_OFFSET, APP_HEAD_SIZE).data)
+    bootloader = chip_of(reading.read(link, CHIP_DEFS[state.chip].BOOTLOADER_FLASH_OFFSET, APP_HEAD_SIZE).data)
     repaired = state.otadata_is_damaged
     if repaired and state.running is not None and state.running in state.slots:
         state.name(state.running)
     elif repaired:
-        flash.erase(link, state.otadata.partition.offset, state.otadata.partition.size)
+        writing.erase(link, state.otadata.partition.offset, state.otadata.partition.size)
     missing = {
         "there is no bootloader in flash": bootloader is None,
         f"the bootloader is for {bootloader}": bootloader not in (None, state.chip),
@@ -114,9 +115,9 @@ def prepare(link: Link) -> OtaReadiness:
 @operation(Effect.WRITE, group="ota")
 def deploy(
     link: Link,
-    package: str | os.PathLike[str],
+    package: ReadPath,
     *,
-    public_key_file: str | os.PathLike[str] | None = None,
+    public_key_file: ReadPath | None = None,
     on_trial: bool = False,
     start: bool = True,
     progress: Progress | None = None,
@@ -142,7 +143,7 @@ def deploy(
     state = _State(link)
     _check_fits(update, state)
     _check_secure_version(link, image, state.chip)
-    written = flash.write(link, image, state.target.offset, progress=progress)
+    written = writing.write(link, image, state.target.offset, progress=progress)
     sequence = state.name(state.target, OtaImageState.NEW if on_trial else OtaImageState.UNDEFINED)
     started, output = _start(link, state.target) if start else (None, "")
     return OtaUpdate(
@@ -204,8 +205,8 @@ class _State:
         if self.chip == "esp8266":
             raise OperationError("the ESP8266 has no otadata", hint="its updates are not of this kind")
         _refuse_encrypted(link)
-        self.table = partitions.read(link).partitions
-        self.otadata: OtaData = partitions.otadata(link)
+        self.table = tables.read(link).partitions
+        self.otadata: OtaData = tables.otadata(link)
         self.slots = ota_slots(self.table)
         first = default_app(self.table)
         self.factory = first if first is not None and first not in self.slots else None
@@ -221,7 +222,7 @@ class _State:
 
     def _find_apps(self) -> Iterator[tuple[str, App | None]]:
         for part in (*self.slots, *([self.factory] if self.factory else [])):
-            head = flash.read(self._link, part.offset, APP_HEAD_SIZE).data
+            head = reading.read(self._link, part.offset, APP_HEAD_SIZE).data
             if chip_of(head) == self.chip:
                 yield part.name, app_of(head)
 
@@ -247,7 +248,7 @@ class _State:
         """Whether it has something in it, but no entry that counts."""
         place = self.otadata.partition
         return self._newest() is None and any(
-            flash.read(self._link, entry.address, OtaDataSelectEntry.SIZE).data.strip(b"\xff")
+            reading.read(self._link, entry.address, OtaDataSelectEntry.SIZE).data.strip(b"\xff")
             for entry in self.otadata.entries
             if place.offset <= entry.address
         )
@@ -289,11 +290,11 @@ class _State:
         return others[-1], self.name(others[-1], OtaImageState.VALID)
 
     def _write(self, address: int, entry: OtaDataSelectEntry) -> None:
-        flash.write(self._link, entry.to_bytes(), address, skip_unchanged=False)
+        writing.write(self._link, entry.to_bytes(), address, skip_unchanged=False)
 
 
 def _refuse_encrypted(link: Link) -> None:
-    if link.board.direct_flash() is None and security.posture(link).flash_encryption:
+    if link.board.direct_flash() is None and posture.posture(link).flash_encryption:
         raise RefusedError(
             "flash is encrypted: what is written from outside would not start",
             hint="update it over HTTP, by its own app",

@@ -13,7 +13,7 @@ from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pytest_esp.errors import OperationError, RefusedError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import ReadPath, resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.ota.package import Package, unpack
 from pytest_esp.operations.registry import file_operation
@@ -46,14 +46,14 @@ class Upload:
 
 @file_operation(group="ota")
 def upload(
-    package: str | os.PathLike[str],
+    package: ReadPath,
     url: str,
     *,
-    public_key_file: str | os.PathLike[str] | None = None,
+    public_key_file: ReadPath | None = None,
     method: Literal["POST", "PUT"] = "POST",
     form_field: str | None = None,
     headers: Mapping[str, str] | None = None,
-    ca_file: str | os.PathLike[str] | None = None,
+    ca_file: ReadPath | None = None,
     timeout: float = 30.0,
     progress: Progress | None = None,
 ) -> Upload:

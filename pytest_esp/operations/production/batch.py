@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pytest_esp.errors import OperationError
-from pytest_esp.files import Confinement, confinement, resolve
+from pytest_esp.formats.files import Confinement, ReadPath, WritePath, confinement, resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
 from pytest_esp.operations.production.config import FactoryConfig, Given, with_files
@@ -80,9 +80,9 @@ def batch_program(
     devices: list[dict[str, Any]] | None = None,
     *,
     first_index: int = 1,
-    output_dir: str | os.PathLike[str] = DEFAULT_FOLDER,
+    output_dir: WritePath = DEFAULT_FOLDER,
     look: bool = True,
-    rack: str | os.PathLike[str] | None = None,
+    rack: ReadPath | None = None,
     wait: float = 0.0,
     processes: int | None = None,
     progress: Progress | None = None,

@@ -12,9 +12,9 @@ from typing import Any, Literal, Self, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pytest_esp.errors import OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
+from pytest_esp.formats.nvs_pages import NvsData
 from pytest_esp.names import nearest
-from pytest_esp.operations.nvs_pages import NvsData
 from pytest_esp.secrets import remember_in
 
 Given = Mapping[str, Any] | str | os.PathLike[str]

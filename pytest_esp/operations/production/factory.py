@@ -8,19 +8,20 @@ from time import monotonic
 from typing import Literal
 
 from pytest_esp.errors import EspError, OperationError, StoppedError
+from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of
+from pytest_esp.formats.partition_table import Partition, default_app, otadata_of
+from pytest_esp.formats.regions import Region, md5_of
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations import flash, nvs, partitions
-from pytest_esp.operations.access import ADDRESS_SPACE, reach
-from pytest_esp.operations.chip import ChipIdentity, identify
-from pytest_esp.operations.images import APP_HEAD_SIZE, App, app_of
+from pytest_esp.operations.chip.identity import ChipIdentity, identify
+from pytest_esp.operations.chip.running import run_firmware
+from pytest_esp.operations.flash import reading, tables, writing
+from pytest_esp.operations.flash.access import ADDRESS_SPACE, reach
+from pytest_esp.operations.partitions import nvs
 from pytest_esp.operations.production import nvs_update
 from pytest_esp.operations.production.config import Boot, FactoryConfig, Given
 from pytest_esp.operations.production.plan import Plan, make_plan
-from pytest_esp.operations.regions import Region, md5_of
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.operations.running import run_firmware
-from pytest_esp.operations.table import Partition, default_app, otadata_of
 from pytest_esp.secrets import hide
 
 Stage = Literal["check", "erase", "flash", "nvs", "verify", "boot", "done"]
@@ -134,7 +135,7 @@ class _Programming:
         self._enter("check")
         who = check_board(link, plan)
         self._enter("erase")
-        flash.erase(link, "all")
+        writing.erase(link, "all")
         self._enter("flash")
         self._write(plan.regions, 0)
         own = [region for region in plan.all_regions if region not in plan.regions]
@@ -175,7 +176,7 @@ class _Programming:
             if progress is not None:
                 progress(before + done, self._total)
 
-        flash.write_regions(self._link, regions, False, False, "auto", tick)
+        writing.write_regions(self._link, regions, False, False, "auto", tick)
 
     def _boot(self) -> bool | None:
         how = self._plan.config.boot
@@ -224,7 +225,7 @@ def check_contents(link: Link, plan: Plan) -> None:
         OperationError: if not; names the first region, and the keys.
     """
     for region in plan.regions:
-        if flash.md5(link, region.address, region.size).md5 != md5_of(region.data):
+        if reading.md5(link, region.address, region.size).md5 != md5_of(region.data):
             raise OperationError(f"{region.source} at {region.address:#x} is not in flash as it should be")
     if plan.place is not None:
         nvs_update.check(link, dict(plan.entries), plan.place.name, plan.config.nvs_key_file)
@@ -298,12 +299,12 @@ def factory_reset(link: Link, keep: Sequence[str] = (), keep_namespaces: Sequenc
     Raises:
         OperationError: if there is no partition table, or it has none of a name in *keep*.
     """
-    table = partitions.read(link).partitions
+    table = tables.read(link).partitions
     names = [part.name for part in table]
     for name in keep:
         if name not in names:
             raise OperationError(f"there is no partition {name!r} to be kept", hint=f"the table has {', '.join(names)}")
-    before = partitions.app_slot(link).name if default_app(table) else None
+    before = tables.app_slot(link).name if default_app(table) else None
     notes: list[str] = []
     kept_values = 0
     erased: list[str] = []
@@ -316,10 +317,10 @@ def factory_reset(link: Link, keep: Sequence[str] = (), keep_namespaces: Sequenc
             kept_values = _keep_namespaces(link, part.name, keep_namespaces)
             erased.append(part.name)
         else:
-            flash.erase(link, part.offset, part.size)
+            writing.erase(link, part.offset, part.size)
             erased.append(part.name)
-    slot = partitions.app_slot(link) if default_app(table) else None
-    app = app_of(flash.read(link, slot.offset, APP_HEAD_SIZE).data) if slot else None
+    slot = tables.app_slot(link) if default_app(table) else None
+    app = app_of(reading.read(link, slot.offset, APP_HEAD_SIZE).data) if slot else None
     kept = tuple(name for name in names if name not in erased)
     return FactoryReset(tuple(erased), kept, kept_values, before, slot.name if slot else None, app, tuple(notes))
 
@@ -335,9 +336,9 @@ def _is_the_users(part: Partition) -> bool:
 
 def _why_keep_otadata(link: Link, table: Sequence[Partition]) -> str | None:
     first = default_app(table)
-    if first is None or partitions.app_slot(link) == first:
+    if first is None or tables.app_slot(link) == first:
         return None
-    if app_of(flash.read(link, first.offset, APP_HEAD_SIZE).data) is not None:
+    if app_of(reading.read(link, first.offset, APP_HEAD_SIZE).data) is not None:
         return None
     return f"otadata was kept: without it {first.name} would start, which has no app"
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytest_esp.errors import EspError, OperationError
+from pytest_esp.formats.nvs_pages import NvsContents, NvsData, NvsEntry
 from pytest_esp.link.link import Link
-from pytest_esp.operations import flash, nvs, partitions
-from pytest_esp.operations.nvs import NvsImage
-from pytest_esp.operations.nvs_pages import NvsContents, NvsData, NvsEntry
+from pytest_esp.operations.flash import reading, tables, writing
+from pytest_esp.operations.partitions import nvs
+from pytest_esp.operations.partitions.nvs import NvsImage
 
 Key = tuple[str, str]
 """Namespace and key."""
@@ -52,10 +53,10 @@ def update(
         OperationError: if there is no such partition, it is damaged or encrypted with another key, the values do not
             fit, or do not read back.
     """
-    place = partitions.find(link, partition)
+    place = tables.find(link, partition)
     before = nvs.read(link, partition, key_file=key_file)
     _refuse_unreadable(partition, before)
-    _refuse_other_encodings(flash.read(link, place.offset, place.size).data, before.entries, key_file is not None)
+    _refuse_other_encodings(reading.read(link, place.offset, place.size).data, before.entries, key_file is not None)
     asked = table_of(nvs.contents(nvs.make(values, place.size, key_file=key_file), key_file=key_file).entries)
     old = table_of(before.entries)
     gone = {key for key in remove if key in old and key not in asked}
@@ -76,7 +77,7 @@ def update(
 def write(link: Link, image: NvsImage, offset: int, partition: str) -> None:
     """Write an NVS partition; an error says that its old contents may be gone."""
     try:
-        flash.write(link, image.data, offset)
+        writing.write(link, image.data, offset)
     except EspError as error:
         state = f"the partition {partition} was being written: it may be blank, or partly written"
         error.hint = "; ".join(filter(None, (state, error.hint)))

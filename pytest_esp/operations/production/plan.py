@@ -9,19 +9,22 @@ from pathlib import Path
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.files import resolve
-from pytest_esp.operations import nvs
-from pytest_esp.operations.chip import ChipIdentity
-from pytest_esp.operations.firmware import Firmware
-from pytest_esp.operations.images import check_image
-from pytest_esp.operations.nvs_pages import NvsData, NvsEntry
+from pytest_esp.formats import boot_image
+from pytest_esp.formats.files import resolve
+from pytest_esp.formats.firmware import Firmware
+from pytest_esp.formats.images import check_image
+from pytest_esp.formats.nvs_pages import NvsData, NvsEntry
+from pytest_esp.formats.partition_layouts import build
+from pytest_esp.formats.partition_table import MAGIC, TABLE_SIZE, Partition, parse
+from pytest_esp.formats.regions import SECTOR, Region, check_fits, make_regions
+from pytest_esp.operations.chip.identity import ChipIdentity
+from pytest_esp.operations.partitions import nvs
 from pytest_esp.operations.production.config import MANUFACTURING, SERIAL_NUMBER, FactoryConfig
 from pytest_esp.operations.production.nvs_update import Key, as_data, table_of
 from pytest_esp.operations.production.secrets import Secrets
-from pytest_esp.operations.regions import SECTOR, Region, check_fits, make_regions
-from pytest_esp.operations.table import MAGIC, TABLE_SIZE, Partition, parse
-from pytest_esp.operations.table_build import build
 from pytest_esp.secrets import remember_in
+
+_IMAGE_START = bytes([boot_image.MAGIC])
 
 _USUAL_OFFSET = 0x8000
 _TABLES = range(0x1000, 0x20000, SECTOR)
@@ -150,7 +153,11 @@ def _check_bootloader(firmware: Firmware, regions: list[Region], chip: str | Non
     """Refuse what could not start: all of the flash is erased first."""
     places = {rom.BOOTLOADER_FLASH_OFFSET for name, rom in CHIP_DEFS.items() if chip in (None, name)}
     for region in regions:
-        if any(region.data[place - region.address :][:1] == b"\xe9" for place in places if place >= region.address):
+        if any(
+            region.data[place - region.address :][:1] == bytes([boot_image.MAGIC])
+            for place in places
+            if place >= region.address
+        ):
             return
     raise FirmwareError(
         f"{firmware.path} has no bootloader, and all of the flash is erased first",

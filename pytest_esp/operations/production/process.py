@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import TypeAdapter
 
 from pytest_esp.errors import EspError, OperationError
-from pytest_esp.files import Confinement, confined
+from pytest_esp.formats.files import Confinement, confined
 from pytest_esp.link.link import Link
 from pytest_esp.operations.production.config import FactoryConfig
 from pytest_esp.operations.production.plan import make_plan
 from pytest_esp.operations.production.record import BoardRecord, RecordBook, read_records
 from pytest_esp.operations.production.work import Batch, BoardResult, Device, OpenBoard, Tell, Told
-from pytest_esp.qemu.process import spawn_guarded
+from pytest_esp.processes import spawn_guarded
 from pytest_esp.secrets import hide
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pytest_esp.errors import OperationError
+from pytest_esp.formats.files import ReadPath
+from pytest_esp.formats.nvs_pages import NvsData
 from pytest_esp.link.link import Link
-from pytest_esp.operations import efuse
-from pytest_esp.operations.efuse import BurnPlan, BurnResult
-from pytest_esp.operations.nvs_pages import NvsData
 from pytest_esp.operations.production.config import (
     CALIBRATION,
     MANUFACTURING,
@@ -25,6 +24,8 @@ from pytest_esp.operations.production.config import (
 from pytest_esp.operations.production.nvs_update import Key, NvsUpdate, update
 from pytest_esp.operations.production.secrets import Secrets
 from pytest_esp.operations.registry import Effect, operation, require
+from pytest_esp.operations.security import efuse
+from pytest_esp.operations.security.efuse import BurnPlan, BurnResult
 
 # What the Wi-Fi library of ESP-IDF (closed source) keeps where WIFI_STORAGE_FLASH is on: the SSID with its length in
 # front, the password with a zero behind it, each as a blob of one size. https://github.com/espressif/esp-idf/issues/14554
@@ -109,7 +110,7 @@ def write_calibration_data(
     *,
     namespace: str = CALIBRATION,
     partition: str = "nvs",
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: ReadPath | None = None,
     to_efuse: bool = False,
 ) -> DataWritten:
     """Write calibration data and read it back: into NVS, whose other values stay, or into the user eFuse block.
@@ -137,7 +138,7 @@ def write_manufacturing_data(
     *,
     namespace: str = MANUFACTURING,
     partition: str = "nvs",
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: ReadPath | None = None,
     to_efuse: bool = False,
 ) -> DataWritten:
     """Write manufacturing data (serial number, batch, ...) and read it back, as `write_calibration_data` does.

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pytest_esp.errors import EspError, OperationError
+from pytest_esp.formats.files import ReadPath
+from pytest_esp.formats.images import App
 from pytest_esp.link.link import Link
-from pytest_esp.operations import flash, nvs, partitions
-from pytest_esp.operations.chip import identify
-from pytest_esp.operations.images import App
+from pytest_esp.operations.chip.identity import identify
+from pytest_esp.operations.flash import reading, tables
+from pytest_esp.operations.partitions import nvs
 from pytest_esp.operations.production.config import MANUFACTURING, SERIAL_NUMBER, Boot
 from pytest_esp.operations.production.factory import check_boot
 from pytest_esp.operations.registry import Effect, operation
@@ -49,7 +51,7 @@ def inspect(
     wait: float = 3.0,
     expect: str | None = None,
     partition: str = "nvs",
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: ReadPath | None = None,
 ) -> Inspection:
     """Look at a finished board and change nothing: chip, flash, partition table, app, NVS, serial number, boot.
 
@@ -104,18 +106,18 @@ class _Looking:
         return f"{who.description}, {who.mac}"
 
     def _flash(self) -> str:
-        found, promised = flash.info(self._link).size, self._link.board.spec.flash_size
+        found, promised = reading.info(self._link).size, self._link.board.spec.flash_size
         if promised is not None and found != promised:
             raise OperationError(f"the flash has {found} bytes, and boards.toml says {promised}")
         return f"{found} bytes"
 
     def _table(self) -> str:
-        table = partitions.read(self._link)
+        table = tables.read(self._link)
         names = ", ".join(part.name for part in table.partitions)
         return f"at {table.offset:#x}: {names}"
 
     def _installed(self, elf_sha256: str | None) -> str:
-        installed = partitions.app(self._link)
+        installed = tables.app(self._link)
         self._app = installed.app
         if installed.app is None:
             raise OperationError(f"there is no app in {installed.slot.name}")

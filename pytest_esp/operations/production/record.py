@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pytest_esp.errors import OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
 
 JSON_LINES, CSV = "boards.jsonl", "boards.csv"
 Outcome = Literal["begun", "passed", "failed"]

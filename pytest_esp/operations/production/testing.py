@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from pytest_esp.errors import OperationError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import ReadPath, resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
-from pytest_esp.operations.chip import identify
+from pytest_esp.operations.chip.identity import identify
 from pytest_esp.operations.idf.process import Finished, run
 from pytest_esp.operations.production.process import leased
 from pytest_esp.operations.registry import Effect, file_operation
@@ -89,7 +89,7 @@ def run_tests(
     *,
     keyword: str | None = None,
     timeout: float = 600.0,
-    rack: str | os.PathLike[str] | None = None,
+    rack: ReadPath | None = None,
     progress: Progress | None = None,
 ) -> TestRun:
     """Run a pytest suite on a board of the rack, in a process that takes the board's lease and dies with this one.

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 from pytest_esp.errors import EspError, OperationError, StoppedError
-from pytest_esp.files import confined, confinement
+from pytest_esp.formats.files import confined, confinement
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations.chip import ChipIdentity, identify
+from pytest_esp.operations.chip.identity import ChipIdentity, identify
 from pytest_esp.operations.production.factory import Stage, program
 from pytest_esp.operations.production.plan import Plan
 from pytest_esp.operations.production.quality import inspect

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from pytest_esp.errors import EspError
+from pytest_esp.formats.files import ReadPath
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.unity.devices import check_boards
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-@operation(Effect.READ)
+@operation(Effect.READ, group="unity")
 def menu(link: Link, *, boot_timeout: float = BOOT_TIMEOUT) -> Menu:
     """Return the test cases that the app offers; an app that does not answer is reset once.
 
@@ -47,13 +48,13 @@ def menu(link: Link, *, boot_timeout: float = BOOT_TIMEOUT) -> Menu:
     return Dialogue(link, boot_timeout).menu()
 
 
-@operation(Effect.WRITE)
+@operation(Effect.WRITE, group="unity")
 def run(
     link: Link,
     case: Case | int | str,
     *,
     timeout: float = 60.0,
-    elf: str | os.PathLike[str] | None = None,
+    elf: ReadPath | None = None,
     boot_timeout: float = BOOT_TIMEOUT,
 ) -> CaseResult:
     """Run one test case, and return what came of it; one that fails is no error.
@@ -72,7 +73,7 @@ def run(
         return suite.run(_find(suite, case), Conditions(timeout, include_ignored=True))
 
 
-@operation(Effect.WRITE)
+@operation(Effect.WRITE, group="unity")
 def run_all(
     link: Link,
     *,
@@ -84,7 +85,7 @@ def run_all(
     retries: int = 0,
     retry_on: Sequence[Status] = RETRY_ON,
     timeout: float = 60.0,
-    elf: str | os.PathLike[str] | None = None,
+    elf: ReadPath | None = None,
     boot_timeout: float = BOOT_TIMEOUT,
 ) -> Report:
     """Run the test cases that fulfil all of what is given, and return what came of each; failures are no errors.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from pytest_esp.errors import EspError
-from pytest_esp.files import resolve
+from pytest_esp.formats.files import resolve
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, require
 from pytest_esp.operations.unity.devices import run_on_boards

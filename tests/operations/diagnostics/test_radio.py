@@ -3,7 +3,7 @@
 import pytest
 
 from pytest_esp.errors import OperationError
-from pytest_esp.operations import nvs
+from pytest_esp.operations.partitions import nvs
 
 TABLE = [
     {"name": "nvs", "type": "data", "subtype": "nvs", "offset": 0x9000, "size": 0x6000},

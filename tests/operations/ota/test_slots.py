@@ -6,8 +6,8 @@ import pytest
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 
 from pytest_esp.errors import EspError, FirmwareError, OperationError, RefusedError
+from pytest_esp.formats.partition_table import from_csv
 from pytest_esp.link.fast import FastLoader
-from pytest_esp.operations.table import from_csv
 from pytest_esp.wire.faults import Fault, Faults
 
 from .conftest import BUILDS

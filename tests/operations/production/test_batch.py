@@ -14,7 +14,7 @@ import pytest
 
 from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import OperationError, StoppedError
-from pytest_esp.files import Confinement, confined
+from pytest_esp.formats.files import Confinement, confined
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
 from pytest_esp.operations.production.batch import batch_program, checked, run_batch

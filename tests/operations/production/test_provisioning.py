@@ -9,9 +9,9 @@ import zlib
 import pytest
 
 from pytest_esp.errors import EspError, OperationError, RefusedError
-from pytest_esp.operations.nvs_pages import make_pages, read_pages
+from pytest_esp.formats.nvs_pages import make_pages, read_pages
+from pytest_esp.formats.partition_layouts import build
 from pytest_esp.operations.production.provisioning import write_calibration_data
-from pytest_esp.operations.table_build import build
 
 PASSWORD = "correct horse battery"
 TOKEN = "tok-8f3a77c2"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_esp.link.panic import decode
-from pytest_esp.operations.registry import to_dict
+from pytest_esp.operations.results import to_dict
 from pytest_esp.operations.unity import Case, CaseResult, Report
 from pytest_esp.operations.unity.result import unexpected_resets, verdict
 

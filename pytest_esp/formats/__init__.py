@@ -1,0 +1,1 @@
+"""Formats: bytes in files and in flash; no board."""

@@ -1,0 +1,144 @@
+"""What ROM and bootloader check of an image in flash.
+
+esptool and esp-idf-defs parse images too, but count the checksum byte by byte (100 ms per MB), stop at the first
+error, and do not know every chip; a boot looks at an image in one or two milliseconds and words its own errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from esp_idf_defs.app_description import AppDescription
+
+from pytest_esp.formats.checksum import checksum
+
+Read = Callable[[int, int], bytes]
+"""Reads *size* bytes at an address of the flash."""
+
+MAGIC = 0xE9
+HEADER_SIZE = 24  # 8 bytes that all chips share and 16 that the ESP8266 lacks
+_BOOTLOADER_MAGIC = 0x50
+_BOOTLOADER = struct.Struct("<8x32s24s16x")  # esp_bootloader_desc_t: magic, reserved, version, then these
+_MAX_SEGMENTS = 16
+_LONGEST_SEGMENT = 16 * 1024 * 1024
+
+
+class ImageError(Exception):
+    """An image cannot be started; the text is what the bootloader says."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment: where it lies in flash, where it goes, and its length in bytes."""
+
+    offset: int
+    address: int
+    size: int
+
+
+@dataclass(frozen=True)
+class BootloaderDescription:
+    """What a bootloader tells of itself (``esp_bootloader_desc_t``); *compiled* is empty in reproducible builds."""
+
+    idf_version: str
+    compiled: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that passed all checks.
+
+    Attributes:
+        size: bytes from the header to the end of the hash.
+        min_revision, max_revision: major * 100 + minor; a max of 0 or 0xFFFF is no limit.
+        app: the app descriptor, if its first segment begins with one.
+        bootloader: the same of a bootloader.
+        flash_mode, flash_frequency, flash_size: codes of the header.
+    """
+
+    entry: int
+    chip_id: int
+    min_revision: int
+    max_revision: int
+    segments: tuple[Segment, ...]
+    size: int
+    app: AppDescription | None
+    bootloader: BootloaderDescription | None
+    flash_mode: int
+    flash_frequency: int
+    flash_size: int
+
+
+def read_image(read: Read, offset: int, limit: int, *, extended: bool = True) -> Image:
+    """Read and check the image at *offset*, which may be *limit* bytes long.
+
+    *extended* is False for the ESP8266, whose header has 8 bytes and no hash.
+
+    Raises:
+        ImageError: if it is no image, is cut, or its checksum or hash is wrong.
+    """
+    header = read(offset, HEADER_SIZE)
+    magic, count, mode, size_and_frequency, entry = struct.unpack_from("<BBBBI", header)
+    if magic != MAGIC:
+        raise ImageError(f"image at 0x{offset:x} has invalid magic byte (nothing flashed here?)")
+    if not 0 < count <= _MAX_SEGMENTS:
+        raise ImageError(f"image at 0x{offset:x} segment count {count} exceeds max {_MAX_SEGMENTS}")
+    segments, contents, end = _read_segments(read, offset, count, HEADER_SIZE if extended else 8, limit)
+    end = (end - offset + 16) // 16 * 16 + offset  # one byte of checksum at the end of a 16-byte line
+    stored = read(end - 1, 1)[0]
+    calculated = checksum(b"".join(contents))
+    if stored != calculated:
+        raise ImageError(f"Checksum failed. Calculated 0x{calculated:x} read 0x{stored:x}")
+    if extended and header[23] == 1:
+        if hashlib.sha256(read(offset, end - offset)).digest() != read(end, 32):
+            raise ImageError("Image hash failed - image is corrupt")
+        end += 32
+    if end - offset > limit:
+        raise ImageError(f"Image length {end - offset} doesn't fit in partition length {limit}")
+    chip_id, min_revision, max_revision = struct.unpack_from("<HxHH", header, 12)
+    return Image(
+        entry=entry,
+        chip_id=chip_id,
+        min_revision=min_revision,
+        max_revision=max_revision,
+        segments=segments,
+        size=end - offset,
+        app=_app(contents[0]),
+        bootloader=_bootloader(contents[0]),
+        flash_mode=mode,
+        flash_frequency=size_and_frequency & 0xF,
+        flash_size=size_and_frequency >> 4,
+    )
+
+
+def _read_segments(
+    read: Read, offset: int, count: int, header_size: int, limit: int
+) -> tuple[tuple[Segment, ...], list[bytes], int]:
+    segments: list[Segment] = []
+    contents: list[bytes] = []
+    position = offset + header_size
+    for _ in range(count):
+        address, size = struct.unpack("<II", read(position, 8))
+        if size % 4 or size > _LONGEST_SEGMENT or position + 8 + size > offset + limit:
+            raise ImageError(f"invalid segment length 0x{size:x}")
+        segments.append(Segment(position + 8, address, size))
+        contents.append(read(position + 8, size))
+        position += 8 + size
+    return tuple(segments), contents, position
+
+
+def _app(first_segment: bytes) -> AppDescription | None:
+    # `from_bytes_or_none` raises struct.error for a segment that is shorter than a descriptor.
+    return AppDescription.from_bytes_or_none(first_segment) if len(first_segment) >= 256 else None
+
+
+def _bootloader(first_segment: bytes) -> BootloaderDescription | None:
+    if len(first_segment) < _BOOTLOADER.size or first_segment[0] != _BOOTLOADER_MAGIC:
+        return None
+    idf_version, compiled = _BOOTLOADER.unpack_from(first_segment)
+    return BootloaderDescription(
+        *(text.partition(b"\0")[0].decode("utf-8", "replace") for text in (idf_version, compiled))
+    )

@@ -1,0 +1,188 @@
+"""Reading and writing files, and which an operation may open: any for fixtures and the command line, for a client those
+inside the roots.
+
+Every file that an operation opens for its caller goes through `resolve`, whether the caller names it or another file
+does. The confinement belongs to the context of a call; threads and processes that work for the call enter it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.names import nearest
+
+FileName = str | os.PathLike[str]
+Access = Literal["read", "write"]
+
+
+@dataclass(frozen=True)
+class PathRole:
+    """Marks a parameter of an operation as a path, and says what it is opened for."""
+
+    access: Access
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "string"}
+
+
+ReadPath = Annotated[FileName, PathRole("read")]
+"""A file or folder that an operation reads. Where the call is confined, it is resolved before the operation begins."""
+
+WritePath = Annotated[FileName, PathRole("write")]
+"""A file or folder that an operation writes, resolved like a `ReadPath`."""
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What a client may open; all paths are absolute and have no links in them.
+
+    Attributes:
+        roots: folders whose files may be read and written; relative names start at the first one.
+        readable: files outside of them that may be read, too.
+        protected: files inside of them that may not be written.
+        hint: how somebody else can allow more.
+    """
+
+    roots: tuple[Path, ...]
+    readable: tuple[Path, ...] = ()
+    protected: tuple[Path, ...] = ()
+    hint: str = ""
+
+
+_confinement: ContextVar[Confinement | None] = ContextVar("pytest_esp_confinement", default=None)
+
+
+def confinement() -> Confinement | None:
+    """Return what confines the running call; None where any file may be opened."""
+    return _confinement.get()
+
+
+@contextlib.contextmanager
+def confined(to: Confinement | None) -> Generator[None]:
+    """Let `resolve` refuse what *to* does not allow."""
+    token = _confinement.set(to)
+    try:
+        yield
+    finally:
+        _confinement.reset(token)
+
+
+def resolve(path: FileName, access: Access = "read", *, named_by: Path | None = None) -> Path:
+    """Return the path to open: as given, or absolute and without links where the call is confined.
+
+    Args:
+        path: a file or folder.
+        access: what for.
+        named_by: the file that has *path* in it, which is then relative to that file's folder.
+
+    Raises:
+        RefusedError: if the call is confined, and *path* leads out of its roots, is protected, or cannot be a path.
+    """
+    limits = _confinement.get()
+    given = named_by.parent / path if named_by is not None else Path(path)
+    if limits is None:
+        return given
+    try:
+        place = Path(*limits.roots[:1], given.expanduser()).resolve()
+    except (ValueError, OSError, RuntimeError) as error:
+        if limits.roots:
+            raise RefusedError(f"{os.fspath(path)!r} is not a path: {error}") from error
+        raise _nothing_allowed(path, limits) from error
+    if access == "write" and place in limits.protected:
+        raise RefusedError(f"{path} may not be written here", hint="name another file")
+    allowed = any(place.is_relative_to(root) for root in limits.roots)
+    if allowed or (access == "read" and place in limits.readable):
+        return place
+    if not limits.roots:
+        raise _nothing_allowed(path, limits)
+    words = f"{named_by} names {path}, which" if named_by is not None else f"{path}"
+    inside = " or ".join(map(str, limits.roots))
+    raise RefusedError(
+        f"{words} lies outside the folders that may be used", hint=f"use a path inside {inside}, or {limits.hint}"
+    )
+
+
+def _nothing_allowed(path: FileName, limits: Confinement) -> RefusedError:
+    return RefusedError(
+        f"{path} may not be opened, nor any other file: the working folder is too broad (the root folder, a home "
+        "folder, or a folder that contains home folders)",
+        hint=limits.hint,
+    )
+
+
+def allows(path: FileName) -> bool:
+    """Return whether *path* may be read."""
+    try:
+        resolve(path)
+    except RefusedError:
+        return False
+    return True
+
+
+def new_file(name: FileName, overwrite: bool) -> Path:
+    """Return the path of a file that is to be written.
+
+    Raises:
+        OperationError: if it is there already and *overwrite* is false.
+        RefusedError: see `resolve`.
+    """
+    path = resolve(name, "write")
+    if path.exists() and not overwrite:
+        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+    return path
+
+
+def read_file(name: FileName, what: str) -> bytes:
+    """Return the content of a file; *what* it is meant to be is for messages, e.g. ``"ELF file"``.
+
+    Raises:
+        FirmwareError: if it cannot be read, is no regular file, or is empty.
+    """
+    path = resolve(name)
+    try:
+        if path.exists() and not path.is_file():
+            raise FirmwareError(f"the {what} {path} is no regular file", hint="name a file")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise FirmwareError(f"the {what} {path} cannot be read: {reason or error}") from error
+    if not data:
+        raise FirmwareError(f"the {what} {path} is empty", hint="a build that went wrong? Build it again")
+    return data
+
+
+def known_chip(name: str) -> str:
+    """Return a chip as esptool names it, by that name or the vendor's (``"ESP32-C3"``), as esptool itself takes both.
+
+    Raises:
+        OperationError: if it is none.
+    """
+    bare = name.strip().lower().replace("-", "")
+    if bare not in CHIP_DEFS:
+        raise OperationError(f"there is no chip {name!r}", hint=f"nearest: {nearest(bare, CHIP_DEFS)}")
+    return bare
+
+
+def save(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it, so that no half file has the right name.
+
+    Raises:
+        OperationError: if it cannot be written.
+    """
+    path = resolve(path, "write")
+    part = resolve(path.with_name(f".{path.name}.{os.getpid()}.part"), "write")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OperationError(f"{path} cannot be written: {error.strerror or error}") from error

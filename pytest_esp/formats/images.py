@@ -1,0 +1,106 @@
+"""What an image says of itself: the chip and revisions that it is for, and which app it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esp_idf_defs.app_description import AppDescription
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import FirmwareError
+from pytest_esp.formats.boot_image import MAGIC
+from pytest_esp.formats.regions import Region
+
+_HEADER_SIZE = 24
+_MOST_SEGMENTS = 16
+_HIGHEST_SPI_MODE = 5
+_NO_LIMIT = 0xFFFF
+_MEMORY_OF_8266 = (range(0x3FFE8000, 0x3FFFC000), range(0x40100000, 0x40110000), range(0x40200000, 0x40300000))
+# Where a merged image, which begins at 0, has images of its own: the bootloaders of all chips, and the usual app.
+_MERGED_OFFSETS = (*sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}), 0x10000)
+
+APP_HEAD_SIZE = AppDescription.FIRMWARE_BINARY_OFFSET + AppDescription.SIZE
+"""Bytes of an app's image up to the end of its descriptor."""
+
+
+@dataclass(frozen=True)
+class App:
+    """What an app says of itself (``esp_app_desc_t`` of ESP-IDF, which Arduino's and PlatformIO's apps have, too).
+
+    Attributes:
+        compiled: date and time; None in reproducible builds.
+        elf_sha256: of the ELF file that it was made from, 64 hex digits; zeros if the build tool left them out.
+    """
+
+    project: str
+    version: str
+    idf_version: str
+    compiled: str | None
+    elf_sha256: str
+
+
+def app_of(image: bytes) -> App | None:
+    """Return the descriptor of an app image (its first `APP_HEAD_SIZE` bytes will do); None if it has none."""
+    if not image.startswith(bytes([MAGIC])):
+        return None
+    found = AppDescription.from_bytes_or_none(image[AppDescription.FIRMWARE_BINARY_OFFSET : APP_HEAD_SIZE])
+    if found is None:
+        return None
+    return App(found.project_name, found.version, found.idf_version, found.compiled, found.elf_sha256.hex())
+
+
+def check_image(region: Region, chip: str, revision: int | None) -> None:
+    """Check that the images in a region are for *chip* of that *revision* (major * 100 + minor; None: any).
+
+    What is no image is not looked at; images for the ESP8266 do not tell their chip. Layout of the header:
+    ``esp_image_header_t`` of ESP-IDF (``esp_app_format.h``).
+
+    Raises:
+        FirmwareError: if one is for another chip, or for other revisions of it.
+    """
+    if chip == "esp8266":
+        return
+    for offset in _MERGED_OFFSETS if region.address == 0 else (0,):
+        header = region.data[offset : offset + _HEADER_SIZE]
+        made_for = chip_of(header)
+        if made_for is None:
+            continue
+        if made_for != chip:
+            raise FirmwareError(
+                f"{region.source} is an image for the {CHIP_DEFS[made_for].CHIP_NAME} ({made_for}), "
+                f"not for the {CHIP_DEFS[chip].CHIP_NAME}",
+                hint=f"build it with `idf.py set-target {chip}`; nothing was written",
+            )
+        _check_revision(header, revision, region.source)
+
+
+def chip_of(image: bytes) -> str | None:
+    """Return the chip that an image's header names; None if it is no header.
+
+    Every byte that can only have few values is looked at: arbitrary data must not pass for an image.
+    """
+    if len(image) < _HEADER_SIZE or image[0] != MAGIC or not 0 < image[1] <= _MOST_SEGMENTS:
+        return None
+    if image[2] > _HIGHEST_SPI_MODE or image[23] > 1:  # SPI mode, and whether a hash is appended
+        return None
+    number = int.from_bytes(image[12:14], "little")
+    return next((name for name, rom in CHIP_DEFS.items() if number == rom.IMAGE_CHIP_ID), None)
+
+
+def is_of_8266(image: bytes) -> bool:
+    """Return whether this is an image for the ESP8266: its first segment goes to where that chip has memory."""
+    if len(image) < 16 or image[0] != MAGIC or not 0 < image[1] <= _MOST_SEGMENTS:
+        return False
+    return any(int.from_bytes(image[8:12], "little") in memory for memory in _MEMORY_OF_8266)
+
+
+def _check_revision(header: bytes, revision: int | None, source: str) -> None:
+    least = int.from_bytes(header[15:17], "little")
+    most = int.from_bytes(header[17:19], "little") or _NO_LIMIT
+    if revision is None or least <= revision <= most:
+        return
+    wanted = f"v{least // 100}.{least % 100} or later" if revision < least else f"v{most // 100}.{most % 100} at most"
+    raise FirmwareError(
+        f"{source} needs chip revision {wanted}, but this chip is v{revision // 100}.{revision % 100}",
+        hint="build it for this revision (CONFIG_..._REV_MIN); nothing was written",
+    )

@@ -1,0 +1,260 @@
+"""New partition tables: from CSV, from plain data, or by the name of a usual layout. No board is needed.
+
+Source: chapter "Partition Tables" of ESP-IDF's guide. The binary, with its MD5, is written by esp-idf-defs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from esp_idf_defs.partitions import PARTITION_TABLE_OFFSET, PARTITION_TABLE_SIZE, PartitionTable
+
+from pytest_esp.errors import OperationError
+from pytest_esp.formats.files import resolve
+from pytest_esp.formats.partition_table import Partition, default_app, ota_slots, otadata_of, parse
+from pytest_esp.formats.regions import size_argument
+from pytest_esp.names import nearest
+from pytest_esp.units import format_size
+
+Layout = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""The name of a usual layout, a CSV file or its text, or rows (bare, or under ``partitions`` of a mapping)."""
+
+APP_ALIGNMENT = 0x10000
+_LONGEST_NAME = 16
+_OTADATA_SIZE = 0x2000
+_PHY_SIZE = 0x1000
+_KEYS = ("name", "type", "subtype", "offset", "size", "flags")
+
+
+@dataclass(frozen=True)
+class BuiltTable:
+    """A new partition table. Sizes in bytes.
+
+    Attributes:
+        data: the binary, with its MD5, to be flashed at *table_offset*.
+        csv: the same as text, with every offset filled in.
+        flash_size: that it was checked against; *free* is what it leaves of it behind the last partition.
+        warnings: what is allowed, but probably not meant.
+    """
+
+    partitions: tuple[Partition, ...]
+    csv: str
+    data: bytes = field(repr=False)
+    md5: str
+    table_offset: int
+    flash_size: int
+    free: int
+    warnings: tuple[str, ...]
+
+
+def build(layout: Layout, flash_size: int | str, *, table_offset: int | str = PARTITION_TABLE_OFFSET) -> BuiltTable:
+    """Return a table that was checked: alignment (apps to 64 KB), overlaps, names, subtypes, and the flash's size.
+
+    Args:
+        layout: see `Layout` and `LAYOUTS`; a row has name, type, subtype, size, and maybe offset and flags.
+        flash_size: of the board.
+        table_offset: where the table itself will lie.
+
+    Raises:
+        OperationError: if it is wrong in any of these; says in which line or partition.
+    """
+    size, offset = size_argument(flash_size, "flash size"), size_argument(table_offset, "offset of the table")
+    text = _csv_of(layout, size)
+    if "$" in text:  # esp-idf-defs would put environment variables there
+        raise OperationError("the partition CSV has a '$'", hint="write the value itself")
+    try:
+        table = PartitionTable.from_csv(text, offset)
+        for entry in table:
+            _check_name(entry.name)
+        table.verify(offset)
+        table.verify_size_fits(size)
+        data: bytes = table.to_binary()
+    except OperationError:
+        raise
+    except Exception as error:  # esp-idf-defs raises several kinds
+        raise OperationError(f"the partition table is wrong: {error}") from error
+    partitions = parse(data)
+    if not partitions:
+        raise OperationError("the partition table is empty", hint=f"layouts: {', '.join(LAYOUTS)}")
+    _check_subtypes(partitions)
+    return BuiltTable(
+        partitions=partitions,
+        csv=str(table.to_csv()),
+        data=data,
+        md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        table_offset=offset,
+        flash_size=size,
+        free=size - max(part.offset + part.size for part in partitions),
+        warnings=tuple(_warnings(partitions)),
+    )
+
+
+def build_ota(
+    flash_size: int | str,
+    app_size: int | str | None = None,
+    *,
+    slots: int = 2,
+    factory: bool = False,
+    nvs_size: int | str = 0x4000,
+    storage: str | None = None,
+) -> BuiltTable:
+    """Return a table for updates over the air.
+
+    Args:
+        flash_size: of the board.
+        app_size: of every app; by default as much as there is room for.
+        slots: how many OTA partitions there are, 2 to 16.
+        factory: whether there is a factory app, too.
+        nvs_size: of the NVS partition.
+        storage: ``"littlefs"``, ``"spiffs"`` or ``"fat"`` for a file system in what is left.
+
+    Raises:
+        OperationError: if there is no room, or an argument is wrong.
+    """
+    if not 2 <= slots <= 16:
+        raise OperationError(f"{slots} OTA partitions do not work", hint="2 to 16: one runs while another is written")
+    if storage not in (None, "littlefs", "spiffs", "fat"):
+        raise OperationError(f"there is no file system {storage!r}", hint="littlefs, spiffs, fat")
+    size = size_argument(flash_size, "flash size")
+    names = [*(["factory"] if factory else []), *(f"ota_{number}" for number in range(slots))]
+    nvs = size_argument(nvs_size, "size of the NVS")
+    head = PARTITION_TABLE_OFFSET + PARTITION_TABLE_SIZE + nvs + _OTADATA_SIZE + _PHY_SIZE
+    room = size - -(-head // APP_ALIGNMENT) * APP_ALIGNMENT
+    largest = max(room, 0) // len(names) // APP_ALIGNMENT * APP_ALIGNMENT
+    app = largest if app_size is None else size_argument(app_size, "size of the app")
+    if not 0 < app <= largest:
+        raise OperationError(
+            f"{len(names)} apps of {format_size(app)} do not fit into a flash of {format_size(size)}",
+            hint=f"the largest that fits is {format_size(largest)}",
+        )
+    rows = [_row("nvs", "data", "nvs", nvs), _row("otadata", "data", "ota", _OTADATA_SIZE)]
+    rows += [_row("phy_init", "data", "phy", _PHY_SIZE), *(_row(name, "app", name, app) for name in names)]
+    rest = room - len(names) * -(-app // APP_ALIGNMENT) * APP_ALIGNMENT
+    if storage is not None and rest > 0:
+        rows.append(_row("storage", "data", storage, rest))
+    return build(rows, size)
+
+
+def _row(name: str, kind: str, subtype: str, size: int) -> dict[str, Any]:
+    return {"name": name, "type": kind, "subtype": subtype, "size": size}
+
+
+def _head() -> list[dict[str, Any]]:
+    return [_row("nvs", "data", "nvs", 0x6000), _row("phy_init", "data", "phy", _PHY_SIZE)]
+
+
+def _single(flash_size: int, app: int) -> list[dict[str, Any]]:
+    return [*_head(), _row("factory", "app", "factory", min(app, flash_size - APP_ALIGNMENT))]
+
+
+LAYOUTS: dict[str, Callable[[int], str | list[dict[str, Any]]]] = {
+    "single_factory": lambda size: _single(size, 0x100000),
+    "single_factory_large": lambda size: _single(size, 0x177000),
+    "single_factory_all": lambda size: _single(size, size),
+    "two_ota": lambda size: build_ota(size).csv,
+    "two_ota_littlefs": lambda size: (
+        build_ota(size, size // 4 // APP_ALIGNMENT * APP_ALIGNMENT, storage="littlefs").csv
+    ),
+    "factory_two_ota": lambda size: build_ota(size, factory=True).csv,
+}
+"""Usual layouts, as functions of the flash size: the single ones and sizes of ESP-IDF, and tables for updates."""
+
+
+def _csv_of(layout: Layout, flash_size: int) -> str:
+    if isinstance(layout, os.PathLike):
+        return _file(Path(layout))
+    if isinstance(layout, Mapping):
+        rows: Any = layout.get("partitions")
+        if not isinstance(rows, Sequence) or isinstance(rows, str):
+            raise OperationError("the layout has no list 'partitions'", hint=f"its rows have {', '.join(_KEYS)}")
+        return _csv_of(rows, flash_size)
+    if not isinstance(layout, str):
+        return "\n".join(_line(row) for row in layout)
+    if layout in LAYOUTS:
+        made = LAYOUTS[layout](flash_size)
+        return made if isinstance(made, str) else _csv_of(made, flash_size)
+    if "," in layout or "\n" in layout:
+        return layout
+    if layout.endswith(".csv"):
+        return _file(Path(layout))
+    raise OperationError(
+        f"there is no layout {layout!r}", hint=f"nearest: {nearest(layout, LAYOUTS)}; or a CSV file, its text, or rows"
+    )
+
+
+def _file(path: Path) -> str:
+    try:
+        return resolve(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise OperationError(f"{path} cannot be read: {reason}") from error
+
+
+def _line(row: Any) -> str:
+    if not isinstance(row, Mapping):
+        raise OperationError(f"{row!r} is no row of a table", hint=f"a row has {', '.join(_KEYS)}")
+    row = cast(Mapping[str, Any], row)
+    unknown = [key for key in row if key not in _KEYS]
+    if unknown:
+        raise OperationError(f"a row has no {unknown[0]!r}", hint=f"it has {', '.join(_KEYS)}")
+    missing = [key for key in ("name", "type", "size") if row.get(key) in (None, "")]
+    if missing:
+        raise OperationError(f"the row {dict(row)} has no {missing[0]}")
+    flags = row.get("flags") or ""
+    cells = [row["name"], row["type"], row.get("subtype", ""), "", size_argument(row["size"], "size"), ""]
+    if row.get("offset") not in (None, ""):
+        cells[3] = f"{size_argument(row['offset'], 'offset'):#x}"
+    cells[5] = flags if isinstance(flags, str) else ":".join(flags)
+    if any(mark in str(cell) for cell in cells for mark in ",\n#"):
+        raise OperationError(f"a cell of the row {dict(row)} has a comma, a '#' or a line break in it")
+    return ",".join(map(str, cells))
+
+
+# -- checks that esp-idf-defs does not make
+
+
+def _check_name(name: str) -> None:
+    length = len(name.encode())
+    if not 0 < length <= _LONGEST_NAME:
+        raise OperationError(
+            f"the name {name!r} of a partition has {length} bytes", hint=f"1 to {_LONGEST_NAME}: a longer one is cut"
+        )
+
+
+def _check_subtypes(partitions: Sequence[Partition]) -> None:
+    counts = Counter(part.subtype for part in partitions if part.type == "app")
+    for subtype, count in counts.items():
+        if count > 1:
+            raise OperationError(f"there are {count} app partitions {subtype}", hint="a subtype names one slot")
+    slots = ota_slots(partitions)
+    if slots and otadata_of(partitions) is None:
+        raise OperationError(
+            "there are OTA partitions, but no otadata",
+            hint="add a row: otadata, data, ota, , 0x2000; it says which one to start",
+        )
+    if [part.subtype for part in slots] != [f"ota_{number}" for number in range(len(slots))]:
+        raise OperationError(
+            f"the OTA partitions are {', '.join(part.subtype for part in slots)}",
+            hint="they count from ota_0, without gaps",
+        )
+
+
+def _warnings(partitions: Sequence[Partition]) -> list[str]:
+    slots = ota_slots(partitions)
+    sizes = {part.size for part in slots}
+    types = {(part.type, part.subtype) for part in partitions}
+    found = {
+        "no app partition: nothing can be started": default_app(partitions) is None,
+        "one OTA partition alone: an update cannot be written while it runs": len(slots) == 1
+        and ("app", "factory") not in types,
+        "OTA partitions of different sizes: an update must fit into the smallest": len(sizes) > 1,
+        "otadata without OTA partitions": otadata_of(partitions) is not None and not slots,
+        "no NVS partition: Wi-Fi and many libraries need one": ("data", "nvs") not in types,
+    }
+    return [words for words, holds in found.items() if holds]

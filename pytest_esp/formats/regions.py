@@ -1,0 +1,156 @@
+"""Contents for places in flash: loaded, and checked against each other and against the board."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats.containers import is_container
+from pytest_esp.formats.files import resolve
+from pytest_esp.units import format_size, parse_size
+
+SECTOR = 0x1000
+
+_CONTAINERS = (".hex", ".uf2")
+
+Source = bytes | str | os.PathLike[str]
+"""Contents, or the file that has them."""
+Pairs = Sequence[tuple[int | str, Source]] | Mapping[int | str, Source]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Contents for a place in flash, and what a message calls them."""
+
+    address: int
+    data: bytes = field(repr=False)
+    source: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data)
+
+    @property
+    def end(self) -> int:
+        """The address after the last byte."""
+        return self.address + len(self.data)
+
+
+def is_blank(data: bytes) -> bool:
+    """Return whether these are the bytes of erased flash."""
+    return data.count(0xFF) == len(data)
+
+
+def md5_of(data: bytes) -> str:
+    """Return the MD5 of *data* as the chip's loader gives it: 32 hex digits."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def make_regions(pairs: Pairs) -> tuple[Region, ...]:
+    """Return *pairs* of address and source as regions, ordered by address.
+
+    Raises:
+        FirmwareError: if there are none, a file is missing, unreadable or empty, an address is wrong, or they overlap.
+    """
+    given = pairs.items() if isinstance(pairs, Mapping) else pairs
+    regions = sorted((_region(*pair) for pair in given), key=lambda region: region.address)
+    if not regions:
+        raise FirmwareError("there is nothing to write", hint="give pairs of address and file or bytes")
+    for region, following in itertools.pairwise(regions):
+        _check_apart(region, following)
+    return tuple(regions)
+
+
+def joined(parts: Iterable[tuple[int, bytes]], source: str) -> list[tuple[int, bytes]]:
+    """Return address and bytes of *parts*, those that follow each other or share a sector as one.
+
+    Raises:
+        FirmwareError: if two are for one place.
+    """
+    found: list[tuple[int, bytearray]] = []
+    end = -1
+    for address, part in sorted(parts):
+        if address < end:
+            raise FirmwareError(f"{source} has two contents for {address:#x}", hint="make it again")
+        if address == end or (found and address // SECTOR == (end - 1) // SECTOR):
+            found[-1][1].extend(b"\xff" * (address - end) + part)
+        else:
+            found.append((address, bytearray(part)))
+        end = address + len(part)
+    return [(address, bytes(content)) for address, content in found]
+
+
+def _region(address: int | str, source: Source) -> Region:
+    try:
+        start = parse_size(address)
+    except ValueError as error:
+        raise FirmwareError(f"the address is wrong: {error}") from error
+    if isinstance(source, bytes):
+        data, name = source, f"{len(source)} bytes"
+    else:
+        data, name = _contents(resolve(source)), os.fspath(source)
+        if Path(source).suffix.lower() in _CONTAINERS and is_container(data):
+            raise FirmwareError(f"{name} has addresses of its own", hint=f"leave out the address {start:#x}")
+    if not data:
+        raise FirmwareError(f"{name} for {start:#x} is empty", hint="an empty image is a build that went wrong")
+    return Region(start, data, name)
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise FirmwareError(f"{path} is no regular file", hint="a device or a pipe has no end to flash")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise FirmwareError(f"{path} cannot be read: {reason or error}") from error
+
+
+def _check_apart(region: Region, following: Region) -> None:
+    """Refuse regions that share a byte, or a sector: the erase for the one would take the other's bytes."""
+    if region.end > following.address:
+        raise FirmwareError(
+            f"{region.source} ({region.address:#x} to {region.end:#x}) overlaps {following.source} "
+            f"(from {following.address:#x})"
+        )
+    if (region.end - 1) // SECTOR == following.address // SECTOR:
+        raise FirmwareError(
+            f"{region.source} (to {region.end:#x}) and {following.source} (from {following.address:#x}) share "
+            "a sector: one cannot be written without erasing the other",
+            hint="put them together into one region",
+        )
+
+
+# -- is it for this board?
+
+
+def check_fits(region: Region, flash_size: int) -> None:
+    """Check that a region lies inside a flash of *flash_size* bytes.
+
+    Raises:
+        FirmwareError: if it does not.
+    """
+    if region.end > flash_size:
+        raise FirmwareError(
+            f"{region.source} at {region.address:#x} needs flash up to {region.end:#x}, "
+            f"but there are {format_size(flash_size)}",
+            hint="is it built for a board with a larger flash? Nothing was written",
+        )
+
+
+def size_argument(value: int | str, what: str) -> int:
+    """Return a size or an address in bytes (see `units.parse_size`); *what* is its name in the message.
+
+    Raises:
+        OperationError: if it is none, or negative.
+    """
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise OperationError(f"the {what} is wrong: {error}") from error

@@ -1,0 +1,1 @@
+"""Flash saved to a folder, and brought back."""

@@ -1,0 +1,251 @@
+"""Operations that bring a flash back to what a backup holds (see `saving`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats.files import ReadPath
+from pytest_esp.formats.regions import Region, is_blank, md5_of
+from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
+from pytest_esp.names import nearest
+from pytest_esp.operations.backup.archive import Archive, Manifest, SavedChunk, SavedRegion
+from pytest_esp.operations.flash import writing
+from pytest_esp.operations.flash.access import FlashAccess, Over, reach
+from pytest_esp.operations.flash.layout import FlashOwner, owner_of
+from pytest_esp.operations.registry import Effect, operation, require
+from pytest_esp.units import format_size
+
+_Piece = tuple[SavedRegion, SavedChunk]
+
+Outcome = Literal["written", "unchanged", "left"]
+"""Of a region: *unchanged* held the same already; *left* was not asked for."""
+
+
+@dataclass(frozen=True)
+class RestoredRegion:
+    """One region of a backup, and what became of it."""
+
+    name: str
+    address: int
+    size: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Restore:
+    """What a restore did; all regions are named, those that were left alone, too. Sizes are bytes.
+
+    Attributes:
+        verified: that the flash now holds what the backup does, by the chip's MD5.
+    """
+
+    backup_dir: Path
+    created: str
+    regions: tuple[RestoredRegion, ...]
+    bytes_written: int
+    bytes_erased: int
+    bytes_unchanged: int
+    verified: bool
+    elapsed_seconds: float
+
+
+@operation(Effect.ERASE, group="flash")
+def restore(
+    link: Link,
+    backup_dir: ReadPath,
+    *,
+    any_mac: bool = False,
+    force: bool = False,
+    over: Over = "auto",
+    progress: Progress | None = None,
+) -> Restore:
+    """Bring the whole flash back to what a backup holds, and verify it.
+
+    Before a byte is written, all of the backup is checked, and that it is of this chip and this size of flash. What is
+    there already is not written again; what is blank in the backup is erased.
+
+    Args:
+        backup_dir: of `backup` or `smart_backup`.
+        any_mac: restore onto another chip than the one that the backup is of; never if that one's flash is encrypted.
+        force: write even if security features speak against it.
+        over: "wire" makes the chip write it, also where its flash file could be written (QEMU).
+        progress: called with bytes done and to do.
+
+    Raises:
+        FirmwareError: if the backup is incomplete, damaged, or of another board; nothing was touched.
+        OperationError, LinkError, PortError: if writing failed; the hint says what state each region is in.
+    """
+    return _restore(link, Path(backup_dir), None, any_mac, force, over, progress)
+
+
+@operation(Effect.ERASE, group="flash")
+def smart_restore(
+    link: Link,
+    backup_dir: ReadPath,
+    regions: Sequence[str] | None = None,
+    *,
+    any_mac: bool = False,
+    force: bool = False,
+    over: Over = "auto",
+    progress: Progress | None = None,
+) -> Restore:
+    """Bring regions of a backup back, by name; all others are left alone, and the result says so.
+
+    Args:
+        backup_dir: of `backup` or `smart_backup`.
+        regions: names of partitions, ``bootloader``, ``partition-table``, or gaps as the backup names them; all of
+            them if left out.
+        any_mac: see `restore`.
+        force: write even if security features speak against it.
+        over: "wire" makes the chip write it, also where its flash file could be written (QEMU).
+        progress: called with bytes done and to do.
+
+    Raises:
+        OperationError: if the backup has no region of that name. Otherwise see `restore`.
+    """
+    if isinstance(regions, str) or (regions is not None and not regions):
+        raise OperationError("regions is no list of names", hint='e.g. ["nvs", "otadata"]')
+    return _restore(link, Path(backup_dir), regions, any_mac, force, over, progress)
+
+
+def _restore(
+    link: Link,
+    path: Path,
+    names: Sequence[str] | None,
+    any_mac: bool,
+    force: bool,
+    over: Over,
+    progress: Progress | None,
+) -> Restore:
+    begun = time.monotonic()
+    require(link, Effect.WRITE, "flash-restore")
+    archive = Archive(path)
+    wanted = _chosen(archive, names)
+    _check_board(archive.manifest, owner_of(link, over), any_mac)
+    pieces = [(region, chunk) for region in wanted for chunk in region.chunks]
+    with reach(link, over, "comparing flash with the backup") as access:
+        changed = [piece for piece in pieces if not _holds(access, piece[1], archive)]
+    blank = [piece for piece in changed if is_blank(archive.data(piece[1]))]
+    full = [piece for piece in changed if not is_blank(archive.data(piece[1]))]
+    if full:
+        writing.write_regions(link, _joined(full, archive), False, force, over, progress)
+    if blank:
+        _erase(link, blank, force, over)
+    with reach(link, over, "verifying what was restored") as access:
+        _verify(access, pieces, archive)
+    touched = {region.name for region, _ in changed}
+    return Restore(
+        backup_dir=path,
+        created=archive.manifest.created,
+        regions=tuple(
+            RestoredRegion(region.name, region.address, region.size, _outcome(region, wanted, touched))
+            for region in archive.manifest.regions
+        ),
+        bytes_written=_total(full),
+        bytes_erased=_total(blank),
+        bytes_unchanged=_total(pieces) - _total(changed),
+        verified=True,
+        elapsed_seconds=time.monotonic() - begun,
+    )
+
+
+def _outcome(region: SavedRegion, wanted: Sequence[SavedRegion], touched: Iterable[str]) -> Outcome:
+    if region not in wanted:
+        return "left"
+    return "written" if region.name in touched else "unchanged"
+
+
+def _total(pieces: Iterable[_Piece]) -> int:
+    return sum(chunk.size for _, chunk in pieces)
+
+
+def _chosen(archive: Archive, names: Sequence[str] | None) -> list[SavedRegion]:
+    there = [region.name for region in archive.manifest.regions]
+    for name in names or ():
+        if name not in there:
+            raise OperationError(
+                f"the backup has no region {name!r}",
+                hint=f"nearest: {nearest(name, there)}; it has: {', '.join(there)}",
+            )
+    return [region for region in archive.manifest.regions if names is None or region.name in names]
+
+
+def _check_board(manifest: Manifest, board: FlashOwner, any_mac: bool) -> None:
+    """Refuse a backup that is of another board.
+
+    Raises:
+        FirmwareError: if it is.
+    """
+    if manifest.chip != board.chip:
+        raise FirmwareError(f"the backup is of an {manifest.chip}, not of an {board.chip}", hint=_UNTOUCHED)
+    if manifest.flash_size != board.flash_size:
+        raise FirmwareError(
+            f"the backup is of a flash of {format_size(manifest.flash_size)}, "
+            f"but this one has {format_size(board.flash_size)}",
+            hint=_UNTOUCHED,
+        )
+    if manifest.flash_encryption != board.flash_encryption:
+        raise FirmwareError(
+            f"flash encryption was {'on' if manifest.flash_encryption else 'off'} when the backup was made, "
+            f"and is {'on' if board.flash_encryption else 'off'} now: the chip could not read what it holds",
+            hint=_UNTOUCHED,
+        )
+    if manifest.mac != board.mac and manifest.flash_encryption:
+        raise FirmwareError(
+            f"the backup is encrypted with the key of the chip with MAC {manifest.mac}; this one is {board.mac}",
+            hint=_UNTOUCHED,
+        )
+    if manifest.mac != board.mac and not any_mac:
+        raise FirmwareError(
+            f"the backup is of the chip with MAC {manifest.mac}; this one is {board.mac}",
+            hint="ask for any_mac if this is meant: calibration data and credentials of the other chip come with it",
+        )
+
+
+_UNTOUCHED = "nothing was written"
+
+
+def _holds(access: FlashAccess, chunk: SavedChunk, archive: Archive) -> bool:
+    return access.md5(chunk.address, chunk.size) == md5_of(archive.data(chunk))
+
+
+def _joined(pieces: Sequence[_Piece], archive: Archive) -> list[Region]:
+    """Return what to write: chunks that follow each other in a region become one."""
+    return [
+        Region(run[0][1].address, b"".join(archive.data(chunk) for _, chunk in run), run[0][0].name)
+        for run in _runs(pieces)
+    ]
+
+
+def _runs(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    run: list[_Piece] = []
+    for region, chunk in pieces:
+        if run and (run[-1][0] is not region or run[-1][1].address + run[-1][1].size != chunk.address):
+            yield run
+            run = []
+        run.append((region, chunk))
+    if run:
+        yield run
+
+
+def _erase(link: Link, pieces: Sequence[_Piece], force: bool, over: Over) -> None:
+    with reach(link, over, "erasing what is blank in the backup") as access:
+        for run in _runs(pieces):
+            access.erase(run[0][1].address, _total(run), force=force)
+
+
+def _verify(access: FlashAccess, pieces: Iterable[_Piece], archive: Archive) -> None:
+    """Raise OperationError if the flash does not hold what was restored."""
+    wrong = {region.name: chunk.address for region, chunk in pieces if not _holds(access, chunk, archive)}
+    if wrong:
+        places = ", ".join(f"{name} (in the 64 KB from {address:#x})" for name, address in wrong.items())
+        raise OperationError(
+            f"the flash does not hold what was written to it: {places}",
+            hint="worn cells, or protected blocks: esp_flash_status tells; all other regions are restored",
+        )

@@ -1,0 +1,1 @@
+"""The chip itself: who answers, connections, resets, the running app, recovery."""

@@ -1,0 +1,393 @@
+"""Operations on the chip itself: who it is, how it is reset, what its registers say."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from esptool.cmds import DETECTED_FLASH_SIZES
+from esptool.util import FatalError
+
+from pytest_esp.errors import LinkError, OperationError
+from pytest_esp.formats.regions import size_argument
+from pytest_esp.link.boot import BOOT_TIMEOUT, start_app
+from pytest_esp.link.console import ConsoleError
+from pytest_esp.link.link import Link
+from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.units import parse_size
+from pytest_esp.wire.framing import Decoder
+from pytest_esp.wire.wire import ROM_BAUDRATE
+
+_HIGHEST_BAUDRATE = 20_000_000  # beyond any UART of these chips; boards.toml has the same limit
+_ANSWER_TIMEOUT = 0.2  # seconds for the last answer; code that sets up the UART anew can cut it off
+_FRAME_END = 0xC0  # of SLIP
+_LINE_TIMEOUT = 0.2  # seconds for the rest of a line of the banner
+_RESET_REASON = re.compile(r"rst:0x[0-9a-f]+ \(([A-Z0-9_]+)\)")
+_RESET_REASON_LINE = re.compile(rb"rst:0x[0-9a-f]+ \([A-Z0-9_]+\).*\n|rst cause:\d+.*\n")
+# What a chip says first: the ROM's banner, of any generation.
+_ROM_BANNER = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ 0-9]\d \d{4}|rst:0x|rst cause")
+
+
+@dataclass(frozen=True)
+class ChipIdentity:
+    """Who answers.
+
+    Attributes:
+        chip: as esptool names it, e.g. ``"esp32c3"``.
+        description: with package and revision, e.g. ``"ESP32-C3 (QFN32) (revision v0.4)"``.
+        package: product and package, e.g. ``"ESP32-C3 (QFN32)"``.
+        revision: major * 100 + minor; None where the chip does not tell (secure download mode, ESP8266).
+        mac: base MAC address, ``"7c:df:a1:00:00:01"``; None in secure download mode.
+        features: as esptool lists them.
+        crystal_mhz: frequency of the crystal; None in secure download mode.
+        flash_id: manufacturer, type and capacity as RDID gives them; None in secure download mode.
+        flash_size: bytes, by the id; None if it is unknown.
+        secure_download: whether the ROM is in secure download mode.
+        stub: whether esptool's stub flasher runs.
+        connect_seconds: how long it took until the chip answered; 0 on a warm link.
+    """
+
+    chip: str
+    description: str
+    package: str
+    revision: int | None
+    mac: str | None
+    features: tuple[str, ...]
+    crystal_mhz: int | None
+    flash_id: int | None
+    flash_size: int | None
+    secure_download: bool
+    stub: bool
+    connect_seconds: float
+
+
+@operation(Effect.READ, group="chip")
+def identify(link: Link) -> ChipIdentity:
+    """Return who the chip is: type, revision, MAC address, features, crystal and flash.
+
+    Source: the getters of esptool's target classes.
+
+    Raises:
+        LinkError: if it does not answer; WrongChipError: if it is not the chip that boards.toml promises.
+    """
+    session = link.session
+    begun = time.monotonic()
+    warm = session.is_connected
+    with session.use("identify", stub=not link.board.uploads_slowly, flash=True) as esp:
+        connected = 0.0 if warm else time.monotonic() - begun
+        if esp.secure_download_mode:
+            return _identity_of_a_locked_chip(session.chip, esp, connected)
+        flash_id = int(esp.flash_id())
+        description = str(esp.get_chip_description())
+        return ChipIdentity(
+            chip=session.chip,
+            description=description,
+            package=description.rpartition(" (revision")[0] or description,
+            revision=None if session.chip == "esp8266" else esp.get_chip_revision(),
+            mac=bytes(esp.read_mac("BASE_MAC")).hex(":"),
+            features=tuple(esp.get_chip_features()),
+            crystal_mhz=esp.get_crystal_freq(),
+            flash_id=flash_id,
+            flash_size=flash_size_of(flash_id),
+            secure_download=False,
+            stub=esp.IS_STUB,
+            connect_seconds=connected,
+        )
+
+
+def _identity_of_a_locked_chip(chip: str, esp: Any, connected: float) -> ChipIdentity:
+    """Return what the ROM still tells in secure download mode: no register can be read."""
+    return ChipIdentity(
+        chip=chip,
+        description=esp.CHIP_NAME,
+        package=esp.CHIP_NAME,
+        revision=None,
+        mac=None,
+        features=(),
+        crystal_mhz=None,
+        flash_id=None,
+        flash_size=None,
+        secure_download=True,
+        stub=esp.IS_STUB,
+        connect_seconds=connected,
+    )
+
+
+def flash_size_of(flash_id: int) -> int | None:
+    """Return the size in bytes that a flash id stands for (``esptool.cmds.DETECTED_FLASH_SIZES``), if it is known."""
+    name = DETECTED_FLASH_SIZES.get(flash_id >> 16)
+    return parse_size(name) if name else None
+
+
+ResetBy = Literal["hard", "soft", "watchdog"]
+"""*hard*: by EN, or a virtual board's own reset; *soft*: the loader restarts the chip; *watchdog*: the RTC's does."""
+
+
+@dataclass(frozen=True)
+class ResetResult:
+    """What the chip did after a reset.
+
+    Attributes:
+        mode: where it is now.
+        by: how it was reset.
+        reason: the reset reason that its ROM printed, e.g. ``"POWERON"``; None if it was not seen.
+        seconds: from the reset to the proof.
+        output: what the console said (to the app only), without ANSI sequences.
+    """
+
+    mode: Literal["app", "bootloader"]
+    by: ResetBy
+    reason: str | None
+    seconds: float
+    output: str
+
+
+@operation(Effect.READ, group="chip")
+def reset(
+    link: Link, to: Literal["app", "bootloader"] = "app", by: ResetBy = "hard", wait: float = BOOT_TIMEOUT
+) -> ResetResult:
+    """Reset the chip into the app or the bootloader, and check by what it then does.
+
+    The bootloader proves itself by an answer to SYNC, the app by the ROM's banner on the console. The banner has to
+    give the reason that fits: power-on or the reset pin after a hard reset, the watchdog after a reset by it.
+
+    Args:
+        to: where to.
+        by: how. After a soft reset the boot strap is still that of the loader: only an ESP8266 starts its app then.
+        wait: seconds that the app has for its banner.
+
+    Raises:
+        LinkError: if the proof does not come.
+        OperationError: for another *to* or *by*, or if this chip cannot be reset so.
+    """
+    if to not in ("app", "bootloader"):
+        raise OperationError(f"there is no reset to {to!r}", hint="use 'app' or 'bootloader'")
+    if by not in ("hard", "soft", "watchdog"):
+        raise OperationError(f"there is no reset by {by!r}", hint="use 'hard', 'soft' or 'watchdog'")
+    begun = time.monotonic()
+    if to == "bootloader":
+        reason = _into_loader(link, by)
+        return ResetResult("bootloader", by, reason, time.monotonic() - begun, "")
+    if by == "hard":
+        boot = start_app(link, wait)
+        if boot is None:
+            raise _no_banner()
+        return ResetResult("app", by, boot.reason, boot.seconds, link.console.text_since(boot.mark))
+    console = link.console
+    console.skip()  # the banner of an earlier boot proves nothing
+    mark = console.mark()
+    _restart(link, by)
+    output = _boot_log(link, mark, wait)
+    console.rewind(mark)  # a test may look for any of it
+    reason = reset_reason(output)
+    if by == "watchdog" and "WDT" not in (reason or ""):
+        raise LinkError(
+            f"it started, but not by the watchdog: the ROM says {reason}", attempted="reset by the watchdog"
+        )
+    return ResetResult("app", by, reason, time.monotonic() - begun, output)
+
+
+def reset_reason(boot_log: str) -> str | None:
+    """Return the reset reason of the last boot in a log, as the ROM calls it; None if there is none."""
+    found = _RESET_REASON.findall(boot_log)
+    return found[-1] if found else None
+
+
+def _boot_log(link: Link, mark: int, wait: float) -> str:
+    """Wait for the ROM's banner, and return what came since *mark*."""
+    try:
+        link.console.expect(_ROM_BANNER, timeout=wait, ignore_crashes=True)
+        with contextlib.suppress(ConsoleError):  # an ESP8266 gives its reason as a number only
+            link.console.expect(_RESET_REASON_LINE, timeout=_LINE_TIMEOUT, ignore_crashes=True)
+    except ConsoleError as error:
+        raise _no_banner() from error
+    return link.console.text_since(mark)
+
+
+def _no_banner() -> LinkError:
+    return LinkError(
+        "it did not start: no boot banner came",
+        attempted="reset to the app",
+        hint="a chip whose console is not on this port (USB) says nothing here; else check EN and its supply",
+    )
+
+
+def _restart(link: Link, by: ResetBy) -> None:
+    """Let the loader restart the chip."""
+    session = link.session
+    if session.is_stub:
+        session.drop()  # only the ROM can start the app, and only it lets the watchdog bite at once
+    with session.use(f"{by} reset", stub=False, flash=by == "soft") as esp:
+        _check_not_locked(esp, by)
+        link.console.expect_reset()
+        if by == "watchdog":
+            _bite(esp, download=False)
+        else:
+            _start_app(esp)
+    session.drop()  # the console has the wire again, and what came meanwhile
+    link.port.baudrate = ROM_BAUDRATE
+
+
+def _start_app(esp: Any) -> None:
+    if esp.CHIP_NAME != "ESP8266":
+        raise OperationError(
+            f"the ROM of the {esp.CHIP_NAME} restarts into its loader, as its boot strap was latched",
+            hint="use the hard reset, or the watchdog's",
+        )
+    esp.flash_begin(0, 0)
+    answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
+
+
+def _into_loader(link: Link, by: ResetBy) -> str | None:
+    """Reset into the loader and return the reason that the ROM gives, where its banner can be seen."""
+    if by == "hard":
+        link.reset(bootloader=True)
+        return None
+    session = link.session
+    if session.is_stub:
+        session.drop()
+    with session.use(f"{by} reset", stub=False, flash=by == "soft") as esp:
+        _check_not_locked(esp, by)
+        if by == "watchdog":
+            _bite(esp, download=True)
+        else:
+            esp.flash_begin(0, 0)
+            answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
+        link.port.baudrate = ROM_BAUDRATE
+        banner = _banner(esp._port, max(link.board.boot_seconds, 1.0))
+        if not _says_hello(esp):
+            raise LinkError(
+                "its loader does not answer after the reset", hint="it has started the app: a hard reset keeps it there"
+            )
+    session.drop()
+    return reset_reason(banner)
+
+
+def _banner(port: Any, seconds: float) -> str:
+    """Return what the ROM says after a reset, up to the line with its reason."""
+    saved, port.timeout = port.timeout, 0.05
+    deadline = time.monotonic() + seconds
+    said = b""
+    try:
+        while not _RESET_REASON_LINE.search(said) and time.monotonic() < deadline:
+            said += port.read(port.in_waiting or 1)
+    finally:
+        port.timeout = saved
+    return said.decode("ascii", "replace")
+
+
+def _says_hello(esp: Any) -> bool:
+    for _ in range(5):
+        esp.flush_input()
+        with contextlib.suppress(FatalError):
+            esp.sync()
+            return True
+    return False
+
+
+def answer_only(esp: Any, command: int, data: bytes) -> bytes:
+    """Send a command after which other code runs, and read no more than the loader's answer: the rest is for a console.
+
+    Returns:
+        What came instead of an answer, if anything.
+
+    Raises:
+        OperationError: if the loader refuses.
+    """
+    esp.command(command, data, wait_response=False)
+    port = esp._port
+    saved, port.timeout = port.timeout, _ANSWER_TIMEOUT
+    came = bytearray()
+    try:
+        while (byte := port.read(1)) and (came or byte[0] == _FRAME_END):
+            came += byte
+            if len(came) > 2 and byte[0] == _FRAME_END:
+                break
+        else:
+            return bytes(came + byte)
+    finally:
+        port.timeout = saved
+    for packet in Decoder().feed(bytes(came)):
+        if len(packet) >= 10 and packet[8]:
+            raise OperationError(f"the loader refuses: status {packet[8]:#04x} {packet[9]:#04x}")
+    return b""
+
+
+def _check_not_locked(esp: Any, by: ResetBy) -> None:
+    if esp.secure_download_mode:
+        raise OperationError(f"in secure download mode there is no {by} reset", hint="use the hard one")
+
+
+def _bite(esp: Any, *, download: bool) -> None:
+    """Let the watchdog reset the chip (``watchdog_reset`` of esptool's chips)."""
+    name = esp.CHIP_NAME
+    if download:
+        option = getattr(esp, "RTC_CNTL_OPTION1_REG", None)
+        if option is None:
+            raise OperationError(f"the {name} cannot be told to stay in its loader", hint="use the hard reset")
+        esp.write_reg(option, esp.RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK, esp.RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK)
+
+    def refuse(*_: Any) -> None:
+        raise OperationError(f"the {name} cannot be reset by its watchdog from outside", hint="use the hard reset")
+
+    esp.hard_reset = refuse  # what esptool falls back to on chips that cannot
+    try:
+        esp.watchdog_reset()
+    finally:
+        del esp.hard_reset
+
+
+@dataclass(frozen=True)
+class LinkSpeed:
+    """The baud rate at which the chip answers."""
+
+    baudrate: int
+
+
+@operation(Effect.READ, group="chip")
+def change_baudrate(link: Link, baudrate: int) -> LinkSpeed:
+    """Go on at *baudrate*, once the chip has answered at that rate.
+
+    Raises:
+        LinkError: if it does not.
+        OperationError: on a ROM that cannot change it (ESP8266 without stub), or if it is no baud rate.
+    """
+    check_baudrate(baudrate)
+    link.session.change_baudrate(baudrate)
+    return LinkSpeed(baudrate)
+
+
+def check_baudrate(baudrate: int) -> None:
+    """Check that it is one.
+
+    Raises:
+        OperationError: if it is not.
+    """
+    if not 0 < baudrate <= _HIGHEST_BAUDRATE:
+        raise OperationError(f"{baudrate} is no baud rate", hint="usual ones: 115200, 460800, 921600")
+
+
+@dataclass(frozen=True)
+class RegisterValue:
+    """The 32-bit word at an address."""
+
+    address: int
+    value: int
+
+
+@operation(Effect.READ, group="chip")
+def read_register(link: Link, address: int | str) -> RegisterValue:
+    """Return the 32-bit word at *address* (``ESPLoader.read_reg``).
+
+    Raises:
+        OperationError: if the address is no multiple of 4, or the chip does not let it be read.
+    """
+    number = size_argument(address, "address")
+    if number % 4 or number >= 1 << 32:
+        raise OperationError(f"{number:#x} is no address of a register", hint="a multiple of 4 below 0x100000000")
+    with link.session.use(f"reading the register at {number:#x}", stub=False) as esp:
+        return RegisterValue(number, int(esp.read_reg(number)))

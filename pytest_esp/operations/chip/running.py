@@ -1,0 +1,183 @@
+"""The app in flash: started, and listened to."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_esp.errors import OperationError
+from pytest_esp.formats.files import ReadPath, resolve
+from pytest_esp.link.boot import start_app
+from pytest_esp.link.console import CrashError
+from pytest_esp.link.crash import Crash, Kind
+from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
+from pytest_esp.operations.chip.identity import reset_reason
+from pytest_esp.operations.registry import Effect, operation
+
+State = Literal["running", "crashed", "boot loop", "not bootable", "silent"]
+
+_PROJECT = re.compile(r"Project name: +(\S.*?)\s*$", re.MULTILINE)
+_VERSION = re.compile(r"App version: +(\S.*?)\s*$", re.MULTILINE)
+_OFFSET = re.compile(r"Loaded app from partition at offset (0x[0-9a-f]+)")
+_BAD_8266 = re.compile(r"^csum err", re.MULTILINE)  # its ROM stops there
+_LONGEST = 300.0
+
+
+@dataclass(frozen=True)
+class FirmwareRun:
+    """What the app did after a reset.
+
+    Attributes:
+        state: ``running`` if it said something and nothing went wrong in the time that it had.
+        crash: what went wrong, decoded as far as can be; None if nothing did.
+        reason: the reset reason that the ROM printed.
+        project, version, offset: of the app, from the boot log; *offset* is that of its partition.
+        output: the console, from the reset on, without ANSI sequences.
+        lines: the same, each with the seconds since the first of them.
+        matched: whether the text that was waited for came; None if none was.
+        seconds: from the reset to the end of listening.
+    """
+
+    state: State
+    crash: str | None
+    reason: str | None
+    project: str | None
+    version: str | None
+    offset: int | None
+    output: str
+    lines: tuple[tuple[float, str], ...]
+    matched: bool | None
+    seconds: float
+
+
+@operation(Effect.READ, group="chip")
+def run_firmware(
+    link: Link, wait: float = 3.0, until: str | None = None, *, progress: Progress | None = None
+) -> FirmwareRun:
+    """Start the app in flash by a reset and return its first output, and whether it crashed.
+
+    Args:
+        wait: seconds to listen, 300 at most; a crash ends it.
+        until: text that ends it.
+        progress: called with seconds done and to do, every second.
+
+    Raises:
+        PortError: if the port is lost. LinkError: if the chip was not reset.
+    """
+    said, crash, start = _listen(link, wait, until, reset=True, progress=progress)
+    output = link.console.text_since(start)
+    state: State = "running" if crash is None else _state(crash.kind)
+    if state == "running" and _BAD_8266.search(output):
+        state = "not bootable"
+    offset = _OFFSET.findall(output)
+    return FirmwareRun(
+        state if output.strip() else "silent",
+        said.crash,
+        reset_reason(output),
+        _last(_PROJECT, output),
+        _last(_VERSION, output),
+        int(offset[-1], 16) if offset else None,
+        output,
+        said.lines,
+        None if until is None or crash is not None else said.matched is not None,
+        said.duration_seconds,
+    )
+
+
+@dataclass(frozen=True)
+class ConsoleText:
+    """What an app has said.
+
+    Attributes:
+        lines: without ANSI sequences, each with the seconds since the first of them.
+        matched: the text that was waited for; None if none was, or it did not come.
+        crash: what went wrong, decoded as far as can be; None if nothing did.
+        duration_seconds: how long it was listened to.
+    """
+
+    lines: tuple[tuple[float, str], ...]
+    matched: str | None
+    crash: str | None
+    duration_seconds: float
+
+
+@operation(Effect.READ, group="chip")
+def monitor(
+    link: Link,
+    duration: float = 5.0,
+    until: str | None = None,
+    *,
+    reset: bool = False,
+    elf: ReadPath | None = None,
+    progress: Progress | None = None,
+) -> ConsoleText:
+    """Return what the app prints for some time, or until a text comes; a crash ends it, too.
+
+    Args:
+        duration: seconds, 300 at most.
+        until: text that ends it.
+        reset: whether the app is started anew first.
+        elf: the app's ELF file, by which a crash is decoded; it is kept for the next one.
+        progress: called with seconds done and to do, every second.
+
+    Raises:
+        PortError: if the port is lost. LinkError: if the chip was not reset. OperationError: for a duration that is
+            none.
+    """
+    link.console.elf = resolve(elf) if elf is not None else link.console.elf
+    said, _, _ = _listen(link, duration, until, reset=reset, progress=progress)
+    return said
+
+
+def _listen(
+    link: Link, duration: float, until: str | None, *, reset: bool, progress: Progress | None
+) -> tuple[ConsoleText, Crash | None, int]:
+    """Listen, and return what was said, the crash, and where in the console it begins."""
+    if not 0 < duration <= _LONGEST:
+        raise OperationError(f"{duration:g} s are too short or too long", hint=f"up to {_LONGEST:g} s")
+    console = link.console
+    begun = time.monotonic()
+    if reset:
+        start_app(link)
+    else:
+        console.skip()
+    begin = console.position
+    matched: str | None = None
+    crash: Crash | None = None
+    try:
+        found = console.listen(duration, until, tick=ticks(progress, duration))
+        matched = found.text if found is not None else None
+    except CrashError as error:
+        crash = error.crash
+    lines = console.lines(since=begin)
+    start = lines[0].time if lines else 0.0
+    said = tuple((round(line.time - start, 3), line.text) for line in lines)
+    description = crash.describe() if crash is not None else None
+    return ConsoleText(said, matched, description, round(time.monotonic() - begun, 3)), crash, begin
+
+
+def ticks(progress: Progress | None, duration: float) -> Callable[[], None] | None:
+    """Return what tells *progress* how many of *duration* seconds are over, each time it is called."""
+    if progress is None:
+        return None
+    begun, total = time.monotonic(), max(round(duration), 1)
+
+    def tick() -> None:
+        progress(min(round(time.monotonic() - begun), total), total)
+
+    return tick
+
+
+def _state(kind: Kind) -> State:
+    if kind is Kind.BOOT_LOOP:
+        return "boot loop"
+    return "not bootable" if kind is Kind.NOT_BOOTABLE else "crashed"
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.findall(text)
+    return found[-1] if found else None

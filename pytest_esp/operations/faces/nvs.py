@@ -1,0 +1,13 @@
+"""The operations of `esp.nvs`."""
+
+from __future__ import annotations
+
+from pytest_esp.operations.faces.face import Face, bound
+from pytest_esp.operations.partitions import nvs
+
+
+class NvsFace(Face):
+    """`pytest_esp.operations.partitions.nvs`."""
+
+    create = bound(nvs.create)
+    read = bound(nvs.read)

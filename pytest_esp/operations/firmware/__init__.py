@@ -1,0 +1,1 @@
+"""What is done to a build's files, and programs in RAM."""

@@ -1,0 +1,313 @@
+"""Bootloaders: built by ESP-IDF where it is installed, else a given image with other flash settings.
+
+Source: ESP-IDF's guide, "Bootloader" and "Bootloader Image Format"; the header is changed by esptool.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats.files import ReadPath, WritePath, confined, known_chip, new_file, read_file, save
+from pytest_esp.formats.regions import is_blank
+from pytest_esp.link.logs import Progress, Transcript, capture
+from pytest_esp.operations.firmware.elf_image import FLASH_MODES, FlashMode, check_setting
+from pytest_esp.operations.firmware.image_report import Fit, ImageReport, fit_of_bootloader, report
+from pytest_esp.operations.registry import file_operation
+
+Option = bool | int | str
+"""The value of an option of ESP-IDF's configuration."""
+
+_BUILD_TIME = 1200.0  # seconds
+_OPTION = re.compile(r"[A-Z][A-Z0-9_]*")
+_QUAD = ("qio", "qout")
+_LISTS = """cmake_minimum_required(VERSION 3.16)
+include($ENV{IDF_PATH}/tools/cmake/project.cmake)
+project(bootloader_only)
+"""
+_COMPONENT = 'idf_component_register(SRCS "main.c")\n'
+_MAIN = "void app_main(void)\n{\n}\n"
+
+
+@dataclass(frozen=True)
+class Bootloader:
+    """A bootloader that was made.
+
+    Attributes:
+        how: "built" by ESP-IDF, or "adapted" from a given image.
+        done: what exactly was done, in words.
+        offset: where in flash it belongs on this chip.
+        image: what it is now.
+        fit: between *offset* and the usual place of the partition table.
+        idf_version: that built it; None if none did.
+        warnings: what is odd about it.
+    """
+
+    output_file: Path
+    chip: str
+    how: Literal["built", "adapted"]
+    done: str
+    offset: int
+    image: ImageReport
+    fit: Fit
+    idf_version: str | None
+    warnings: tuple[str, ...]
+
+
+@file_operation(group="firmware")
+def bootloader(
+    chip: str,
+    output_file: WritePath,
+    *,
+    image: ReadPath | None = None,
+    flash_mode: FlashMode | None = None,
+    flash_freq: str | None = None,
+    flash_size: str | None = None,
+    options: Mapping[str, Option] | None = None,
+    timeout: float = _BUILD_TIME,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bootloader:
+    """Make a bootloader: built by the installed ESP-IDF, or a given image with other flash settings and a new hash.
+
+    Args:
+        chip: as esptool names it.
+        output_file: the bootloader.
+        image: a bootloader to take instead of building one; only its flash settings are changed.
+        flash_mode: what it is, or what ESP-IDF chooses, if left out; so are the next two.
+        flash_freq: e.g. 80m.
+        flash_size: e.g. 4MB.
+        options: of ESP-IDF's configuration, for a build, e.g. {"CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE": true}.
+        timeout: seconds that a build may take.
+        overwrite: whether *output_file* may exist already.
+        progress: called with the build's steps that are done and that there are.
+
+    Raises:
+        FirmwareError: if the image is damaged, signed, no bootloader, or for another chip.
+        OperationError: if an argument is wrong, there is neither an image nor an ESP-IDF, or the build fails.
+    """
+    chip = known_chip(chip)
+    _check(chip, flash_mode, flash_freq, flash_size)
+    path = new_file(output_file, overwrite)
+    wanted = _Wanted(flash_mode, flash_freq, flash_size)
+    version: str | None = None
+    if image is not None:
+        if options:
+            raise OperationError(
+                "options of ESP-IDF change nothing in an image that is built", hint="leave out image, or the options"
+            )
+        data, done, warnings = _adapted(read_file(image, "bootloader"), str(image), chip, wanted)
+        how: Literal["built", "adapted"] = "adapted"
+    else:
+        data, done, warnings, version = _built(chip, wanted, options or {}, timeout, progress)
+        how = "built"
+    found = _checked(data, "the bootloader", chip)
+    fit = fit_of_bootloader(found)
+    if not fit.fits:
+        warnings = (*warnings, f"{-fit.free} bytes too large for a partition table at the usual place")
+    save(path, data)
+    offset = CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET
+    return Bootloader(path, chip, how, done, offset, found, fit, version, warnings)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    mode: FlashMode | None
+    frequency: str | None
+    size: str | None
+
+    def options(self) -> dict[str, str]:
+        """Return the lines of ESP-IDF's configuration that ask for it, and for each, in words, what it asks for."""
+        given = {"mode": self.mode, "frequency": self.frequency, "size": self.size}
+        short = {"mode": "MODE", "frequency": "FREQ", "size": "SIZE"}
+        return {
+            f"CONFIG_ESPTOOLPY_FLASH{short[name]}_{value.upper()}=y": f"flash {name} {value}"
+            for name, value in given.items()
+            if value is not None
+        }
+
+
+def _check(chip: str, mode: str | None, frequency: str | None, size: str | None) -> None:
+    rom = CHIP_DEFS[chip]
+    if mode is not None:
+        check_setting("mode", mode, FLASH_MODES, chip)
+    if frequency is not None:
+        check_setting("frequency", frequency, rom.FLASH_FREQUENCY, chip)
+    if size is not None:
+        check_setting("size", size, rom.FLASH_SIZES, chip)
+
+
+def _checked(data: bytes, source: str, chip: str) -> ImageReport:
+    """Return what a bootloader is.
+
+    Raises:
+        FirmwareError: if it is damaged, no bootloader, or for another chip.
+    """
+    found = report(data, source, 0, chip)
+    if found.chip != chip:
+        raise FirmwareError(f"{source} is for the {found.chip}, not for the {chip}")
+    if found.problem is not None:
+        raise FirmwareError(f"{source} is damaged: {found.problem}", hint="take another one")
+    if found.kind == "app":
+        raise FirmwareError(f"{source} is an app, not a bootloader", hint="it is bootloader/bootloader.bin of a build")
+    rest = data[found.end :]
+    if any(rest) and not is_blank(rest):
+        raise FirmwareError(
+            f"{source} has {len(rest)} bytes behind its bootloader",
+            hint="is it merged? Give bootloader/bootloader.bin",
+        )
+    return found
+
+
+# -- without ESP-IDF
+
+
+def _adapted(data: bytes, source: str, chip: str, wanted: _Wanted) -> tuple[bytes, str, tuple[str, ...]]:
+    """Return a bootloader with other flash settings, what was done, and warnings."""
+    from esptool import cmds
+
+    before = _checked(data, source, chip)
+    offset = CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET
+    try:
+        with capture(Transcript()):
+            changed = cmds.merge_bin(
+                [(offset, data)],
+                chip,
+                flash_freq=wanted.frequency or "keep",
+                flash_mode=wanted.mode or "keep",
+                flash_size=wanted.size or "keep",
+                target_offset=offset,
+            )
+    except Exception as error:
+        raise FirmwareError(f"{source} cannot be changed: {error or type(error).__name__}") from error
+    if changed is None:
+        raise FirmwareError(f"{source} cannot be changed")
+    if changed != data and before.signature is not None:
+        raise FirmwareError(
+            f"{source} is signed, and a change would make its signature wrong", hint="change it before it is signed"
+        )
+    begun = f"nothing was built: {source} was taken as it is"
+    if changed == data:
+        done = f"{begun}; its flash settings are {_settings(before)}"
+    else:
+        after = report(changed, source, 0, chip)
+        rehashed = ", and its SHA-256 was made anew" if after.hash is not None else ""
+        change = f"{_settings(before)} became {_settings(after)}"
+        done = f"{begun}, but for the flash settings in its header: {change}{rehashed}"
+    return changed, f"{done}. It belongs at {offset:#x}.", _odd(wanted)
+
+
+def _settings(image: ImageReport) -> str:
+    return ", ".join(item or "unknown" for item in (image.flash_mode, image.flash_frequency, image.flash_size))
+
+
+def _odd(wanted: _Wanted) -> tuple[str, ...]:
+    if wanted.mode not in _QUAD:
+        return ()
+    return (
+        f"the header says {wanted.mode} now, which the bootloader of ESP-IDF switches on only if it was built for it "
+        "(CONFIG_ESPTOOLPY_FLASHMODE_...); its own header stays dio or dout then",
+    )
+
+
+# -- with ESP-IDF
+
+
+def _built(
+    chip: str, wanted: _Wanted, options: Mapping[str, Option], timeout: float, progress: Progress | None
+) -> tuple[bytes, str, tuple[str, ...], str | None]:
+    """Return a bootloader that ESP-IDF built, what was done, warnings, and the version of ESP-IDF."""
+    from pytest_esp.operations.idf.installation import build_environment, installation
+
+    lines = _configuration(wanted, options)
+    try:
+        idf = installation()
+        variables = build_environment(idf)
+    except OperationError as error:
+        raise OperationError(
+            f"without ESP-IDF no bootloader can be built: {error.message}",
+            hint="install ESP-IDF and set IDF_PATH, or give an image, whose flash settings are changed then",
+            details=error.details,
+        ) from error
+    variables.pop("IDF_TARGET", None)  # set-target says it
+    with tempfile.TemporaryDirectory(prefix="bootloader-") as folder:
+        project = Path(folder)
+        (project / "main").mkdir()
+        (project / "CMakeLists.txt").write_text(_LISTS)
+        (project / "main" / "CMakeLists.txt").write_text(_COMPONENT)
+        (project / "main" / "main.c").write_text(_MAIN)
+        (project / "sdkconfig.defaults").write_text("".join(f"{line}\n" for line in lines))
+        place = project / "build"
+        steps = ["set-target", chip, "bootloader"]
+        tool = str(idf.path / "tools" / "idf.py")
+        _run([str(idf.python), tool, "-C", folder, "-B", str(place), *steps], variables, timeout, progress)
+        with confined(None):  # the folder is ours
+            data = read_file(place / "bootloader" / "bootloader.bin", "bootloader")
+        missing = _without_effect(project / "sdkconfig", lines)
+    warnings = tuple(f"ESP-IDF did not take {line}" for line in missing)
+    taken = ", ".join(words for line, words in wanted.options().items() if line not in missing)
+    asked = f" with {taken}" if taken else ""
+    return data, f"built by ESP-IDF {idf.version or ''} for the {chip}{asked}", warnings, idf.version
+
+
+def _run(command: Sequence[str], variables: Mapping[str, str], timeout: float, progress: Progress | None) -> None:
+    from pytest_esp.operations.idf.diagnostics import findings, step_of
+    from pytest_esp.operations.idf.process import run
+
+    done = [0, 1]
+
+    def on_line(line: str) -> None:
+        step = step_of(line)
+        if step is not None and step[1] >= done[1]:
+            done[:] = max(done[0], step[0]), step[1]
+
+    def on_wait() -> None:
+        if progress is not None:
+            progress(done[0], done[1])
+
+    ended = run(command, variables, timeout, on_line, on_wait)
+    on_wait()  # the last step, too
+    if ended.code:
+        errors = findings(ended.lines).errors
+        last = next((line for line in reversed(ended.lines) if line.strip()), "it does not say why")
+        details: dict[str, Any] = {"errors": [vars(one) for one in errors], "last_lines": list(ended.lines[-40:])}
+        raise OperationError(
+            f"ESP-IDF does not build the bootloader (exit code {ended.code}): {errors[0].message if errors else last}",
+            hint="see last_lines; are the options right for this chip?",
+            details=details,
+        )
+
+
+def _configuration(wanted: _Wanted, options: Mapping[str, Option]) -> list[str]:
+    """Return the lines of a sdkconfig.defaults."""
+    return [*wanted.options(), *(_line(name, value) for name, value in options.items())]
+
+
+def _line(name: str, value: Option) -> str:
+    bare = name.removeprefix("CONFIG_")
+    if _OPTION.fullmatch(bare) is None:
+        raise OperationError(f"{name!r} is no option of ESP-IDF", hint="e.g. CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE")
+    if isinstance(value, bool):
+        return f"CONFIG_{bare}={'y' if value else 'n'}"
+    if isinstance(value, int) or value in ("y", "n"):
+        return f"CONFIG_{bare}={value}"
+    if not value.isprintable() or '"' in value or "\\" in value:
+        raise OperationError(f"{name} cannot have the value {value!r}", hint="printable characters, no quotes")
+    return f'CONFIG_{bare}="{value}"'
+
+
+def _without_effect(sdkconfig: Path, lines: Sequence[str]) -> list[str]:
+    """Return those *lines* that are not in the configuration that was built: Kconfig drops what it does not know."""
+    try:
+        text = sdkconfig.read_text("utf-8", errors="replace")
+    except OSError:
+        return []
+    taken = set(text.splitlines())
+    return [line for line in lines if not {line, f"# {line.removesuffix('=n')} is not set"} & taken]

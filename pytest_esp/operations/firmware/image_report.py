@@ -1,0 +1,457 @@
+"""What is in a firmware file: images with their headers, segments, checks and descriptors; partition tables; fit.
+
+Source: ``esp_app_format.h`` and ``esp_bootloader_desc.h`` of ESP-IDF; images are parsed by esptool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from esp_idf_defs.app_description import AppDescription
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats import partition_table
+from pytest_esp.formats.boot_image import MAGIC, ImageError, read_image
+from pytest_esp.formats.containers import contents_of
+from pytest_esp.formats.files import FileName, ReadPath, known_chip, read_file
+from pytest_esp.formats.images import App, app_of, chip_of, is_of_8266
+from pytest_esp.formats.partition_table import Partition
+from pytest_esp.formats.regions import SECTOR, is_blank
+from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.operations.firmware.signatures import Signature, signature_of
+from pytest_esp.operations.registry import file_operation
+
+_MAGIC_V2 = 0xEA  # of an ESP8266's second-stage images
+_DESCRIPTOR = AppDescription.FIRMWARE_BINARY_OFFSET
+_BOOTLOADER_DESCRIPTOR = struct.Struct("<B3xI32s24s16x")
+_BOOTLOADER_MAGIC = 0x50
+_MODES = {0: "qio", 1: "qout", 2: "dio", 3: "dout"}
+_NO_LIMIT = (0, 0xFFFF)
+_TABLE_FILE = Path("partition_table", "partition-table.bin")  # in a build folder of ESP-IDF
+_USUAL_TABLE_OFFSET = 0x8000
+_IN_FLASH = {"IROM", "DROM"}
+_PINS = ("clk", "q", "d", "cs", "hd", "wp")
+
+
+@dataclass(frozen=True)
+class ImageSegment:
+    """One segment; offset (of its header, as esptool tells it) and size in bytes.
+
+    Attributes:
+        memory: what esptool calls the memory at *address*.
+    """
+
+    address: int
+    size: int
+    offset: int
+    memory: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AppDetails:
+    """What only some apps' descriptors tell. Revisions as "v0.3"; of the eFuse block.
+
+    Attributes:
+        secure_version: for anti-rollback.
+        mmu_page_size: bytes; None if it is not told.
+    """
+
+    secure_version: int
+    min_efuse_revision: str
+    max_efuse_revision: str
+    mmu_page_size: int | None
+
+
+@dataclass(frozen=True)
+class BootloaderDetails:
+    """A bootloader's descriptor (``esp_bootloader_desc_t``); *compiled* is None in reproducible builds."""
+
+    version: int
+    idf_version: str
+    compiled: str | None
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """One image.
+
+    Attributes:
+        offset: in the file; the address, in Intel HEX and UF2.
+        kind: app and bootloader by descriptor or by segments in flash; "image" is all else that runs in RAM.
+        size: bytes, up to the end of its hash.
+        flash_mode, flash_frequency, flash_size: that the header asks for; None for numbers that stand for nothing.
+        chip_id, write_protect_pin, pin_drives: as the header has them; None for an ESP8266, whose has not.
+        min_revision, max_revision: of the chip, e.g. "v0.3"; None is no limit.
+        checksum_valid: of the one byte at the end.
+        hash: SHA-256 that is appended, 64 hex digits; None if none is.
+        problem: why the bootloader would refuse it, in its own words; None if it would not.
+    """
+
+    offset: int
+    kind: Literal["app", "bootloader", "image"]
+    chip: str
+    size: int
+    entry: int
+    flash_mode: str | None
+    flash_frequency: str | None
+    flash_size: str | None
+    chip_id: int | None
+    write_protect_pin: int | None
+    pin_drives: dict[str, int] | None
+    min_revision: str | None
+    max_revision: str | None
+    segments: tuple[ImageSegment, ...]
+    checksum: int
+    checksum_valid: bool
+    hash: str | None
+    hash_valid: bool | None
+    app: App | None
+    app_details: AppDetails | None
+    bootloader: BootloaderDetails | None
+    signature: Signature | None
+    problem: str | None
+
+    @property
+    def end(self) -> int:
+        """The offset in the file after its last byte, with its signature."""
+        return self.offset + (self.signature.size(self.size) if self.signature else self.size)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether an image fits into a place in flash. Sizes in bytes; *free* is negative where it does not."""
+
+    place: str
+    room: int
+    needed: int
+    free: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class FirmwareAnalysis:
+    """What a file is.
+
+    Attributes:
+        kind: "merged" is several things at their places.
+        size: bytes; *sha256* and *md5* are of the whole file.
+        partitions: of the table in it, or beside it, or of the one that was given.
+        fits: every place of *partitions* that an image of the file could be in.
+        problems: all that is wrong, in words; empty if nothing is.
+    """
+
+    file: Path
+    kind: Literal["app", "bootloader", "image", "partition-table", "merged"]
+    size: int
+    sha256: str
+    md5: str
+    images: tuple[ImageReport, ...]
+    partitions: tuple[Partition, ...]
+    fits: tuple[Fit, ...]
+    problems: tuple[str, ...]
+
+
+@file_operation(group="firmware")
+def analyze(
+    binary_file: ReadPath,
+    chip: str | None = None,
+    *,
+    partition_table: ReadPath | None = None,
+    key_file: ReadPath | None = None,
+) -> FirmwareAnalysis:
+    """Look into a firmware file: header, segments, descriptor, checksum, hash, signature, chip, and where it fits.
+
+    Args:
+        binary_file: an app, a bootloader, a partition table, or a merged image (raw, Intel HEX or UF2).
+        chip: that it should be for; most headers tell theirs.
+        partition_table: .bin or .csv, to see where it fits; by default the one of the build folder it lies in.
+        key_file: a key in PEM, public or private, that it should be signed by.
+
+    Raises:
+        FirmwareError: if it is none of these, or cut.
+        OperationError: if chip, table or key are wrong.
+    """
+    return analysis_of(read_file(binary_file, "firmware"), binary_file, chip, partition_table, key_file)
+
+
+def analysis_of(
+    file: bytes,
+    binary_file: FileName,
+    chip: str | None = None,
+    partition_table: FileName | None = None,
+    key_file: FileName | None = None,
+) -> FirmwareAnalysis:
+    """Return what `analyze` says of *file*, the contents of *binary_file*, which need not be written yet.
+
+    Raises:
+        FirmwareError, OperationError: see `analyze`.
+    """
+    if chip is not None:
+        chip = known_chip(chip)
+    data = contents_of(file, str(binary_file))
+    images, partitions, problems = _look(data, str(binary_file), chip, key_file)
+    kind = _kind(images, partitions)
+    if partition_table is not None:
+        partitions = _table_of(Path(partition_table))
+    elif not partitions:
+        beside = Path(binary_file).parent / _TABLE_FILE
+        partitions = _table_of(beside) if beside.is_file() else ()
+    fits = tuple(_fits(images, partitions, merged=kind == "merged"))
+    return FirmwareAnalysis(
+        file=Path(binary_file),
+        kind=kind,
+        size=len(file),
+        sha256=hashlib.sha256(file).hexdigest(),
+        md5=hashlib.md5(file, usedforsecurity=False).hexdigest(),
+        images=images,
+        partitions=partitions,
+        fits=fits,
+        problems=(
+            *problems,
+            *_problems(images, fits, chip),
+            *(_unsigned(images) if key_file is not None else ()),
+            *(() if kind == "merged" else _surplus(images, data)),
+        ),
+    )
+
+
+def report(
+    data: bytes, source: str, offset: int = 0, chip: str | None = None, key_file: FileName | None = None
+) -> ImageReport:
+    """Return what the image at *offset* of *data* is.
+
+    Raises:
+        FirmwareError: if there is none, or it is cut.
+    """
+    image = data[offset:]
+    made_for = _chip_in(image) or chip
+    if made_for is None or image[0] not in (MAGIC, _MAGIC_V2):
+        raise FirmwareError(
+            f"{source} is no image: it begins with {image[:4].hex(' ') or 'nothing'}",
+            hint="an encrypted image must be decrypted first; an ELF file must be made an image",
+        )
+    size, problem = _verdict(image, made_for)
+    parsed = _parsed(image, made_for, source, problem)
+    if size is None:
+        size = _size(image, parsed)
+    rom, has_hash = CHIP_DEFS[made_for], bool(getattr(parsed, "append_digest", False))
+    app = app_of(image)
+    bootloader = None if app else _bootloader_details(image)
+    segments = tuple(
+        ImageSegment(one.addr, len(one.data), offset + one.file_offs, tuple(one.get_memory_type(parsed)))
+        for one in parsed.segments
+    )
+    extended = made_for != "esp8266"
+    low, high = getattr(parsed, "min_rev_full", 0), getattr(parsed, "max_rev_full", 0)
+    return ImageReport(
+        offset=offset,
+        kind=_kind_of_image(app, bootloader, segments),
+        chip=made_for,
+        size=size,
+        entry=parsed.entrypoint,
+        flash_mode=_MODES.get(parsed.flash_mode),
+        flash_frequency=_name(rom.FLASH_FREQUENCY, parsed.flash_size_freq & 0x0F),
+        flash_size=_name(rom.FLASH_SIZES, parsed.flash_size_freq & 0xF0),
+        chip_id=parsed.chip_id if extended else None,
+        write_protect_pin=parsed.wp_pin if extended else None,
+        pin_drives={pin: getattr(parsed, f"{pin}_drv") for pin in _PINS} if extended else None,
+        min_revision=_revision(low) if low else None,
+        max_revision=_revision(high) if high not in _NO_LIMIT else None,
+        segments=segments,
+        checksum=parsed.checksum,
+        checksum_valid=parsed.checksum == parsed.calculate_checksum(),
+        hash=parsed.stored_digest.hex() if has_hash else None,
+        hash_valid=parsed.stored_digest == parsed.calc_digest if has_hash else None,
+        app=app,
+        app_details=_app_details(image) if app else None,
+        bootloader=bootloader,
+        signature=signature_of(image, size, key_file),
+        problem=problem,
+    )
+
+
+# -- one image
+
+
+def _chip_in(image: bytes) -> str | None:
+    return chip_of(image) or ("esp8266" if is_of_8266(image) or image[:1] == bytes([_MAGIC_V2]) else None)
+
+
+def _verdict(image: bytes, chip: str) -> tuple[int | None, str | None]:
+    """Return the size of the image and, or, what the bootloader would say of it."""
+    if image[:1] == bytes([_MAGIC_V2]):
+        return None, None
+
+    def read(place: int, size: int) -> bytes:
+        if place + size > len(image):
+            raise ImageError(f"it is cut: {size} bytes at {place:#x} are wanted, and it has {len(image):#x}")
+        return image[place : place + size]
+
+    try:
+        return read_image(read, 0, len(image), extended=chip != "esp8266").size, None
+    except ImageError as error:
+        return None, str(error)
+
+
+def _parsed(image: bytes, chip: str, source: str, problem: str | None) -> Any:
+    from esptool.bin_image import LoadFirmwareImage
+
+    try:
+        with capture(Transcript()):
+            return LoadFirmwareImage(chip, image)
+    except Exception as error:  # esptool lets errors of struct, TypeError and its own out for images that are cut
+        words = problem or str(error) or type(error).__name__
+        raise FirmwareError(f"{source} is damaged: {words}", hint="build it again, or copy it again") from error
+
+
+def _size(image: bytes, parsed: Any) -> int:
+    """Return the size of an image that the bootloader would refuse."""
+    if getattr(parsed, "append_digest", False):
+        return min(parsed.data_length + 32, len(image))
+    last = parsed.segments[-1] if parsed.segments else None
+    end = last.file_offs + 8 + len(last.data) if last is not None else 8
+    return min((end + 16) // 16 * 16, len(image))
+
+
+def _name(known: dict[str, int], number: int) -> str | None:
+    return next((name for name, value in known.items() if value == number), None)
+
+
+def _revision(number: int) -> str:
+    return f"v{number // 100}.{number % 100}"
+
+
+def _app_details(image: bytes) -> AppDetails:
+    (secure_version,) = struct.unpack_from("<I", image, _DESCRIPTOR + 4)
+    low, high, page = struct.unpack_from("<HHB", image, _DESCRIPTOR + 176)
+    return AppDetails(secure_version, _revision(low), _revision(high), 1 << page if 0 < page < 32 else None)
+
+
+def _bootloader_details(image: bytes) -> BootloaderDetails | None:
+    if len(image) < _DESCRIPTOR + _BOOTLOADER_DESCRIPTOR.size or image[_DESCRIPTOR] != _BOOTLOADER_MAGIC:
+        return None
+    _, version, idf, compiled = _BOOTLOADER_DESCRIPTOR.unpack_from(image, _DESCRIPTOR)
+    return BootloaderDetails(version, _text(idf), _text(compiled) or None)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _kind_of_image(
+    app: App | None, bootloader: BootloaderDetails | None, segments: Sequence[ImageSegment]
+) -> Literal["app", "bootloader", "image"]:
+    if app is not None or any(_IN_FLASH & set(segment.memory) and segment.size for segment in segments):
+        return "app"
+    return "bootloader" if bootloader is not None else "image"
+
+
+# -- a file
+
+
+def _look(
+    data: bytes, source: str, chip: str | None, key_file: FileName | None
+) -> tuple[tuple[ImageReport, ...], tuple[Partition, ...], list[str]]:
+    """Return the images and the table in a file, and what is wrong with those that cannot be read."""
+    if data.startswith(partition_table.MAGIC):
+        return (), partition_table.parse(data), []
+    if not is_blank(data[:SECTOR]) or len(data) <= SECTOR:
+        first = report(data, source, 0, chip, key_file)
+        images, start = [first], first.end
+    else:
+        images, start = [], 0
+    partitions: tuple[Partition, ...] = ()
+    problems: list[str] = []
+    for offset in range(-(-start // SECTOR) * SECTOR, len(data), SECTOR):
+        if offset < start or is_blank(data[offset : offset + SECTOR]):
+            continue
+        if not partitions and data.startswith(partition_table.MAGIC, offset):
+            try:
+                partitions = partition_table.parse(data[offset : offset + partition_table.TABLE_SIZE])
+            except OperationError as error:
+                problems.append(f"at {offset:#x}: {error.message}")
+        elif chip_of(data[offset : offset + 24]):
+            try:
+                images.append(report(data, source, offset, None, key_file))
+                start = images[-1].end
+            except FirmwareError as error:
+                problems.append(f"at {offset:#x}: {error.message}")
+    if not images and not partitions:
+        raise FirmwareError(f"{source} is no firmware: it has neither an image nor a partition table", hint=_HINT)
+    return tuple(images), partitions, problems
+
+
+_HINT = "give an app, a bootloader, a partition table or a merged image; an encrypted one must be decrypted first"
+
+
+def _kind(
+    images: Sequence[ImageReport], partitions: Sequence[Partition]
+) -> Literal["app", "bootloader", "image", "partition-table", "merged"]:
+    if not images:
+        return "partition-table"
+    return images[0].kind if len(images) == 1 and not partitions and not images[0].offset else "merged"
+
+
+def _table_of(path: Path) -> tuple[Partition, ...]:
+    data = read_file(path, "partition table")
+    return partition_table.parse(
+        partition_table.from_csv(data.decode("utf-8", "replace")) if path.suffix == ".csv" else data
+    )
+
+
+def _fits(images: Sequence[ImageReport], partitions: Sequence[Partition], *, merged: bool) -> Iterator[Fit]:
+    """Yield how images fit: in a merged file the place is known, an app alone could go into every app partition."""
+    for image in images:
+        needed = image.end - image.offset
+        if image.kind == "bootloader" or (merged and image.offset == CHIP_DEFS[image.chip].BOOTLOADER_FLASH_OFFSET):
+            yield fit_of_bootloader(image)
+            continue
+        for part in partitions:
+            if part.type == "app" and (not merged or part.offset == image.offset):
+                yield _fit(part.name, part.size, needed)
+
+
+def fit_of_bootloader(image: ImageReport) -> Fit:
+    """Return how a bootloader fits between its place in flash and the usual one of the partition table."""
+    offset = CHIP_DEFS[image.chip].BOOTLOADER_FLASH_OFFSET
+    return _fit(f"bootloader at {offset:#x}", _USUAL_TABLE_OFFSET - offset, image.end - image.offset)
+
+
+def _fit(place: str, room: int, needed: int) -> Fit:
+    return Fit(place, room, needed, room - needed, needed <= room)
+
+
+def _problems(images: Sequence[ImageReport], fits: Sequence[Fit], chip: str | None) -> Iterator[str]:
+    for image in images:
+        where = f"image at {image.offset:#x}: " if len(images) > 1 else ""
+        if chip not in (None, image.chip):
+            yield f"{where}it is for the {image.chip}, not for the {chip}"
+        if image.problem is not None:
+            yield where + image.problem
+        if image.signature is not None and image.signature.problem is not None:
+            yield f"{where}its signature is wrong: {image.signature.problem}"
+        if image.signature is not None and image.signature.by_given_key is False:
+            yield f"{where}it is not signed by the given key"
+    yield from (f"it does not fit into {fit.place}: {-fit.free} bytes too large" for fit in fits if not fit.fits)
+
+
+def _unsigned(images: Sequence[ImageReport]) -> Iterator[str]:
+    """Tell of images that should be signed and are not; secure boot v1 signs apps only."""
+    first_version = any(image.signature is not None and image.signature.version == 1 for image in images)
+    for image in images:
+        if image.signature is None and (image.kind == "app" or not first_version):
+            yield f"{f'image at {image.offset:#x}: ' if len(images) > 1 else ''}it is not signed"
+
+
+def _surplus(images: Sequence[ImageReport], data: bytes) -> Iterator[str]:
+    """Tell of bytes behind an image that are neither its signature nor padding."""
+    for image in images:
+        rest = data[image.end :]
+        if image.chip != "esp8266" and not is_blank(rest) and any(rest):
+            yield f"{len(rest)} bytes at {image.end:#x} are behind the image, and belong to nothing"

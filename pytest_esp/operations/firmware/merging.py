@@ -1,0 +1,217 @@
+"""One file of several: raw, Intel HEX or UF2, the bytes that ``esptool merge-bin`` makes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats.files import FileName, WritePath, known_chip, new_file, save
+from pytest_esp.formats.firmware import Firmware
+from pytest_esp.formats.images import chip_of
+from pytest_esp.formats.regions import Region, make_regions, md5_of, size_argument
+from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.operations.firmware.elf_image import FLASH_MODES, FlashMode, check_setting
+from pytest_esp.operations.registry import file_operation
+
+Format = Literal["raw", "hex", "uf2"]
+Parts = FileName | Sequence[tuple[int | str, FileName]] | Mapping[int | str, FileName]
+"""A build folder, or pairs of address and file."""
+
+_FORMATS: dict[str, Format] = {".hex": "hex", ".uf2": "uf2"}
+_LARGEST_FLASH = 128 * 1024 * 1024
+_OTHER_FORMATS = {re.compile(rb":[0-9A-Fa-f]{10,}\r?\n"): "Intel HEX", re.compile(rb"UF2\n"): "UF2"}
+
+
+@dataclass(frozen=True)
+class MergedPart:
+    """A part of a merged file. Address in flash and size in bytes; MD5 of the file as it was given."""
+
+    address: int
+    size: int
+    source: str
+    md5: str
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged file.
+
+    Attributes:
+        size: bytes of the file.
+        address: where in flash a raw file belongs; the other formats have addresses in them.
+        padding: bytes of a raw file between and behind the parts.
+        notes: what esptool said about the flash settings of the bootloader, if they were to be changed.
+    """
+
+    output_file: Path
+    format: Format
+    chip: str
+    size: int
+    sha256: str
+    address: int
+    parts: tuple[MergedPart, ...]
+    padding: int
+    notes: tuple[str, ...]
+
+
+@file_operation(group="firmware")
+def merge(
+    files: Parts,
+    output_file: WritePath,
+    *,
+    chip: str | None = None,
+    format: Format | None = None,
+    flash_mode: FlashMode | Literal["keep"] = "keep",
+    flash_freq: str = "keep",
+    flash_size: str = "keep",
+    target_offset: int | str = 0,
+    pad_to_size: str | None = None,
+    overwrite: bool = False,
+) -> Merged:
+    """Merge the images of a build into one file, raw, Intel HEX or UF2.
+
+    Args:
+        files: a build folder, or pairs of address and file, e.g. [["0x0", "bootloader.bin"], ["0x10000", "app.bin"]].
+        output_file: the merged file.
+        chip: as esptool names it; by default the one that the images are for.
+        format: by default by the ending of *output_file*: .hex, .uf2, all else is raw.
+        flash_mode: to write into the bootloader's header, whose hash is made anew.
+        flash_freq: the same, e.g. 80m.
+        flash_size: the same, e.g. 4MB.
+        target_offset: where in flash a raw file will be written to.
+        pad_to_size: of a raw file: the size of the flash to fill, e.g. 4MB.
+        overwrite: whether *output_file* may exist already.
+
+    Raises:
+        FirmwareError: if a file is missing, damaged or in another format, parts overlap, or are for different chips.
+        OperationError: if an argument is wrong, or the file exists or cannot be written.
+    """
+    path = new_file(output_file, overwrite)
+    regions, build_chip = regions_of(files)
+    _check_apart(regions)
+    made_for = known_chip(chip) if chip is not None else _chip_for(regions, build_chip)
+    kind = format or _FORMATS.get(path.suffix.lower(), "raw")
+    start = size_argument(target_offset, "target offset") if kind == "raw" else 0
+    _check_arguments(regions, made_for, kind, start, pad_to_size)
+    _check_settings(made_for, flash_mode, flash_freq, flash_size)
+    transcript = Transcript()
+    data = _merged(
+        regions, transcript, made_for, kind,
+        {"flash_mode": flash_mode, "flash_freq": flash_freq, "flash_size": flash_size},
+        {"target_offset": start, "pad_to_size": pad_to_size if kind == "raw" else None},
+    )  # fmt: skip
+    save(path, data)
+    return Merged(
+        output_file=path,
+        format=kind,
+        chip=made_for,
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        address=start,
+        parts=tuple(MergedPart(one.address, one.size, one.source, md5_of(one.data)) for one in regions),
+        padding=len(data) - sum(one.size for one in regions) if kind == "raw" else 0,
+        notes=tuple(line for line in transcript.text.splitlines() if "lash param" in line or "SHA digest" in line)
+        + tuple(transcript.warnings if flash_mode != "keep" or flash_freq != "keep" or flash_size != "keep" else ()),
+    )
+
+
+def regions_of(files: Parts) -> tuple[list[Region], str | None]:
+    """Return the contents of a build folder or of pairs by address, and the chip of the build if it tells.
+
+    Raises:
+        FirmwareError: if there are none, one is missing, empty or in another format, or an address is wrong.
+    """
+    if isinstance(files, (str, os.PathLike)):
+        build = Firmware.open(files)
+        return list(build.regions), build.chip
+    pairs = list(files.items() if isinstance(files, Mapping) else files)
+    # One by one: parts of one file may share a sector, which regions that are flashed by themselves may not.
+    regions = [region for pair in pairs for region in make_regions([pair])]
+    if not regions:
+        raise FirmwareError("there is nothing to merge", hint="give pairs of address and file, or a build folder")
+    for region in regions:
+        _check_raw(region)
+    return sorted(regions, key=lambda region: region.address), None
+
+
+def _check_raw(region: Region) -> None:
+    for pattern, name in _OTHER_FORMATS.items():
+        if pattern.match(region.data):
+            raise FirmwareError(
+                f"{region.source} is {name}, which has addresses of its own", hint="give the images it was made of"
+            )
+
+
+def _check_apart(regions: Sequence[Region]) -> None:
+    for region, following in itertools.pairwise(regions):
+        if region.end > following.address:
+            raise FirmwareError(
+                f"{region.source} ({region.address:#x} to {region.end:#x}) overlaps {following.source} "
+                f"(from {following.address:#x})"
+            )
+
+
+def _chip_for(regions: Iterable[Region], build_chip: str | None) -> str:
+    named = {region.source: found for region in regions if (found := chip_of(region.data)) is not None}
+    chips = sorted({build_chip, *named.values()} - {None}, key=str)
+    if len(chips) > 1:
+        words = ", ".join(f"{source} is for the {chip}" for source, chip in named.items())
+        raise FirmwareError(f"the files are for different chips: {words}")
+    if not chips or chips[0] is None:
+        raise FirmwareError("no file tells its chip", hint="give chip, e.g. chip=esp32c3")
+    return chips[0]
+
+
+def _check_arguments(regions: Sequence[Region], chip: str, kind: Format, start: int, pad_to_size: str | None) -> None:
+    first, last = regions[0], regions[-1]
+    if last.end > _LARGEST_FLASH:
+        raise FirmwareError(f"{last.source} ends at {last.end:#x}, beyond the largest flash")
+    if first.address < start:
+        raise OperationError(f"{first.source} lies at {first.address:#x}, before the target offset {start:#x}")
+    if pad_to_size is None:
+        return
+    if kind != "raw":
+        raise OperationError(f"only raw files are padded, and this one is {kind}", hint="leave out pad_to_size")
+    check_setting("size", pad_to_size, CHIP_DEFS[chip].FLASH_SIZES, chip)
+    if last.end > size_argument(pad_to_size.partition("-")[0], "size to pad to"):
+        raise FirmwareError(f"{last.source} ends at {last.end:#x}, beyond {pad_to_size}")
+
+
+def _check_settings(chip: str, mode: str, frequency: str, size: str) -> None:
+    rom = CHIP_DEFS[chip]
+    check_setting("mode", mode, (*FLASH_MODES, "keep"), chip)
+    if frequency != "keep":
+        check_setting("frequency", frequency, rom.FLASH_FREQUENCY, chip)
+    if size != "keep":
+        check_setting("size", size, rom.FLASH_SIZES, chip)
+
+
+def _merged(
+    regions: Sequence[Region],
+    transcript: Transcript,
+    chip: str,
+    kind: Format,
+    settings: Mapping[str, str],
+    more: Mapping[str, int | str | None],
+) -> bytes:
+    from esptool import cmds
+
+    pairs = [(region.address, region.data) for region in regions]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "merged")
+        try:
+            with capture(transcript):
+                cmds.merge_bin(pairs, chip, str(place), format=kind, **settings, **more)  # pyright: ignore[reportArgumentType]
+        except Exception as error:  # esptool and intelhex have errors of their own
+            raise FirmwareError(f"the files cannot be merged: {error or type(error).__name__}") from error
+        return place.read_bytes()

@@ -1,0 +1,120 @@
+"""An app made ready to be flashed: the image, what it says of itself, and what takes room in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_esp.formats.elf import read_elf
+from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, resolve, save
+from pytest_esp.formats.images import app_of
+from pytest_esp.operations.firmware import image_report, size_analysis
+from pytest_esp.operations.firmware.elf_image import (
+    NO_LIMIT,
+    FlashMode,
+    FlashSettings,
+    image_of,
+    warnings_of,
+)
+from pytest_esp.operations.firmware.image_report import FirmwareAnalysis
+from pytest_esp.operations.firmware.size_analysis import SizeAnalysis
+from pytest_esp.operations.registry import file_operation
+
+_NO_DESCRIPTOR = "it has no app descriptor: bootloader and update cannot tell its project and version"
+
+
+@dataclass(frozen=True)
+class PreparedApp:
+    """An app's image that was made and looked through.
+
+    Attributes:
+        image: descriptor, hash, and where it fits.
+        sizes: what takes how much room.
+        warnings: what is odd about it; empty if nothing is.
+    """
+
+    output_file: Path
+    chip: str
+    image: FirmwareAnalysis
+    sizes: SizeAnalysis
+    warnings: tuple[str, ...]
+
+
+@file_operation(group="firmware")
+def prepare(
+    elf_file: ReadPath,
+    chip: str,
+    output_file: WritePath | None = None,
+    *,
+    flash_mode: FlashMode | None = None,
+    flash_freq: str | None = None,
+    flash_size: str | None = None,
+    min_revision: int = 0,
+    max_revision: int = NO_LIMIT,
+    partition_table: ReadPath | None = None,
+    top: int = 20,
+    overwrite: bool = False,
+) -> PreparedApp:
+    """Make an app's image of its ELF file, and report its descriptor, its hash, its sizes, and where it fits.
+
+    The SHA-256 of the ELF file goes into the descriptor wherever that lies, so that panics find their ELF file.
+
+    Args:
+        elf_file: as the linker made it.
+        chip: as esptool names it.
+        output_file: the image; by default beside the ELF file, with the ending .bin.
+        flash_mode: that the header asks for; this and the next two by default as in the build's flasher_args.json.
+        flash_freq: e.g. 40m.
+        flash_size: e.g. 4MB.
+        min_revision: of the chip, major * 100 + minor.
+        max_revision: of the chip, the same.
+        partition_table: .bin or .csv, to see where it fits; by default that of the build folder.
+        top: how many of the largest symbols and archives are listed.
+        overwrite: whether *output_file* may exist already.
+
+    Raises:
+        FirmwareError: if the ELF file is damaged, cut, or not for this chip.
+        OperationError: if the chip or a setting does not exist, or the file exists or cannot be written.
+    """
+    chip = known_chip(chip)
+    elf = read_elf(elf_file)
+    path = new_file(output_file or Path(elf_file).with_suffix(".bin"), overwrite)
+    settings = _settings(Path(elf_file).parent, flash_mode, flash_freq, flash_size)
+    image, said = image_of(elf, chip, settings, min_revision=min_revision, max_revision=max_revision)
+    app = app_of(image)
+    if app is not None and not int(app.elf_sha256, 16):
+        image, said = image_of(
+            elf, chip, settings, min_revision=min_revision, max_revision=max_revision, hash_in_descriptor=True
+        )
+    found = image_report.analysis_of(image, path, chip, partition_table)
+    sizes = size_analysis.size(elf_file, chip, top=top)
+    save(path, image)  # last: where anything is wrong, nothing is written
+    return PreparedApp(
+        output_file=path,
+        chip=chip,
+        image=found,
+        sizes=sizes,
+        warnings=(*warnings_of(elf, chip), *said, *found.problems, *((_NO_DESCRIPTOR,) if app is None else ())),
+    )
+
+
+def _settings(folder: Path, mode: FlashMode | None, frequency: str | None, size: str | None) -> FlashSettings:
+    try:
+        listing: Any = json.loads(resolve(folder / "flasher_args.json").read_text(encoding="utf-8"))
+        listed = {str(key): str(value) for key, value in listing["flash_settings"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        listed = {}
+    listed = {key: value for key, value in listed.items() if value not in ("keep", "detect")}
+    usual = FlashSettings()
+    return FlashSettings(
+        mode or _mode(listed.get("flash_mode")) or usual.mode,
+        frequency or listed.get("flash_freq"),
+        size or listed.get("flash_size", usual.size),
+    )
+
+
+def _mode(name: str | None) -> FlashMode | None:
+    modes: dict[str, FlashMode] = {"qio": "qio", "qout": "qout", "dio": "dio", "dout": "dout"}
+    return modes.get(name or "")

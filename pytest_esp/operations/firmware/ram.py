@@ -1,0 +1,243 @@
+"""Programs in RAM: loaded by the ROM, started, listened to; the flash stays as it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_esp.errors import OperationError
+from pytest_esp.formats.elf import is_elf, parse_elf
+from pytest_esp.formats.files import ReadPath, read_file
+from pytest_esp.link.console import ConsoleError, CrashError
+from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Progress
+from pytest_esp.operations.chip.identity import answer_only
+from pytest_esp.operations.chip.running import ticks
+from pytest_esp.operations.firmware.ram_image import RamImage, loadable, ram_image_of
+from pytest_esp.operations.registry import Effect, operation
+
+# -- loading
+
+
+@dataclass(frozen=True)
+class RamRun:
+    """A program that was loaded into RAM and started.
+
+    Attributes:
+        image: what it is.
+        bytes_loaded: of all segments.
+        output: what it said in the time that it had.
+        matched: whether the text that was waited for came; None if none was.
+        seconds: for loading and listening.
+    """
+
+    image: RamImage
+    bytes_loaded: int
+    output: str
+    matched: bool | None
+    seconds: float
+
+
+@operation(Effect.WRITE, group="chip")
+def load_ram(
+    link: Link,
+    firmware: ReadPath | bytes,
+    wait: float = 1.0,
+    until: str | None = None,
+    *,
+    progress: Progress | None = None,
+) -> RamRun:
+    """Load a program into RAM, start it, and return what it says first. The flash stays as it is.
+
+    It runs until the next reset, with its console on this link. Source: ``esptool.cmds.load_ram``.
+
+    Args:
+        firmware: an image whose segments lie in RAM only, or an ELF file of such a program.
+        wait: seconds to listen.
+        until: text that ends the listening.
+        progress: called with seconds listened and to listen, every second.
+
+    Raises:
+        FirmwareError: if it is no program for this chip's RAM.
+        OperationError: if the ROM does not take it (secure download mode).
+        LinkError: if the chip does not answer.
+        CrashError: if the program crashes.
+    """
+    begun = time.monotonic()
+    image, heard = _load(link, firmware)
+    found = link.console.listen(wait, until, tick=ticks(progress, wait))
+    matched = None if until is None else found is not None
+    size = sum(size for _, size in image.segments)
+    return RamRun(image, size, heard(), matched, time.monotonic() - begun)
+
+
+def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImage, Callable[[], str]]:
+    """Load and start; return the image, and a function that returns what the program has said so far."""
+    path = None if isinstance(firmware, bytes) else Path(firmware)
+    source = str(path) if path else "the program"
+    data = firmware if isinstance(firmware, bytes) else read_file(firmware, "program")
+    session = link.session
+    if session.is_stub:
+        session.drop()  # programs lie where the stub lies
+    with session.use(f"loading {source} into RAM", stub=False) as esp:
+        chip = session.chip
+        if esp.secure_download_mode:
+            raise OperationError("in secure download mode the ROM loads no programs", hint="flash an app instead")
+        image = loadable(ram_image_of(parse_elf(data, source), chip) if is_elf(data) else data, chip, source)
+        for segment in image.segments:
+            _send(esp, segment.addr, segment.data)
+        said = answer_only(esp, esp.ESP_CMDS["MEM_END"], struct.pack("<II", 0, image.entrypoint))
+        console = link.console
+        console.skip()
+        mark = console.mark()
+    session.drop()  # the program has the chip now, and the console the wire
+    first = said.decode("utf-8", "replace")
+    return RamImage.of(image, chip, path), lambda: first + console.text_since(mark)
+
+
+def _send(esp: Any, address: int, data: bytes) -> None:
+    block = esp.ESP_RAM_BLOCK
+    esp.mem_begin(len(data), -(-len(data) // block), block, address)
+    for number, start in enumerate(range(0, len(data), block)):
+        esp.mem_block(data[start : start + block], number)
+
+
+class _SilenceError(Exception):
+    """What was waited for did not come."""
+
+
+def _expect(link: Link, pattern: Any, wait: float) -> Any:
+    try:
+        return link.console.expect(pattern, wait)
+    except CrashError:
+        raise
+    except ConsoleError as error:
+        raise _SilenceError from error
+
+
+# -- the self-test
+
+
+@dataclass(frozen=True)
+class SelfTestItem:
+    """One test: its name, whether it passed, and its figures as the program gave them."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test says of a chip.
+
+    Attributes:
+        passed: whether all tests did, and the program said so at its end.
+        tests: ram, crc, timer and uart; ``code`` is ours: the program's CRC of itself against what was sent.
+        image: the program.
+        output: all that it said.
+        seconds: for loading and running.
+    """
+
+    passed: bool
+    tests: tuple[SelfTestItem, ...]
+    image: RamImage
+    output: str
+    seconds: float
+
+
+SELF_TEST_CHIPS = ("esp32", "esp32c3")
+"""The chips that the package has a self-test for."""
+
+_READY = "uart: send a line"
+_NOT_RUN = "machine code is not run"
+_ITEM = re.compile(r"^(ram|crc|timer|uart): (PASS|FAIL) ?(.*?)\r?$", re.MULTILINE)
+_CODE = re.compile(r"code 0x(\w{8})\.\.0x(\w{8}) 0x(\w{8})")
+_END = re.compile(rb"^self-test: (PASS|FAIL) \d+ of \d+\r?$", re.MULTILINE)
+
+
+def self_test_image(chip: str) -> bytes:
+    """Return the self-test for *chip*, as it was built from the source beside it.
+
+    Raises:
+        OperationError: if there is none.
+    """
+    if chip not in SELF_TEST_CHIPS:
+        raise OperationError(
+            f"there is no self-test for the {chip}",
+            hint=f"for {', '.join(SELF_TEST_CHIPS)} there is; load a program of your own with load_ram",
+        )
+    return (Path(__file__).with_name("selftest") / f"{chip}.bin").read_bytes()
+
+
+@operation(Effect.WRITE, group="chip")
+def self_test(link: Link, wait: float = 10.0) -> SelfTest:
+    """Load a small program into RAM that tests RAM, CRC, timer and UART (both ways), and return what it found.
+
+    The flash stays as it is. A simulated chip runs no machine code: its app class has to play the program.
+
+    Args:
+        wait: seconds that the tests have.
+
+    Raises:
+        OperationError: if there is none for this chip, it says nothing, or the board runs no machine code.
+        LinkError: if the chip does not answer; CrashError: if the program crashes.
+    """
+    begun = time.monotonic()
+    with link.session.use("self-test", stub=False):
+        data = self_test_image(link.session.chip)
+    image, heard = _load(link, data)
+    try:
+        _expect(link, [_READY, _NOT_RUN], wait)
+        if _NOT_RUN in heard():
+            raise OperationError(
+                "this simulated chip runs no machine code",
+                hint="run it on QEMU or a real board, or give the chip an app class that plays the program",
+            )
+        line = secrets.token_hex(32)
+        link.console.write(line + "\n")
+        _expect(link, _END, wait)
+    except _SilenceError:
+        output = heard().strip()
+        raise OperationError(
+            f"the self-test did not end within {wait:g} s",
+            details={"output": output},
+            hint=f"it said {output[-200:]!r}" if output else "nothing came: is the console on this port?",
+        ) from None
+    output = heard()
+    tests = _tests(output, line, data, image.chip)
+    ended_well = re.search(r"^self-test: PASS", output, re.MULTILINE) is not None
+    passed = ended_well and all(test.passed for test in tests) and len(tests) == 5
+    return SelfTest(passed, tests, image, output, time.monotonic() - begun)
+
+
+def _tests(output: str, line: str, image: bytes, chip: str) -> tuple[SelfTestItem, ...]:
+    """Return what the program says, with what it cannot judge itself looked at here."""
+    found = {name: (verdict == "PASS", detail) for name, verdict, detail in _ITEM.findall(output)}
+    tests: list[SelfTestItem] = []
+    for name, (passed, detail) in found.items():
+        expected = f"{len(line)} bytes {zlib.crc32(line.encode()):#010x}"
+        right = passed and (name != "uart" or detail == expected)
+        tests.append(SelfTestItem(name, right, detail if right or name != "uart" else f"{detail}, sent {expected}"))
+    if code := _CODE.search(found["crc"][1] if "crc" in found else ""):
+        start, end, said = (int(number, 16) for number in code.groups())
+        sent = _memory(image, chip, start, end - start)
+        right = sent is not None and zlib.crc32(sent) == said
+        tests.append(SelfTestItem("code", right, f"{end - start} bytes from {start:#010x}"))
+    return tuple(tests)
+
+
+def _memory(image: bytes, chip: str, address: int, size: int) -> bytes | None:
+    for segment in loadable(image, chip, "the self-test").segments:
+        offset = address - segment.addr
+        if offset >= 0 and offset + size <= len(segment.data):
+            return segment.data[offset : offset + size]
+    return None

@@ -1,0 +1,99 @@
+"""Images of programs that run in RAM: no part of them lies in flash."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from esptool.util import FatalError
+
+from pytest_esp.errors import FirmwareError
+from pytest_esp.formats.elf import Elf, read_elf
+from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, save
+from pytest_esp.formats.images import chip_of
+from pytest_esp.operations.firmware.elf_image import FlashSettings, image_of
+from pytest_esp.operations.registry import file_operation
+
+_IN_FLASH = {"IROM", "DROM"}  # names in the memory maps of esptool's chips: what the cache shows of the flash
+
+
+@dataclass(frozen=True)
+class RamImage:
+    """A program for RAM.
+
+    Attributes:
+        entry: the address at which it begins.
+        segments: address and size in bytes of each part.
+        path: the file it is in; None if it was given as bytes.
+    """
+
+    chip: str
+    entry: int
+    segments: tuple[tuple[int, int], ...]
+    path: Path | None
+
+    @classmethod
+    def of(cls, image: Any, chip: str, path: Path | None) -> Self:
+        """Return what `loadable` has returned, in short."""
+        return cls(chip, image.entrypoint, tuple((part.addr, len(part.data)) for part in image.segments), path)
+
+
+@file_operation(group="chip")
+def elf_to_ram_image(elf_file: ReadPath, chip: str, output_file: WritePath, *, overwrite: bool = False) -> RamImage:
+    """Make an image for `load_ram` from an ELF file, all of whose segments lie in RAM (``esptool elf2image``).
+
+    Args:
+        elf_file: the program as its linker made it.
+        chip: a name of ``esptool.CHIP_LIST``.
+        output_file: the image.
+        overwrite: write over a file that is there.
+
+    Raises:
+        FirmwareError: if it is no ELF file, damaged, or not for this chip's RAM.
+        OperationError: if the file exists or cannot be written, or there is no such chip.
+    """
+    chip = known_chip(chip)
+    target = new_file(output_file, overwrite)
+    image = ram_image_of(read_elf(elf_file), chip)
+    parsed = loadable(image, chip, str(elf_file))
+    save(target, image)
+    return RamImage.of(parsed, chip, target)
+
+
+def ram_image_of(elf: Elf, chip: str) -> bytes:
+    """Return the image of an ELF file of a program for RAM.
+
+    Raises:
+        FirmwareError: if the ELF file is not for this chip, or no single image can be made of it.
+    """
+    image, _ = image_of(elf, chip, FlashSettings())
+    return image
+
+
+def loadable(data: bytes, chip: str, source: str) -> Any:
+    """Return an image as esptool sees it (``BaseFirmwareImage``); *source* is its name in messages.
+
+    Raises:
+        FirmwareError: if it is none, is damaged, is for another chip, or has parts in flash.
+    """
+    from esptool.bin_image import LoadFirmwareImage
+
+    made_for = chip_of(data)
+    if made_for is not None and chip not in (made_for, "esp8266"):
+        raise FirmwareError(f"{source} is an image for the {made_for}, not for the {chip}; nothing was loaded")
+    try:
+        image: Any = LoadFirmwareImage(chip, data)
+    except (FatalError, struct.error, IndexError, TypeError) as error:
+        raise FirmwareError(f"{source} is no image for the {chip}: {error}") from error
+    if image.checksum != image.calculate_checksum():
+        raise FirmwareError(f"{source} is damaged: its checksum is wrong")
+    for segment in image.segments:
+        kinds = set(segment.get_memory_type(image))
+        if not kinds or (kinds & _IN_FLASH and "IRAM" not in kinds):
+            raise FirmwareError(
+                f"{source} is no program for RAM: {len(segment.data)} bytes belong to {segment.addr:#010x}",
+                hint="flash an app, or link it for RAM only",
+            )
+    return image

@@ -1,0 +1,231 @@
+"""What takes how much room in an app: sections, memories, symbols, and, where the linker's map is there, archives."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats.elf import Elf, Section, Symbol, memories_at, read_elf
+from pytest_esp.formats.files import ReadPath, known_chip, read_file, resolve
+from pytest_esp.formats.images import chip_of
+from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.operations.registry import file_operation
+
+_PLACEHOLDER = "dummy"  # in names of sections that only keep the room free that another bus shows at this address
+_OVERLAPPING = ("BYTE_ACCESSIBLE", "MEM_INTERNAL2")  # in memory maps: other names for what has one
+# Chips with a memory for the instruction bus alone; elsewhere both buses reach one SRAM (their technical reference
+# manuals, "System and Memory").
+_APART = ("esp8266", "esp32", None)
+_SHARED = "DRAM and IRAM are the same memory here, at two addresses: what one takes is missing in the other"
+_CODE, _DATA = ("IRAM", "IROM"), ("DRAM", "DROM")
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """How full a memory is, in bytes.
+
+    Attributes:
+        size: what the linker may use, where its map tells; else the window of addresses as esptool knows it.
+    """
+
+    name: str
+    used: int
+    size: int
+    percent: float
+
+
+@dataclass(frozen=True)
+class ArchiveSize:
+    """What an archive (a component of the project) brings, in bytes: in total, and by memory."""
+
+    name: str
+    size: int
+    memories: dict[str, int]
+
+
+@dataclass(frozen=True)
+class SizeAnalysis:
+    """What takes how much room, in bytes.
+
+    Attributes:
+        chip: None if nothing tells; there are no `memories` then.
+        image_size: of all that is in the image, without its headers.
+        ram_only_size: of what is only given room (``.bss``).
+        symbols: the largest ones.
+        archives: by size; empty without a map.
+        map_file: that archives and memories are from.
+        notes: what is missing, and why.
+    """
+
+    elf_file: Path
+    chip: str | None
+    image_size: int
+    ram_only_size: int
+    sections: tuple[Section, ...]
+    memories: tuple[MemoryUse, ...]
+    symbols: tuple[Symbol, ...]
+    archives: tuple[ArchiveSize, ...]
+    map_file: Path | None
+    notes: tuple[str, ...]
+
+
+@file_operation(group="firmware")
+def size(
+    elf_file: ReadPath, chip: str | None = None, *, map_file: ReadPath | None = None, top: int = 20
+) -> SizeAnalysis:
+    """Say what takes how much room in an app: sections, memories, largest symbols, and archives by the linker's map.
+
+    Args:
+        elf_file: as the linker made it.
+        chip: as esptool names it; by default that of the build folder, else the only one that it fits.
+        map_file: that the linker wrote; by default NAME.map beside the ELF file.
+        top: how many symbols and archives are listed.
+
+    Raises:
+        FirmwareError: if the ELF file or the map is damaged, or the ELF file is not for this chip.
+        OperationError: if there is no such chip.
+    """
+    if top < 0:
+        raise OperationError(f"the {top} largest cannot be listed", hint="give a number from 0")
+    elf = read_elf(elf_file)
+    made_for = _chip_of(elf, Path(elf_file), chip)
+    notes: list[str] = []
+    if made_for is None:
+        fitting = ", ".join(elf.fitting_chips()) or "none"
+        notes.append(f"no memories: nothing tells the chip; it fits {fitting}")
+    path = resolve(map_file if map_file is not None else Path(elf_file).with_suffix(".map"))
+    by_map = _by_map(path, elf, made_for) if map_file is not None or path.is_file() else None
+    if by_map is None:
+        notes.append(f"no archives: there is no linker map {path.name}")
+    sections = tuple(section for section in elf.sections if _counts(section))
+    if not elf.symbols:
+        notes.append("no symbols: the ELF file was stripped of them")
+    memories = by_map.memories if by_map else tuple(_memories(sections, made_for))
+    if made_for not in _APART and {"DRAM", "IRAM"} <= {one.name for one in memories}:
+        notes.append(_SHARED)
+    return SizeAnalysis(
+        elf_file=Path(elf_file),
+        chip=made_for,
+        image_size=sum(one.size for one in sections if one.in_image),
+        ram_only_size=sum(one.size for one in sections if not one.in_image),
+        sections=sections,
+        memories=memories,
+        symbols=elf.symbols[:top],
+        archives=by_map.archives[:top] if by_map else (),
+        map_file=path if by_map else None,
+        notes=(*notes, *(by_map.notes if by_map else ())),
+    )
+
+
+def _counts(section: Section) -> bool:
+    return section.in_image or _PLACEHOLDER not in section.name
+
+
+def _chip_of(elf: Elf, path: Path, chip: str | None) -> str | None:
+    """Return the chip that was given, else that of the build folder, else the only one that has such memory."""
+    if chip is not None:
+        chip = known_chip(chip)
+        reason = elf.why_not_for(chip)
+        if reason is not None:
+            raise FirmwareError(f"{elf.source} is not for the {chip}: {reason}", hint="leave out chip, or name another")
+        return chip
+    fitting = elf.fitting_chips()
+    for found in (_listed_chip(path.parent), _chip_of_image(path.with_suffix(".bin"))):
+        if found is not None and elf.why_not_for(found) is None:
+            return found
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _listed_chip(folder: Path) -> str | None:
+    try:
+        listing: Any = json.loads(resolve(folder / "flasher_args.json").read_text(encoding="utf-8"))
+        found = listing["extra_esptool_args"]["chip"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found in CHIP_DEFS else None
+
+
+def _chip_of_image(path: Path) -> str | None:
+    return chip_of(read_file(path, "image")[:24]) if path.is_file() and path.stat().st_size else None
+
+
+def _memories(sections: Sequence[Section], chip: str | None) -> Iterator[MemoryUse]:
+    if chip is None:
+        return
+    used: Counter[str] = Counter()
+    for section in sections:
+        used[_memory(chip, section)] += section.size
+    for name, total in sorted(used.items()):
+        yield _use(name, total, _window(chip, name))
+
+
+def _memory(chip: str, section: Section) -> str:
+    names = memories_at(chip, section.address)
+    plain = [name for name in names if name not in _OVERLAPPING] or list(names)
+    # On chips with one address space for code and data the same memory has two names there.
+    preferred = [name for name in plain if name in (_CODE if section.executable else _DATA)]
+    return next(iter((*preferred, *plain)), "unknown")
+
+
+def _window(chip: str, name: str) -> int:
+    spans = cast("list[tuple[int, int, str]]", CHIP_DEFS[chip].MEMORY_MAP)
+    return sum(end - start for start, end, one in spans if one == name)
+
+
+def _use(name: str, used: int, size: int) -> MemoryUse:
+    return MemoryUse(name, used, size, round(100 * used / size, 1) if size else 0.0)
+
+
+# -- by the linker's map
+
+
+@dataclass(frozen=True)
+class _ByMap:
+    memories: tuple[MemoryUse, ...]
+    archives: tuple[ArchiveSize, ...]
+    notes: tuple[str, ...]
+
+
+def _by_map(path: Path, elf: Elf, chip: str | None) -> _ByMap:
+    """Return what esp-idf-size makes of a map."""
+    from esp_idf_size import mapfile, memorymap
+
+    read_file(path, "linker map")
+    try:
+        with capture(Transcript()):
+            parsed: Any = mapfile.MapFile(str(path))
+            parsed.target = parsed.target or chip
+            found = memorymap.get(str(path), load_symbols=False, map_file=parsed)
+    except Exception as error:  # its own, and what it stumbles over in a map that is cut
+        words = str(error) or type(error).__name__
+        raise FirmwareError(f"the linker map {path} cannot be read: {words}", hint="build the project again") from error
+    types: Mapping[str, Any] = found["memory_types"]
+    return _ByMap(
+        memories=tuple(_use(name, int(one["used"]), int(one["size"])) for name, one in types.items() if one["used"]),
+        archives=tuple(_archives(types)),
+        notes=tuple(_mismatches(parsed.sections, elf, path)),
+    )
+
+
+def _archives(types: Mapping[str, Any]) -> list[ArchiveSize]:
+    sizes: dict[str, Counter[str]] = {}
+    for memory, one in types.items():
+        for section in one["sections"].values():
+            for name, archive in section["archives"].items():
+                sizes.setdefault(str(name), Counter())[memory] += int(archive["size"])
+    found = [ArchiveSize(name, by.total(), {k: v for k, v in by.items() if v}) for name, by in sizes.items()]
+    return sorted((one for one in found if one.size), key=lambda one: (-one.size, one.name))
+
+
+def _mismatches(sections: Sequence[Mapping[str, Any]], elf: Elf, path: Path) -> Iterator[str]:
+    mapped = {str(one["name"]): (int(one["address"]), int(one["size"])) for one in sections}
+    others = [one.name for one in elf.sections if mapped.get(one.name) != (one.address, one.size)]
+    if others:
+        yield f"{path.name} is the map of another build: {', '.join(others[:5])} differ"

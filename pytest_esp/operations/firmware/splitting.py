@@ -1,0 +1,279 @@
+"""Less to flash: images without padding and blank sectors, and proof that the content is the same."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats.files import ReadPath, WritePath, resolve, save
+from pytest_esp.formats.firmware import Firmware, load
+from pytest_esp.formats.regions import SECTOR, Region, is_blank, md5_of, size_argument
+from pytest_esp.operations.registry import file_operation
+
+# Typical times of a flash chip (Winbond W25Q32JV, data sheet, "AC Electrical Characteristics"), in seconds.
+_PAGE, _PAGE_TIME = 256, 0.0004
+_BLOCK, _BLOCK_ERASE_TIME = 0x10000, 0.15
+_SECTOR_ERASE_TIME = 0.045
+_PART_TIME = 0.02  # what esptool and the stub say to each other around one part
+_BITS_PER_BYTE = 10  # on a UART
+_WORD = 4
+
+Prefer = Literal["bytes", "time"]
+
+_LISTING = "flasher_args.json"
+_PART_NAME = re.compile(r"0x[0-9a-f]+\.bin")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is to be flashed at an address. Sizes in bytes; *compressed_size* is what goes over the wire."""
+
+    address: int
+    size: int
+    compressed_size: int
+    md5: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the flash holds in the end: the MD5 that the chip must have of this region (`flash.md5`)."""
+
+    address: int
+    size: int
+    md5: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Blank:
+    """What is left out, because it is as erased flash is; it must be erased where the flash is not yet. In bytes."""
+
+    address: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """A smaller build. Sizes in bytes; times in seconds, computed for *baudrate* and a typical flash chip.
+
+    Attributes:
+        output_dir: a build folder with the parts, which can be flashed as it is.
+        parts: what is flashed, by address.
+        blank: what is left out, by address.
+        contents: to prove that the flash holds what the whole images would have put there.
+        size, compressed_size: of all parts; ``..._before`` are of the whole images.
+        erase_seconds: what it takes to erase *blank*, where that is needed.
+        notes: what to think of.
+    """
+
+    output_dir: Path
+    parts: tuple[Part, ...]
+    blank: tuple[Blank, ...]
+    contents: tuple[Content, ...]
+    size_before: int
+    size: int
+    compressed_size_before: int
+    compressed_size: int
+    baudrate: int
+    seconds_before: float
+    seconds: float
+    seconds_saved: float
+    erase_seconds: float
+    notes: tuple[str, ...]
+
+
+@file_operation(group="firmware")
+def optimize(
+    firmware: ReadPath,
+    output_dir: WritePath,
+    *,
+    address: int | str | None = None,
+    prefer: Prefer = "bytes",
+    min_gap: int | str = "4KB",
+    baudrate: int = 460800,
+    overwrite: bool = False,
+) -> Optimized:
+    """Make a build that is smaller to flash: padding is dropped, and images are split at blank sectors.
+
+    On erased flash its content is the same, byte for byte. Elsewhere the regions in `blank` must be erased first.
+
+    Args:
+        firmware: an image or a build folder.
+        output_dir: a folder for the parts and their flasher_args.json.
+        address: in flash, of an image that is neither an app nor a merged one.
+        prefer: "bytes" leaves out every gap, "time" only those that do not cost more than they save: a flash erases
+            64 KB at once faster than what is left of them in sectors.
+        min_gap: how many blank bytes in a row are left out.
+        baudrate: that the times are computed for.
+        overwrite: replace the folder, if it was made by this.
+
+    Raises:
+        FirmwareError: if the firmware is missing or damaged, is all blank, or has no address.
+        OperationError: if an argument is wrong, or the folder exists or cannot be written.
+    """
+    gap = max(size_argument(min_gap, "gap"), SECTOR)
+    if baudrate <= 0:
+        raise OperationError(f"{baudrate} is no baud rate")
+    build = load(firmware, address)
+    folder = resolve(output_dir, "write")
+    _check_folder(folder, overwrite)
+    pieces = [
+        piece
+        for region in build.regions
+        for piece in (_pieces(region, gap) if prefer == "bytes" else _quickest(region, gap, baudrate))
+    ]
+    if not pieces:
+        raise FirmwareError(f"{firmware} is blank: there is nothing to flash", hint="erase the flash instead")
+    packed, packed_before = [_compressed(one.data) for one in pieces], sum(_compressed(r.data) for r in build.regions)
+    parts = tuple(
+        Part(one.address, one.size, size, md5_of(one.data), folder / f"{one.address:#x}.bin")
+        for one, size in zip(pieces, packed, strict=True)
+    )
+    _write(folder, build, pieces, parts)
+    blank = tuple(_blank(build.regions, pieces))
+    before = sum(_time(one, baudrate) for one in build.regions)
+    after = sum(_seconds(one.address, one.size, one.compressed_size, baudrate) for one in parts)
+    return Optimized(
+        output_dir=folder,
+        parts=parts,
+        blank=blank,
+        contents=tuple(Content(one.address, one.size, md5_of(one.data), one.source) for one in build.regions),
+        size_before=sum(one.size for one in build.regions),
+        size=sum(one.size for one in parts),
+        compressed_size_before=packed_before,
+        compressed_size=sum(packed),
+        baudrate=baudrate,
+        seconds_before=round(before, 3),
+        seconds=round(after, 3),
+        seconds_saved=round(before - after, 3),
+        erase_seconds=round(sum(_erase_seconds(one.address, one.size) for one in blank), 3),
+        notes=tuple(_notes(blank, before - after)),
+    )
+
+
+def _notes(blank: Sequence[Blank], saved: float) -> Iterator[str]:
+    if blank:
+        yield "where the flash is not erased, erase `blank` first: the parts leave it as it is"
+    if saved < 0:
+        yield "it takes longer, as sectors are erased one by one where whole blocks were: see prefer=time"
+
+
+def _quickest(region: Region, gap: int, baudrate: int) -> list[Region]:
+    """Return what is left of a region; pieces stay together where the flash erases large blocks faster than parts."""
+    chosen: list[Region] = []
+    for piece in _pieces(region, gap):
+        joined = _between(region, chosen[-1].address, piece.end) if chosen else piece
+        if chosen and _time(joined, baudrate) <= _time(chosen[-1], baudrate) + _time(piece, baudrate):
+            chosen[-1] = joined
+        else:
+            chosen.append(piece)
+    if len(chosen) > 1:
+        trimmed = _between(region, chosen[0].address, chosen[-1].end)
+        if _time(trimmed, baudrate) <= sum(_time(piece, baudrate) for piece in chosen):
+            return [trimmed]
+    return chosen
+
+
+def _time(region: Region, baudrate: int) -> float:
+    return _seconds(region.address, region.size, _compressed(region.data), baudrate)
+
+
+def _pieces(region: Region, gap: int) -> Iterator[Region]:
+    """Yield what is left of a region without *gap* or more blank bytes in a row, in whole sectors of the flash."""
+    begin: int | None = None
+    blank_from = region.address
+    for start, end in _sectors(region.address, region.end):
+        if is_blank(region.data[start - region.address : end - region.address]):
+            continue
+        if begin is None or start - blank_from >= gap:
+            if begin is not None:
+                yield _between(region, begin, blank_from)
+            begin = start
+        blank_from = end
+    if begin is not None:
+        yield _between(region, begin, blank_from)
+
+
+def _sectors(address: int, end: int) -> Iterator[tuple[int, int]]:
+    while address < end:
+        following = min((address // SECTOR + 1) * SECTOR, end)
+        yield address, following
+        address = following
+
+
+def _between(region: Region, begin: int, end: int) -> Region:
+    """Return a part of a region, without what is blank behind it; the flash is written in whole words."""
+    data = region.data[begin - region.address : end - region.address]
+    used = len(data.rstrip(b"\xff"))
+    return Region(begin, data[: -(-used // _WORD) * _WORD], region.source)
+
+
+def _blank(regions: Sequence[Region], pieces: Sequence[Region]) -> Iterator[Blank]:
+    """Yield the whole sectors of *regions* that no piece touches: writing a piece erases all sectors it touches."""
+    touched = {sector for one in pieces for sector in range(one.address // SECTOR, (one.end - 1) // SECTOR + 1)}
+    run: list[int] = []
+    for region in regions:
+        for sector in range(region.address // SECTOR, (region.end - 1) // SECTOR + 1):
+            if sector in touched:
+                continue
+            if run and sector != run[-1] + 1:
+                yield Blank(run[0] * SECTOR, len(run) * SECTOR)
+                run = []
+            run.append(sector)
+    if run:
+        yield Blank(run[0] * SECTOR, len(run) * SECTOR)
+
+
+def _compressed(data: bytes) -> int:
+    return len(zlib.compress(data, 9))  # as esptool compresses
+
+
+def _seconds(address: int, size: int, compressed_size: int, baudrate: int) -> float:
+    wire = compressed_size * _BITS_PER_BYTE / baudrate
+    programming = math.ceil(size / _PAGE) * _PAGE_TIME
+    return max(wire, programming) + _erase_seconds(address, size) + _PART_TIME  # it programs while it receives
+
+
+def _erase_seconds(address: int, size: int) -> float:
+    first, last = address // SECTOR, (address + size - 1) // SECTOR + 1
+    blocks = max(last * SECTOR // _BLOCK - -(-first * SECTOR // _BLOCK), 0)
+    sectors = last - first - blocks * (_BLOCK // SECTOR)
+    return blocks * _BLOCK_ERASE_TIME + sectors * _SECTOR_ERASE_TIME
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    names = {one.name for one in folder.iterdir()} if folder.is_dir() else set[str]()
+    ours = _LISTING in names and all(_PART_NAME.fullmatch(name) for name in names - {_LISTING})
+    if not (overwrite and ours):
+        raise OperationError(
+            f"{folder} exists already",
+            hint="name another folder, or ask for overwrite" if ours else "name another folder: it holds other files",
+        )
+
+
+def _write(folder: Path, build: Firmware, pieces: Sequence[Region], parts: Sequence[Part]) -> None:
+    listing = {
+        "write_flash_args": [],
+        "flash_files": {f"{part.address:#x}": part.file.name for part in parts},
+        "extra_esptool_args": {"chip": build.chip} if build.chip else {},
+    }
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OperationError(f"{folder} cannot be written: {error.strerror or error}") from error
+    for piece, part in zip(pieces, parts, strict=True):
+        save(part.file, piece.data)
+    save(folder / _LISTING, json.dumps(listing, indent=2).encode() + b"\n")

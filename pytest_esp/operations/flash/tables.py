@@ -1,0 +1,202 @@
+"""The partition table that is in flash, otadata, and the app that starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
+
+from pytest_esp.errors import OperationError
+from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of
+from pytest_esp.formats.partition_table import (
+    MAGIC,
+    TABLE_SIZE,
+    Partition,
+    default_app,
+    has_md5,
+    ota_slots,
+    otadata_of,
+    parse,
+)
+from pytest_esp.formats.regions import SECTOR
+from pytest_esp.link.link import Link
+from pytest_esp.names import nearest
+from pytest_esp.operations.flash import reading
+from pytest_esp.operations.registry import Effect, operation
+
+DEFAULT_OFFSET = 0x8000
+_SEARCH_START, _SEARCH_END = 0x1000, 0x20000
+
+
+# The bootloader passes over these (bootloader_common_ota_select_invalid in ESP-IDF).
+_GIVEN_UP = (OtaImageState.INVALID, OtaImageState.ABORTED)
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """A partition table: where in flash it was found, and whether an MD5 in it was checked (a table may have none)."""
+
+    offset: int
+    checked: bool
+    partitions: tuple[Partition, ...]
+
+
+@operation(Effect.READ, group="partitions")
+def read(link: Link) -> Partitions:
+    """Return the partition table, wherever it is: at 0x8000, or at the first sector up to 0x20000 that has one.
+
+    Its MD5 is checked. Source: ESP-IDF's partition table format, as esp-idf-defs reads it.
+
+    Raises:
+        OperationError: if there is none, or it is damaged.
+    """
+    # The tables of nearly all boards: one short read, and the search only where it finds none.
+    head = reading.read(link, DEFAULT_OFFSET, TABLE_SIZE).data
+    if head.startswith(MAGIC):
+        return _table(DEFAULT_OFFSET, head)
+    area = reading.read(link, _SEARCH_START, _SEARCH_END - _SEARCH_START).data
+    for offset in range(0, len(area), SECTOR):
+        if area.startswith(MAGIC, offset):
+            return _table(_SEARCH_START + offset, area[offset : offset + TABLE_SIZE])
+    raise OperationError(
+        "there is no partition table in flash",
+        attempted="reading the partition table",
+        hint="flash one: an ESP-IDF build folder has it as partition_table/partition-table.bin; "
+        "where flash is encrypted it cannot be read from outside",
+    )
+
+
+def _table(offset: int, data: bytes) -> Partitions:
+    return Partitions(offset, has_md5(data), parse(data))
+
+
+@operation(Effect.READ, group="partitions")
+def find(link: Link, name: str) -> Partition:
+    """Return the partition of that name.
+
+    Raises:
+        OperationError: if there is none; lists those there are.
+    """
+    partitions = read(link).partitions
+    for partition in partitions:
+        if partition.name == name:
+            return partition
+    names = [partition.name for partition in partitions]
+    raise OperationError(
+        f"there is no partition {name!r}", hint=f"nearest: {nearest(name, names)}; the table has: {', '.join(names)}"
+    )
+
+
+@dataclass(frozen=True)
+class OtaEntry:
+    """One of the two entries of otadata.
+
+    Attributes:
+        address: where it lies in flash.
+        valid: whether its checksum is right; the rest is None if not.
+        sequence: its number; the higher one is the newer.
+        slot: name of the partition that it stands for.
+        state: of the image, as ESP-IDF calls it: ``"NEW"``, ``"PENDING_VERIFY"``, ``"VALID"``, ``"INVALID"``,
+            ``"ABORTED"`` or ``"UNDEFINED"``.
+    """
+
+    address: int
+    valid: bool
+    sequence: int | None
+    slot: str | None
+    state: str | None
+
+
+@dataclass(frozen=True)
+class OtaData:
+    """What otadata says.
+
+    Attributes:
+        partition: its partition.
+        entries: both.
+        active: name of the partition that the bootloader tries first; None if there is no app to start.
+        slots: names of the OTA partitions, in order.
+    """
+
+    partition: Partition
+    entries: tuple[OtaEntry, OtaEntry]
+    active: str | None
+    slots: tuple[str, ...]
+
+
+@operation(Effect.READ, group="partitions")
+def otadata(link: Link) -> OtaData:
+    """Return what otadata says: both entries, and which partition the bootloader tries first.
+
+    Source: ``esp_ota_select_entry_t`` of ESP-IDF, as esp-idf-defs reads it.
+
+    Raises:
+        OperationError: if the table has no otadata or no OTA partition, or there is no table.
+    """
+    return _otadata(link, read(link).partitions)
+
+
+def _otadata(link: Link, partitions: tuple[Partition, ...]) -> OtaData:
+    place = otadata_of(partitions)
+    slots = tuple(part.name for part in ota_slots(partitions))
+    if place is None or not slots:
+        raise OperationError(
+            "there is no otadata" if place is None else "there is otadata, but no OTA partition",
+            attempted="reading otadata",
+            hint="updates over the air need a table with otadata and at least two OTA partitions",
+        )
+    addresses = (place.offset, place.offset + SECTOR)
+    raw = [_decoded(reading.read(link, at, OtaDataSelectEntry.SIZE).data) for at in addresses]
+    first, second = (_ota_entry(at, entry, slots) for at, entry in zip(addresses, raw, strict=True))
+    usable = [entry if entry and entry.ota_state not in _GIVEN_UP else None for entry in raw]
+    chosen, _ = OtaDataSelectEntry.select(*usable)
+    default = default_app(partitions)
+    active = slots[chosen.ota_slot(len(slots))] if chosen else default and default.name
+    return OtaData(place, (first, second), active, slots)
+
+
+def _decoded(data: bytes) -> OtaDataSelectEntry | None:
+    entry = OtaDataSelectEntry.from_bytes(data)
+    # esp-idf-defs 0.1.7 computes the checksum, and compares it with itself.
+    return entry if entry is not None and entry.to_bytes()[-4:] == data[-4:] else None
+
+
+def _ota_entry(address: int, entry: OtaDataSelectEntry | None, slots: tuple[str, ...]) -> OtaEntry:
+    if entry is None:
+        return OtaEntry(address, False, None, None, None)
+    slot = slots[entry.ota_slot(len(slots))]
+    return OtaEntry(address, True, entry.seq, slot, OtaImageState(entry.ota_state).name)
+
+
+@dataclass(frozen=True)
+class InstalledApp:
+    """The app that the bootloader tries first: its partition, and what it says of itself (None if there is none)."""
+
+    slot: Partition
+    app: App | None
+
+
+@operation(Effect.READ, group="partitions")
+def app(link: Link) -> InstalledApp:
+    """Return the app that the bootloader tries first, by what is in flash now.
+
+    Raises:
+        OperationError: if there is no partition table, or none of its partitions is for an app.
+    """
+    slot = app_slot(link)
+    return InstalledApp(slot, app_of(reading.read(link, slot.offset, APP_HEAD_SIZE).data))
+
+
+def app_slot(link: Link, table: Partitions | None = None) -> Partition:
+    """Return the partition that the bootloader tries first, by the *table* in flash, which is read if it is not given.
+
+    Raises:
+        OperationError: see `app`.
+    """
+    partitions = (table or read(link)).partitions
+    by_name = {part.name: part for part in partitions}
+    active = _otadata(link, partitions).active if otadata_of(partitions) and ota_slots(partitions) else None
+    slot = by_name[active] if active else default_app(partitions)
+    if slot is None:
+        raise OperationError("the partition table has no partition for an app", hint="flash another table")
+    return slot

@@ -1,0 +1,1 @@
+"""New partition tables, what is in partitions, NVS."""

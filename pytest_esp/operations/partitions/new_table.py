@@ -1,0 +1,281 @@
+"""New partition tables: made, and written to a board."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from esptool.targets import CHIP_DEFS
+
+from pytest_esp.errors import OperationError
+from pytest_esp.formats.files import WritePath, new_file, resolve, save
+from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of, chip_of
+from pytest_esp.formats.partition_layouts import BuiltTable, Layout, build, build_ota
+from pytest_esp.formats.partition_table import (
+    Partition,
+    default_app,
+    ota_slots,
+    otadata_of,
+    parse,
+)
+from pytest_esp.formats.regions import SECTOR, size_argument
+from pytest_esp.link.link import Link
+from pytest_esp.operations.flash import reading, tables, writing
+from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.security.posture import posture
+
+# -- otadata
+
+
+# -- the app
+
+
+# -- new tables
+
+
+@operation(Effect.READ, group="partitions")
+def create(
+    link: Link,
+    layout: Layout,
+    output_file: WritePath | None = None,
+    *,
+    flash_size: int | str | None = None,
+    overwrite: bool = False,
+) -> BuiltTable:
+    """Make a partition table for this board, and flash nothing (see `write`).
+
+    Args:
+        layout: a usual layout by its name (``"two_ota"``, ...), a CSV file or its text, or rows.
+        output_file: saves it, too: text if its name ends in ``.csv``, else binary.
+        flash_size: in bytes; by default that of the board.
+        overwrite: whether *output_file* may exist already.
+
+    Raises:
+        OperationError: if the table is wrong (see `table_build.build`), or the file exists or cannot be written.
+    """
+    return saved(build(layout, _flash_size(link, flash_size)), output_file, overwrite)
+
+
+@operation(Effect.READ, group="partitions")
+def create_ota(
+    link: Link,
+    app_size: int | str | None = None,
+    output_file: WritePath | None = None,
+    *,
+    slots: int = 2,
+    factory: bool = False,
+    storage: str | None = None,
+    flash_size: int | str | None = None,
+    overwrite: bool = False,
+) -> BuiltTable:
+    """Make a partition table for updates over the air, and flash nothing.
+
+    Args:
+        app_size: of every app; by default as much as there is room for.
+        output_file: see `create`.
+        slots: how many OTA partitions there are.
+        factory: whether there is a factory app, too.
+        storage: littlefs, spiffs or fat: a file system in what is left.
+        flash_size: in bytes; by default that of the board.
+        overwrite: whether *output_file* may exist already.
+
+    Raises:
+        OperationError: if there is no room, or the file exists or cannot be written.
+    """
+    size = _flash_size(link, flash_size)
+    return saved(build_ota(size, app_size, slots=slots, factory=factory, storage=storage), output_file, overwrite)
+
+
+def saved(table: BuiltTable, output_file: str | os.PathLike[str] | None, overwrite: bool) -> BuiltTable:
+    """Save a table as text or binary, by the ending of the file's name, and return it."""
+    if output_file is not None:
+        path = new_file(output_file, overwrite)
+        save(path, table.csv.encode() if path.suffix == ".csv" else table.data)
+    return table
+
+
+def _flash_size(link: Link, given: int | str | None) -> int:
+    return reading.flash_size(link) if given is None else size_argument(given, "flash size")
+
+
+@dataclass(frozen=True)
+class TableWrite:
+    """What flashing a table did.
+
+    Attributes:
+        table_offset: where it lies now.
+        state: ``"written"`` or, if it was there already, ``"unchanged"``.
+        orphaned: names of old partitions with contents that no partition of the new table has at the same place.
+        partitions: of the new table.
+    """
+
+    table_offset: int
+    state: Literal["written", "unchanged"]
+    orphaned: tuple[str, ...]
+    partitions: tuple[Partition, ...]
+
+
+@operation(Effect.ERASE, group="partitions")
+def write(
+    link: Link, table: Layout | bytes, *, table_offset: int | str | None = None, discard_data: bool = False
+) -> TableWrite:
+    """Write a partition table. The partitions' contents stay as they are.
+
+    Args:
+        table: the binary or its file; or whatever `create` takes.
+        table_offset: of the table; by default where the old one lies, else 0x8000.
+        discard_data: flash it even if data of the old table would belong to no partition any more.
+
+    Raises:
+        OperationError: if the table is wrong, does not fit into the flash, or would orphan data; or flash is encrypted.
+    """
+    _refuse_encrypted(link)
+    old = _old_table(link)
+    place = old.offset if old else tables.DEFAULT_OFFSET
+    offset = place if table_offset is None else size_argument(table_offset, "offset of the table")
+    size = reading.flash_size(link)
+    data = _binary(table)
+    if data is None:
+        assert not isinstance(table, bytes)
+        data = build(table, size, table_offset=offset).data
+    partitions = parse(data)
+    _check_places(partitions, offset, size)
+    orphaned = tuple(part.name for part in _orphans(link, old.partitions if old else (), partitions))
+    if orphaned and not discard_data:
+        raise OperationError(
+            f"the new table has no place for what is in {', '.join(orphaned)}",
+            hint="keep these partitions (name, type, offset, and at least their size), or flash it with discard_data",
+            details={"orphaned": list(orphaned)},
+        )
+    result = writing.write(link, data.ljust(SECTOR, b"\xff"), offset)
+    return TableWrite(offset, "written" if result.bytes_written else "unchanged", orphaned, partitions)
+
+
+def _old_table(link: Link) -> tables.Partitions | None:
+    try:
+        return tables.read(link)
+    except OperationError:
+        return None  # none, or a damaged one: nothing can be said about what is where
+
+
+def _binary(table: Layout | bytes) -> bytes | None:
+    """Return a table that is given as binary; None if it is to be built."""
+    if isinstance(table, bytes):
+        return table
+    if isinstance(table, (str, os.PathLike)) and Path(table).suffix == ".bin":
+        try:
+            return resolve(table).read_bytes()
+        except OSError as error:
+            raise OperationError(f"{table} cannot be read: {error.strerror}") from error
+    return None
+
+
+def _check_places(partitions: Sequence[Partition], offset: int, flash_size: int) -> None:
+    if not partitions:
+        raise OperationError("the partition table is empty")
+    if offset % SECTOR:
+        raise OperationError(f"a partition table cannot lie at {offset:#x}", hint="a multiple of 0x1000")
+    last = max(partitions, key=lambda part: part.offset + part.size)
+    if last.offset + last.size > flash_size:
+        raise OperationError(
+            f"{last.name} ends at {last.offset + last.size:#x}, beyond the flash of {flash_size:#x} bytes",
+            hint="make a table for this flash size",
+        )
+    for part in partitions:
+        if part.offset < offset + SECTOR and offset < part.offset + part.size and part.type != "partition_table":
+            raise OperationError(f"{part.name} at {part.offset:#x} overlaps the table itself at {offset:#x}")
+
+
+def _refuse_encrypted(link: Link) -> None:
+    if link.board.direct_flash() is not None or reading.chip_of_flash(link) == "esp8266":
+        return  # the flash file of a machine is not reached past eFuses that guard it; and who has none needs no look
+    if posture(link).flash_encryption:
+        raise OperationError(
+            "flash is encrypted: a plain table would not be understood",
+            hint="encrypt the table for its offset (espsecure encrypt-flash-data), and flash that",
+        )
+
+
+def _orphans(link: Link, old: Sequence[Partition], new: Sequence[Partition]) -> list[Partition]:
+    def kept(part: Partition) -> bool:
+        return any(
+            (other.offset, other.type) == (part.offset, part.type)
+            and other.size >= part.size
+            and (part.type == "app" or (other.name, other.subtype) == (part.name, part.subtype))
+            for other in new
+        )
+
+    # What can be made anew belongs to no user: otadata (which slot starts), and the calibration of the radio.
+    made_anew = {("data", "ota"), ("data", "phy")}
+    lost = [part for part in old if not kept(part) and (part.type, part.subtype) not in made_anew]
+    return [part for part in lost if not reading.is_blank(link, part.offset, part.size)]
+
+
+@dataclass(frozen=True)
+class OtaSetup:
+    """A board that is ready for updates over the air.
+
+    Attributes:
+        table: what flashing the table did.
+        app_size: the room for each app, in bytes.
+        otadata_erased: whether otadata had to be erased; the bootloader then begins with the factory app or ota_0.
+        bootloader: the chip that the bootloader in flash is for; None if there is none.
+        app: in the partition that is started first; None if it has to be flashed still.
+        warnings: what is missing until it starts.
+    """
+
+    table: TableWrite
+    app_size: int
+    otadata_erased: bool
+    bootloader: str | None
+    app: App | None
+    warnings: tuple[str, ...]
+
+
+@operation(Effect.ERASE, group="partitions")
+def setup_ota(
+    link: Link,
+    app_size: int | str | None = None,
+    *,
+    slots: int = 2,
+    factory: bool = False,
+    storage: str | None = None,
+    discard_data: bool = False,
+) -> OtaSetup:
+    """Make a board ready for updates over the air: table, blank otadata, and a look at bootloader and app.
+
+    Args:
+        app_size: of every app; by default as much as there is room for.
+        slots: how many OTA partitions there are.
+        factory: whether there is a factory app, too.
+        storage: littlefs, spiffs or fat: a file system in what is left.
+        discard_data: see `write`.
+
+    Raises:
+        OperationError: see `write` and `create_ota`.
+    """
+    table = build_ota(reading.flash_size(link), app_size, slots=slots, factory=factory, storage=storage)
+    place = otadata_of(table.partitions)
+    first = default_app(table.partitions)
+    assert place is not None
+    assert first is not None
+    written = write(link, table.data, table_offset=table.table_offset, discard_data=discard_data)
+    erased = not reading.is_blank(link, place.offset, place.size)
+    if erased:
+        writing.erase(link, place.offset, place.size)
+    chip = reading.chip_of_flash(link)
+    bootloader = chip_of(reading.read(link, CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET, APP_HEAD_SIZE).data)
+    found = app_of(reading.read(link, first.offset, APP_HEAD_SIZE).data)
+    missing = {
+        "there is no bootloader in flash": bootloader is None,
+        f"the bootloader is for {bootloader}": bootloader not in (None, chip),
+        f"there is no app in {first.name} at {first.offset:#x}": found is None,
+    }
+    warnings = tuple(words for words, holds in missing.items() if holds)
+    return OtaSetup(written, ota_slots(table.partitions)[0].size, erased, bootloader, found, warnings)
+
+
+# -- what is in them

@@ -1,0 +1,81 @@
+"""Results as plain data, the same on every face: what `pytest-esp op --json` prints and what a tool answers."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, cast
+
+
+class _Hex:
+    """Marks an integer that people read in hexadecimal."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core_schema), MARK: True}
+
+
+MARK = "x-hex"
+"""The keyword that marks an `Address` in a JSON schema made by pydantic; see `as_shown`."""
+
+Address = Annotated[int, _Hex()]
+"""An address, or another number that people read in hexadecimal: beside ``offset`` a record has ``offset_hex``."""
+
+
+def to_dict(result: object) -> dict[str, Any]:
+    """Return a result (a frozen dataclass) as plain data for JSON.
+
+    Bytes become hex, or None where ``output_file`` has them; paths become text, mappings and sequences what JSON has
+    for them. Beside every `Address` stands its text.
+    """
+    if not is_dataclass(result) or isinstance(result, type):
+        raise TypeError(f"{result!r} is not the result of an operation")
+    record: dict[str, Any] = {}
+    saved = getattr(result, "output_file", None) is not None
+    for field, is_hex in _fields(type(result)):
+        value = getattr(result, field)
+        record[field] = None if saved and isinstance(value, bytes) else _plain(value)
+        if is_hex:
+            record[f"{field}_hex"] = None if value is None else f"{value:#x}"
+    return record
+
+
+@functools.cache
+def _fields(result_type: type[Any]) -> tuple[tuple[str, bool], ...]:
+    hints = typing.get_type_hints(result_type, include_extras=True)
+    return tuple((field.name, _is_hex(hints[field.name])) for field in fields(result_type))
+
+
+def _is_hex(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is Annotated:
+        return any(isinstance(item, _Hex) for item in annotation.__metadata__)
+    return any(map(_is_hex, typing.get_args(annotation))) if type(None) in typing.get_args(annotation) else False
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in cast(list[Any], value)]
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def as_shown(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the *properties* of a record's JSON schema as `to_dict` makes the record."""
+    shown: dict[str, Any] = {}
+    for name, schema in properties.items():
+        choices = schema.get("anyOf", [schema])
+        optional = any(choice.get("type") == "null" for choice in choices)
+        if any(choice.get("format") == "binary" for choice in choices):
+            shown[name] = {"type": ["string", "null"]}
+        elif any(MARK in choice for choice in choices):
+            shown[name] = {"type": ["integer", "null"] if optional else "integer"}
+            shown[f"{name}_hex"] = {"type": ["string", "null"] if optional else "string"}
+        else:
+            shown[name] = schema
+    return shown

@@ -1,0 +1,1 @@
+"""eFuses, how a chip is locked, flash encryption, secure boot."""

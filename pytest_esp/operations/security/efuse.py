@@ -1,0 +1,706 @@
+"""Operations on eFuses, through espefuse's own commands."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import getpass
+import io
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pytest_esp.errors import EspError, LinkError, OperationError, RefusedError
+from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.names import nearest
+from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.secrets import hide_in, remember_key
+
+R = TypeVar("R")
+
+AUDIT_FILE = "efuse-audit.jsonl"
+
+EfuseValue = bool | int | str | bytes
+"""What can be asked for: a bool or a number (also as text), bytes or hex digits for fields of bytes, a MAC address."""
+
+Burns = Sequence[tuple[str, EfuseValue]]
+"""eFuses to burn, in order, each with its value."""
+
+# Fields that espefuse joins with what is burnt already: bits are only ever added.
+_ADDED_TO = frozenset({"WR_DIS", "RD_DIS"})
+# After one of these has been burnt no loader lets the eFuses be read: what the chip then does is the proof.
+_CLOSE_THE_LOADER = frozenset({"DIS_DOWNLOAD_MODE", "UART_DOWNLOAD_DIS"})
+_KEY_BLOCK = re.compile(r"BLOCK_KEY\w+|BLOCK[12]|flash_encryption|secure_boot_v1", re.IGNORECASE)
+_CLOSES_THE_REGISTERS = "ENABLE_SECURITY_DOWNLOAD"
+
+
+@dataclass(frozen=True)
+class Efuse:
+    """One eFuse field.
+
+    Attributes:
+        value: what it means: bool, int or text, as espefuse shows it.
+        bits: its raw bits, a string of 0 and 1 with the highest first; None if they cannot be read.
+        readable, writeable: whether its protection allows it.
+        block, word, bit: where it begins; word and bit are None for a field that is computed from others.
+        bit_length, category, description: as espefuse's definition of the chip says.
+    """
+
+    name: str
+    value: bool | int | str
+    bits: str | None
+    readable: bool
+    writeable: bool
+    block: int
+    word: int | None
+    bit: int | None
+    bit_length: int
+    category: str
+    description: str
+
+
+@dataclass(frozen=True)
+class EfuseSummary:
+    """All eFuses of a chip, by name."""
+
+    chip: str
+    fields: Mapping[str, Efuse]
+
+
+@operation(Effect.READ, group="efuse")
+def read_all(link: Link) -> EfuseSummary:
+    """Return all eFuses.
+
+    Source: ``espefuse summary --format json``.
+
+    Raises:
+        OperationError: on an ESP8266, for which espefuse has no definitions, or in secure download mode.
+    """
+    with link.session.use("reading the eFuses", stub=False) as esp:
+        return EfuseSummary(link.session.chip, _summary(_commands(link, esp)))
+
+
+@operation(Effect.READ, group="efuse")
+def read(link: Link, name: str) -> Efuse:
+    """Return one eFuse.
+
+    Args:
+        name: as espefuse calls it, or one of its other names; upper or lower case.
+
+    Raises:
+        OperationError: if the chip has none of that name; names the nearest, and ``details["available_efuses"]`` has
+            all, the nearest first.
+    """
+    with link.session.use(f"reading the eFuse {name}", stub=False) as esp:
+        commands = _commands(link, esp)
+        found = _find(commands, name).name
+        return _summary(commands)[found]
+
+
+@dataclass(frozen=True)
+class EfuseText:
+    """All eFuses of a chip as espefuse prints them for people; the digits of keys are question marks."""
+
+    text: str
+
+
+@operation(Effect.READ, group="efuse")
+def summary(link: Link) -> EfuseText:
+    """Return all eFuses as ``espefuse summary`` prints them.
+
+    Raises:
+        OperationError: see `read_all`.
+    """
+    with link.session.use("reading the eFuses", stub=False) as esp:
+        commands = _commands(link, esp)
+        printed = Transcript()
+        with capture(printed):
+            commands.summary(format="summary")
+        text = printed.text
+        for field in commands.efuses:
+            if (
+                field.category == "security"
+                and field.efuse_type.startswith("bytes")
+                and not field.get_bitstring().all(False)
+            ):
+                shown = str(field.get_meaning())
+                text = text.replace(shown, re.sub("[0-9a-f]", "?", shown))
+        return EfuseText(text)
+
+
+# -- burning
+
+
+@dataclass(frozen=True)
+class BitChange:
+    """The bits of a field before and after; None before if they cannot be read, None both if they are a key."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True)
+class BurnPlan:
+    """What a burn would do, bit by bit. A key block's value and bits are not shown: no log and no result has a key.
+
+    Attributes:
+        before, after: the raw bits of the eFuse itself; None before if they cannot be read, None both if it is a key.
+        new_bits: how many bits of it go from 0 to 1; 0 means that nothing is to be done.
+        changes: all fields that change: espefuse burns checksums and versions along with some.
+    """
+
+    name: str
+    value: str
+    before: str | None
+    after: str | None
+    new_bits: int
+    changes: tuple[BitChange, ...]
+
+
+@operation(Effect.READ, group="efuse")
+def plan(link: Link, name: str, value: EfuseValue) -> BurnPlan:
+    """Return what `burn` with the same arguments would do, and touch nothing.
+
+    The checks are espefuse's own: protection, coding scheme, eFuses that must not be burnt together.
+
+    Args:
+        name: of the eFuse.
+        value: a number or bool, hex digits or bytes for a field of bytes, a MAC address for a MAC.
+
+    Raises:
+        OperationError: if there is no such eFuse, it cannot be burnt, the value does not fit, or bits that are burnt
+            would have to become 0.
+    """
+    _remember_if_key(name, value)
+    with link.session.use(f"planning to burn {name}", stub=False) as esp:
+        return _Intent(_commands(link, esp), name, value).plan
+
+
+@dataclass(frozen=True)
+class BurnResult:
+    """What a burn did.
+
+    Attributes:
+        value_before, value_after: as espefuse shows them; after is None if it cannot be read any more.
+        burnt_bits: how many bits of the eFuse went from 0 to 1.
+        verified: whether the chip has proved it: by the bits that it reads back, or by a loader that is closed now.
+            None for a field that cannot be read.
+        changes: all fields that were burnt.
+    """
+
+    name: str
+    value_requested: str
+    value_before: str
+    value_after: str | None
+    burnt_bits: int
+    verified: bool | None
+    changes: tuple[BitChange, ...]
+
+
+@operation(Effect.BURN, group="efuse")
+def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
+    """Burn an eFuse and read it back: irreversible on real hardware.
+
+    A real board needs ``"burn"`` in its ``allow``, the eFuse in its ``allow_burn``, and the run's consent
+    (``--esp-allow-burn``). Every burn of a real board is written to an audit log (`audit_file`) before and after it is
+    made. Ctrl-C does not cut a burn in the middle: it takes effect after it. The ROM alone burns: if the stub has run,
+    the chip is reset first.
+
+    Args:
+        name: of the eFuse.
+        value: see `plan`.
+
+    Raises:
+        RefusedError: if any of these is missing; nothing was touched.
+        OperationError: see `plan`; or if the eFuse reads back as something else.
+    """
+    _remember_if_key(name, value)
+    require_consent(link, name)
+    if link.announce:
+        _announce(link, plan_all(link, [(name, value)]))
+    return _uninterrupted(lambda: _burn_and_prove(link, name, value))
+
+
+def plan_all(link: Link, burns: Burns) -> tuple[BurnPlan, ...]:
+    """Return what `burn_all` with the same burns would do, each on the eFuses as they are now, and touch nothing.
+
+    Raises:
+        OperationError: see `plan`.
+    """
+    with link.session.use(f"planning to burn {', '.join(name for name, _ in burns)}", stub=False) as esp:
+        commands = _commands(link, esp)
+        return tuple(_Intent(commands, name, value).plan for name, value in burns)
+
+
+def burn_all(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
+    """Burn several eFuses in order, each as `burn` does; all of them are planned before the first is burnt.
+
+    Neither Ctrl-C nor a call that is cancelled stops between two of them.
+
+    Raises:
+        RefusedError: see `require_consents`; nothing was touched.
+        OperationError: see `plan`: nothing was burnt. If one fails later, ``details["burnt"]`` names those before it.
+    """
+    require_consents(link, [name for name, _ in burns])
+    _announce(link, plan_all(link, burns))
+    return _uninterrupted(lambda: _burn_in_order(link, burns))
+
+
+def _burn_in_order(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
+    done: list[BurnResult] = []
+    for name, value in burns:
+        try:
+            done.append(_burn_and_prove(link, name, value))
+        except EspError as error:
+            burnt = [one.name for one in done if one.burnt_bits]
+            error.details["burnt"] = burnt
+            left = ", ".join(other for other, _ in burns[len(done) :])
+            error.hint = f"burnt already: {', '.join(burnt) or 'nothing'}; still to be burnt: {left}" + (
+                f"; {error.hint}" if error.hint else ""
+            )
+            raise
+    return tuple(done)
+
+
+def key_purposes(link: Link) -> dict[str, int]:
+    """Return the numbers of the purposes that a key block of this chip can have; empty where blocks have none.
+
+    Source: espefuse's definitions of the chip.
+    """
+    with link.session.use("looking up the key purposes", stub=False) as esp:
+        efuses = _commands(link, esp).efuses
+        field = next((field for field in efuses if field.name == "KEY_PURPOSE_0"), None)
+        if field is None:
+            return {}
+        return {str(name): int(number) for name, number, *_ in field.KEY_PURPOSES if number >= 0}
+
+
+def protection_masks(link: Link, name: str) -> tuple[int, int]:
+    """Return the bits of RD_DIS and of WR_DIS that protect an eFuse; 0 where it cannot be protected so.
+
+    Source: espefuse's definitions of the chip.
+
+    Raises:
+        OperationError: if the chip has none of that name.
+    """
+    with link.session.use(f"looking up what protects {name}", stub=False) as esp:
+        field = _find(_commands(link, esp), name)
+
+    def mask(bits: Any) -> int:
+        return sum(1 << bit for bit in (bits if isinstance(bits, list) else [bits]) if bit is not None)
+
+    return mask(field.read_disable_bit), mask(field.write_disable_bit)
+
+
+def audit_file(link: Link) -> Path:
+    """Return the append-only log of all burns of a board: JSON lines."""
+    return link.board.rack.state_dir(link.board.spec) / AUDIT_FILE
+
+
+# -- reading, inside
+
+
+def _commands(link: Link, esp: Any) -> Any:
+    """Return espefuse's commands with what the chip's eFuses hold now."""
+    from espefuse.efuse_interface import SUPPORTED_CHIPS
+
+    if link.session.chip not in SUPPORTED_CHIPS:
+        raise OperationError(f"espefuse has no eFuse definitions for the {esp.CHIP_NAME}")
+    if esp.secure_download_mode:
+        raise OperationError(
+            "its eFuses cannot be read: the ROM is in secure download mode", hint="security info still works"
+        )
+    commands = link.session.espefuse(esp)
+    commands.efuses.read_blocks()
+    commands.efuses.update_efuses()
+    return commands
+
+
+class _Kept(io.StringIO):
+    """espefuse prints the name of the file that it writes its summary to, and closes it."""
+
+    name = "memory"
+    contents = ""
+
+    def close(self) -> None:
+        """Keep what was written."""
+        if not self.closed:
+            self.contents = self.getvalue()
+        super().close()
+
+
+def _summary(commands: Any) -> dict[str, Efuse]:
+    with _Kept() as buffer:
+        commands.summary(format="json", file=buffer)
+    raw: dict[str, Any] = json.loads(buffer.contents)
+    return {
+        name: Efuse(
+            name=name,
+            value=item["value"],
+            bits=_bits(commands.efuses[name].get_bitstring()) if item["readable"] else None,
+            readable=item["readable"],
+            writeable=item["writeable"],
+            block=item["block"],
+            word=item["word"],
+            bit=item["pos"],
+            bit_length=item["bit_len"],
+            category=item["category"],
+            description=item["description"],
+        )
+        for name, item in raw.items()
+    }
+
+
+def _bits(array: Any) -> str:
+    return f"{array.uint:0{array.len}b}"
+
+
+def _find(commands: Any, name: str) -> Any:
+    """Return espefuse's field of that name."""
+    efuses = commands.efuses
+    for spelling in filter(None, (name, name.upper())):
+        with contextlib.suppress(KeyError):
+            return efuses[spelling]
+    names = sorted(field.name for field in efuses)
+    near = nearest(name, names).split(", ")
+    raise OperationError(
+        f"eFuse '{name}' not found",
+        hint=f"nearest: {', '.join(near)}; the {commands.esp.CHIP_NAME} has {len(names)}",
+        details={"available_efuses": [*near, *(other for other in names if other not in near)]},
+    )
+
+
+# -- planning, inside
+
+
+class _Intent:
+    """A burn that has passed all checks, with what only the burn itself may see.
+
+    Attributes:
+        raw: the value as espefuse's ``burn_efuse`` takes it.
+        after: the field's bits as they will be.
+        secret: whether the field is a key block.
+        shown: the value that the field has now, as espefuse shows it.
+    """
+
+    def __init__(self, commands: Any, name: str, value: EfuseValue) -> None:
+        field = _find(commands, name)
+        if not field.is_writeable():
+            raise OperationError(f"the eFuse {field.name} is write-protected", hint="that cannot be undone")
+        self.secret = _is_key(commands.efuses, field)
+        self.shown = str(field.get())
+        before = _bits(field.get_bitstring())
+        raw, wanted = _requested(commands, field, value, self.secret)
+        self.after = _joined(before, wanted)
+        if self.after != wanted and field.name not in _ADDED_TO:
+            has = f"has bits burnt ({before}) that the value {_text(value)} ({wanted}) has not"
+            raise OperationError(
+                f"the eFuse {field.name} {has if not self.secret else 'is burnt with another key'}",
+                hint="a bit that is 1 stays 1",
+            )
+        self.raw = raw if isinstance(raw, bytes) else int(self.after, 2)
+        self.plan = BurnPlan(
+            name=field.name,
+            value=_text(value) if not self.secret else "(a key)",
+            before=before if field.is_readable() and not self.secret else None,
+            after=self.after if not self.secret else None,
+            new_bits=self.after.count("1") - before.count("1"),
+            changes=_staged(commands, field, self.raw) if self.after != before else (),
+        )
+
+
+def _joined(before: str, wanted: str) -> str:
+    return "".join("1" if "1" in pair else "0" for pair in zip(before, wanted, strict=True))
+
+
+def _text(value: EfuseValue) -> str:
+    """Return *value* as one writes it for espefuse's command line."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(int(value) if isinstance(value, bool) else value)
+
+
+def _remember_if_key(name: str, value: EfuseValue) -> None:
+    """Mask what goes into a key block; a digest that goes there by an operation of its own is none."""
+    if _KEY_BLOCK.fullmatch(name) and isinstance(value, (str, bytes)):
+        with contextlib.suppress(ValueError):
+            remember_key(value if isinstance(value, bytes) else bytes.fromhex(value.removeprefix("0x")))
+
+
+def _is_key(efuses: Any, field: Any) -> bool:
+    """Tell whether a field is a key: a whole block that can be read-protected, or one half of the ESP32-C2's."""
+    block = efuses.blocks[field.block]
+    whole = field.name in (block.name, *block.alias)
+    return field.read_disable_bit is not None and (whole or field.name.startswith("BLOCK_KEY"))
+
+
+def _requested(commands: Any, field: Any, value: EfuseValue, secret: bool) -> tuple[int | bytes, str]:
+    """Return *value* as espefuse understands it, and its bits."""
+    import esptool
+    from espefuse.efuse.base_fields import CheckArgValue
+
+    text = _text(value)
+    try:
+        if not field.efuse_type.startswith("bytes") and int(text, 0) == 0:
+            return 0, "0" * field.bit_len  # which espefuse refuses to look at, even where it changes nothing
+        raw = CheckArgValue(commands.efuses, field.name)(text)
+        return raw, _bits(field.convert_to_bitstring(raw))
+    except (esptool.FatalError, ValueError, TypeError) as error:
+        shown = "given" if secret else repr(text)
+        raise OperationError(
+            f"the value {shown} does not fit the eFuse {field.name}: {error}",
+            hint=f"it has {field.bit_len} bits ({field.efuse_type}); {field.description}",
+        ) from error
+
+
+def _staged(commands: Any, field: Any, raw: int | bytes) -> tuple[BitChange, ...]:
+    """Return the fields that a burn would change, after espefuse's own checks; what was staged is forgotten again."""
+    import esptool
+
+    efuses = commands.efuses
+    try:
+        # What espefuse says about it has the bits of keys in it, and belongs to no transcript.
+        with capture(Transcript()):
+            field.save(raw)
+            incompatible = efuses.is_efuses_incompatible_for_burn()
+            changes = tuple(_changes(efuses))
+            for block in efuses.blocks:
+                block.check_wr_data()
+    except esptool.FatalError as error:
+        raise OperationError(f"the eFuse {field.name} cannot be burnt: {str(error).strip()}") from error
+    finally:
+        for block in efuses.blocks:
+            block.wr_bitarray.set(0)
+    if incompatible:
+        raise OperationError(
+            f"the eFuse {field.name} does not go together with what is burnt already",
+            hint="this chip's ROM has a defect with that combination; espefuse refuses it, too",
+        )
+    return changes
+
+
+def _changes(efuses: Any) -> list[BitChange]:
+    found: list[BitChange] = []
+    for field in efuses:
+        if field.is_field_calculated():
+            continue
+        before = _bits(field.get_bitstring())
+        after = _joined(before, _bits(field.get_bitstring(from_read=False)))
+        if after != before:
+            secret = _is_key(efuses, field)
+            readable = field.is_readable() and not secret
+            found.append(BitChange(field.name, before if readable else None, None if secret else after))
+    return found
+
+
+# -- burning, inside
+
+
+def require_consent(link: Link, name: str) -> None:
+    """Check that an eFuse may be burnt on this board in this run; see `burn`.
+
+    Raises:
+        RefusedError: if not.
+    """
+    require_consents(link, [name])
+
+
+def require_consents(link: Link, names: Sequence[str]) -> None:
+    """Check that all these eFuses may be burnt on this board in this run; see `burn`.
+
+    Raises:
+        RefusedError: if not; it names every eFuse that boards.toml lacks, else the switch of the run.
+    """
+    board = link.board
+    if board.virtual:
+        return
+    missing = [name.upper() for name in dict.fromkeys(names) if name.upper() not in board.spec.allow_burn]
+    attempted = f"burning {', '.join(dict.fromkeys(names))}"
+    if missing:
+        raise RefusedError(
+            f"boards.toml does not allow {', '.join(missing)} to be burnt on this board",
+            board=board.name,
+            attempted=attempted,
+            hint=f"add {', '.join(map(json.dumps, missing))} to `allow_burn` of [boards.{board.name}]; "
+            "it cannot be undone",
+            details={"allow_burn": missing},
+        )
+    if not link.burns_enabled:
+        raise RefusedError(
+            "this run was not told to burn eFuses",
+            board=board.name,
+            attempted=attempted,
+            hint="start pytest with --esp-allow-burn (`pytest-esp op` and the MCP server with --allow-burn); "
+            "it cannot be undone",
+        )
+
+
+def _announce(link: Link, plans: Sequence[BurnPlan]) -> None:
+    wanted = [plan for plan in plans if plan.new_bits]
+    if link.announce and wanted:
+        lines = [f"will be burnt on {link.board.name}, which cannot be undone on a real board:"]
+        for plan in wanted:
+            lines.append(f"  {plan.name} = {plan.value} ({plan.new_bits} bit{'s' * (plan.new_bits > 1)})")
+            lines += [f"    {change.name}: {_bits_of(change)}" for change in plan.changes]
+        link.announce("\n".join(lines))
+
+
+def _bits_of(change: BitChange) -> str:
+    if change.after is None:
+        return "a key"
+    digits = -(-len(change.after) // 4)
+    shown = (
+        "unreadable" if bits is None else bits if digits < 3 else f"{int(bits, 2):#0{digits + 2}x}"
+        for bits in (change.before, change.after)
+    )
+    return " -> ".join(shown)
+
+
+def _uninterrupted(work: Callable[[], R]) -> R:
+    """Return what *work* does, in a thread: Ctrl-C and other interruptions of this one wait until it is done."""
+    begun = threading.Lock()
+    done = threading.Event()
+    results: list[R] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        if not begun.acquire(blocking=False):
+            return
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
+
+    interruption: BaseException | None = None
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="efuse-burn")
+    try:
+        thread.start()
+    except BaseException as error:
+        if begun.acquire(blocking=False):
+            raise  # it has not begun, and will not
+        interruption = error
+    while not done.is_set():
+        try:
+            done.wait()
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
+    with link.session.use(f"burning {name}", stub=False) as esp:
+        commands = _commands(link, esp)
+        intent = _Intent(commands, name, value)
+        planned = intent.plan
+        before = intent.shown if not intent.secret else "(a key)"
+        if not planned.new_bits:
+            return BurnResult(planned.name, planned.value, before, before, 0, True, ())
+        audit = _Audit(link, planned, bytes(esp.read_mac("BASE_MAC")).hex(":"))
+        audit.write("begin")
+        try:
+            _burn(link, commands, intent)
+        except BaseException as error:
+            audit.write("failed", error=str(error))
+            raise
+    after, bits, verified = _proof(link, planned.name, intent.after)
+    audit.write("done", read_back=bits if not intent.secret else None, verified=verified)
+    if verified is False:
+        found = f"reads back as {bits}, not {intent.after}" if not intent.secret else "reads back as another key"
+        raise OperationError(
+            f"the eFuse {planned.name} {found}",
+            attempted=f"burning {planned.name}",
+            hint="the coding scheme or a write protection may be in the way; the bits that were burnt stay burnt",
+        )
+    if intent.secret and after is not None:
+        after = "(a key)"
+    return BurnResult(planned.name, planned.value, before, after, planned.new_bits, verified, planned.changes)
+
+
+def _burn(link: Link, commands: Any, intent: _Intent) -> None:
+    # Some burns close espefuse's way in: content with what it then finds or does not find, it leaves the process.
+    quiet = capture(Transcript()) if intent.secret else contextlib.nullcontext()
+    with quiet, contextlib.suppress(SystemExit):
+        commands.burn_efuse({intent.plan.name: intent.raw})
+    if link.session.chip == "esp32":
+        link.session.forget_efuses()  # which fields an ESP32 has depends on what is burnt in others
+
+
+def _proof(link: Link, name: str, expected: str) -> tuple[str | None, str | None, bool | None]:
+    """Return value and bits as they are now, as far as they can be read, and whether they are the expected ones."""
+    if name in _CLOSE_THE_LOADER and not _loader_answers(link):
+        return None, None, True
+    if name == _CLOSES_THE_REGISTERS:
+        link.session.drop()
+        with link.session.use("looking for secure download mode", stub=False) as esp:
+            return None, None, bool(esp.secure_download_mode)
+    # Some chips keep their loader open: the first revisions of the ESP32 do not know UART_DOWNLOAD_DIS.
+    now = read(link, name)
+    return str(now.value), now.bits, None if now.bits is None else now.bits == expected
+
+
+def _loader_answers(link: Link) -> bool:
+    link.session.drop()
+    try:
+        with link.session.use("looking for the loader", stub=False):
+            return True
+    except LinkError:
+        return False
+
+
+class _Audit:
+    """Writes what is done to a real board: one line each, on the disk before the burn goes on."""
+
+    def __init__(self, link: Link, planned: BurnPlan, mac: str) -> None:
+        self._link = link
+        self._planned = planned
+        self._mac = mac
+
+    def write(self, stage: str, **outcome: object) -> None:
+        """Append one line; nothing for a virtual board, where nothing is irreversible."""
+        link = self._link
+        if link.board.virtual:
+            return
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "stage": stage,
+            "user": _user(),
+            "pid": os.getpid(),
+            "holder": link.holder,
+            "board": link.board.name,
+            "port": link.board.spec.port,
+            "mac": self._mac,
+            **asdict(self._planned),
+            **outcome,
+        }
+        path = audit_file(link)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(hide_in(entry)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OperationError(
+                f"the audit log {path} cannot be written: {error.strerror}",
+                hint="nothing was burnt" if stage == "begin" else f"the burn itself: {entry}",
+            ) from error
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())

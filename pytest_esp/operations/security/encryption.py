@@ -1,0 +1,420 @@
+"""Flash encryption: what it would take on a chip, images that are encrypted on the host, and the whole procedure.
+
+Source: ESP-IDF's guide, "Flash Encryption" and "Security Features Enablement Workflows" (host based).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.formats.files import ReadPath, resolve
+from pytest_esp.formats.firmware import Contents, load
+from pytest_esp.formats.images import check_image
+from pytest_esp.formats.partition_table import MAGIC, Partition, parse
+from pytest_esp.formats.regions import Region, check_fits
+from pytest_esp.link.link import Link
+from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.operations.chip.identity import reset
+from pytest_esp.operations.flash import writing
+from pytest_esp.operations.flash.access import reach
+from pytest_esp.operations.registry import Effect, operation, require
+from pytest_esp.operations.security import efuse, secure_boot
+from pytest_esp.operations.security.efuse import BurnPlan, Burns, Efuse, EfuseValue
+from pytest_esp.operations.security.findings import COUNTERS
+from pytest_esp.operations.security.key_blocks import for_flash_key
+from pytest_esp.secrets import remember_key
+
+Mode = Literal["development", "release"]
+
+_KEY_SIZES = {"esp32": (32,), "esp32c2": (16, 32)}
+_WHOLE_KEY = 0xF  # of FLASH_CRYPT_CONFIG
+_ENCRYPTED_DATA = ("ota", "nvs_keys")
+_DOWNLOAD_LOCKS = {
+    "development": ("DISABLE_DL_DECRYPT", "DISABLE_DL_CACHE", "DIS_DOWNLOAD_ICACHE", "DIS_DOWNLOAD_DCACHE"),
+    "release": ("DISABLE_DL_ENCRYPT", "DIS_DOWNLOAD_MANUAL_ENCRYPT"),
+}
+
+
+# -- on the host
+
+
+def encrypt_data(data: bytes, key: bytes, address: int, chip_name: str, config: int = _WHOLE_KEY) -> bytes:
+    """Return *data* as it must lie in encrypted flash, by ``espsecure.encrypt_flash_data``.
+
+    Args:
+        data: padded with 0xFF to what is encrypted at once: 16 bytes, 32 on an ESP32.
+        key: 32 bytes; 64 for XTS-AES-256 (not on an ESP32); 16 on an ESP32-C2 that shares its key block.
+        address: in flash, a multiple of that.
+        chip_name: as esptool names it.
+        config: FLASH_CRYPT_CONFIG of an ESP32.
+
+    Raises:
+        OperationError: if the key has another size, or the address is not aligned.
+    """
+    import espsecure
+    import esptool
+
+    unit = 32 if chip_name == "esp32" else 16
+    sizes = _KEY_SIZES.get(chip_name, (32, 64))
+    if len(key) not in sizes:
+        raise OperationError(f"the key has {len(key)} bytes, not {' or '.join(map(str, sizes))}")
+    if address % unit:
+        raise OperationError(f"the address {address:#x} is not a multiple of {unit}")
+    out = io.BytesIO()
+    source, key_file = io.BytesIO(data + b"\xff" * (-len(data) % unit)), io.BytesIO(key)
+    # espsecure compares the files' names.
+    for number, file in enumerate((out, source, key_file)):
+        file.name = f"memory {number}"  # type: ignore[attr-defined]
+    try:
+        with capture(Transcript()):
+            espsecure.encrypt_flash_data(key_file, out, address, config, chip_name != "esp32", source)
+    except esptool.FatalError as error:
+        raise OperationError(f"it cannot be encrypted: {error}") from error
+    return out.getvalue()
+
+
+# -- what it would take
+
+
+@dataclass(frozen=True)
+class EncryptionStatus:
+    """Whether flash is encrypted, and what is left to do.
+
+    Attributes:
+        counter: name of the eFuse that counts; *count* is its value, of which an odd number of bits means encrypted.
+        config: FLASH_CRYPT_CONFIG of an ESP32; None on others.
+        mode: ``"off"``, ``"development"`` (can be switched off again) or ``"release"``.
+        steps: what enabling it, or going from development to release, takes, in Espressif's order.
+    """
+
+    chip: str
+    encrypted: bool
+    counter: str
+    count: int
+    config: int | None
+    mode: Literal["off", "development", "release"]
+    steps: tuple[str, ...]
+
+
+@operation(Effect.READ, group="encryption")
+def status(link: Link) -> EncryptionStatus:
+    """Return whether flash is encrypted, and what enabling it would take. Changes nothing.
+
+    Raises:
+        OperationError: if the eFuses cannot be read, or tell nothing of flash encryption.
+    """
+    summary = efuse.read_all(link)
+    return _status(summary.chip, dict(summary.fields))
+
+
+def _number(field: Efuse) -> int:
+    return int(field.bits or "0", 2)
+
+
+def _status(chip_name: str, fields: dict[str, Efuse]) -> EncryptionStatus:
+    name = next((name for name in COUNTERS if name in fields), None)
+    if name is None:
+        raise OperationError(f"espefuse's definitions of the {chip_name} have no flash encryption counter")
+    counter = fields[name]
+    count = _number(counter)
+    encrypted = bool(count.bit_count() & 1)
+    permanent = not counter.writeable or "0" not in (counter.bits or "")
+    locked = not _missing(fields, "release")
+    mode = "off" if not encrypted else "release" if permanent and locked else "development"
+    config = _number(fields["FLASH_CRYPT_CONFIG"]) if "FLASH_CRYPT_CONFIG" in fields else None
+    steps = () if mode == "release" else _steps(fields, name, encrypted)
+    return EncryptionStatus(chip_name, encrypted, name, count, config, mode, steps)
+
+
+def _missing(fields: dict[str, Efuse], mode: Mode) -> list[str]:
+    """Return the locks of download mode that are not burnt."""
+    names = [*_DOWNLOAD_LOCKS["development"], *(_DOWNLOAD_LOCKS["release"] if mode == "release" else ())]
+    return [name for name in names if name in fields and not _number(fields[name])]
+
+
+def _steps(fields: dict[str, Efuse], counter: str, encrypted: bool) -> tuple[str, ...]:
+    full = (1 << fields[counter].bit_length) - 1
+    locks = ", ".join(_missing(fields, "release")) or "none are left"
+    if encrypted:
+        return (f"burn {counter} to {full:#x}, so that it stays on", f"burn the locks of download mode: {locks}")
+    key = [
+        "generate a key (32 bytes; 64 for XTS-AES-256 where the chip has it), and keep it or forget it for ever",
+        "burn it into a free key block with its purpose (64 bytes: into two), and read-protect and write-protect it",
+    ]
+    config = ["burn FLASH_CRYPT_CONFIG to 0xF"] if "FLASH_CRYPT_CONFIG" in fields else []
+    return (
+        *key,
+        *config,
+        f"burn {counter}: 1 for development, {full:#x} for release",
+        f"burn the locks of download mode: {locks}",
+        "encrypt bootloader, partition table, apps and otadata for their addresses, and flash them",
+        "start it, and look for the app",
+    )
+
+
+# -- the whole procedure
+
+
+@dataclass(frozen=True)
+class EncryptionPlan:
+    """What `enable` with the same arguments would do.
+
+    Attributes:
+        key_blocks: where the key (and, with secure boot, the digest) would lie.
+        burns: the eFuses in order, with their bits before and after.
+        encrypted, plain: addresses that would be flashed encrypted, and as they are: data that the app itself writes.
+        refused: why this board or run does not allow it, with the setting that would; None if nothing is in the way.
+    """
+
+    chip: str
+    mode: Mode
+    key_blocks: tuple[str, ...]
+    burns: tuple[BurnPlan, ...]
+    encrypted: tuple[int, ...]
+    plain: tuple[int, ...]
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class EncryptionEnabled:
+    """What was done: the eFuses that were burnt in order, what was flashed encrypted, and the boot that proves it.
+
+    *plain* are the addresses that were flashed as they are: data that the app itself reads and writes.
+    """
+
+    mode: Mode
+    key_blocks: tuple[str, ...]
+    burnt: tuple[str, ...]
+    encrypted: tuple[int, ...]
+    plain: tuple[int, ...]
+    boot_output: str
+
+
+@operation(Effect.READ, group="encryption")
+def plan(
+    link: Link,
+    firmware: Contents,
+    key_file: ReadPath,
+    mode: Mode = "development",
+    secure_boot_key: ReadPath | None = None,
+) -> EncryptionPlan:
+    """Check everything that `enable` with the same arguments checks, say what it would do, and touch nothing.
+
+    Args:
+        firmware, key_file, mode, secure_boot_key: see `enable`.
+
+    Raises:
+        FirmwareError, OperationError: if it cannot be done.
+    """
+    work = _prepare(link, firmware, key_file, mode, secure_boot_key)
+    try:
+        _check_allowed(link, work)
+        refused = None
+    except RefusedError as error:
+        refused = f"{error.message}: {error.hint}"
+    burns = efuse.plan_all(link, work.burns)
+    return EncryptionPlan(work.chip, mode, work.blocks, burns, work.encrypted, work.plain, refused)
+
+
+@operation(Effect.BURN, group="encryption")
+def enable(
+    link: Link,
+    firmware: Contents,
+    key_file: ReadPath,
+    mode: Mode = "development",
+    secure_boot_key: ReadPath | None = None,
+) -> EncryptionEnabled:
+    """Enable flash encryption: key, counter, locks of download mode, encrypted images, and a boot that proves it.
+
+    Irreversible on real hardware. A real board needs "write" and "burn" in its ``allow``, each eFuse of `plan` in its
+    ``allow_burn``, and the run's consent. Everything is read, checked, encrypted and planned before the first eFuse is
+    burnt. Nothing stops it between two eFuses.
+
+    Args:
+        firmware: the whole build: bootloader, partition table and app, as regions of their own.
+        key_file: 32 bytes; 64 for XTS-AES-256 where the chip has it; 16 or 32 on an ESP32-C2.
+        mode: development can be switched off again; release cannot.
+        secure_boot_key: enable secure boot v2 in the same go (see `secure_boot.enable_secure_boot`): an ESP32-C2 has
+            one key block for key and digest, which can be burnt only once.
+
+    Raises:
+        RefusedError: if the board or the run does not allow it; nothing was touched.
+        OperationError: if the chip or its eFuses do not fit, or the boot does not prove it.
+    """
+    _check_may_write(link)
+    work = _prepare(link, firmware, key_file, mode, secure_boot_key)
+    _check_allowed(link, work)
+    efuse.plan_all(link, work.burns)
+    efuse.burn_all(link, work.first)
+    # It is encrypted here already, which is all that esptool would warn of.
+    writing.write(link, work.pairs, skip_unchanged=False, force=True)
+    if work.last:  # once secure boot is on, some chips run no stub any more
+        efuse.burn_all(link, work.last)
+    output = _proof(link)
+    burnt = tuple(name for name, _ in work.burns)
+    return EncryptionEnabled(mode, work.blocks, burnt, work.encrypted, work.plain, output)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be burnt before and after the images are flashed, and the images as they are flashed."""
+
+    chip: str
+    blocks: tuple[str, ...]
+    first: Burns
+    last: Burns
+    pairs: list[tuple[int, bytes]]
+    encrypted: tuple[int, ...]
+    plain: tuple[int, ...]
+
+    @property
+    def burns(self) -> Burns:
+        return [*self.first, *self.last]
+
+
+def _prepare(
+    link: Link,
+    firmware: Contents,
+    key_file: str | os.PathLike[str],
+    mode: Mode,
+    secure_boot_key: str | os.PathLike[str] | None,
+) -> _Work:
+    summary = efuse.read_all(link)
+    fields = dict(summary.fields)
+    now = _status(summary.chip, fields)
+    if now.count:
+        raise OperationError(f"{now.counter} has bits burnt ({now.count:#x}) already", hint="take a virgin chip")
+    key = _read_key(key_file)
+    keys = for_flash_key(link, fields, key)
+    regions = _regions(link, firmware, summary.chip)
+    last: Burns = []
+    if secure_boot_key is not None:
+        digest, last = secure_boot.with_encryption(link, fields, regions, secure_boot_key)
+        keys += digest
+    secret = _to_encrypt(regions)
+    pairs = [
+        (
+            region.address,
+            encrypt_data(region.data, key, region.address, summary.chip) if region in secret else region.data,
+        )
+        for region in regions
+    ]
+    encrypted = tuple(region.address for region in regions if region in secret)
+    plain = tuple(region.address for region in regions if region not in secret)
+    first = [*keys.all_burns(), *_burns(fields, now, mode)]
+    return _Work(summary.chip, keys.blocks, first, last, pairs, encrypted, plain)
+
+
+def _check_allowed(link: Link, work: _Work) -> None:
+    require(link, Effect.BURN, "encryption-enable")
+    _check_may_write(link)
+    efuse.require_consents(link, [name for name, _ in work.burns])
+
+
+def _check_may_write(link: Link) -> None:
+    """Refuse before the first burn what would be refused at the first write."""
+    require(link, Effect.WRITE, "encryption-enable")
+
+
+def _regions(link: Link, firmware: Contents, chip_name: str) -> Sequence[Region]:
+    """Load a build and check that it is for this board, which `writing.write` cannot see in encrypted images."""
+    loaded = load(firmware)
+    if loaded.chip not in (None, chip_name):
+        raise FirmwareError(f"this is a build for {loaded.chip}, not for {chip_name}", hint="nothing was burnt")
+    with reach(link, "wire", "looking at the flash") as access:
+        size, revision = access.size, access.revision
+    for region in loaded.regions:
+        check_fits(region, size)
+        check_image(region, chip_name, revision)
+    return loaded.regions
+
+
+def _read_key(key_file: str | os.PathLike[str]) -> bytes:
+    try:
+        return remember_key(resolve(key_file).read_bytes())
+    except OSError as error:
+        raise OperationError(f"{key_file} cannot be read: {error.strerror}") from error
+
+
+def _burns(fields: dict[str, Efuse], now: EncryptionStatus, mode: Mode) -> list[tuple[str, EfuseValue]]:
+    """Return the eFuses to burn behind the key, in order."""
+    full = (1 << fields[now.counter].bit_length) - 1
+    burns: list[tuple[str, EfuseValue]] = []
+    if now.config is not None and now.config != _WHOLE_KEY:
+        burns.append(("FLASH_CRYPT_CONFIG", _WHOLE_KEY))
+    burns.append((now.counter, full if mode == "release" else 1))
+    return [*burns, *((name, 1) for name in _missing(fields, mode))]
+
+
+def _to_encrypt(regions: Sequence[Region]) -> list[Region]:
+    """Return the regions that the chip reads through its decryption."""
+    table = next((region for region in regions if region.data.startswith(MAGIC)), None)
+    if table is None or not any(region.address < table.address for region in regions):
+        raise FirmwareError(
+            "this is not a whole build: bootloader and partition table must be regions of their own",
+            hint="give the build folder",
+        )
+    partitions = parse(table.data)
+    return [region for region in regions if _is_encrypted(region, table, partitions)]
+
+
+def _is_encrypted(region: Region, table: Region, partitions: Sequence[Partition]) -> bool:
+    if region.address <= table.address:
+        return True
+    part = next((part for part in partitions if part.offset <= region.address < part.offset + part.size), None)
+    if part is None or region.end > part.offset + part.size:
+        raise FirmwareError(f"{region.source} at {region.address:#x} lies in no partition, or in several")
+    return part.type == "app" or part.encrypted or (part.type == "data" and part.subtype in _ENCRYPTED_DATA)
+
+
+def _proof(link: Link) -> str:
+    result = reset(link, "app")
+    if result.mode == "app" and "Loaded app from partition" in result.output:
+        return result.output
+    raise OperationError(
+        "flash encryption is enabled, but the app does not start",
+        hint="are the images those of a build with flash encryption? The output is in the details",
+        details={"boot_output": result.output},
+    )
+
+
+# -- from development to release
+
+
+@dataclass(frozen=True)
+class EncryptionConfigured:
+    """The eFuses that were burnt, and the mode that the chip is in now."""
+
+    mode: Literal["off", "development", "release"]
+    burnt: tuple[str, ...]
+
+
+@operation(Effect.BURN, group="encryption")
+def configure(link: Link, mode: Mode = "release") -> EncryptionConfigured:
+    """Burn what is missing of a mode on a chip whose flash is encrypted: locks of download mode, and the counter.
+
+    On a real board every one of these eFuses must be in its ``allow_burn``; that is checked before the first is burnt.
+
+    Args:
+        mode: release makes the encryption permanent; development burns its locks only.
+
+    Raises:
+        RefusedError: see `efuse.burn`; nothing was burnt. OperationError: if flash is not encrypted.
+    """
+    now = status(link)
+    if not now.encrypted:
+        raise OperationError("flash is not encrypted", hint="enable flash encryption first")
+    fields = dict(efuse.read_all(link).fields)
+    names = _missing(fields, mode)
+    burns: dict[str, EfuseValue] = dict.fromkeys(names, 1)
+    counter = fields[now.counter]
+    if mode == "release" and counter.writeable and "0" in (counter.bits or ""):
+        burns[now.counter] = (1 << counter.bit_length) - 1
+    if burns:
+        efuse.burn_all(link, list(burns.items()))
+    return EncryptionConfigured(status(link).mode, tuple(burns))

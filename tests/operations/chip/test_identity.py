@@ -1,0 +1,218 @@
+"""Identity and resets of simulated chips."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from pytest_esp.boards.registry import make_board
+from pytest_esp.errors import LinkError, OperationError
+from pytest_esp.link.link import Link
+from pytest_esp.operations.chip import identity as chip_operations
+from pytest_esp.rack.config import load_rack
+from pytest_esp.sim.chip import SimChip
+from pytest_esp.wire.port import VirtualPort
+
+CHIPS = ["esp8266", "esp32", "esp32s2", "esp32s3", "esp32c2", "esp32c3", "esp32c6", "esp32h2", "esp32p4"]
+
+
+def chip_of(esp) -> SimChip:
+    return esp.link.board.simulated
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_identity(esp_of, chip):
+    esp = esp_of(chip)
+    identity = esp.chip.identify()
+    assert identity.chip == chip
+    assert identity.mac == chip_of(esp).mac
+    assert identity.flash_size == 4 * 1024 * 1024
+    assert identity.crystal_mhz in {26, 32, 40, 48}
+    assert identity.features
+    assert identity.package in identity.description
+    assert "revision" not in identity.package
+    assert identity.connect_seconds > 0
+    assert identity.revision == (None if chip == "esp8266" else chip_of(esp).revision)
+
+
+def test_a_second_look_is_warm(esp_of):
+    esp = esp_of("esp32c6")
+    first = esp.chip.identify()
+    second = esp.chip.identify()
+    assert second.connect_seconds == 0
+    assert (second.mac, second.flash_id) == (first.mac, first.flash_id)
+
+
+def test_a_reset_into_the_bootloader_is_proven(esp):
+    assert esp.chip.reset("bootloader").mode == "bootloader"
+    assert chip_of(esp).mode == "bootloader"
+
+
+def test_a_reset_into_the_app_is_proven_by_its_banner(esp):
+    result = esp.chip.reset()
+    assert result.mode == "app"
+    assert re.search(r"rst:0x1 \(POWERON", result.output)
+    assert "invalid header: 0xffffffff" in result.output  # blank flash
+    assert chip_of(esp).mode == "app"
+
+
+def test_a_chip_that_says_nothing_after_a_reset_is_an_error(esp_of, monkeypatch):
+    esp = esp_of("esp32c3")
+    esp.chip.identify()
+    monkeypatch.setattr(chip_of(esp), "transmit", lambda data: None)
+    with pytest.raises(LinkError, match="no boot banner came") as caught:
+        esp.chip.reset("app", wait=0.05)
+    assert caught.value.board == "esp32c3"
+
+
+def test_there_are_two_places_and_three_resets(esp_of):
+    with pytest.raises(OperationError, match="there is no reset to 'mars'") as caught:
+        esp_of("esp32c3").chip.reset("mars")
+    assert "'app' or 'bootloader'" in caught.value.hint
+    with pytest.raises(OperationError, match="there is no reset by 'hammer'"):
+        esp_of("esp32c3").chip.reset("app", by="hammer")
+
+
+@pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32c3", "esp32p4"])
+def test_the_watchdog_starts_the_app_and_the_rom_says_so(esp_of, chip):
+    esp = esp_of(chip)
+    esp.flash.info()  # the stub runs
+    result = esp.chip.reset("app", by="watchdog")
+    assert (result.mode, result.by, result.reason) == ("app", "watchdog", "RTCWDT_RTC_RST")
+    assert chip_of(esp).mode == "app"
+    assert esp.chip.identify().chip == chip
+
+
+@pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32p4"])
+def test_the_watchdog_keeps_a_chip_with_usb_in_its_loader(esp_of, chip):
+    esp = esp_of(chip)
+    result = esp.chip.reset("bootloader", by="watchdog")
+    assert (result.mode, result.reason) == ("bootloader", "RTCWDT_RTC_RST")
+    assert chip_of(esp).mode == "bootloader"
+
+
+@pytest.mark.parametrize(
+    ("chip", "to", "by", "error"),
+    [
+        ("esp32", "app", "watchdog", "cannot be reset by its watchdog"),
+        ("esp32c6", "app", "watchdog", "cannot be reset by its watchdog"),
+        ("esp32c3", "bootloader", "watchdog", "cannot be told to stay in its loader"),
+        ("esp32c3", "app", "soft", "boot strap was latched"),
+        ("locked", "app", "watchdog", "in secure download mode there is no watchdog reset"),
+    ],
+)
+def test_resets_that_a_chip_cannot(esp_of, chip, to, by, error):
+    esp = esp_of(chip)
+    with pytest.raises(OperationError, match=error):
+        esp.chip.reset(to, by=by)
+    assert esp.chip.reset(to).mode == to  # the hard one does it
+
+
+def test_a_soft_reset_starts_the_app_of_an_esp8266(esp_of):
+    esp = esp_of("esp8266")
+    result = esp.chip.reset("app", by="soft")
+    assert (result.mode, result.reason) == ("app", None)  # its ROM gives a number only
+    assert "rst cause:2" in result.output
+    assert chip_of(esp).mode == "app"
+
+
+def test_a_reset_that_ends_elsewhere_is_an_error(esp_of, monkeypatch):
+    esp = esp_of("esp32s3")
+    esp.chip.identify()
+    monkeypatch.setattr(chip_of(esp), "_download_boot_is_forced", lambda: False)
+    with pytest.raises(LinkError, match="its loader does not answer"):
+        esp.chip.reset("bootloader", by="watchdog")
+    assert esp.chip.identify().chip == "esp32s3"
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(("chip", "reason"), [("esp32", "SW_RESET"), ("esp32c3", "RTC_SW_SYS_RST")])
+def test_a_soft_reset_on_qemu_leads_into_the_loader(tmp_path, monkeypatch, need_qemu, chip, reason):
+    """By the chip's own ROM, which runs there."""
+    need_qemu(chip)
+    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path))
+    (tmp_path / "boards.toml").write_text(f'[boards.q]\nbackend="qemu"\nchip="{chip}"\nflash_size="2MB"\n')
+    rack = load_rack(tmp_path / "boards.toml")
+    with Link(make_board(rack.board("q"), rack)) as link:
+        result = chip_operations.reset(link, "bootloader", "soft")
+        assert (result.mode, result.reason) == ("bootloader", reason)
+        assert chip_operations.identify(link).chip == chip
+
+
+@pytest.mark.parametrize("chip", ["esp8266", "esp32", "esp32s3", "esp32c3", "esp32c6"])
+def test_info_agrees_with_esptool_on_the_same_board(esp_of, chip):
+    esp = esp_of(chip)
+    found = esp.chip.info()
+    esp.chip.reset("bootloader")  # a socket has no lines for that
+    endpoint = esp.link.board.serve("socket://127.0.0.1:0")
+    command = [sys.executable, "-m", "esptool", "--port", endpoint.url, "--no-stub", "flash-id"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    endpoint.close()
+    told = dict(re.findall(r"^([\w ]+): +(.*?) *$", said, re.MULTILINE))
+    who = found.identity
+    assert told["Chip type"] == who.description
+    assert told["Features"].split(", ") == list(who.features)
+    assert told["Crystal frequency"] == f"{who.crystal_mhz}MHz"
+    assert told.get("BASE MAC", told["MAC"]) == who.mac
+    assert told["Detected flash size"] == f"{who.flash_size >> 20}MB"
+
+
+def test_info_of_locks(esp_of):
+    esp = esp_of("esp32c3")
+    before = esp.chip.info()
+    assert (before.secure_boot, before.flash_encryption, before.security_flags) == ("disabled", False, ())
+    assert (before.efuse_block_version, before.package_version, before.usb_mode) == ("v0.0", 0, None)
+    esp.efuse.burn("SECURE_BOOT_EN", 1)
+    esp.efuse.burn("SPI_BOOT_CRYPT_CNT", 1)
+    after = esp.chip.info()
+    assert (after.secure_boot, after.flash_encryption) == ("v2", True)
+    assert "SECURE_BOOT_EN" in after.security_flags
+    assert "SECURE_BOOT_EN" in esp.security.info().flag_names
+
+
+def test_info_of_a_chip_in_secure_download_mode(esp_of):
+    found = esp_of("locked").chip.info()
+    assert found.secure_download
+    assert (found.efuse_block_version, found.identity.mac, found.package_version) == (None, None, None)
+    assert "SECURE_DOWNLOAD_ENABLE" in found.security_flags
+
+
+def test_info_of_an_esp8266(esp_of):
+    found = esp_of("esp8266").chip.info()
+    assert (found.secure_boot, found.flash_encryption, found.security_flags) == (None, None, None)
+    assert found.efuse_block_version is None
+
+
+def test_the_baud_rate_changes_under_a_warm_link(esp):
+    for baudrate in (230400, 921600, 115200):
+        assert esp.chip.change_baudrate(baudrate).baudrate == baudrate
+        assert chip_of(esp).baudrate == pytest.approx(baudrate, rel=0.01)
+        assert esp.flash.read(0, 16).data == b"\xff" * 16
+    for nonsense in (-1, 0, 1 << 32):
+        with pytest.raises(OperationError, match=f"{nonsense} is no baud rate"):
+            esp.chip.change_baudrate(nonsense)
+
+
+def test_registers(esp):
+    register = esp.chip.read_register(0x40001000)
+    assert register.address == 0x40001000
+    assert 0 <= register.value < 1 << 32
+    for address in (0x40001001, 1 << 32, -4, "here"):
+        with pytest.raises(OperationError, match="address"):
+            esp.chip.read_register(address)
+
+
+def test_a_board_that_another_program_has_used_is_connected_to_anew(esp_of):
+    """The warm connection knows nothing of what the other one has left behind: half a packet, another stub, an app."""
+    esp = esp_of("esp32c3")
+    first = esp.chip.identify()
+    assert esp.chip.identify().connect_seconds == 0.0  # warm
+    other = VirtualPort(esp.link.board.wire, "somebody else's")
+    other.open()
+    other.write(b"\xc0\x00\x0a\x04\x00half of a packet")
+    other.close()
+    again = esp.chip.identify()
+    assert again.mac == first.mac
+    assert again.connect_seconds > 0
+    assert esp.chip.identify().connect_seconds == 0.0
