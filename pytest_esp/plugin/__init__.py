@@ -33,11 +33,10 @@ from pytest_esp.plugin.options import options_of, pytest_addoption, register_mar
 from pytest_esp.plugin.reports import Discretion, RackSummary, add_consoles, add_transcripts, add_usage
 from pytest_esp.plugin.selection import (
     group_by_board,
+    loaded_rack,
     plan_items,
     problems_of,
     pytest_generate_tests,
-    rack_is_loaded,
-    rack_of,
     refuse_without_board,
 )
 from pytest_esp.plugin.unity import UnityReports, unity
@@ -179,10 +178,11 @@ def _finish(item: pytest.Item, nextitem: pytest.Item | None, failed: bool) -> No
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write allure's environment, if there is a report."""
     folder = session.config.getoption("allure_report_dir", None)
-    if folder and rack_is_loaded(session.config) and not problems_of(session.config):
+    rack = loaded_rack(session.config)
+    if folder and rack is not None and not problems_of(session.config):
         from pytest_esp.plugin import allure
 
-        allure.write_environment(Path(folder), rack_of(session.config))
+        allure.write_environment(Path(folder), rack)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ NOT_NAMED = (
 
 def sources_of(config: pytest.Config, home: Path, want: FirmwareWanted) -> tuple[Path, ...]:
     """Return the paths that a test's firmware is looked for in; those of markers are relative to *home*."""
-    return tuple(home / Path(path).expanduser() for path in want.paths) or options_of(config).firmware
+    return tuple(home / os.path.expanduser(path) for path in want.paths) or options_of(config).firmware
 
 
 def policy_of(config: pytest.Config, want: FirmwareWanted) -> str:

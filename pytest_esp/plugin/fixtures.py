@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_esp.errors import EspError
+from pytest_esp.errors import EspError, RackError
 from pytest_esp.plugin.bench import Bench, Held
 from pytest_esp.plugin.firmware import bring_up, choose, policy_of
 from pytest_esp.plugin.options import options_of
 from pytest_esp.plugin.reports import record_properties
 from pytest_esp.plugin.selection import Plan, make_plan, plan_of, rack_of
+from pytest_esp.plugin.wanted import MarkerError
 
 if TYPE_CHECKING:
     from pytest_esp.boards.board import Board
@@ -29,7 +30,10 @@ _LINK_FIXTURES = frozenset({"esp", "console", "session_esp"})
 @pytest.fixture(scope="session")
 def rack(pytestconfig: pytest.Config) -> Rack:
     """The boards of boards.toml."""
-    return rack_of(pytestconfig)
+    try:
+        return rack_of(pytestconfig)
+    except RackError as error:  # the fixture was asked for by name at run time, or by a fixture of that name
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session", name="_esp_log_dir")
@@ -85,7 +89,10 @@ def _bring_up_firmware(item: pytest.Item, plan: Plan, held: Held) -> None:
 def _plan(item: pytest.Item) -> Plan:
     plan = plan_of(item)
     if plan is None:  # the fixture was asked for by name at run time
-        plan = make_plan(item, leases=True)
+        try:
+            plan = make_plan(item, leases=True)
+        except (MarkerError, RackError) as error:
+            pytest.fail(str(error), pytrace=False)
     if plan.reason is not None:
         pytest.skip(plan.reason)
     if plan.problem is not None:

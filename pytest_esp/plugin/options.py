@@ -165,17 +165,17 @@ def options_of(config: pytest.Config) -> Options:
 
 def _firmware(config: pytest.Config) -> tuple[Path, ...]:
     if given := _names(config, "firmware"):
-        return tuple(config.invocation_params.dir / Path(name).expanduser() for name in given)
+        return tuple(config.invocation_params.dir / os.path.expanduser(name) for name in given)
     if named := config.getini("esp_firmware"):
         return tuple((config.inipath or config.rootpath / "-").parent / name for name in named)
     named = os.environ.get(FIRMWARE_ENVIRONMENT, "")
-    return tuple(Path(name).expanduser() for name in named.split(os.pathsep) if name)
+    return tuple(Path(os.path.expanduser(name)) for name in named.split(os.pathsep) if name)
 
 
 def _path(config: pytest.Config, option: str, name: str | None = None) -> Path | None:
     given = config.getoption(option)
     if given:
-        return config.invocation_params.dir / Path(given).expanduser()
+        return config.invocation_params.dir / os.path.expanduser(given)
     ini = str(config.getini(name or option) or "")
     return (config.inipath or config.rootpath / "-").parent / ini if ini else None
 

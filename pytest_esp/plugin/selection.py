@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EACH = "_esp_each"
 """The parameter that ``each=`` adds to a test."""
 
+_FIXTURES = "pytest_esp.plugin.fixtures"
 _NOBODY = "no-board"
 _KIND_OF = {"qemu": "qemu", "sim": "sim"}
 
@@ -77,9 +78,10 @@ def problems_of(config: pytest.Config) -> list[str]:
     return list(config.stash.get(_PROBLEMS, {}))
 
 
-def rack_is_loaded(config: pytest.Config) -> bool:
-    """Whether anything has asked for the rack."""
-    return _RACK in config.stash
+def loaded_rack(config: pytest.Config) -> Rack | None:
+    """Return the rack if something has asked for it, and its file is right."""
+    loaded = config.stash.get(_RACK, None)
+    return None if isinstance(loaded, RackError) else loaded
 
 
 def rack_of(config: pytest.Config) -> Rack:
@@ -160,18 +162,29 @@ def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give every item that needs a board its plan and markers; collect what is wrong for `problems_of`."""
     problems = config.stash.setdefault(_PROBLEMS, {})
     strict = options_of(config).strict
+    if config.getoption("rack") or any(map(_names_rack, items)):
+        try:
+            rack_of(config)
+        except RackError as error:
+            problems[str(error)] = None
     for item in items:
         names = cast("list[str]", getattr(item, "fixturenames", ()))
         if item.get_closest_marker("esp") is None and not uses_board(names):
             continue
         try:
             item.stash[PLAN] = plan = make_plan(item, leases=uses_board(names))
+            _mark(item, plan, strict)
         except MarkerError as error:
             problems[f"{_where(item)}: {error}"] = None
         except RackError as error:
             problems[str(error)] = None
-        else:
-            _mark(item, plan, strict)
+
+
+def _names_rack(item: pytest.Item) -> bool:
+    """Whether the test uses the plugin's fixture `rack`, not a project's own of that name."""
+    # pytest has no public way to ask which fixture a test gets by a name.
+    found: Mapping[str, Sequence[Any]] = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return "rack" in found and found["rack"][-1].func.__module__ == _FIXTURES
 
 
 def make_plan(item: pytest.Item, *, leases: bool) -> Plan:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "boards.toml"
 ENVIRONMENT = "PYTEST_ESP_RACK"
+_LONGEST = 1024 * 1024  # characters: room for some thousand boards
 _BOARD_KEYS = BoardSpec.model_fields.keys() - {"name"}
 
 _DEFAULT: dict[str, Any] = {
@@ -57,24 +58,42 @@ def load_rack(path: Path | None = None) -> Rack:
         path = _nearest_file(Path.cwd())
     if path is None:
         return _build(None, "", _DEFAULT)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors on Windows mark UTF-8 files
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RackError(
-            f"the rack file {path} cannot be read: {reason}",
-            hint=f"--rack FILE or {ENVIRONMENT} names another one",
-        ) from error
+    text = _read(path)
     try:
         return _build(path, text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
         line = found[1] if found else text.count("\n") + 1
         raise RackError(f"{path}:{line}: this is not TOML: {error}") from error
+    except RecursionError as error:
+        raise RackError(f"{path}: its arrays or tables are nested too deeply") from error
+    except ValueError as error:  # of int(): too many digits
+        raise RackError(f"{path}: this is not TOML: {error}") from error
+
+
+def _read(path: Path) -> str:
+    """Return the text of a rack file. A pipe or a device is refused before it is opened: it may have no end."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise _unreadable(path, "it is not a regular file")
+        with path.open(encoding="utf-8-sig") as file:  # some editors on Windows mark UTF-8 files
+            text = file.read(_LONGEST + 1)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, getattr(error, "strerror", None) or error) from error
+    if len(text) > _LONGEST:
+        raise _unreadable(path, f"it has more than {_LONGEST} characters")
+    return text
+
+
+def _unreadable(path: Path, reason: object) -> RackError:
+    return RackError(
+        f"the rack file {path} cannot be read: {reason}", hint=f"--rack FILE or {ENVIRONMENT} names another one"
+    )
 
 
 def _nearest_file(folder: Path) -> Path | None:
-    return next((found for parent in (folder, *folder.parents) if (found := parent / FILE_NAME).is_file()), None)
+    """Return the first boards.toml, also one that cannot be read: the boards above it are other boards."""
+    return next((found for parent in (folder, *folder.parents) if os.path.lexists(found := parent / FILE_NAME)), None)
 
 
 def _build(path: Path | None, text: str, data: dict[str, Any]) -> Rack:
@@ -94,7 +113,7 @@ def _build(path: Path | None, text: str, data: dict[str, Any]) -> Rack:
     assert isinstance(table, _RackTable)
     lock_dir = table.lock_dir
     if lock_dir is not None and path is not None:
-        lock_dir = path.resolve().parent / lock_dir.expanduser()
+        lock_dir = path.resolve().parent / os.path.expanduser(lock_dir)
     # Absolute: boards are known by their file, and a test may change the working folder.
     return Rack(table.name, path and path.absolute(), specs, lock_dir)
 
@@ -150,7 +169,7 @@ def _absolute_paths(path: Path | None, entry: dict[str, Any]) -> dict[str, Any]:
     """Return the entry's files as absolute paths: they are relative to the rack file."""
     folder = path.resolve().parent if path else Path.cwd()
     return {
-        key: folder / Path(entry[key]).expanduser()
+        key: folder / os.path.expanduser(entry[key])  # leaves the name of an unknown user as it is
         for key in ("flash_file", "efuse_file")
         if isinstance(entry.get(key), str)
     }
