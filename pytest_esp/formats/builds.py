@@ -21,7 +21,7 @@ from pytest_esp.formats.files import allows, resolve
 from pytest_esp.formats.images import APP_HEAD_SIZE, app_of, chip_of, is_of_8266
 from pytest_esp.formats.partition_table import MAGIC as TABLE_MAGIC
 from pytest_esp.formats.partition_table import Partition, default_app, otadata_of, parse
-from pytest_esp.formats.regions import Source, joined
+from pytest_esp.formats.regions import Source, check_regular, contents_of, joined, unreadable
 
 USUAL_APP_OFFSET = 0x10000
 """Where the app lies in the partition tables that ESP-IDF, Arduino and PlatformIO come with."""
@@ -58,7 +58,13 @@ def builds_in(path: Path) -> list[Build]:
     Raises:
         FirmwareError: if there is none.
     """
-    path = resolve(path)
+    try:
+        return _builds_in(resolve(path))
+    except OSError as error:
+        raise FirmwareError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+
+
+def _builds_in(path: Path) -> list[Build]:
     # os.path.isfile and isdir, unlike Path.is_file, answer for names that no file can have, too.
     if os.path.isfile(path):
         return [_image_file(path)]
@@ -77,7 +83,8 @@ def builds_in(path: Path) -> list[Build]:
 
 def _folders_in(parent: Path) -> list[Path]:
     """Return the folders in a folder, but for links that lead to where nothing may be opened: nobody has named them."""
-    return [entry for entry in parent.iterdir() if entry.is_dir() and allows(entry)] if parent.is_dir() else []
+    entries = parent.iterdir() if os.path.isdir(parent) else ()
+    return [entry for entry in entries if os.path.isdir(entry) and allows(entry)]
 
 
 def _if_file(path: Path) -> Path | None:
@@ -117,6 +124,8 @@ def _esp_idf(folder: Path) -> Build | None:
         files = cast(dict[int | str, str], content["flash_files"])
         pairs = tuple((address, resolve(name, named_by=listing)) for address, name in files.items())
         chip = content.get("extra_esptool_args", {}).get("chip")
+        if not isinstance(chip, str | None):
+            raise TypeError(f"chip is {chip!r}")
         app_offset = content.get("app", {}).get("offset")
         offset = None if app_offset is None else int(app_offset, 0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -135,10 +144,8 @@ def _idf_elf(folder: Path) -> Path | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(resolve(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        content = json.loads(contents_of(path))
+    except (ValueError, RecursionError) as error:
         raise FirmwareError(f"{path} is damaged: {error}", hint="build the project again") from error
     if not isinstance(content, dict):
         raise FirmwareError(f"{path} is damaged: it holds no object", hint="build the project again")
@@ -146,7 +153,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _only(paths: Iterator[Path]) -> Path | None:
-    found = sorted(paths)
+    found = sorted(path for path in paths if path.is_file())
     return resolve(found[0]) if len(found) == 1 else None
 
 
@@ -206,9 +213,7 @@ def _assemble(folder: Path, bootloader: Path, table: Path, app: Path, elf: Path 
 
 def _partitions(table: Path) -> tuple[Partition, ...]:
     try:
-        return parse(resolve(table).read_bytes())
-    except OSError as error:
-        raise FirmwareError(f"{table} cannot be read: {error.strerror}") from error
+        return parse(contents_of(table))
     except OperationError as error:
         raise FirmwareError(f"{table}: {error.message}", hint="build the project again") from error
 
@@ -218,11 +223,7 @@ def _partitions(table: Path) -> tuple[Partition, ...]:
 
 def _image_file(path: Path) -> Build:
     """Return what a file is: a whole flash from address 0, or an app alone."""
-    try:
-        with resolve(path).open("rb") as file:
-            data = file.read(_TABLE_SEARCH.stop)
-    except OSError as error:
-        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
+    data = _head(path, _TABLE_SEARCH.stop)
     if data.startswith(_ELF_MAGIC):
         raise _only_an_elf(path)
     if is_container(data):
@@ -248,10 +249,7 @@ def _image_file(path: Path) -> Build:
 
 def _container(path: Path) -> Build:
     """Return what an Intel HEX or UF2 file has, each part for its own address."""
-    try:
-        files = joined(parts_of(resolve(path).read_bytes(), str(path)), str(path))
-    except OSError as error:
-        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
+    files = joined(parts_of(contents_of(path), str(path)), str(path))
     chips = {chip for _, data in files if (chip := chip_of(data[:APP_HEAD_SIZE])) is not None}
     if len(chips) > 1:
         raise FirmwareError(f"{path} has images for {' and '.join(sorted(chips))}", hint="build it again")
@@ -272,9 +270,11 @@ def _elf_of_merged(path: Path) -> Path | None:
     return _if_file(path.with_name(path.name.removesuffix(".bin").removesuffix(".merged") + ".elf"))
 
 
-def _head(path: Path) -> bytes:
+def _head(path: Path, size: int = APP_HEAD_SIZE) -> bytes:
+    path = resolve(path)
+    check_regular(path)
     try:
-        with resolve(path).open("rb") as file:
-            return file.read(APP_HEAD_SIZE)
-    except OSError as error:
-        raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
+        with path.open("rb") as file:
+            return file.read(size)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error

@@ -16,6 +16,7 @@ from pytest_esp.units import format_size, parse_size
 
 SECTOR = 0x1000
 
+_LARGEST_FLASH = 256 * 1024 * 1024  # bytes, of those that esptool detects
 _CONTAINERS = (".hex", ".uf2")
 
 Source = bytes | str | os.PathLike[str]
@@ -94,7 +95,7 @@ def _region(address: int | str, source: Source) -> Region:
     if isinstance(source, bytes):
         data, name = source, f"{len(source)} bytes"
     else:
-        data, name = _contents(resolve(source)), os.fspath(source)
+        data, name = contents_of(Path(source)), os.fspath(source)
         if Path(source).suffix.lower() in _CONTAINERS and is_container(data):
             raise FirmwareError(f"{name} has addresses of its own", hint=f"leave out the address {start:#x}")
     if not data:
@@ -102,14 +103,35 @@ def _region(address: int | str, source: Source) -> Region:
     return Region(start, data, name)
 
 
-def _contents(path: Path) -> bytes:
+def contents_of(path: Path) -> bytes:
+    """Return what a file has (see `resolve` for which may be opened).
+
+    Raises:
+        FirmwareError: if it cannot be read, is a pipe or a device, or is larger than any flash.
+    """
+    path = resolve(path)
+    check_regular(path)
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise FirmwareError(f"{path} is no regular file", hint="a device or a pipe has no end to flash")
+        if (size := path.stat().st_size) > _LARGEST_FLASH:
+            raise FirmwareError(f"{path} has {size} bytes: no flash is so large")
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise FirmwareError(f"{path} cannot be read: {reason or error}") from error
+        raise unreadable(path, error) from error
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe or a device: it may have no end, and may keep whoever opens it waiting.
+
+    Raises:
+        FirmwareError: if *path* is one.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise FirmwareError(f"{path} is no regular file", hint="a device or a pipe has no end to flash")
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> FirmwareError:
+    """Return the error for a file that the system does not let us read."""
+    return FirmwareError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _check_apart(region: Region, following: Region) -> None:

@@ -443,7 +443,7 @@ def lock_folder(rack: Rack) -> Path:
     """
     named = os.environ.get(ENVIRONMENT) or rack.lock_dir
     if named:
-        folder = Path(named).expanduser()
+        folder = Path(os.path.expanduser(named))
         if not folder.is_absolute():
             raise _no_lock(folder, ValueError("the folder must not depend on where a process runs: write it absolute"))
         return _usable(folder)

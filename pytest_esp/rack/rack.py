@@ -24,7 +24,7 @@ STATE_ENVIRONMENT = "PYTEST_ESP_STATE_DIR"
 def state_folder() -> Path:
     """Return the folder for what is kept between runs: PYTEST_ESP_STATE_DIR, or the user's own; it may be missing."""
     root = os.environ.get(STATE_ENVIRONMENT)
-    return Path(root).expanduser() if root else user_state_path("pytest-esp")
+    return Path(os.path.expanduser(root)) if root else user_state_path("pytest-esp")
 
 
 @dataclass(frozen=True)

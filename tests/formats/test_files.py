@@ -113,6 +113,7 @@ OPENING = {"open", "read_bytes", "read_text", "write_bytes", "write_text", "mkdi
 # What is opened for nobody: files of this package, of ESP-IDF, of the state folder, temporary ones, pipes; and what
 # `resolve` or `new_file` have looked at some lines before.
 OWN = {
+    "formats.builds": {"_head"},
     "formats.nor_flash": {"*"},
     "formats.stubs": {"*"},
     "operations.backup.archive": {"Folder.__init__", "Folder._write", "Archive._manifest", "Archive._stored"},
@@ -136,7 +137,7 @@ OWN = {
     "operations.production.testing": {"_rack_file"},
     "operations.production.work": {"_Worker.run"},
     "operations.firmware.ram": {"self_test_image"},
-    "formats.regions": {"_contents"},
+    "formats.regions": {"contents_of"},
     "operations.security.secure_boot": {"_v1_digest", "digest_of"},
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operations.building.test_size_analysis import write_map
+from tests.operations.firmware.test_size_analysis import write_map
 
 BUILD = Path(__file__).parents[1] / "firmware" / "build" / "esp32c3"
 LISTING = "flasher_args.json"
