@@ -91,7 +91,7 @@ class BoardPool:
         try:
             return BoardSpec.model_validate({"name": port, "backend": "serial", "chip": "auto", "port": port})
         except ValueError as error:
-            raise PortError(f"{port!r} is no port", hint=str(error).splitlines()[-1].strip()) from error
+            raise PortError(f"{port!r} is not a valid port", hint=str(error).splitlines()[-1].strip()) from error
 
     # -- using
 

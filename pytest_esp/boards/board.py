@@ -114,7 +114,7 @@ class Board(ABC):
         """
         if self.spec.power is None:
             raise BackendError(
-                "its power cannot be switched",
+                "this board's power cannot be switched",
                 board=self.name,
                 attempted="power cycle",
                 hint='add e.g. power = { off = "uhubctl -l 1-1 -p 3 -a off", on = "..." } to its entry in boards.toml',
@@ -159,5 +159,5 @@ class Board(ABC):
         from pytest_esp.wire.endpoints import serve
 
         if self.wire is None:
-            raise BackendError("only an open virtual board can be served", board=self.name)
+            raise BackendError("only a virtual board that is open can be served", board=self.name)
         return serve(self.wire, url, name=self.name)

@@ -32,7 +32,7 @@ def claim(file: Path, rack: Rack) -> FileLock:
     except Timeout:
         raise BackendError(
             f"the image {file} is in use by another board",
-            hint="two boards that write one image spoil it: give each its own, or close the other one",
+            hint="two boards that write the same image corrupt it: give each its own, or close the other one",
         ) from None
     except (OSError, NotImplementedError) as error:
         raise BackendError(f"the image {file} cannot be locked: {error}") from error

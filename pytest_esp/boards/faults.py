@@ -30,7 +30,7 @@ class BoardFaults(Faults):
             raise BackendError(
                 "faults need an open virtual board, or a real one whose port has a proxy in front of it",
                 board=board.name,
-                hint="a real board gets the proxy by `faults = {}` in its entry",
+                hint="add `faults = {}` to a real board's entry to put a proxy in front of its port",
             )
         self._board = board
         self._wire: Wire = wire
@@ -136,6 +136,8 @@ class BoardFaults(Faults):
         found: SimChip | None = getattr(self._board, "simulated", None)
         if found is None:
             raise BackendError(
-                f"{what}: only a simulated chip can do that", board=self._board.name, hint='take one of backend "sim"'
+                f"{what}: only supported on a simulated chip",
+                board=self._board.name,
+                hint='use a board with backend "sim"',
             )
         return found

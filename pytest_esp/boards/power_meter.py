@@ -141,7 +141,7 @@ def _class(driver: str) -> type[PowerMeter]:
     if not found:
         known = [*_BUILT_IN, *entry_points(group=ENTRY_POINTS).names]
         raise BackendError(
-            f"there is no kind of power meter {driver!r}",
+            f"unknown power meter driver {driver!r}",
             hint=f"nearest: {nearest(driver, known)}; packages add more with the entry point group {ENTRY_POINTS}",
         )
     try:

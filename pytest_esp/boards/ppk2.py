@@ -34,11 +34,11 @@ class Ppk2(PowerMeter):
             from ppk2_api.ppk2_api import PPK2_API  # type: ignore[reportMissingTypeStubs]
         except ImportError as error:
             raise BackendError(
-                "the library of the PPK2 is not installed", board=self.board, hint="pip install pytest-esp[ppk2]"
+                "the PPK2 library is not installed", board=self.board, hint="pip install pytest-esp[ppk2]"
             ) from error
         if self.spec.port is None:
             raise BackendError(
-                "a PPK2 needs its port",
+                "the PPK2 power meter needs a port",
                 board=self.board,
                 hint='power_meter = { driver = "ppk2", port = "/dev/serial/by-id/..." }',
             )
@@ -46,9 +46,9 @@ class Ppk2(PowerMeter):
             device: Any = PPK2_API(self.spec.port, timeout=1, exclusive=True)
         except (serial.SerialException, OSError, ValueError) as error:
             raise PortError(
-                f"the port of its power meter, {self.spec.port}, cannot be opened: {error}",
+                f"cannot open the power meter's port {self.spec.port}: {error}",
                 board=self.board,
-                hint="is the meter plugged in, and does nobody else use it?",
+                hint="check that the meter is plugged in and not used by another program",
             ) from error
         self._device = device
         device.stop_measuring()  # whoever used it last may have left it measuring
@@ -56,9 +56,9 @@ class Ppk2(PowerMeter):
         if not self._has_calibration(device):
             self.close()
             raise BackendError(
-                f"no PPK2 answers at {self.spec.port}",
+                f"no response from a PPK2 at {self.spec.port}",
                 board=self.board,
-                hint="a PPK2 has two ports: give the other one",
+                hint="a PPK2 has two ports: try the other one",
             )
         if self.spec.mode == "source":
             device.use_source_meter()
@@ -94,11 +94,11 @@ class Ppk2(PowerMeter):
         try:
             microamperes = list(self._samples(begun + seconds, tick))
         except (serial.SerialException, OSError) as error:
-            raise PortError(f"its power meter failed: {error}", board=self.board) from error
+            raise PortError(f"the power meter failed: {error}", board=self.board) from error
         finally:
             self._device.stop_measuring()
         if not microamperes:
-            raise PortError("its power meter sends no samples", board=self.board, hint="unplug it and plug it in again")
+            raise PortError("the power meter sends no samples", board=self.board, hint="unplug it and plug it in again")
         return Current([value / 1e6 for value in microamperes], time.monotonic() - begun)
 
     def _samples(self, end: float, tick: Callable[[], None] | None) -> Iterator[float]:

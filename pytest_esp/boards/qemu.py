@@ -158,7 +158,7 @@ class QemuBoard(Board):
     def _check_flash_size(self) -> None:
         if self.flash_size not in FLASH_SIZES:
             raise BackendError(
-                f"QEMU has no flash of {format_size(self.flash_size)}",
+                f"QEMU does not support a flash of {format_size(self.flash_size)}",
                 hint=f"write one of {', '.join(map(format_size, FLASH_SIZES))} as flash_size into boards.toml",
             )
 
@@ -183,7 +183,7 @@ class QemuBoard(Board):
             raise BackendError(
                 f"the eFuse file {kept} has {kept.stat().st_size} bytes, not the {machine.efuse_size} of QEMU's "
                 f"{machine.name}",
-                hint="it belongs to another chip, or to a simulated one; give another file",
+                hint="it belongs to another chip or to a simulated one; use another file",
             )
         return kept
 

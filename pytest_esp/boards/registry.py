@@ -34,7 +34,7 @@ def board_class(backend: str) -> type[Board]:
     found = entry_points(group=ENTRY_POINTS, name=backend)
     if not found:
         raise BackendError(
-            f"the backend {backend!r} is not part of this version",
+            f"unknown backend {backend!r}",
             hint=f"it has {', '.join(sorted(_BUILT_IN))}; packages add more with the entry point group {ENTRY_POINTS}",
         )
     try:

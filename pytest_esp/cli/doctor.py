@@ -260,7 +260,9 @@ def _folders(rack: Rack | None) -> Section:
     if _can_be_written(state):
         section.ok(f"state of virtual boards: {state}")
     else:
-        section.wrong(f"the state of virtual boards cannot be kept in {state}", f"name another: {STATE_ENVIRONMENT}")
+        section.wrong(
+            f"the state of virtual boards cannot be kept in {state}", f"set {STATE_ENVIRONMENT} to another folder"
+        )
     return section
 
 

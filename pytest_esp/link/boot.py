@@ -93,5 +93,5 @@ def _unproven(link: Link, said: str) -> LinkError:
         message,
         board=link.board.name,
         attempted="reset to the app",
-        hint="do DTR and RTS lead to EN and the boot strap on this board, and over this port?",
+        hint="check that DTR and RTS are connected to EN and the boot strap pin on this board",
     )

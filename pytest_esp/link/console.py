@@ -345,7 +345,7 @@ class Console:
             begun = time.monotonic()
             wanted = _list(pattern)
             if not wanted:
-                raise ValueError("nothing is expected")
+                raise ValueError("no pattern given")
             wait = self._wait_for(wanted, _list(unless), timeout, ignore_crashes)
             found = wait.found
             if wait.crash is not None:
@@ -506,7 +506,7 @@ class Console:
         wanted = " or ".join(search.description for search in wait.wanted)
         log = f"\n  log: {self._journal.path}" if self._journal.path else ""
         return CrashError(
-            hide(f"the app crashed while {wanted} was expected\n{crash.describe()}") + log,
+            hide(f"the app crashed while waiting for {wanted}\n{crash.describe()}") + log,
             crash,
             board=self._board,
             attempted="expect",

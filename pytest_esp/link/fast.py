@@ -113,7 +113,7 @@ class FastLoader(ESPLoader):
             if len(data) >= 2 and data[0] and data[1] == _ROM_INVALID:
                 self._drain()
                 raise UnsupportedCommandError(self, op)
-        raise FatalError("the chip answers other commands than the one it was asked")
+        raise FatalError("the chip responded to a different command")
 
     def _drain(self) -> None:
         """Read until the line is quiet: some ROMs refuse a command several times over."""
@@ -146,13 +146,13 @@ class FastLoader(ESPLoader):
             parts.append(part)
             done += len(part)
             if len(part) != min(self.FLASH_SECTOR_SIZE, length - done + len(part)):
-                raise FatalError(f"a frame of {len(part)} bytes came: bytes were lost on the way")
+                raise FatalError(f"received a frame of {len(part)} bytes: some bytes were lost")
             self.write(struct.pack("<I", done))
             if progress_fn:
                 progress_fn(done, length, offset)
         data = b"".join(parts)
         if self.read() != hashlib.md5(data, usedforsecurity=False).digest():
-            raise FatalError("the data that came has another MD5 than what the chip read")
+            raise FatalError("MD5 mismatch between the received data and what the chip read")
         return data
 
 

@@ -174,7 +174,7 @@ class Link:
             hard_reset(port)
         except OSError as error:
             raise LinkError(
-                f"DTR and RTS cannot be driven: {error}", board=self.board.name, attempted="hard reset"
+                f"cannot set DTR and RTS: {error}", board=self.board.name, attempted="hard reset"
             ) from error
 
     def boot(self) -> Console:

@@ -122,7 +122,7 @@ def _bytes(text: str | bytes) -> bytes:
 def _compiled(pattern: Pattern) -> re.Pattern[bytes]:
     if not isinstance(pattern, re.Pattern):
         if not pattern:
-            raise ValueError("an empty pattern is everywhere")
+            raise ValueError("the pattern is empty and would match anywhere")
         return re.compile(re.escape(_bytes(pattern)))
     if isinstance(pattern.pattern, bytes):
         return re.compile(pattern.pattern, pattern.flags)

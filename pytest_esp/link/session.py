@@ -215,7 +215,7 @@ class Session:
             raise WrongChipError(
                 f"this is an {_name(found)}, not an {_name(self.expected_chip)}",
                 board=self.board,
-                hint="is the right board plugged into this port? else correct `chip` in boards.toml",
+                hint="check which board is plugged into this port, or correct `chip` in boards.toml",
             )
         if not self.expected_chip:
             synced_with_stub = esp.sync_stub_detected
@@ -295,7 +295,7 @@ class Session:
             raise
         except (NotImplementedInROMError, NotSupportedError, UnsupportedCommandError) as error:
             raise OperationError(
-                f"the chip cannot do this: {error}", attempted=attempted, board=self.board, hint=_CANNOT
+                f"not supported by this chip: {error}", attempted=attempted, board=self.board, hint=_CANNOT
             ) from error
         except serial.SerialException as error:
             self.drop()
@@ -305,7 +305,7 @@ class Session:
                 f"its port failed: {error}",
                 attempted=attempted,
                 board=self.board,
-                hint="was the board unplugged, or its power cut? The state of what was being written is unknown",
+                hint="check whether the board was unplugged or lost power; what was being written may be incomplete",
             ) from error
         except FatalError as error:
             self.drop()
@@ -333,7 +333,7 @@ def _translate(message: str, attempted: str, board: str) -> EspError:
             text,
             attempted=attempted,
             board=board,
-            hint="is it powered, and does nothing else hold its pins? The next use resets it and tries again",
+            hint="check its power and its boot pins; the next operation resets it and tries again",
         )
     return OperationError(text, attempted=attempted, board=board)
 
@@ -369,7 +369,7 @@ def _identify_by_magic(esp: FastLoader) -> str:
     for name, rom in CHIP_DEFS.items():
         if chip_id == rom.IMAGE_CHIP_ID:
             return name
-    raise FatalError(f"the chip (magic {magic:#010x}, id {chip_id}) is none that this esptool knows")
+    raise FatalError(f"the chip (magic {magic:#010x}, id {chip_id}) is not supported by this version of esptool")
 
 
 def _secure_download(esp: Any) -> bool:

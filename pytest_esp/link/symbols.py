@@ -138,8 +138,8 @@ class Symbols:
 
         if data[:7] != b"\x7fELF\x01\x01\x01":
             raise FirmwareError(
-                f"{self.path} is no 32-bit ELF file",
-                hint="give the .elf of the build, not an image (.bin) made from it",
+                f"{self.path} is not a 32-bit ELF file",
+                hint="use the build's .elf file, not an image (.bin) made from it",
             )
         elf: Any = ELFFile(io.BytesIO(data))
         machine = struct.unpack_from("<H", data, 18)[0]

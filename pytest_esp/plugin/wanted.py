@@ -162,7 +162,7 @@ def _words(keyword: str, value: object) -> tuple[str, ...]:
 def _chip(chip: str) -> str:
     name = chip.lower().replace("-", "")
     if name not in CHIPS:
-        raise MarkerError(f"@pytest.mark.esp: there is no chip {chip!r}; did you mean {nearest(name, CHIPS)}?")
+        raise MarkerError(f"@pytest.mark.esp: unknown chip {chip!r}; did you mean {nearest(name, CHIPS)}?")
     return name
 
 

@@ -109,7 +109,7 @@ def find(architecture: Architecture, machine: str | None = None) -> Qemu:
             variable names something that cannot be used, or on Windows, whose sockets QEMU cannot be handed.
     """
     if sys.platform == "win32":
-        raise BackendError("QEMU machines run on Linux and macOS only", hint="use WSL 2, or a simulated chip")
+        raise BackendError("QEMU boards are only supported on Linux and macOS", hint="use WSL 2, or a simulated chip")
     problems: list[str] = []
     for found in _look(architecture):
         problem = found.problem
@@ -305,7 +305,7 @@ def _run(path: Path, *arguments: str, must_succeed: bool = True) -> str:
     try:
         output, _ = process.communicate(timeout=_ANSWER_TIME)
     except subprocess.TimeoutExpired:
-        raise _UnusableError(f"does not answer {asked} within {_ANSWER_TIME:g} s") from None
+        raise _UnusableError(f"did not answer {asked} within {_ANSWER_TIME:g} s") from None
     finally:
         _end(process)
     text = output.decode(errors="replace")

@@ -157,7 +157,7 @@ def _archive(architecture: Architecture, version: str | None) -> _Archive:
     version = version or next(iter(RELEASES))
     if version not in RELEASES:
         raise BackendError(
-            f"QEMU {version!r} is not known here; nearest: {nearest(version, RELEASES)}",
+            f"unknown QEMU release {version!r}; nearest: {nearest(version, RELEASES)}",
             hint="other versions: ESP-IDF's `idf_tools.py install qemu-xtensa qemu-riscv32`",
         )
     where = _platform()
@@ -188,7 +188,7 @@ def _base(url: str | None) -> str:
             )
         return f"https://{assets or 'github.com'}/{RELEASES_PATH}"
     if urlsplit(url).scheme not in ("http", "https", "file"):
-        raise BackendError(f"{url!r} is no URL of a server", hint="expected https://..., http://... or file:///...")
+        raise BackendError(f"{url!r} is not a valid URL", hint="expected https://..., http://... or file:///...")
     return url.rstrip("/")
 
 
@@ -222,7 +222,7 @@ def _fetch(url: str, path: Path, archive: _Archive, dist: Path, on_progress: Pro
             if on_progress is not None:
                 on_progress(archive.name, done, archive.size)
     if done < min(announced, archive.size):
-        raise BackendError(f"the download was cut after {done} of {archive.size} bytes: {url}", hint="try again")
+        raise BackendError(f"the download ended early, after {done} of {archive.size} bytes: {url}", hint="try again")
 
 
 @contextlib.contextmanager
@@ -270,7 +270,7 @@ def _check(path: Path, archive: _Archive, origin: str) -> None:
 
 def _unpack(path: Path, folder: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
-        raise BackendError("this Python unpacks archives unsafely", hint="3.11.4 and all later versions do not")
+        raise BackendError("this Python version unpacks archives unsafely", hint="use Python 3.11.4 or newer")
     try:
         with tarfile.open(path, "r:xz") as tar:
             tar.extractall(folder, filter="data")  # no path, link or device leads out of the folder

@@ -114,7 +114,7 @@ class QemuMachine:
         try:
             run(settle(), _OPERATION_TIMEOUT)
         except TimeoutError:
-            raise BackendError("QEMU did not obey", hint=f"its log: {self._log}") from None
+            raise BackendError("QEMU did not respond to a command", hint=f"its log: {self._log}") from None
         if strap is not None and self._death is not None:
             raise BackendError(self._death, hint=f"its log: {self._log}")
 

@@ -64,11 +64,11 @@ def load_rack(path: Path | None = None) -> Rack:
     except tomllib.TOMLDecodeError as error:
         found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
         line = found[1] if found else text.count("\n") + 1
-        raise RackError(f"{path}:{line}: this is not TOML: {error}") from error
+        raise RackError(f"{path}:{line}: invalid TOML: {error}") from error
     except RecursionError as error:
-        raise RackError(f"{path}: its arrays or tables are nested too deeply") from error
+        raise RackError(f"{path}: arrays or tables are nested too deeply") from error
     except ValueError as error:  # of int(): too many digits
-        raise RackError(f"{path}: this is not TOML: {error}") from error
+        raise RackError(f"{path}: invalid TOML: {error}") from error
 
 
 def _read(path: Path) -> str:
@@ -87,7 +87,7 @@ def _read(path: Path) -> str:
 
 def _unreadable(path: Path, reason: object) -> RackError:
     return RackError(
-        f"the rack file {path} cannot be read: {reason}", hint=f"--rack FILE or {ENVIRONMENT} names another one"
+        f"the rack file {path} cannot be read: {reason}", hint=f"select another one with --rack FILE or {ENVIRONMENT}"
     )
 
 
@@ -104,11 +104,11 @@ def _build(path: Path | None, text: str, data: dict[str, Any]) -> Rack:
     for name, entry in _table(problems, data, "boards").items():
         for spec in _board(problems, path, name, entry):
             if spec.name in specs:
-                problems.add(("boards", name), f"there is another board named {spec.name!r}")
+                problems.add(("boards", name), f"duplicate board name {spec.name!r}")
             _check_own_files(problems, name, spec, specs.values())
             specs[spec.name] = spec
     if not data.get("boards"):
-        problems.add((), "it has no board: a table [boards.NAME] is needed")
+        problems.add((), "it defines no boards: add a [boards.NAME] table")
     problems.raise_if_any()
     assert isinstance(table, _RackTable)
     lock_dir = table.lock_dir
@@ -129,7 +129,7 @@ def _table(problems: _Problems, data: dict[str, Any], key: str) -> dict[str, Any
 def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> list[BoardSpec]:
     key = ("boards", name)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        problems.add(key, f"{name!r} is no name for a board: letters, digits, - _ and . are")
+        problems.add(key, f"{name!r} is not a valid board name: use letters, digits, '-', '_' and '.'")
     if not isinstance(entry, dict):
         problems.add(key, f"[boards.{name}] must be a table, not {entry!r}")
         return []
@@ -146,7 +146,7 @@ def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> lis
     if entry.get("count", 1) != 1:
         for file in ("flash_file", "efuse_file", "mac"):
             if file in entry:
-                problems.add((*key, file), f"`{file}` cannot be shared by several boards")
+                problems.add((*key, file), f"`{file}` cannot be shared by several boards; each needs its own")
     known = {name: value for name, value in entry.items() if name in _BOARD_KEYS}
     spec = _validate(problems, key, BoardSpec, {**known, **_absolute_paths(path, entry), "name": name})
     if not isinstance(spec, BoardSpec):
@@ -180,7 +180,7 @@ def _check_choice(problems: _Problems, key: tuple[str, ...], entry: dict[str, An
     if value is None:
         problems.add(key, f"`{key[-1]}` is missing: one of {', '.join(choices)}")
     elif value not in choices:
-        problems.add(key, f"`{key[-1]}`: {value!r} is not known; nearest: {nearest(str(value), choices)}")
+        problems.add(key, f"`{key[-1]}`: unknown value {value!r}; nearest: {nearest(str(value), choices)}")
 
 
 @functools.cache

@@ -127,7 +127,7 @@ def resolve_port(spec: BoardSpec) -> str:
     try:
         check_port(port)
     except ValueError as error:
-        raise PortError(f"{port!r} is no port", board=spec.name, hint=str(error)) from None
+        raise PortError(f"{port!r} is not a valid port", board=spec.name, hint=str(error)) from None
     match = _USB.fullmatch(port)
     if match is None:
         return port

@@ -62,7 +62,9 @@ def check(spec: BoardSpec) -> None:
     reasons = [why for place in found if (why := _why_unusable(connection, place))]
     if len(reasons) == len(found):
         raise PortError(
-            "; ".join(reasons), board=spec.name, hint="is its labgrid-exporter running, the board plugged in?"
+            "; ".join(reasons),
+            board=spec.name,
+            hint="check that its labgrid-exporter is running and the board is plugged in",
         )
 
 
@@ -103,7 +105,9 @@ def held_place(spec: BoardSpec, rack: Rack) -> HeldPlace:
     """
     place = _lab(spec).held_for(identity(spec, rack))
     if place is None:
-        raise LeaseError("its place is not acquired", board=spec.name, hint="lease the board first (Rack.lease)")
+        raise LeaseError(
+            "the labgrid place is not acquired", board=spec.name, hint="lease the board first (Rack.lease)"
+        )
     return place
 
 
@@ -229,7 +233,7 @@ class HeldPlace:
         begun = time.monotonic()
         while True:
             if self.lost:
-                raise LeaseError(self.lost, hint="release the board and lease it anew")
+                raise LeaseError(self.lost, hint="release the board and lease it again")
             connection = self._lab.connect()
             place = connection.places.get(self.name)
             ours = place is not None and place.owner == self._lab.user
@@ -241,7 +245,7 @@ class HeldPlace:
                     return f"{scheme}://{port.params['host']}:{port.params['port']}"
             if time.monotonic() - begun > (_SHOW_TIMEOUT if why else _RETURN_TIMEOUT):
                 why = why or f"the coordinator has not given back the port of the labgrid place {self.name}"
-                raise PortError(why, hint="is its labgrid-exporter running, the board plugged in?")
+                raise PortError(why, hint="check that its labgrid-exporter is running and the board is plugged in")
             self._lab.wait(0.2)
 
     def release(self) -> None:

@@ -369,7 +369,7 @@ def _open(address: str) -> tuple[Any, dict[str, Any]]:
         from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
     except ImportError as error:
         raise PortError(
-            f"the boards of a labgrid lab need {error.name or error}", hint="pip install 'pytest-esp[labgrid]'"
+            f"labgrid boards need the package {error.name or error}", hint="pip install 'pytest-esp[labgrid]'"
         ) from error
     channel: Any = grpc.insecure_channel(address, options=_CHANNEL)
     try:
@@ -408,7 +408,7 @@ def silent(address: str, why: str) -> CallError:
     return CallError(
         f"the labgrid coordinator {address} does not answer: {why}",
         "UNAVAILABLE",
-        hint=f"is labgrid-coordinator running there, and may this machine reach it?{_proxy_hint()}",
+        hint=f"check that labgrid-coordinator is running there and reachable from this machine{_proxy_hint()}",
     )
 
 
@@ -420,7 +420,7 @@ def _proxy_hint() -> str:
 
 def _stranger(address: str, why: str) -> PortError:
     return PortError(
-        f"{address} is no labgrid coordinator that this version of pytest-esp knows: {why}",
+        f"{address} does not speak a labgrid protocol that this version of pytest-esp supports: {why}",
         hint=f"it knows the protocol of {SUPPORTED}",
     )
 

@@ -364,7 +364,7 @@ def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int
     if missing:
         raise missing[0]
     raise NoMatchError(
-        f"{count} boards were asked for, and there are {len(found)}" + "".join(f"; {alias}" for alias in aliases)
+        f"{count} boards were requested, but only {len(found)} match" + "".join(f"; {alias}" for alias in aliases)
     )
 
 
@@ -445,7 +445,7 @@ def lock_folder(rack: Rack) -> Path:
     if named:
         folder = Path(os.path.expanduser(named))
         if not folder.is_absolute():
-            raise _no_lock(folder, ValueError("the folder must not depend on where a process runs: write it absolute"))
+            raise _no_lock(folder, ValueError("the path must be absolute"))
         return _usable(folder)
     if _SHARED.is_dir() or (_SHARED.parent.is_dir() and os.access(_SHARED.parent, os.W_OK | os.X_OK)):
         return _usable(_SHARED)
@@ -485,8 +485,8 @@ def _user_name(number: str) -> str:
 
 def _no_lock(folder: Path, error: Exception) -> LeaseError:
     return LeaseError(
-        f"no lock can be made in {folder}: {getattr(error, 'strerror', None) or error}",
-        hint=f"name a folder that every user of the boards may write: {ENVIRONMENT}, or lock_dir in [rack]",
+        f"cannot create a lock in {folder}: {getattr(error, 'strerror', None) or error}",
+        hint=f"set {ENVIRONMENT} or `lock_dir` in [rack] to a folder that every user of the boards can write to",
     )
 
 

@@ -119,7 +119,7 @@ class Rack:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LeaseError(
-                f"the state folder {folder} cannot be made: {error.strerror}",
-                hint=f"name another: {STATE_ENVIRONMENT}",
+                f"cannot create the state folder {folder}: {error.strerror}",
+                hint=f"set {STATE_ENVIRONMENT} to another folder",
             ) from error
         return folder

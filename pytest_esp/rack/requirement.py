@@ -42,7 +42,7 @@ class Requirement:
         if self.flash is not None:
             _parse_comparison(self.flash)
         if self.count < 1:
-            raise RackError(f"count={self.count}: a test needs at least one board")
+            raise RackError(f"count must be at least 1, not {self.count}")
 
     def matches(self, spec: BoardSpec) -> bool:
         """Tell whether *spec* is such a board."""
@@ -87,7 +87,9 @@ def _parse_comparison(text: str) -> tuple[str, int]:
     try:
         return match[1] or "==", parse_size(match[2])
     except ValueError:
-        raise RackError(f"flash={text!r} is no comparison", hint="e.g. '>=4MB', '8MB', '<16MB'") from None
+        raise RackError(
+            f"flash={text!r} is not a valid size or comparison", hint="e.g. '>=4MB', '8MB', '<16MB'"
+        ) from None
 
 
 def _flash_why_not(comparison: str, size: int | None) -> str:

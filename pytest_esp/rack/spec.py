@@ -22,7 +22,7 @@ Effect = Literal["read", "write", "erase", "burn"]
 def _size(value: Any) -> int:
     size = parse_size(value)
     if size == 0:
-        raise ValueError("a board has some flash")
+        raise ValueError("flash_size must be greater than 0")
     return size
 
 
@@ -192,7 +192,7 @@ def misfits(entry: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
         try:
             check_port(port)
         except ValueError as error:
-            yield "port", f"`port`: {port!r} is no port: {error}"
+            yield "port", f"`port`: {port!r} is not a valid port: {error}"
     allow = entry.get("allow") or ()
     if entry.get("allow_burn") and isinstance(allow, Collection) and "burn" not in allow:
         yield "allow_burn", '`allow_burn` names eFuses, but `allow` has no "burn"'

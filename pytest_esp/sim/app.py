@@ -98,7 +98,7 @@ def load_app(name: str) -> type[SimApp]:
     try:
         found: object = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BackendError(f"the app {name!r} cannot be loaded: {error}", hint=hint) from error
+        raise BackendError(f"cannot load the app {name!r}: {error}", hint=hint) from error
     if not (isinstance(found, type) and issubclass(found, SimApp)):
         raise BackendError(f"{name!r} is not a subclass of pytest_esp.SimApp", hint=hint)
     return found

@@ -374,12 +374,12 @@ class SimChip:
         if mac is not None and efuses.mac != self.mac_bytes:
             raise BackendError(
                 f"the eFuse file is that of {efuses.mac.hex(':')}, not of {self.mac}",
-                hint="leave out the MAC address, or give another eFuse file",
+                hint="remove `mac`, or use another eFuse file",
             )
         if revision is not None and efuses.revision != revision:
             raise BackendError(
                 f"the eFuse file is that of a chip of revision {efuses.revision}, not {revision}",
-                hint="leave out the revision, or give another eFuse file",
+                hint="remove `revision`, or use another eFuse file",
             )
         self.mac_bytes, self.revision = efuses.mac, efuses.revision
 

@@ -75,7 +75,7 @@ class Efuses:
         if len(stored) != self.size:
             raise BackendError(
                 f"the eFuse file {self._path} has {len(stored)} bytes, not the {self.size} of an {self._model.chip}",
-                hint="it belongs to another chip; give another file",
+                hint="it belongs to another chip; use another file",
             )
         self._registers = bytearray(stored[::-1])
         keys = _load(self._keys_path) if self._keys_path else b""

@@ -42,7 +42,7 @@ class ChipModel:
     def __init__(self, chip: str) -> None:
         if chip not in CHIP_DEFS:
             raise BackendError(
-                f"there is no chip {chip!r}",
+                f"unknown chip {chip!r}",
                 hint=f"nearest: {nearest(chip, CHIP_DEFS)}; the installed esptool knows {', '.join(CHIP_DEFS)}",
             )
         self.chip = chip

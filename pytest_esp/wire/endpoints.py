@@ -61,14 +61,14 @@ def serve(wire: Wire, url: str, *, name: str = "") -> Endpoint:
             return _TcpEndpoint(wire, parts.scheme, parts.hostname, parts.port)
     except OSError as error:
         raise PortError(
-            f"cannot listen at {url}: {error.strerror or error}",
+            f"cannot listen on {url}: {error.strerror or error}",
             board=name or None,
-            hint="take another port or path (port 0 takes any free one)",
+            hint="choose another port or path (port 0 picks a free one)",
         ) from error
     except ValueError as error:
-        raise PortError(f"{url!r} is no address: {error}", board=name or None) from error
+        raise PortError(f"{url!r} is not a valid address: {error}", board=name or None) from error
     raise PortError(
-        f"{url!r} is no address to listen at",
+        f"{url!r} is not an address to listen on",
         board=name or None,
         hint="expected rfc2217://HOST:PORT, socket://HOST:PORT or pty:PATH, e.g. rfc2217://127.0.0.1:4000",
     )
@@ -282,7 +282,7 @@ class _PtyEndpoint:
 
     def __init__(self, wire: Wire, path: str) -> None:
         if os.name != "posix":
-            raise PortError("ptys exist on POSIX systems only", hint="use rfc2217:// or socket://")
+            raise PortError("ptys are only available on POSIX systems", hint="use rfc2217:// or socket://")
         import tty
 
         self._wire = wire

@@ -268,5 +268,5 @@ def test_a_real_port_is_spoilt_by_the_proxy(real):
 
 def test_what_only_a_simulated_chip_can_do(real):
     real.chip.identify()
-    with pytest.raises(BackendError, match="only a simulated chip"):
+    with pytest.raises(BackendError, match="only supported on a simulated chip"):
         BoardFaults(real.link.board).wrong_chip("esp32")

@@ -90,7 +90,7 @@ def test_a_raw_port(lab):
 
 
 def test_a_board_is_leased_before_it_is_opened(rack):
-    with pytest.raises(LeaseError, match="near: its place is not acquired"):
+    with pytest.raises(LeaseError, match="near: the labgrid place is not acquired"):
         make_board(rack.board("near"), rack).open()
 
 
@@ -237,7 +237,7 @@ def test_a_place_that_somebody_else_got_meanwhile(lab, rack):
         link.close()
         with pytest.raises(LeaseError, match="labgrid place near") as caught:
             esp.chip.identify()
-        assert "lease it anew" in caught.value.hint
+        assert "lease it again" in caught.value.hint
     lease.release()
     assert lab.owner("near") == "far/alice"
 
@@ -301,7 +301,7 @@ def test_without_grpc(tmp_path, monkeypatch):
     path = tmp_path / "boards.toml"
     path.write_text('[boards.a]\nbackend = "labgrid"\ncoordinator = "127.0.0.1:2"\nplace = "a"\n')
     monkeypatch.setitem(sys.modules, "grpc", None)
-    with pytest.raises(PortError, match="labgrid lab need") as caught:
+    with pytest.raises(PortError, match="labgrid boards need") as caught:
         load_rack(path).lease("a", purpose="a test")
     assert "pytest-esp[labgrid]" in caught.value.hint
 

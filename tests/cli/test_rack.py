@@ -55,7 +55,7 @@ def test_a_lock_folder_that_cannot_be_made_is_one_message(path):
     path.with_name("locks").touch()
     result = run("--rack", path)
     assert result.returncode == 1
-    assert f"no lock can be made in {path.with_name('locks')}" in result.stderr
+    assert f"cannot create a lock in {path.with_name('locks')}" in result.stderr
     assert "PYTEST_ESP_LOCK_DIR" in result.stderr
 
 

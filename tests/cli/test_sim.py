@@ -75,12 +75,12 @@ def test_no_byte_is_lost_when_it_is_stopped(serve, tmp_path, number, tool):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["esp33"], "there is no chip 'esp33'"),
-        (["esp32", "--listen", "tcp:1"], "no address to listen at"),
+        (["esp33"], "unknown chip 'esp33'"),
+        (["esp32", "--listen", "tcp:1"], "not an address to listen on"),
         (["esp32", "--mac", "1:2"], "no MAC address"),
         (["esp32", "--flash-size", "3MB"], "does not exist"),
         (["esp32", "--secure-download"], "has no secure download mode"),
-        (["esp32", "--app", "nothing:Here"], "cannot be loaded"),
+        (["esp32", "--app", "nothing:Here"], "cannot load the app"),
     ],
 )
 def test_bad_arguments_are_explained(arguments, message):

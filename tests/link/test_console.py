@@ -174,9 +174,9 @@ def test_a_miss_says_what_came_and_when(board):
 
 
 def test_nothing_to_expect(board):
-    with pytest.raises(ValueError, match="empty pattern"):
+    with pytest.raises(ValueError, match="the pattern is empty"):
         board.console.expect("")
-    with pytest.raises(ValueError, match="nothing is expected"):
+    with pytest.raises(ValueError, match="no pattern given"):
         board.console.expect([])
 
 

@@ -122,10 +122,10 @@ def test_a_missing_elf(tmp_path):
     [
         (lambda data: data[:40], "is damaged"),
         (lambda data: data[:3000], "is damaged"),
-        (lambda data: b"\xe9" + data[1:], "is no 32-bit ELF file"),
-        (lambda data: data[:4] + b"\x02" + data[5:], "is no 32-bit ELF file"),
+        (lambda data: b"\xe9" + data[1:], "is not a 32-bit ELF file"),
+        (lambda data: data[:4] + b"\x02" + data[5:], "is not a 32-bit ELF file"),
         (lambda data: data[:18] + b"\x28\0" + data[20:], "for another processor"),
-        (lambda data: b"", "is no 32-bit ELF file"),
+        (lambda data: b"", "is not a 32-bit ELF file"),
     ],
 )
 def test_a_file_that_is_no_elf_of_a_chip(tmp_path, change, message):

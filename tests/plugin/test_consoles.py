@@ -64,7 +64,7 @@ def test_a_crash_is_told_in_the_failure(project):
     """)
     result = project.run()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*CrashError: one-esp32: the app crashed while 'Hello world!' was expected*"])
+    result.stdout.fnmatch_lines(["*CrashError: one-esp32: the app crashed while waiting for 'Hello world!'*"])
 
 
 def test_the_console_is_shown_as_it_comes(project):

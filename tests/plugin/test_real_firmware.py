@@ -55,7 +55,7 @@ def test_a_panic_ends_the_wait_with_the_function_s_name(run):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*CrashError: q-c3: the app crashed while 'will never come' was expected",
+            "*CrashError: q-c3: the app crashed while waiting for 'will never come'",
             "*#0 0x* in app_main (hello_world_main.c:17)",
         ]
     )

@@ -109,7 +109,7 @@ def test_too_few_boards_for_a_test(project):
         ('chip="esp32x3"', "*there is no chip 'esp32x3'; did you mean esp32s3*"),
         ('each="chips"', "*each='chips' is unknown; did you mean 'chip'?*"),
         ('"esp32"', "*takes keywords only*chip='esp32'*"),
-        ('flash="big"', "*flash='big' is no comparison*"),
+        ('flash="big"', "*flash='big' is not a valid size or comparison*"),
         ("count=0", "*count=0 is not a number of boards*"),
     ],
 )

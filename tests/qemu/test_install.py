@@ -210,7 +210,7 @@ def test_an_endless_answer_is_not_read_to_its_end(server, publish, tools):
 def test_a_cut_download_leaves_nothing(chunked, server, publish, tools):
     publish(archive((tarfile.TarInfo("qemu/share/rom.bin"), os.urandom(300_000))))
     server.cut_at, server.chunked = 200_000, chunked
-    with pytest.raises(BackendError, match="the download was cut"):
+    with pytest.raises(BackendError, match="the download ended early"):
         install("xtensa", url=server.url)
     assert nothing_is_left(tools)
     server.cut_at = None
@@ -386,7 +386,7 @@ def test_a_platform_without_a_release(system, machine, monkeypatch):
 
 
 def test_a_version_that_is_not_known():
-    with pytest.raises(BackendError, match=r"_20260418' is not known here; nearest: esp_develop_9\.2\.2"):
+    with pytest.raises(BackendError, match=r"unknown QEMU release 'esp_develop_.*_20260418'; nearest: esp_develop_9\.2\.2"):
         install("xtensa", version="esp_develop_9.2.2_20260418")
 
 
@@ -402,7 +402,7 @@ def test_esp_idfs_variable_for_a_mirror_of_github_is_honoured(server, monkeypatc
 
 
 def test_an_url_that_is_none():
-    with pytest.raises(BackendError, match="'mirror/qemu' is no URL of a server"):
+    with pytest.raises(BackendError, match="'mirror/qemu' is not a valid URL"):
         install("xtensa", url="mirror/qemu")
 
 

@@ -218,6 +218,6 @@ def test_an_address_that_is_none(echo, url):
 
 def test_a_taken_port_is_named(echo):
     endpoint = serve(echo.wire, "socket://127.0.0.1:0")
-    with pytest.raises(PortError, match=r"cannot listen at .*127\.0\.0\.1"):
+    with pytest.raises(PortError, match=r"cannot listen on .*127\.0\.0\.1"):
         serve(echo.wire, endpoint.url)
     endpoint.close()

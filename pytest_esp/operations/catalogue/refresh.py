@@ -155,14 +155,14 @@ def _fetch(url: str) -> bytes:
         with error:
             raise OperationError(f"the server refuses (HTTP {error.code}): {url}", hint=hint) from error
     except http.client.IncompleteRead as error:
-        raise OperationError(f"the download was cut after {len(error.partial)} bytes: {url}", hint=hint) from error
+        raise OperationError(f"the download ended early, after {len(error.partial)} bytes: {url}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise OperationError(f"{url} cannot be fetched: {reason}", hint=hint) from error
     if len(data) > _LARGEST:
         raise OperationError(f"{url} has more than {_LARGEST} bytes: it is no catalogue", hint=hint)
     if announced is not None and len(data) < int(announced):
-        raise OperationError(f"the download was cut after {len(data)} of {announced} bytes: {url}", hint=hint)
+        raise OperationError(f"the download ended early, after {len(data)} of {announced} bytes: {url}", hint=hint)
     return data
 
 

@@ -122,7 +122,7 @@ def test_a_locked_chip_and_an_esp8266(esp_of):
 def test_what_is_refused(metered, esp_of):
     with pytest.raises(OperationError, match="0 s cannot be measured"):
         esp_of("esp32").diagnostics.power_analysis(0)
-    with pytest.raises(BackendError, match="no kind of power meter 'multimeter'"):
+    with pytest.raises(BackendError, match="unknown power meter driver 'multimeter'"):
         metered('{ driver = "multimeter" }').diagnostics.power_analysis()
     with pytest.raises(RackError, match=r"drivr.*driver"):
         metered('{ drivr = "sim" }')
