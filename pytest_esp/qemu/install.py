@@ -253,7 +253,7 @@ def _in_words(reason: object) -> str:
     if isinstance(reason, TimeoutError):
         return f"no answer for {_SILENCE:g} s"
     if isinstance(reason, http.client.IncompleteRead):
-        return "the download was cut"
+        return "the download ended early"
     return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
 
 

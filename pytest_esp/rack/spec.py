@@ -22,7 +22,7 @@ Effect = Literal["read", "write", "erase", "burn"]
 def _size(value: Any) -> int:
     size = parse_size(value)
     if size == 0:
-        raise ValueError("flash_size must be greater than 0")
+        raise ValueError("must be greater than 0")
     return size
 
 

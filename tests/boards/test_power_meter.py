@@ -118,7 +118,8 @@ def test_a_ppk2(ppk2, mode):
 
 
 def test_what_is_no_ppk2(ppk2):
-    with pytest.raises(BackendError, match="no response from a PPK2"), meter(driver="ppk2", port=ppk2(metadata=False).port):
+    silent = ppk2(metadata=False).port
+    with pytest.raises(BackendError, match="no response from a PPK2"), meter(driver="ppk2", port=silent):
         pass
 
 

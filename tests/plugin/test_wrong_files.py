@@ -83,7 +83,7 @@ def assert_refused(result, *words):
         (b"name = '\xff'", ["other.toml cannot be read", "utf-8"]),
         (b"a = " + 5000 * b"1", ["other.toml: invalid TOML", "digits"]),
         (b"a = " + 5000 * b"[", ["other.toml: arrays or tables are nested too deeply"]),
-        ("missing", ["other.toml cannot be read: No such file", "hint: select another one with --rack FILE or PYTEST_ESP_RACK"]),
+        ("missing", ["other.toml cannot be read: No such file", "hint: select another one with --rack FILE"]),
         ("folder", ["other.toml cannot be read: it is not a regular file"]),
         ("pipe", ["other.toml cannot be read: it is not a regular file"]),
         ("device", ["other.toml cannot be read: it is not a regular file"]),

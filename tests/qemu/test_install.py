@@ -386,7 +386,7 @@ def test_a_platform_without_a_release(system, machine, monkeypatch):
 
 
 def test_a_version_that_is_not_known():
-    with pytest.raises(BackendError, match=r"unknown QEMU release 'esp_develop_.*_20260418'; nearest: esp_develop_9\.2\.2"):
+    with pytest.raises(BackendError, match=r"unknown QEMU release .*_20260418'; nearest: esp_dev"):
         install("xtensa", version="esp_develop_9.2.2_20260418")
 
 
