@@ -74,7 +74,7 @@ EXAMPLES = (
     _call("esp_scan_ports", "detected_devices available_ports qemu_devices sim_devices scan_results"),
     _call(
         "esp_detect_chip",
-        "chip_type chip_revision mac_address features crystal_frequency flash_size connection_time_seconds details",
+        "chip_type chip_revision mac_address features crystal_frequency flash_size connection_time_seconds usb_mode",
         port="c3",
         detailed=True,
     ),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mcp_bridge.components.base import Component
-from mcp_bridge.tool import progress, tool
+from mcp_bridge.tool import offer, progress, tool
 from pytest_esp.errors import EspError, OperationError
 from pytest_esp.formats.files import resolve
 from pytest_esp.operations.chip.connection import Attempt, ConnectionTest
@@ -19,6 +18,7 @@ from pytest_esp.operations.diagnostics.recovery import Recovery
 from pytest_esp.operations.firmware.ram import SelfTest, self_test_image
 from pytest_esp.operations.firmware.ram_image import RamImage, elf_to_ram_image
 from pytest_esp.operations.registry import Effect
+from pytest_esp.operations.security import details
 from pytest_esp.rack.state import state_of
 
 _BY_ID = Path("/dev/serial/by-id")
@@ -38,43 +38,6 @@ class ScanResult:
     qemu_devices: list[dict[str, Any]]
     sim_devices: list[dict[str, Any]]
     scan_results: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class DetectedChip:
-    """Who answers on a board."""
-
-    chip_type: str
-    chip_revision: str | None
-    mac_address: str | None
-    features: list[str]
-    crystal_frequency: str | None
-    flash_size: str | None
-    connection_time_seconds: float
-    details: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class ChipInfo:
-    """All that a chip tells of itself; null is what this chip does not tell."""
-
-    chip_type: str
-    chip_revision: str | None
-    description: str
-    package: str
-    package_version: int | None
-    mac_address: str | None
-    features: list[str]
-    crystal_frequency: str | None
-    flash_size: str | None
-    flash_id: str | None
-    efuse_block_version: str | None
-    usb_mode: str | None
-    secure_download_mode: bool
-    security_flags: list[str] | None
-    flash_encryption: bool | None
-    secure_boot: str | None
-    connection_time_seconds: float
 
 
 @dataclass(frozen=True)
@@ -179,49 +142,20 @@ class ChipControl(Component):
 
     # -- who answers
 
-    @tool(Effect.READ)
-    def esp_detect_chip(self, port: str | None = None, detailed: bool = False, wait_s: float = 0.0) -> DetectedChip:
+    @tool(Effect.READ, timeout=120.0)
+    def esp_detect_chip(self, port: str | None = None, detailed: bool = False, wait_s: float = 0.0) -> ChipIdentity:
         """Identify the chip on a board: type, revision, MAC address, features, crystal, flash size.
 
-        Leaves the chip in its bootloader; esp_run_firmware or esp_reset_chip starts the app again. wait_s waits for a
-        board that somebody else holds. detailed adds package, flash id and whether the stub flasher runs.
+        Leaves the chip in its bootloader; esp_run_firmware or esp_reset_chip starts the app again.
+
+        Args:
+            detailed: return all that esp_get_chip_info does.
+            wait_s: seconds to wait for a board that another process holds.
         """
-        begun = time.monotonic()
         with self.bridge.boards.use(port, wait=wait_s) as esp:
-            identity = esp.chip.identify()
-        seconds = round(time.monotonic() - begun, 4)
-        more = {
-            "description": identity.description,
-            "package": identity.package,
-            "flash_id": _hex(identity.flash_id, 6),
-            "secure_download_mode": identity.secure_download,
-            "stub": identity.stub,
-        }
-        return DetectedChip(**_named(identity), connection_time_seconds=seconds, details=more if detailed else None)
+            return esp.chip.info() if detailed else esp.chip.identify()
 
-    @tool(Effect.READ, timeout=120.0)
-    def esp_get_chip_info(self, port: str | None = None) -> ChipInfo:
-        """Tell all about a board's chip: identity, package, eFuse block version, USB mode, security flags.
-
-        esp_detect_chip is quicker, esp_security_audit judges.
-        """
-        begun = time.monotonic()
-        with self.bridge.boards.use(port) as esp:
-            found = esp.chip.info()
-        return ChipInfo(
-            **_named(found.identity),
-            description=found.identity.description,
-            package=found.identity.package,
-            package_version=found.package_version,
-            flash_id=_hex(found.identity.flash_id, 6),
-            efuse_block_version=found.efuse_block_version,
-            usb_mode=found.usb_mode,
-            secure_download_mode=found.secure_download,
-            security_flags=None if found.security_flags is None else list(found.security_flags),
-            flash_encryption=found.flash_encryption,
-            secure_boot=found.secure_boot,
-            connection_time_seconds=round(time.monotonic() - begun, 4),
-        )
+    esp_get_chip_info = offer(details.info, timeout=120.0)
 
     # -- the connection
 
@@ -379,29 +313,6 @@ class ChipControl(Component):
         if missing:
             return {"status": "degraded", "missing": missing}
         return {"status": "healthy", "boards": len(self.bridge.rack.boards)}
-
-
-def _named(identity: ChipIdentity) -> dict[str, Any]:
-    """Return an identity by the names that tools use."""
-    revision = identity.revision
-    return {
-        "chip_type": identity.chip,
-        "chip_revision": None if revision is None else f"v{revision // 100}.{revision % 100}",
-        "mac_address": identity.mac,
-        "features": list(identity.features),
-        "crystal_frequency": f"{identity.crystal_mhz}MHz" if identity.crystal_mhz else None,
-        "flash_size": _size(identity.flash_size),
-    }
-
-
-def _size(size: int | None) -> str | None:
-    if not size:
-        return None
-    return f"{size >> 20}MB" if size >= 1 << 20 else f"{size >> 10}KB"
-
-
-def _hex(number: int | None, digits: int) -> str | None:
-    return None if number is None else f"0x{number:0{digits}x}"
 
 
 def _names_by_id() -> dict[str, str]:

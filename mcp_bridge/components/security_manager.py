@@ -169,7 +169,7 @@ class SecurityManager(Component):
     def esp_mac_address_read(self, port: str | None = None) -> MacAddress:
         """Return the chip's base MAC address."""
         with self.bridge.boards.use(port) as esp:
-            return MacAddress(esp.chip.identify().mac)
+            return MacAddress(esp.chip.identify().mac_address)
 
     @tool(Effect.READ)
     def esp_efuse_read(self, efuse_name: str | None = None, port: str | None = None) -> EfuseValue | EfuseValues:

@@ -28,7 +28,7 @@ def test_summary_names_every_field(esp: Esp) -> None:
 
 def test_mac_in_efuses_is_that_of_the_chip(esp: Esp) -> None:
     """The MAC address that the loader tells is the one in the eFuses."""
-    mac = esp.chip.identify().mac
+    mac = esp.chip.identify().mac_address
     assert mac is not None
     assert mac in str(esp.efuse.read("MAC").value)
 

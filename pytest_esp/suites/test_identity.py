@@ -14,17 +14,17 @@ pytestmark = pytest.mark.esp(each="board")
 
 def test_chip_is_the_promised_one(board: Board, esp: Esp) -> None:
     """The chip that answers is the one that boards.toml names."""
-    assert esp.chip.identify().chip == board.spec.chip
+    assert esp.chip.identify().chip_type == board.spec.chip
 
 
 def test_mac_address_is_valid(esp: Esp) -> None:
     """The MAC address has six bytes, is not blank, and is not a multicast address."""
     identity = esp.chip.identify()
-    if identity.secure_download:
+    if identity.secure_download_mode:
         pytest.skip("the chip tells no MAC address in secure download mode")
-    assert re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", identity.mac or "")
-    assert identity.mac not in {"00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"}
-    assert not int((identity.mac or "01")[:2], 16) & 1
+    assert re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", identity.mac_address or "")
+    assert identity.mac_address not in {"00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"}
+    assert not int((identity.mac_address or "01")[:2], 16) & 1
 
 
 def test_flash_has_the_promised_size(board: Board, esp: Esp) -> None:
@@ -39,4 +39,5 @@ def test_identity_stays_the_same(esp: Esp) -> None:
     first = esp.chip.identify()
     esp.chip.reset("bootloader")
     second = esp.chip.identify()
-    assert (first.chip, first.mac, first.flash_id) == (second.chip, second.mac, second.flash_id)
+    for name in ("chip_type", "mac_address", "flash_id"):
+        assert getattr(first, name) == getattr(second, name)

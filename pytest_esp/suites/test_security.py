@@ -27,6 +27,6 @@ def test_posture_says_on_what_it_rests(esp: Esp) -> None:
 def test_posture_agrees_with_the_loader(esp: Esp) -> None:
     """A chip whose loader answers freely is not in secure download mode, and its download mode is open."""
     identity = esp.chip.identify()
-    if identity.secure_download:
+    if identity.secure_download_mode:
         pytest.skip("the eFuses cannot be read in secure download mode")
     assert esp.security.posture().download_mode == "enabled"

@@ -64,7 +64,7 @@ def test_a_board_of_a_lab_is_used_like_any_other(lab, rack):
         assert "/pytest-" in lab.owner("near")
         assert lab.owner("far") is None
         esp = Esp(link)
-        assert esp.chip.identify().mac == lab.chips["near"].mac
+        assert esp.chip.identify().mac_address == lab.chips["near"].mac
         data = bytes(range(256)) * 64
         lab.folder.joinpath("data.bin").write_bytes(data)
         esp.flash.write(lab.folder / "data.bin", 0x10000)
@@ -80,7 +80,7 @@ def test_a_raw_port(lab):
     assert rack.board("b").chip == "auto"
     with lease, Link(make_board(lease.spec, rack)) as link:
         assert lease.place.url().startswith("socket://127.0.0.1:")
-        assert Esp(link).chip.identify().mac == lab.chips["plain"].mac
+        assert Esp(link).chip.identify().mac_address == lab.chips["plain"].mac
         lab.client("-p", "plain", "release", "--kick")
         until(lambda: not lease.held)
         with pytest.raises(PortError):
@@ -210,15 +210,15 @@ def test_a_coordinator_that_restarts_gets_told_again(lab, rack):
     (lease,) = rack.lease("near", purpose="a test", timeout=5)
     with lease, Link(make_board(lease.spec, rack)) as link:
         esp = Esp(link)
-        assert esp.chip.identify().mac == lab.chips["near"].mac
+        assert esp.chip.identify().mac_address == lab.chips["near"].mac
         lab.stop("coordinator")
-        assert esp.chip.identify().mac == lab.chips["near"].mac  # the wire does not lead through it
+        assert esp.chip.identify().mac_address == lab.chips["near"].mac  # the wire does not lead through it
         lab.stop("exporter")
         lab.start_coordinator()
         lab.start_exporter()
         until(lambda: lab.owner("near"))
         link.close()
-        assert esp.chip.identify().mac == lab.chips["near"].mac
+        assert esp.chip.identify().mac_address == lab.chips["near"].mac
     assert lab.owner("near") is None
 
 
@@ -327,7 +327,7 @@ def test_the_commands_show_the_lab(lab):
     doctor = cli("doctor", "--rack", path).stdout
     assert "labgrid 26.0.1 at" in doctor
     found = cli("op", "chip-identify", "--rack", path, "--board", "near", "--json")
-    assert json.loads(found.stdout)["mac"] == lab.chips["near"].mac, found.stdout
+    assert json.loads(found.stdout)["mac_address"] == lab.chips["near"].mac, found.stdout
 
 
 def test_pytest_runs_on_all_places_at_once(lab, tmp_path):
@@ -339,7 +339,7 @@ def test_pytest_runs_on_all_places_at_once(lab, tmp_path):
         "@pytest.mark.parametrize('number', range(6))\n"
         "def test_mac(esp, number, worker_id):\n"
         "    with open('macs.txt', 'a') as file:\n"
-        "        file.write(f'{worker_id} {esp.chip.identify().mac}\\n')\n"
+        "        file.write(f'{worker_id} {esp.chip.identify().mac_address}\\n')\n"
         "    time.sleep(0.1)\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rack", path, "-m", "hardware"]

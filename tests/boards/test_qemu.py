@@ -105,7 +105,7 @@ def test_a_reset_starts_the_app_or_the_loader(link):
 def test_the_link_goes_to_the_loader_and_back(link):
     esp = Esp(link)
     link.console.expect(READY, timeout=30)
-    assert esp.chip.identify().mac == link.board.mac
+    assert esp.chip.identify().mac_address == link.board.mac
     esp.chip.reset("app")
     link.console.expect(READY, timeout=30)
 
@@ -196,7 +196,7 @@ def test_mac_and_revision_are_what_boards_toml_says(board, chip, revision):
     with Link(board(chip, flash=None, mac="7C:DF:A1:00:BE:EF", revision=revision)) as link:
         esp = Esp(link)
         found = esp.chip.identify()
-        assert (found.mac, found.revision) == ("7c:df:a1:00:be:ef", revision)
+        assert (found.mac_address, found.revision) == ("7c:df:a1:00:be:ef", revision)
         assert esp.efuse.read("MAC").value.startswith("7c:df:a1:00:be:ef")
         assert "OK" in esp.efuse.read("MAC").value
 

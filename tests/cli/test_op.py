@@ -53,7 +53,7 @@ def test_lists_are_written_as_json(op):
 
 def test_for_people(op):
     output = op("chip-identify", "--board", "c3").output
-    assert "chip: esp32c3\n" in output
+    assert "chip_type: esp32c3\n" in output
 
 
 def test_a_burn_prints_its_plan_first(op):

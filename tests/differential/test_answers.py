@@ -8,7 +8,7 @@ from differences import expected, found
 
 from pytest_esp.errors import EspError
 
-_ABOUT_THE_LINK = ("stub", "connect_seconds")
+_ABOUT_THE_LINK = ("stub_loaded", "connection_time_seconds")
 _WHOLE_AFTER = ("write the last word", "erase all")  # an MD5 of all 2 MB takes QEMU seconds
 _BURNS = {
     "esp32": [("JTAG_DISABLE", 1), ("CONSOLE_DEBUG_DISABLE", 1)],

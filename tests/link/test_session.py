@@ -111,8 +111,8 @@ def test_secure_download_mode_still_tells_who_it_is(rack):
     with Link(make_board(rack.board("locked"), rack)) as link:
         esp = Esp(link)
         identity = esp.chip.identify()
-        assert identity.secure_download
-        assert not identity.stub
+        assert identity.secure_download_mode
+        assert not identity.stub_loaded
         assert "SECURE_DOWNLOAD_ENABLE" in esp.security.info().flag_names
         with pytest.raises(OperationError, match="secure download mode"):
             esp.efuse.read_all()
@@ -195,7 +195,7 @@ def test_changing_the_mode_never_closes_the_port(link):
     for _ in range(3):
         assert "rst:0x1" in esp.chip.reset("app").output
         assert esp.chip.reset("bootloader").mode == "bootloader"
-        assert esp.chip.identify().mac == link.board.simulated.mac
+        assert esp.chip.identify().mac_address == link.board.simulated.mac
     assert link.port is port
     assert port.is_open
 
@@ -264,7 +264,7 @@ def test_a_simulated_chip_behind_a_real_port(tmp_path, url):
     data = os.urandom(50_000)
     with serial_link(tmp_path, endpoint.url.removeprefix("pty:")) as link:
         esp = Esp(link)
-        assert esp.chip.identify().mac == chip.mac
+        assert esp.chip.identify().mac_address == chip.mac
         esp.flash.write([(0x1000, data)])
         assert esp.flash.verify([(0x1000, data)]).matches
         if url.startswith("rfc2217"):
@@ -292,4 +292,4 @@ def test_work_that_is_stopped_in_the_middle_leaves_no_half_conversation(rack):
         with pytest.raises(StoppedError, match="enough"):
             esp.flash.read(0, 200_000, progress=stop)
         assert not link.session.is_connected
-        assert esp.chip.identify().chip == "esp32c3"
+        assert esp.chip.identify().chip_type == "esp32c3"

@@ -117,7 +117,7 @@ def test_a_suite_runs_on_the_board_that_is_given_back(server):
     assert (ours["passed"], ours["counts"]["passed"], ours["board"]) == (True, 3, "line-1")
     (server.folder / "test_mine.py").write_text(
         "import json, os, pathlib\n\n"
-        "def test_good(esp, board):\n    assert board.name == 'line-1'\n    assert esp.chip.identify().mac\n\n"
+        "def test_good(esp, board):\n    assert board.name == 'line-1'\n    assert esp.chip.identify().mac_address\n\n"
         "def test_bad():\n    assert 1 + 1 == 3, 'arithmetic'\n"
     )
     mine = server.call("esp_production_test", test_suite="test_mine.py", port="line-1")

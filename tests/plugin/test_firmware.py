@@ -378,7 +378,7 @@ def test_the_session_board_gets_it_too(project):
     project.file("""
         @pytest.fixture(scope="module")
         def mac(session_esp):
-            return session_esp.chip.identify().mac
+            return session_esp.chip.identify().mac_address
 
         def test_it(mac, firmware, session_board, console):
             console.expect("Project name:     pytest_esp_test")

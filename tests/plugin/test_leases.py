@@ -25,7 +25,7 @@ def test_the_next_test_finds_the_board_open_and_warm(project):
             identity = esp.chip.identify()
             links.append(esp.link)
             assert all(link is esp.link for link in links)
-            assert (identity.connect_seconds == 0) == (turn > 0)
+            assert (identity.connection_time_seconds == 0) == (turn > 0)
     """)
     project.run().assert_outcomes(passed=3)
 
@@ -53,7 +53,7 @@ def test_a_failing_test_leaves_the_next_one_a_fresh_board(project):
         @pytest.mark.esp(chip="esp32")
         @pytest.mark.parametrize("turn", range(2))
         def test_turn(esp, turn):
-            assert esp.chip.identify().connect_seconds > 0
+            assert esp.chip.identify().connection_time_seconds > 0
             assert turn == 1
     """)
     project.run().assert_outcomes(passed=1, failed=1)
@@ -241,7 +241,7 @@ def test_two_runs_at_once_share_a_rack(project):
         def test_alone(esp, board, turn):
             with open(f"in-use-{board.name}", "w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if another test is on this board
-                assert esp.chip.identify().chip == board.chip
+                assert esp.chip.identify().chip_type == board.chip
     """)
     with ThreadPoolExecutor() as pool:
         for code, output in pool.map(lambda _: project.run_process("-q"), range(2)):
@@ -327,7 +327,7 @@ def test_faults_end_with_the_test(project):
 
         @pytest.mark.esp(chip="esp32")
         def test_after(esp):
-            assert esp.chip.identify().chip == "esp32"
+            assert esp.chip.identify().chip_type == "esp32"
     """)
     project.run().assert_outcomes(passed=2)
 

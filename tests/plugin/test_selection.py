@@ -10,7 +10,7 @@ def test_a_board_of_the_wanted_chip_is_taken(project):
     project.file("""
         @pytest.mark.esp(chip="esp32c3")
         def test_chip(esp, board):
-            assert board.chip == esp.chip.identify().chip == "esp32c3"
+            assert board.chip == esp.chip.identify().chip_type == "esp32c3"
     """)
     project.run().assert_outcomes(passed=1)
 

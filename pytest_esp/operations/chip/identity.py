@@ -18,7 +18,8 @@ from pytest_esp.link.boot import BOOT_TIMEOUT, start_app
 from pytest_esp.link.console import ConsoleError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.units import parse_size
+from pytest_esp.operations.results import Address
+from pytest_esp.units import format_size, parse_size
 from pytest_esp.wire.framing import Decoder
 from pytest_esp.wire.wire import ROM_BAUDRATE
 
@@ -37,32 +38,38 @@ class ChipIdentity:
     """Who answers.
 
     Attributes:
-        chip: as esptool names it, e.g. ``"esp32c3"``.
+        chip_type: as esptool names it, e.g. ``"esp32c3"``.
+        chip_revision: ``"v0.4"``; None where the chip does not give it (secure download mode, ESP8266).
+        revision: the same as a number: major * 100 + minor.
         description: with package and revision, e.g. ``"ESP32-C3 (QFN32) (revision v0.4)"``.
         package: product and package, e.g. ``"ESP32-C3 (QFN32)"``.
-        revision: major * 100 + minor; None where the chip does not tell (secure download mode, ESP8266).
-        mac: base MAC address, ``"7c:df:a1:00:00:01"``; None in secure download mode.
+        mac_address: base MAC address, ``"7c:df:a1:00:00:01"``; None in secure download mode.
         features: as esptool lists them.
-        crystal_mhz: frequency of the crystal; None in secure download mode.
+        crystal_frequency: ``"40MHz"``; None in secure download mode.
+        crystal_mhz: the same as a number.
         flash_id: manufacturer, type and capacity as RDID gives them; None in secure download mode.
-        flash_size: bytes, by the id; None if it is unknown.
-        secure_download: whether the ROM is in secure download mode.
-        stub: whether esptool's stub flasher runs.
-        connect_seconds: how long it took until the chip answered; 0 on a warm link.
+        flash_size: ``"4MB"``, by the id; None if it is unknown.
+        flash_size_bytes: the same as a number.
+        secure_download_mode: whether the ROM is in it.
+        stub_loaded: whether esptool's stub flasher runs.
+        connection_time_seconds: how long it took until the chip answered; 0 on a warm link.
     """
 
-    chip: str
+    chip_type: str
+    chip_revision: str | None
+    revision: int | None
     description: str
     package: str
-    revision: int | None
-    mac: str | None
+    mac_address: str | None
     features: tuple[str, ...]
+    crystal_frequency: str | None
     crystal_mhz: int | None
-    flash_id: int | None
-    flash_size: int | None
-    secure_download: bool
-    stub: bool
-    connect_seconds: float
+    flash_id: Address | None
+    flash_size: str | None
+    flash_size_bytes: int | None
+    secure_download_mode: bool
+    stub_loaded: bool
+    connection_time_seconds: float
 
 
 @operation(Effect.READ, group="chip")
@@ -78,42 +85,51 @@ def identify(link: Link) -> ChipIdentity:
     begun = time.monotonic()
     warm = session.is_connected
     with session.use("identify", stub=not link.board.uploads_slowly, flash=True) as esp:
-        connected = 0.0 if warm else time.monotonic() - begun
+        connected = 0.0 if warm else round(time.monotonic() - begun, 4)
         if esp.secure_download_mode:
             return _identity_of_a_locked_chip(session.chip, esp, connected)
         flash_id = int(esp.flash_id())
+        flash_size = flash_size_of(flash_id)
         description = str(esp.get_chip_description())
+        revision = None if session.chip == "esp8266" else int(esp.get_chip_revision())
+        crystal = int(esp.get_crystal_freq())
         return ChipIdentity(
-            chip=session.chip,
+            chip_type=session.chip,
+            chip_revision=None if revision is None else f"v{revision // 100}.{revision % 100}",
+            revision=revision,
             description=description,
             package=description.rpartition(" (revision")[0] or description,
-            revision=None if session.chip == "esp8266" else esp.get_chip_revision(),
-            mac=bytes(esp.read_mac("BASE_MAC")).hex(":"),
+            mac_address=bytes(esp.read_mac("BASE_MAC")).hex(":"),
             features=tuple(esp.get_chip_features()),
-            crystal_mhz=esp.get_crystal_freq(),
+            crystal_frequency=f"{crystal}MHz",
+            crystal_mhz=crystal,
             flash_id=flash_id,
-            flash_size=flash_size_of(flash_id),
-            secure_download=False,
-            stub=esp.IS_STUB,
-            connect_seconds=connected,
+            flash_size=format_size(flash_size) if flash_size else None,
+            flash_size_bytes=flash_size,
+            secure_download_mode=False,
+            stub_loaded=esp.IS_STUB,
+            connection_time_seconds=connected,
         )
 
 
 def _identity_of_a_locked_chip(chip: str, esp: Any, connected: float) -> ChipIdentity:
-    """Return what the ROM still tells in secure download mode: no register can be read."""
+    """Return what the ROM still gives in secure download mode: no register can be read."""
     return ChipIdentity(
-        chip=chip,
+        chip_type=chip,
+        chip_revision=None,
+        revision=None,
         description=esp.CHIP_NAME,
         package=esp.CHIP_NAME,
-        revision=None,
-        mac=None,
+        mac_address=None,
         features=(),
+        crystal_frequency=None,
         crystal_mhz=None,
         flash_id=None,
         flash_size=None,
-        secure_download=True,
-        stub=esp.IS_STUB,
-        connect_seconds=connected,
+        flash_size_bytes=None,
+        secure_download_mode=True,
+        stub_loaded=esp.IS_STUB,
+        connection_time_seconds=connected,
     )
 
 

@@ -109,23 +109,23 @@ def rf_calibration_check(link: Link, nvs_partition: str | None = None) -> RadioC
         OperationError: if the chip has no radio, or flash has no partition table.
     """
     identity = identify(link)
-    if identity.chip in _WITHOUT_RADIO:
+    if identity.chip_type in _WITHOUT_RADIO:
         raise OperationError(f"the {identity.package} has no radio", hint="its companion chip has: check that one")
-    if identity.mac is None:
+    if identity.mac_address is None:
         raise OperationError("in secure download mode neither flash nor the MAC address can be read")
     table = tables.read(link).partitions
     phy_init = _phy_init(link, _first(table, "phy"))
-    stored = _stored(link, _named(table, nvs_partition), identity.mac)
+    stored = _stored(link, _named(table, nvs_partition), identity.mac_address)
     version, efuses = _efuses(link)
     return RadioCalibration(
-        chip=identity.chip,
-        mac=identity.mac,
+        chip=identity.chip_type,
+        mac=identity.mac_address,
         phy_init=phy_init,
         stored=stored,
         efuse_version=version,
         efuses=efuses,
         usable=stored.state == "valid" and bool(stored.mac_matches),
-        findings=tuple(_findings(phy_init, stored, identity.mac, efuses)),
+        findings=tuple(_findings(phy_init, stored, identity.mac_address, efuses)),
     )
 
 

@@ -142,7 +142,7 @@ def diagnostic_report(
     identity = sections[1].data
     report = DiagnosticReport(
         board=link.board.name,
-        chip=identity["chip"] if identity else None,
+        chip=identity["chip_type"] if identity else None,
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         notices=tuple(sorted(_notices(sections), key=lambda notice: ("high", "medium", "info").index(notice.severity))),
         sections=tuple(sections),

@@ -133,7 +133,7 @@ def owner_of(link: Link, over: Over) -> FlashOwner:
         OperationError: if it cannot be read as a whole.
     """
     chip = identify(link)
-    if chip.secure_download:
+    if chip.secure_download_mode:
         raise OperationError(
             "the chip is in secure download mode: its flash cannot be read", hint="no tool can; keep the build instead"
         )
@@ -143,4 +143,4 @@ def owner_of(link: Link, over: Over) -> FlashOwner:
         size = access.size
     if size >= ADDRESS_SPACE:
         raise OperationError("the size of the flash is unknown", hint="write flash_size into boards.toml")
-    return FlashOwner(chip.chip, chip.mac, encrypted, size)
+    return FlashOwner(chip.chip_type, chip.mac_address, encrypted, size)

@@ -147,8 +147,8 @@ class _Programming:
         booted = self._boot()
         self._enter("done")
         return FactoryProgram(
-            chip=who.chip,
-            mac=who.mac,
+            chip=who.chip_type,
+            mac=who.mac_address,
             serial_number=plan.config.serial_number,
             firmware=plan.firmware.name,
             app=plan.firmware.app,
@@ -194,15 +194,15 @@ def check_board(link: Link, plan: Plan) -> ChipIdentity:
         FirmwareError, OperationError: if not. LinkError: if it does not answer.
     """
     who = identify(link)
-    if who.secure_download:
+    if who.secure_download_mode:
         raise OperationError(
             "the chip is in secure download mode: it cannot be programmed as from the factory",
             hint="take another board",
         )
     with link.session.use("looking for flash encryption and secure boot", stub=False) as esp:
         locks = {
-            "flash encryption": who.chip != "esp8266" and bool(esp.get_flash_encryption_enabled()),
-            "secure boot": who.chip != "esp8266" and bool(esp.get_secure_boot_enabled()),
+            "flash encryption": who.chip_type != "esp8266" and bool(esp.get_flash_encryption_enabled()),
+            "secure boot": who.chip_type != "esp8266" and bool(esp.get_secure_boot_enabled()),
         }
     for name, locked in locks.items():
         if locked:

@@ -107,19 +107,19 @@ class Plan:
         Raises:
             FirmwareError, OperationError: if the chip, its revision, its MAC address or its flash is another.
         """
-        if self.chip not in (None, who.chip):
+        if self.chip not in (None, who.chip_type):
             raise FirmwareError(
-                f"this is for {self.chip}, and the board has an {who.chip}",
-                hint=f"build it with `idf.py set-target {who.chip}`, or put in the right board; nothing was touched",
+                f"this is for {self.chip}, and the board has an {who.chip_type}",
+                hint=f"build it with `idf.py set-target {who.chip_type}`, or use the right board; nothing was touched",
             )
-        if self.config.mac is not None and who.mac is not None and who.mac != self.config.mac.lower():
+        if self.config.mac is not None and who.mac_address is not None and who.mac_address != self.config.mac.lower():
             raise OperationError(
-                f"this is for the board with the MAC address {self.config.mac}, and this one has {who.mac}",
+                f"this is for the board with the MAC address {self.config.mac}, and this one has {who.mac_address}",
                 hint="nothing was touched",
             )
         for region in self.all_regions:
             check_fits(region, flash_size)
-            check_image(region, who.chip, who.revision)
+            check_image(region, who.chip_type, who.revision)
         for part in self.partitions:
             if part.offset + part.size > flash_size:
                 raise OperationError(

@@ -100,10 +100,12 @@ class _Looking:
 
     def _chip(self) -> str:
         who = identify(self._link)
-        self._mac = who.mac
-        if who.mac is not None and (who.mac in ("00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff") or int(who.mac[:2], 16) & 1):
-            raise OperationError(f"the MAC address {who.mac} is none that a chip has")
-        return f"{who.description}, {who.mac}"
+        self._mac = who.mac_address
+        if who.mac_address is not None and (
+            who.mac_address in ("00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff") or int(who.mac_address[:2], 16) & 1
+        ):
+            raise OperationError(f"the MAC address {who.mac_address} is none that a chip has")
+        return f"{who.description}, {who.mac_address}"
 
     def _flash(self) -> str:
         found, promised = reading.info(self._link).size, self._link.board.spec.flash_size

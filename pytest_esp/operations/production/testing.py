@@ -220,7 +220,7 @@ def _as_an_entry(spec: BoardSpec, rack: Rack) -> BoardSpec:
     if spec.chip != "auto":
         return spec.model_copy(update={"name": _PLAIN_NAME})
     with leased(replace(rack, boards={spec.name: spec}), _SETTLING)(spec.name) as link:
-        return spec.model_copy(update={"name": _PLAIN_NAME, "chip": identify(link).chip})
+        return spec.model_copy(update={"name": _PLAIN_NAME, "chip": identify(link).chip_type})
 
 
 @contextlib.contextmanager

@@ -214,14 +214,14 @@ class Batch:
         Raises:
             OperationError: if it is in this batch already, or its serial number belongs to another board.
         """
-        number = device.serial_for(who.mac)
-        if who.mac is not None:
+        number = device.serial_for(who.mac_address)
+        if who.mac_address is not None:
             with self._lock:
-                other = self._boards_by_mac.setdefault(who.mac, device.board)
+                other = self._boards_by_mac.setdefault(who.mac_address, device.board)
             if other != device.board:
-                raise OperationError(f"it is the same board as {other}: the MAC address is {who.mac}")
+                raise OperationError(f"it is the same board as {other}: the MAC address is {who.mac_address}")
         owner = self._used.get(number or "")
-        if owner is not None and owner != who.mac:
+        if owner is not None and owner != who.mac_address:
             raise OperationError(
                 f"the serial number {number} belongs to the board with the MAC address {owner}",
                 hint="the record has it; begin with another index",
@@ -341,8 +341,8 @@ class _Worker:
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             batch=self._batch.name,
             board=self._device.board,
-            mac=(who.mac if who else None) or "",
-            chip=who.chip if who else "",
+            mac=(who.mac_address if who else None) or "",
+            chip=who.chip_type if who else "",
             serial_number=(plan.config.serial_number if known else None) or "",
             outcome=outcome,
             stage=self._stage,

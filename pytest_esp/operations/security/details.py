@@ -1,4 +1,4 @@
-"""What a chip tells of itself beyond its identity: eFuse blocks, package, USB, security."""
+"""What a chip gives about itself beyond its identity: eFuse blocks, package, USB, security."""
 
 from __future__ import annotations
 
@@ -14,33 +14,29 @@ from pytest_esp.operations.security.posture import posture
 
 
 @dataclass(frozen=True)
-class ChipDetails:
-    """All that a chip tells without being changed. None is what this chip does not tell.
+class ChipInfo(ChipIdentity):
+    """All that a chip gives without being changed. None is what this chip does not give.
 
     Attributes:
-        identity: type, revision, MAC address, features, crystal, flash.
         package_version: the number of the package in the eFuses.
         efuse_block_version: layout and calibration data of the eFuse blocks, ``"v1.3"``.
         usb_mode: ``"USB-Serial/JTAG"`` or ``"USB-OTG"`` if the port is the chip's own, by its USB ids; None for a UART.
-        secure_download: whether the ROM is in secure download mode.
         security_flags: the flags of the ROM's security info that are set.
         flash_encryption: whether flash contents are encrypted.
         secure_boot: ``"v1"`` or ``"v2"``; ``"disabled"``.
     """
 
-    identity: ChipIdentity
     package_version: int | None
     efuse_block_version: str | None
     usb_mode: str | None
-    secure_download: bool
     security_flags: tuple[str, ...] | None
     flash_encryption: bool | None
     secure_boot: str | None
 
 
 @operation(Effect.READ, group="chip")
-def info(link: Link) -> ChipDetails:
-    """Return all that the chip tells of itself: identity, package, eFuse blocks, USB, security.
+def info(link: Link) -> ChipInfo:
+    """Return all that the chip gives about itself: identity, package, eFuse blocks, USB, security.
 
     Source: the getters of esptool's target classes, GET_SECURITY_INFO, and the eFuses as espefuse reads them.
 
@@ -49,16 +45,15 @@ def info(link: Link) -> ChipDetails:
     """
     who = identify(link)
     with link.session.use("chip info", stub=False) as esp:
-        package = None if who.secure_download else _package(esp)
+        package = None if who.secure_download_mode else _package(esp)
         usb = esp.get_usb_mode()
         flags = _flags(esp)
-    security = None if who.chip == "esp8266" else posture(link)
-    return ChipDetails(
-        identity=who,
+    security = None if who.chip_type == "esp8266" else posture(link)
+    return ChipInfo(
+        **vars(who),
         package_version=package,
-        efuse_block_version=None if who.secure_download else _block_version(link),
+        efuse_block_version=None if who.secure_download_mode else _block_version(link),
         usb_mode=usb,
-        secure_download=who.secure_download,
         security_flags=flags,
         flash_encryption=security.flash_encryption if security else None,
         secure_boot=(security.secure_boot_version or "disabled") if security else None,

@@ -47,7 +47,7 @@ def test_the_first_strategy_does_it_and_the_link_stays_warm(esp):
     assert (found.chip, found.baudrate, found.attempt, found.stub) == (esp.link.board.chip, 115200, 1, True)
     assert (found.strategy, found.failures) == ("board at 115200 baud", ())
     assert chip_of(esp).mode == "stub"
-    assert esp.chip.identify().connect_seconds == 0
+    assert esp.chip.identify().connection_time_seconds == 0
 
 
 def test_what_was_asked_for_is_what_the_chip_does(esp):
@@ -66,7 +66,7 @@ def test_a_reset_that_misses_is_tried_again(esp_of, monkeypatch):
     found = esp.chip.connect()
     assert (found.attempt, found.strategy, found.baudrate) == (3, "board at 57600 baud", 115200)
     assert [failure.strategy for failure in found.failures] == ["board at 115200 baud", "no-reset at 115200 baud"]
-    assert esp.chip.identify().mac == chip_of(esp).mac
+    assert esp.chip.identify().mac_address == chip_of(esp).mac
 
 
 def test_a_line_that_is_too_long_for_115200_baud(esp_of, monkeypatch):
@@ -168,7 +168,7 @@ def test_a_good_link(esp):
         assert 0 < speed.latency <= speed.worst_latency
         assert speed.bytes_per_second > 0
     assert esp.link.port.baudrate == 115200  # as before
-    assert esp.chip.identify().connect_seconds == 0
+    assert esp.chip.identify().connection_time_seconds == 0
 
 
 def test_a_link_that_ends_at_a_baud_rate(esp_of, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_link_that_ends_at_a_baud_rate(esp_of, monkeypatch):
         (230400, False),
         (460800, True),
     ]
-    assert esp.chip.identify().mac == chip_of(esp).mac
+    assert esp.chip.identify().mac_address == chip_of(esp).mac
 
 
 def test_flash_that_comes_out_wrong_is_counted(esp_of, monkeypatch):

@@ -25,23 +25,26 @@ def chip_of(esp) -> SimChip:
 def test_identity(esp_of, chip):
     esp = esp_of(chip)
     identity = esp.chip.identify()
-    assert identity.chip == chip
-    assert identity.mac == chip_of(esp).mac
-    assert identity.flash_size == 4 * 1024 * 1024
+    assert identity.chip_type == chip
+    assert identity.mac_address == chip_of(esp).mac
+    assert identity.flash_size_bytes == 4 * 1024 * 1024
     assert identity.crystal_mhz in {26, 32, 40, 48}
     assert identity.features
     assert identity.package in identity.description
     assert "revision" not in identity.package
-    assert identity.connect_seconds > 0
+    assert identity.connection_time_seconds > 0
     assert identity.revision == (None if chip == "esp8266" else chip_of(esp).revision)
+    assert identity.chip_revision == (
+        None if chip == "esp8266" else f"v{identity.revision // 100}.{identity.revision % 100}"
+    )
 
 
 def test_a_second_look_is_warm(esp_of):
     esp = esp_of("esp32c6")
     first = esp.chip.identify()
     second = esp.chip.identify()
-    assert second.connect_seconds == 0
-    assert (second.mac, second.flash_id) == (first.mac, first.flash_id)
+    assert second.connection_time_seconds == 0
+    assert (second.mac_address, second.flash_id) == (first.mac_address, first.flash_id)
 
 
 def test_a_reset_into_the_bootloader_is_proven(esp):
@@ -81,7 +84,7 @@ def test_the_watchdog_starts_the_app_and_the_rom_says_so(esp_of, chip):
     result = esp.chip.reset("app", by="watchdog")
     assert (result.mode, result.by, result.reason) == ("app", "watchdog", "RTCWDT_RTC_RST")
     assert chip_of(esp).mode == "app"
-    assert esp.chip.identify().chip == chip
+    assert esp.chip.identify().chip_type == chip
 
 
 @pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32p4"])
@@ -123,7 +126,7 @@ def test_a_reset_that_ends_elsewhere_is_an_error(esp_of, monkeypatch):
     monkeypatch.setattr(chip_of(esp), "_download_boot_is_forced", lambda: False)
     with pytest.raises(LinkError, match="its loader does not answer"):
         esp.chip.reset("bootloader", by="watchdog")
-    assert esp.chip.identify().chip == "esp32s3"
+    assert esp.chip.identify().chip_type == "esp32s3"
 
 
 @pytest.mark.qemu
@@ -150,12 +153,11 @@ def test_info_agrees_with_esptool_on_the_same_board(esp_of, chip):
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     endpoint.close()
     told = dict(re.findall(r"^([\w ]+): +(.*?) *$", said, re.MULTILINE))
-    who = found.identity
-    assert told["Chip type"] == who.description
-    assert told["Features"].split(", ") == list(who.features)
-    assert told["Crystal frequency"] == f"{who.crystal_mhz}MHz"
-    assert told.get("BASE MAC", told["MAC"]) == who.mac
-    assert told["Detected flash size"] == f"{who.flash_size >> 20}MB"
+    assert told["Chip type"] == found.description
+    assert told["Features"].split(", ") == list(found.features)
+    assert told["Crystal frequency"] == found.crystal_frequency == f"{found.crystal_mhz}MHz"
+    assert told.get("BASE MAC", told["MAC"]) == found.mac_address
+    assert told["Detected flash size"] == found.flash_size == f"{found.flash_size_bytes >> 20}MB"
 
 
 def test_info_of_locks(esp_of):
@@ -173,8 +175,8 @@ def test_info_of_locks(esp_of):
 
 def test_info_of_a_chip_in_secure_download_mode(esp_of):
     found = esp_of("locked").chip.info()
-    assert found.secure_download
-    assert (found.efuse_block_version, found.identity.mac, found.package_version) == (None, None, None)
+    assert found.secure_download_mode
+    assert (found.efuse_block_version, found.mac_address, found.package_version) == (None, None, None)
     assert "SECURE_DOWNLOAD_ENABLE" in found.security_flags
 
 
@@ -207,12 +209,12 @@ def test_a_board_that_another_program_has_used_is_connected_to_anew(esp_of):
     """The warm connection knows nothing of what the other one has left behind: half a packet, another stub, an app."""
     esp = esp_of("esp32c3")
     first = esp.chip.identify()
-    assert esp.chip.identify().connect_seconds == 0.0  # warm
+    assert esp.chip.identify().connection_time_seconds == 0.0  # warm
     other = VirtualPort(esp.link.board.wire, "somebody else's")
     other.open()
     other.write(b"\xc0\x00\x0a\x04\x00half of a packet")
     other.close()
     again = esp.chip.identify()
-    assert again.mac == first.mac
-    assert again.connect_seconds > 0
-    assert esp.chip.identify().connect_seconds == 0.0
+    assert again.mac_address == first.mac_address
+    assert again.connection_time_seconds > 0
+    assert esp.chip.identify().connection_time_seconds == 0.0

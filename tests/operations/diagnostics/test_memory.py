@@ -162,4 +162,4 @@ def test_on_qemu_every_register_answers(qemu_esp, chip, strap):
     assert dump.reset_reason == "CHIP_POWER_ON"
     rom = esp.diagnostics.memory_dump(0x40000000, 64)
     assert (rom.areas[0], len(set(rom.data)) > 8) == ("IROM" if chip == "esp32" else "IROM_MASK", True)
-    assert esp.chip.identify().chip == chip  # the link has survived it
+    assert esp.chip.identify().chip_type == chip  # the link has survived it

@@ -156,4 +156,4 @@ def test_listening_can_be_stopped(esp_of):
         esp.diagnostics.performance_profile(60.0, progress=stop)
     assert time.monotonic() - begun < 20
     assert told == [(1, 60), (2, 60)]
-    assert esp.chip.identify().chip == "esp32c3"
+    assert esp.chip.identify().chip_type == "esp32c3"

@@ -41,7 +41,7 @@ def test_a_board_that_has_never_started_its_radio(board):
 
 
 def test_a_calibrated_board(board):
-    mac = board.chip.identify().mac
+    mac = board.chip.identify().mac_address
     board.flash.write([(0x9000, calibration(mac)), (0xF000, INIT)])
     found = board.diagnostics.rf_calibration_check()
     assert (found.phy_init.state, found.phy_init.size, found.phy_init.multiple) == ("valid", 128, True)
@@ -63,7 +63,7 @@ def test_flash_that_was_copied_from_another_board(board):
     "changes", [{"size": 100}, {"cal_data": None}, {"cal_mac": b"\1\2"}, {"cal_version": None}, {"cal_mac": "text"}]
 )
 def test_calibration_that_is_not_whole(board, changes):
-    mac = board.chip.identify().mac
+    mac = board.chip.identify().mac_address
     board.flash.write([(0x9000, calibration(mac, **changes))])
     found = board.diagnostics.rf_calibration_check()
     assert (found.stored.state, found.usable) == ("damaged", False)

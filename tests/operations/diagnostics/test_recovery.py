@@ -120,7 +120,7 @@ def test_listening_can_be_stopped(with_app, listen):
         getattr(esp.chip, listen)(60.0, progress=stop)
     assert time.monotonic() - begun < 20
     assert told == [(1, 60)]
-    assert esp.chip.identify().chip == "esp32c3"
+    assert esp.chip.identify().chip_type == "esp32c3"
 
 
 # -- recovery

@@ -99,7 +99,7 @@ def test_on_qemu(qemu_esp, chip, error):
     esp = qemu_esp(chip)
     with pytest.raises(OperationError, match=error):
         esp.diagnostics.thermal_status()
-    assert esp.chip.identify().chip == chip
+    assert esp.chip.identify().chip_type == chip
 
 
 def test_a_sensor_that_is_never_ready_is_asked_once(esp_of):

@@ -164,7 +164,7 @@ def test_the_self_test_passes_on_qemu(board, need_qemu, chip):
     assert f"self-test 1.0 on {chip}" in result.output
     esp.link.console.write("again\n")  # it goes on, on the same link
     esp.link.console.expect("uart: PASS 5 bytes")
-    assert esp.chip.identify().chip == chip
+    assert esp.chip.identify().chip_type == chip
 
 
 @pytest.mark.qemu

@@ -323,7 +323,7 @@ def test_an_esp32c3_with_secure_boot_is_written_by_its_rom(esp_of):
     data = os.urandom(5001)
     assert esp.flash.write(data, 0x10000).verified
     assert esp.flash.verify(data, 0x10000).matches
-    assert not esp.chip.identify().stub
+    assert not esp.chip.identify().stub_loaded
     assert esp.transcript.count("Stub flasher is not supported") == 1
     with pytest.raises(OperationError, match="Active security features"):
         esp.flash.erase(0x10000, 0x2000)

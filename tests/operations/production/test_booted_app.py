@@ -92,7 +92,7 @@ def simulated(connect):
 def config(tmp_path, esp_or_simulated):
     (tmp_path / "table.csv").write_text(TABLE)
     return {
-        "firmware": str(FIRMWARE / "build" / esp_or_simulated.chip.identify().chip),
+        "firmware": str(FIRMWARE / "build" / esp_or_simulated.chip.identify().chip_type),
         "partition_table": str(tmp_path / "table.csv"),
         "boot": {"wait": 20, "expect": "ready"},
     }

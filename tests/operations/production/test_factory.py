@@ -29,7 +29,7 @@ def test_a_board_is_programmed_and_starts(esp_of, config, build):
         progress=lambda done, total: seen.append(done / total),
     )
     assert (done.chip, done.serial_number, done.booted, done.verified) == ("esp32c3", "SN7", True, True)
-    assert done.mac == esp.chip.identify().mac
+    assert done.mac == esp.chip.identify().mac_address
     assert done.app.project == "pytest_esp_test"
     assert done.nvs_written == ("app.key", "app.n", "manufacturing.serial_number")
     assert values_of(esp) == {("app", "key"): SECRET, ("app", "n"): 3, ("manufacturing", "serial_number"): "SN7"}

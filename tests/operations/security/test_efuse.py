@@ -23,7 +23,7 @@ def test_a_summary_has_every_field(esp):
     assert summary.chip == esp.link.board.chip
     assert len(summary.fields) > 40
     mac = summary.fields["MAC"]
-    assert mac.value.startswith(esp.chip.identify().mac)
+    assert mac.value.startswith(esp.chip.identify().mac_address)
     assert (len(mac.bits), mac.bit_length, mac.readable) == (48, 48, True)
     assert {field.name for field in summary.fields.values()} == summary.fields.keys()
 
@@ -170,7 +170,7 @@ def test_a_burn_that_closes_the_registers(esp_of, chip):
     port = esp.link.port
     result = esp.efuse.burn("ENABLE_SECURITY_DOWNLOAD", 1)
     assert (result.burnt_bits, result.value_after, result.verified) == (1, None, True)
-    assert esp.chip.identify().secure_download
+    assert esp.chip.identify().secure_download_mode
     assert esp.link.port is port
     assert port.is_open
 
