@@ -38,6 +38,7 @@ _EFFECTS = {
     Effect.ERASE: "erases data on a board; asks for a confirmation",
     Effect.BURN: "burns eFuses, irreversibly on a real board; asks for a confirmation",
 }
+_LESS = {Effect.READ: "only reads", Effect.WRITE: "writes only, recoverably"}
 # What parameters mean, by name; of one that is missing here the tool's description says it.
 _MEANINGS = {
     "active_only": "only products that are made and sold",
@@ -248,10 +249,8 @@ def _description(text: str) -> str:
 
 def _effect(info: ToolInfo) -> str:
     words = _EFFECTS[info.effect]
-    if info.reads_unless:
-        words += f"; without `{info.reads_unless}` it only reads"
-    if info.writes_unless:
-        words += f"; without `{info.writes_unless}` it writes only, recoverably"
+    for flag, less in info.without.items():
+        words += f"; without `{flag}` it {_LESS[less]}"
     if info.boardless_with:
         words += f"; with `{info.boardless_with}` it touches no board of the rack"
     return words
