@@ -1,6 +1,7 @@
 """The front door: what `from pytest_esp import ...` gives, and that it costs nothing until it is used."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def test_type_checkers_see_the_same_names():
     assert {*typed, "__version__"} == set(pytest_esp.__all__)
     for name, place in typed.items():
         module, _, attribute = place.rpartition(".")
-        assert getattr(sys.modules[module], attribute) is getattr(pytest_esp, name)
+        assert getattr(importlib.import_module(module), attribute) is getattr(pytest_esp, name)
 
 
 def test_a_wrong_name_is_an_attribute_error():
