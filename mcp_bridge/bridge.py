@@ -19,7 +19,7 @@ from mcp_bridge.prompts import add_prompts
 from mcp_bridge.resources import Seen, add_resources
 from mcp_bridge.settings import Settings
 from mcp_bridge.tool import register
-from pytest_esp import __version__
+from pytest_esp import HOMEPAGE, __version__
 from pytest_esp.rack.config import load_rack
 
 _MOST_CALLS = 32  # at once; each board takes one at a time
@@ -75,7 +75,12 @@ class Bridge:
                     await anyio.to_thread.run_sync(self.close)
 
         app: FastMCP[Any] = FastMCP(
-            "pytest-esp", instructions=INSTRUCTIONS, version=__version__, lifespan=lifespan, on_duplicate="error"
+            "pytest-esp",
+            instructions=INSTRUCTIONS,
+            version=__version__,
+            website_url=HOMEPAGE or None,
+            lifespan=lifespan,
+            on_duplicate="error",
         )
         app.add_middleware(Confine(self.settings, self.rack.path))
         app.add_middleware(Guard())

@@ -49,6 +49,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+HOMEPAGE = ""
+"""The project's address on the web. While it is empty, no link is printed, and pyproject.toml has no [project.urls]."""
+
+USER_AGENT = f"pytest-esp/{__version__}" + (f" (+{HOMEPAGE})" if HOMEPAGE else "")
+"""How the project names itself to servers on the web."""
+
 __all__ = [
     "BackendError",
     "Board",

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pytest_esp import __version__
+from pytest_esp import USER_AGENT
 from pytest_esp.errors import BackendError
 from pytest_esp.names import nearest
 from pytest_esp.qemu.find import TOOLS_VARIABLE, Qemu, binary_in, look_at, tools_folders
@@ -206,7 +206,7 @@ def _get(archive: _Archive, base: str, dist: Path, temporary: Path, on_progress:
 
 
 def _fetch(url: str, path: Path, archive: _Archive, dist: Path, on_progress: Progress | None) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": f"pytest-esp/{__version__}"})
+    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
     done = 0
     with _network(url, dist):
         response = urllib.request.urlopen(request, timeout=_SILENCE)

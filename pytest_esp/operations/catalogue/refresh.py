@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 
-from pytest_esp import __version__
+from pytest_esp import USER_AGENT
 from pytest_esp.errors import OperationError
 from pytest_esp.operations.registry import file_operation
 
@@ -143,9 +143,7 @@ def _save(content: Refreshed) -> Path:
 
 
 def _fetch(url: str) -> bytes:
-    request = urllib.request.Request(
-        url, headers={"User-Agent": f"pytest-esp/{__version__}", "Accept": "application/json"}
-    )
+    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT, "Accept": "application/json"})
     hint = f"the catalogue is as it was; {URL_VARIABLE} names a mirror, https_proxy a proxy"
     try:
         with urllib.request.urlopen(request, timeout=_SILENCE) as response:
