@@ -1,1 +1,1 @@
-"""Formats: bytes in files and in flash; no board."""
+"""Formats of bytes in files and in flash, without a board."""

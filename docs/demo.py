@@ -1,4 +1,4 @@
-"""Makes docs/demo.svg from a real run: ``.venv/bin/python docs/picture.py``."""
+"""Makes docs/demo.svg from a real run: ``python docs/demo.py``."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def main() -> None:
     # A terminal overwrites the progress of xdist's start; a picture shows its last state.
     kept = [line for line, following in zip(lines, [*lines[1:], ""], strict=True) if line.strip() != following.strip()]
     console.print(Text.from_ansi("\n".join(kept)))
-    (HERE / "demo.svg").write_text(console.export_svg(title="pytest-esp"), encoding="utf-8")
+    Path(__file__).with_suffix(".svg").write_text(console.export_svg(title="pytest-esp"), encoding="utf-8")
 
 
 if __name__ == "__main__":
