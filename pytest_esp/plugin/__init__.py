@@ -1,7 +1,7 @@
 """The pytest plugin: options, fixtures, markers, scheduling, reports.
 
-pytest imports this package in every run of everybody who has it installed. Nothing on that path imports
-esptool, a rack, pydantic or allure: that waits for the first test that needs a board.
+pytest imports this package in every run once it is installed. Nothing that is imported here imports esptool,
+a rack, pydantic or allure: those wait for the first test that needs a board.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _FAILED = pytest.StashKey[bool]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, and the hooks that this process needs."""
+    """Register the markers and the hooks that this process needs."""
     register_markers(config)
     options_of(config)
     config.pluginmanager.register(UnityReports(config), "esp-unity")
@@ -122,12 +122,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what no board can run."""
+    """Fail a test that no board can run, in a strict run."""
     refuse_without_board(item)
 
 
 def pytest_runtest_call(item: pytest.Item) -> None:
-    """Count the test among those of the session's board."""
+    """Count the test for the session's board if it uses that."""
     if uses_session_board(getattr(item, "fixturenames", ())):
         item.config.stash[BENCH].use_session_board(item)
 
@@ -136,7 +136,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to the report what happened on the boards."""
+    """Add the boards' output and usage to the report."""
     report = yield
     bench = item.config.stash[BENCH]
     if report.failed:
@@ -150,7 +150,7 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
-    """Give back the boards that the next test does not want, after the fixtures' ends."""
+    """After the fixtures' teardown, release the boards that the next test does not need."""
     failed = item.stash.get(_FAILED, False)
     try:
         yield
@@ -176,7 +176,7 @@ def _finish(item: pytest.Item, nextitem: pytest.Item | None, failed: bool) -> No
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write allure's environment, if there is a report."""
+    """Write allure's environment file in runs with ``--alluredir``."""
     folder = session.config.getoption("allure_report_dir", None)
     rack = loaded_rack(session.config)
     if folder and rack is not None and not problems_of(session.config):
@@ -186,7 +186,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Give back all boards, however the run ended."""
+    """Release all boards, however the run ended."""
     bench = config.stash.get(BENCH, None)
     if bench is not None:
         bench.release_all()

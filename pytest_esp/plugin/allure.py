@@ -1,4 +1,4 @@
-"""What allure's report gets, in runs with ``--alluredir``. Imported only there."""
+"""What pytest-esp adds to allure's report. Imported only in runs with ``--alluredir``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def attach(usages: Iterable[Usage], transcripts: dict[str, str], console_logs: dict[str, Path]) -> None:
-    """Attach to the running test which boards it used, and what esptool and the apps said."""
+    """Attach the boards' usage, esptool's output and the console logs to the running test."""
     for usage in usages:
         allure.dynamic.label("board", usage.board)
         allure.dynamic.tag(usage.chip)
@@ -36,11 +36,11 @@ def attach(usages: Iterable[Usage], transcripts: dict[str, str], console_logs: d
 
 
 class _DiscreetLogger(AllureFileLogger):
-    """Writes the report's files, without secrets: those of tests and steps with their parameters, and attachments."""
+    """Writes the report's files with secrets masked: tests and steps with their parameters, and attachments."""
 
     @allure_commons.hookimpl
     def report_result(self, result: Any) -> None:
-        """Write a test."""
+        """Write a test's result."""
         super().report_result(_masked(result))
 
     @allure_commons.hookimpl
@@ -50,7 +50,7 @@ class _DiscreetLogger(AllureFileLogger):
 
     @allure_commons.hookimpl
     def report_globals(self, globals_item: Any) -> None:
-        """Write what belongs to no test."""
+        """Write what does not belong to a test."""
         super().report_globals(_masked(globals_item))
 
     @allure_commons.hookimpl
@@ -68,11 +68,12 @@ class _DiscreetLogger(AllureFileLogger):
 
 
 def hide_secrets() -> None:
-    """Let allure write no secret that is known (`pytest_esp.secrets`)."""
+    """Mask all known secrets (`pytest_esp.secrets`) in what allure writes."""
     manager: Any = allure_commons.plugin_manager
     for plugin in manager.get_plugins():
         if type(plugin) is AllureFileLogger:
-            # The object stays, for allure-pytest takes it away in the end; what it does is looked up at registration.
+            # allure-pytest unregisters this very object at the end, so change its class and register it again:
+            # pluggy looks up the hooks at registration.
             name = manager.get_name(plugin)
             manager.unregister(plugin)
             plugin.__class__ = _DiscreetLogger
@@ -91,20 +92,20 @@ def _masked_text(body: str | bytes) -> str | bytes:
     try:
         body.decode()
     except UnicodeDecodeError:
-        return body  # an image of a flash must stay what it is
+        return body  # do not change binary data such as flash images
     return hide_bytes(body)
 
 
 @contextlib.contextmanager
 def unity_case(name: str) -> Generator[Callable[[str], None]]:
-    """Make a test case of an app a step of the running test; yield what attaches its log."""
+    """Record a test case of an app as a step of the running test; yield a function that attaches its log."""
     with allure.step(name):
         yield lambda log: allure.attach(log, f"log of {name}", AttachmentType.TEXT) if log else None
 
 
 @contextlib.contextmanager
 def unchanged_status(config: pytest.Config) -> Generator[None]:
-    """Keep the running test's status: allure-pytest takes a skipped subtest for a skipped test."""
+    """Keep the running test's status: allure-pytest mistakes a skipped subtest for a skipped test."""
     listener: Any = config.pluginmanager.get_plugin("allure_listener")
     result = listener.allure_logger.get_test(None)
     status, details = result.status, result.statusDetails

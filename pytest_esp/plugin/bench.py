@@ -1,4 +1,4 @@
-"""The boards that this process holds: leased for a test, kept warm while the next test wants them too."""
+"""The boards that this process holds: leased for a test, and kept while the next test needs them too."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from pytest_esp.link.link import Link
     from pytest_esp.rack.lease import HolderRecord, Lease
 
-# A board is given back after this time even if the next test wants it: another pytest run gets its turn.
+# A board is released after this many seconds even if the next test needs it, so that other pytest runs get a turn.
 _LONGEST_HOLD = 30.0
-# Longer than the pause between two looks of a waiting process (rack.lease).
+# Seconds; longer than the interval at which a waiting process tries the lock (rack.lease).
 _TURN = 0.06
 
 
 @dataclass
 class Usage:
-    """What one test did with one board; times are seconds. It travels on the test's report."""
+    """What one test did with one board. Times are in seconds, sizes in bytes. Carried by the test's report."""
 
     board: str
     chip: str
@@ -44,19 +44,19 @@ class Usage:
 
 @dataclass
 class Held:
-    """A board in this process's hands."""
+    """A board that this process has leased."""
 
     lease: Lease
     board: Board
     link: Link
     mac: str = ""
     unit: tuple[str, ...] | None = None
-    """For which module or session it is held; None: for the test."""
+    """The module or session that it is held for; None: for one test."""
     since: float = field(default_factory=time.monotonic)
     firmware: Firmware | None = None
-    """What the running test had flashed."""
+    """The firmware that the running test requested."""
     booted: tuple[tuple[str, ...] | None, int] | None = None
-    """For which module or session that was booted (None: for one test), and which of the link's boots it was."""
+    """The module or session that it was booted for (None: one test), and the number of that boot of the link."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class Held:
 
 @dataclass
 class _Use:
-    """One board in one test."""
+    """A board in use by the running test; the counters are the link's at the test's start."""
 
     held: Held
     begun: float
@@ -79,9 +79,9 @@ class Bench:
     """Leases boards for tests, one test after the other.
 
     Args:
-        config: of this run.
+        config: pytest's configuration.
         announce: shows a line about a wait.
-        on_change: told which boards are held, after each change.
+        on_change: called with the names of the held boards after each change.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class Bench:
         self._uses: dict[str, _Use] = {}
         self._session: list[Held] = []
         self.log_dir: Path | None = None
-        """Where the consoles of tests are logged; None: nowhere that stays."""
+        """The folder for console logs; None: consoles are not logged."""
         self.finished: list[Usage] = []
-        """What the last test did with its boards."""
+        """The board usage of the last test."""
         self.advice: dict[str, list[str]] = {}
-        """Which boards the scheduler has reserved for a test, by node id."""
+        """The boards that the scheduler has reserved for a test, by node id."""
 
     # -- taking
 
     def take(self, item: pytest.Item, plan: Plan) -> list[Held]:
-        """Return the boards of *item*, those in hand if they will do, else leased ones.
+        """Return the boards for *item*: those already held if they fit, else newly leased ones.
 
         Raises:
             LeaseError: if they do not become free in time.
@@ -114,7 +114,7 @@ class Bench:
         unit = unit_of(item, plan)
         chosen = self._in_hand(plan, unit)
         if not chosen:
-            self.release_where(lambda held: held.unit is None)  # nobody waits while holding what others may wait for
+            self.release_where(lambda held: held.unit is None)  # holding boards while waiting could deadlock
             chosen = self._lease(plan, item.nodeid, self.advice.pop(item.nodeid, []), unit)
         for held, waited in chosen:
             self._begin(held, waited, item.nodeid, is_one_of_several=len(chosen) > 1)
@@ -127,7 +127,7 @@ class Bench:
         return self._session[0]
 
     def use_session_board(self, item: pytest.Item) -> None:
-        """Count the running test among those of the session's board, too."""
+        """Count the running test for the session's board, too."""
         for held in self._session:
             if held.name not in self._uses and held.name in self._held:
                 self._begin(held, 0.0, item.nodeid, is_one_of_several=False)
@@ -139,7 +139,7 @@ class Bench:
         others = [held for held in fitting if held.unit is not None and held.unit != unit]
         chosen = [*own, *free]
         if len(plan.boards) - len(others) < plan.wanted.count:
-            chosen += others  # held for a module or the session, by this process: it would wait for itself
+            chosen += others  # held for a module or the session by this process, which would wait for itself
         if len(chosen) < plan.wanted.count:
             return []
         del chosen[plan.wanted.count :]
@@ -194,15 +194,15 @@ class Bench:
         self._uses[held.name] = _Use(held, time.monotonic(), waited, link.written_bytes, link.skipped_bytes)
 
     def transcripts(self) -> dict[str, str]:
-        """Return what esptool said to each board during the running test."""
+        """Return esptool's output for each board during the running test."""
         return {name: text for name, use in self._uses.items() if (text := use.held.link.transcript.text.strip())}
 
     def console_logs(self) -> dict[str, Path]:
-        """Return the log of each board whose console the running test has used."""
+        """Return the path of each console log that the running test has written, by board."""
         return {name: path for name, use in self._uses.items() if (path := use.held.link.console_log) is not None}
 
     def usages(self) -> list[Usage]:
-        """Return what the running test did so far."""
+        """Return the board usage of the running test so far."""
         return [self._usage(use) for use in self._uses.values()]
 
     def _usage(self, use: _Use) -> Usage:
@@ -222,10 +222,10 @@ class Bench:
     # -- giving back
 
     def settle(self, item: pytest.Item, nextitem: pytest.Item | None, failed: bool) -> None:
-        """Close what the test may have spoilt and give back what the next test does not want.
+        """Close links that the test may have left in a bad state, and release boards that the next test does not need.
 
         Raises:
-            EspError: if a board cannot be closed; all leases are given back nevertheless.
+            EspError: if a board cannot be closed; all leases are released nevertheless.
         """
         plan = plan_of(item)
         spoilt = failed or (plan is not None and plan.wanted.burns)
@@ -256,10 +256,10 @@ class Bench:
         return time.monotonic() - held.since > _LONGEST_HOLD
 
     def release_where(self, condition: Callable[[Held], bool]) -> None:
-        """Close and give back the boards for which *condition* holds.
+        """Close and release the boards for which *condition* is true.
 
         Raises:
-            EspError: if one cannot be closed; all are given back nevertheless.
+            EspError: if one cannot be closed; all are released nevertheless.
         """
         chosen = [held for held in self._held.values() if condition(held)]
         if not chosen:
@@ -274,10 +274,10 @@ class Bench:
         self._on_change(list(self._held))
 
     def release_all(self) -> None:
-        """Close and give back everything.
+        """Close and release all boards.
 
         Raises:
-            EspError: if a board cannot be closed; all are given back nevertheless.
+            EspError: if a board cannot be closed; all are released nevertheless.
         """
         self._session = []
         self._uses.clear()
@@ -285,7 +285,7 @@ class Bench:
 
 
 def unit_of(item: pytest.Item, plan: Plan) -> tuple[str, ...] | None:
-    """Return for what the boards of *item* are held together: None for the test alone."""
+    """Return the module or session that the boards of *item* are held for; None for the test alone."""
     if plan.wanted.scope == "test":
         return None
     return (plan.wanted.scope, _module_of(item) if plan.wanted.scope == "module" else "", *plan.boards)
@@ -303,7 +303,7 @@ def _goes_on(unit: tuple[str, ...], item: pytest.Item) -> bool:
 
 
 def _mac(held: Held) -> str:
-    """Return the board's MAC address if it is known without disturbing it; else nothing."""
+    """Return the board's MAC address if it can be read without disturbing the board, else an empty string."""
     mac = getattr(getattr(held.board, "simulated", held.board), "mac", None)
     if mac is not None:
         return str(mac)

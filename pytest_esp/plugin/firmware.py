@@ -1,4 +1,4 @@
-"""The fixture ``firmware``: which build a test gets, and how it comes onto the board."""
+"""The fixture ``firmware``: choose the build for a test and flash it."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ _BUILDS = pytest.StashKey[dict[Path, "list[Build]"]]()
 _LOADED = pytest.StashKey[dict[tuple[Path, str], "Firmware"]]()
 
 NOT_NAMED = (
-    "no firmware is named: give --firmware DIR, esp_firmware in the ini file, "
-    f"{FIRMWARE_ENVIRONMENT}, or @pytest.mark.firmware('build')"
+    "no firmware was specified: use --firmware DIR, esp_firmware in the ini file, "
+    f"{FIRMWARE_ENVIRONMENT} or @pytest.mark.firmware('build')"
 )
 
 
 def sources_of(config: pytest.Config, home: Path, want: FirmwareWanted) -> tuple[Path, ...]:
-    """Return the paths that a test's firmware is looked for in; those of markers are relative to *home*."""
+    """Return the paths to search for a test's firmware; a marker's paths are relative to *home*."""
     return tuple(home / os.path.expanduser(path) for path in want.paths) or options_of(config).firmware
 
 
 def policy_of(config: pytest.Config, want: FirmwareWanted) -> str:
-    """Return when it is flashed (see `options.FLASH_POLICIES`); the command line goes past the marker."""
+    """Return when to flash (see `options.FLASH_POLICIES`); the command line overrides the marker."""
     return options_of(config).flash or want.flash
 
 
 def chips_of(config: pytest.Config, sources: tuple[Path, ...]) -> dict[str, None]:
-    """Return the chips that there are builds for, by listings and headers alone; each source is looked at once.
+    """Return the chips that the builds in *sources* are for.
+
+    Only file listings and headers are read, once for each source.
 
     Raises:
-        FirmwareError: if one of them is no build.
+        FirmwareError: if one of the sources is not a build.
     """
     return dict.fromkeys(build.chip or "?" for source in sources for build in _builds(config, source))
 
@@ -50,7 +52,7 @@ def why_not(config: pytest.Config, sources: tuple[Path, ...], chip: str) -> str:
     """Return why there is no firmware for *chip*; empty if there is one.
 
     Raises:
-        FirmwareError: if one of the sources is no build.
+        FirmwareError: if one of the sources is not a build.
     """
     if not sources:
         return NOT_NAMED
@@ -70,10 +72,10 @@ def _builds(config: pytest.Config, source: Path) -> list[Build]:
 
 
 def choose(config: pytest.Config, sources: tuple[Path, ...], chip: str) -> Firmware:
-    """Return the build for *chip*: of the first source that has one.
+    """Return the build for *chip* from the first source that has one.
 
     Raises:
-        FirmwareError: if there is none, several would do, or a file is missing.
+        FirmwareError: if there is none, there are several, or a file is missing.
     """
     from pytest_esp.formats.firmware import Firmware
 
@@ -88,17 +90,17 @@ def choose(config: pytest.Config, sources: tuple[Path, ...], chip: str) -> Firmw
 
 
 def bring_up(held: Held, firmware: Firmware, policy: str, unit: tuple[str, ...] | None) -> None:
-    """See to it that the board runs *firmware*, and that its console begins with that boot.
+    """Flash *firmware* as *policy* says and boot it, so that the console begins with that boot.
 
     Args:
-        held: the board; one that is off is flashed before it is started, if its flash can be reached so.
-        firmware: what it shall run.
+        held: the board. One that is off is flashed before it starts, if its backend allows that.
+        firmware: the firmware to run.
         policy: one of `options.FLASH_POLICIES`.
-        unit: for what it is booted once: a board that was booted for it, and left alone since, runs on. None: it is
-            booted in any case.
+        unit: the module or session that shares one boot: a board that was booted for it, and not reset since, runs
+            on. None: the board is booted in any case.
 
     Raises:
-        EspError: if it cannot be flashed, or other firmware would start.
+        EspError: if the board cannot be flashed, or would start other firmware.
     """
     link = held.link
     if unit is not None and held.booted == (unit, link.boots) and link.runs_app:
@@ -110,10 +112,11 @@ def bring_up(held: Held, firmware: Firmware, policy: str, unit: tuple[str, ...] 
 
 
 def install(link: Link, firmware: Firmware, policy: str) -> None:
-    """Write *firmware* if *policy* says so, and check that it is what the bootloader will start.
+    """Write *firmware* if *policy* says so, and check that the bootloader will start it.
 
     Raises:
-        EspError: if it cannot be written. FirmwareError: if other firmware would start.
+        EspError: if it cannot be written.
+        FirmwareError: if the bootloader would start other firmware.
     """
     from pytest_esp.operations.flash import writing
 
@@ -122,24 +125,24 @@ def install(link: Link, firmware: Firmware, policy: str) -> None:
     if firmware.app is not None:
         _check_app(link, firmware, policy)
     elif policy == "never" and not writing.verify(link, firmware).matches:
-        raise FirmwareError(f"{firmware.name} is not what is in flash", hint="--esp-flash=changed flashes it")
+        raise FirmwareError(f"the flash does not contain {firmware.name}", hint="use --esp-flash=changed to flash it")
 
 
 def _check_app(link: Link, firmware: Firmware, policy: str) -> None:
-    """Compare descriptors: what counts is what is in flash now, not what was written once."""
+    """Compare the app descriptor in flash with that of *firmware*."""
     from pytest_esp.operations.flash import tables
 
     installed = tables.app(link)
     if installed.app == firmware.app:
         return
-    other = f"{installed.app.project} {installed.app.version}" if installed.app else "something without a descriptor"
+    other = f"{installed.app.project} {installed.app.version}" if installed.app else "an app without a descriptor"
     hint = (
-        "--esp-flash=changed flashes it"
+        "use --esp-flash=changed to flash it"
         if policy == "never"
-        else "otadata chooses that partition: erase it by esp.flash.erase('otadata'), or flash a build that has its own"
+        else "otadata selects that partition: erase it with esp.flash.erase('otadata'), or flash a build with otadata"
     )
     raise FirmwareError(
-        f"not {firmware.name} would start, but {other}, from the partition {installed.slot.name}",
+        f"the bootloader would start {other} from partition {installed.slot.name}, not {firmware.name}",
         board=link.board.name,
         hint=hint,
     )

@@ -1,4 +1,4 @@
-"""The fixtures. A test that names none of them costs nothing."""
+"""The fixtures. They cost a test that uses none of them nothing."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def rack(pytestconfig: pytest.Config) -> Rack:
     """The boards of boards.toml."""
     try:
         return rack_of(pytestconfig)
-    except RackError as error:  # the fixture was asked for by name at run time, or by a fixture of that name
+    except RackError as error:  # requested with getfixturevalue(), or by a fixture that overrides this one
         pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session", name="_esp_log_dir")
 def esp_log_dir(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Decides where consoles are logged: ``--esp-log-dir``, else pytest's temporary folder of this run."""
+    """Set the folder for console logs: ``--esp-log-dir``, else a folder in this run's temporary directory."""
     folder = options_of(pytestconfig).log_dir or tmp_path_factory.getbasetemp() / "consoles"
     pytestconfig.stash[BENCH].log_dir = folder
 
 
 @pytest.fixture(name="_esp_held")
 def esp_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> list[Held]:
-    """The test's boards, leased; what the other fixtures are made of."""
+    """The boards leased for the test; the other fixtures build on it."""
     return _take(request.node, request.fixturenames)
 
 
@@ -67,7 +67,7 @@ def _take(item: pytest.Item, fixturenames: list[str]) -> list[Held]:
 
 
 def _bring_up(held: Held, fixturenames: list[str]) -> None:
-    """Start a virtual board; leave a real port closed for a test that brings its own tools to it."""
+    """Start a virtual board; leave a real board's port closed for tests that open it themselves."""
     if held.board.virtual:
         assert held.link.port.is_open
     elif _LINK_FIXTURES.isdisjoint(fixturenames):
@@ -75,7 +75,7 @@ def _bring_up(held: Held, fixturenames: list[str]) -> None:
 
 
 def _bring_up_firmware(item: pytest.Item, plan: Plan, held: Held) -> None:
-    """Flash the build for the board's chip and boot it; a board that is off is flashed first, if it can be."""
+    """Flash the build for the board's chip and boot it."""
     want = plan.wanted.firmware
     assert want is not None
     held.firmware = choose(item.config, plan.firmware, held.board.chip)
@@ -88,7 +88,7 @@ def _bring_up_firmware(item: pytest.Item, plan: Plan, held: Held) -> None:
 
 def _plan(item: pytest.Item) -> Plan:
     plan = plan_of(item)
-    if plan is None:  # the fixture was asked for by name at run time
+    if plan is None:  # the fixture was requested with getfixturevalue()
         try:
             plan = make_plan(item, leases=True)
         except (MarkerError, RackError) as error:
@@ -104,15 +104,15 @@ def _plan(item: pytest.Item) -> Plan:
 def board(_esp_held: list[Held]) -> Board:
     """A board that matches the test's ``esp`` marker, leased for the test.
 
-    A virtual board runs. A real board's port is open only if the test uses `esp` or `console` as well, so that
-    other tools can be tried on it (``board.spec.port``).
+    A virtual board is running. A real board's port is open only if the test also uses `esp` or `console`; otherwise
+    the test can open it with other tools (``board.spec.port``).
     """
     return _esp_held[0].board
 
 
 @pytest.fixture
 def boards(_esp_held: list[Held]) -> list[Board]:
-    """All boards of the test, for ``count=2`` and more."""
+    """All boards of the test, for tests with ``count=2`` or more."""
     return [held.board for held in _esp_held]
 
 
@@ -126,31 +126,34 @@ def esp(_esp_held: list[Held]) -> Esp:
 
 @pytest.fixture
 def console(_esp_held: list[Held]) -> Console:
-    """What the app on `board` prints during the test; ``esp.chip.reset("app")`` starts it anew.
+    """The console of the app on `board`; ``esp.chip.reset("app")`` restarts the app.
 
-    A board that was off shows all of its boot; one that was kept from the test before shows what comes from now on.
+    If the board was off, the console begins with its boot. If the board was kept from the previous test, the console
+    begins where the test begins.
     """
     return _esp_held[0].link.console
 
 
 @pytest.fixture
 def firmware(_esp_held: list[Held]) -> Firmware:
-    """The build that `board` runs: flashed unless it is there already, and booted for this test.
+    """The build that `board` runs: flashed if the flash differs, and booted for this test.
 
-    It is that of ``@pytest.mark.firmware("build")``, else of ``--firmware``; of several, the one for the board's chip.
-    The console begins with the first byte of its boot.
+    It comes from ``@pytest.mark.firmware("build")``, else from ``--firmware``; of several builds, the one for the
+    board's chip is used. The console begins with the first byte of its boot.
     """
     found = _esp_held[0].firmware
     if found is None:
-        pytest.fail("`firmware` must be among the arguments: a board is flashed before it starts", pytrace=False)
+        pytest.fail(
+            "`firmware` cannot be requested with getfixturevalue(): name it in the test's arguments", pytrace=False
+        )
     return found
 
 
 @pytest.fixture
 def faults(_esp_held: list[Held]) -> Generator[BoardFaults]:
-    """What goes wrong on `board` during the test: ``faults.to_device.lose = 0.01``, ``faults.vanish(1.0)``...
+    """Inject faults on `board` during the test: ``faults.to_device.lose = 0.01``, ``faults.vanish(1.0)``...
 
-    `board` is a virtual one, or a real one whose entry has ``faults``, which puts a proxy in front of its port.
+    `board` is a virtual board, or a real one whose entry has ``faults``, which puts a proxy in front of its port.
     """
     from pytest_esp.boards.faults import BoardFaults
 
@@ -164,12 +167,12 @@ def faults(_esp_held: list[Held]) -> Generator[BoardFaults]:
 
 @pytest.fixture(scope="session", name="_esp_session_held")
 def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held:
-    """The session's board, leased at the first test that needs it."""
+    """The session's board, leased by the first test that needs it."""
     item = _current_item(request)
     bench = item.config.stash[BENCH]
     try:
         held = bench.take_for_session(item, _plan(item))
-        if "firmware" not in item.fixturenames:  # it is flashed first
+        if "firmware" not in item.fixturenames:  # which flashes the board before it starts
             _bring_up(held, item.fixturenames)
     except EspError as error:
         pytest.fail(str(error), pytrace=False)
@@ -177,15 +180,15 @@ def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held
 
 
 def _current_item(request: pytest.FixtureRequest) -> pytest.Function:
-    # A session fixture's request knows the session only; the test being set up is the first to need it.
+    # A session fixture's request has no public way to the test being set up.
     return request._pyfuncitem  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture(scope="session")
 def session_board(_esp_session_held: Held) -> Board:
-    """One board for all tests of the session that use it, also for fixtures of any scope.
+    """One board for all tests of the session that use it, and for fixtures of any scope.
 
-    It is any board that ``--board``, ``--chip`` and ``--backend`` leave: markers belong to tests.
+    It is any board that ``--board``, ``--chip`` and ``--backend`` select; markers have no influence on it.
     """
     return _esp_session_held.board
 

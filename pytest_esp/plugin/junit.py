@@ -1,6 +1,6 @@
-"""Elements of junit.xml for the test cases of an app; imported only where there are some.
+"""Elements of junit.xml for the test cases of an app. Imported only in runs that have such cases.
 
-pytest has no public way to add an element to its report, so this leans on ``_pytest.junitxml`` (8.2 to 9.2).
+pytest has no public way to add an element to its report, so this uses ``_pytest.junitxml`` (8.2 to 9.2).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _WITH_OUTPUT = ("system-out", "out-err", "all")
 
 
 class JunitCases:
-    """Moves what pytest writes for one report of a test into elements of the test's cases.
+    """Moves what pytest writes for a report of a test into elements of the test's cases.
 
-    A context: what pytest does with the report happens inside it.
+    A context manager: pytest handles the report inside it.
 
     Args:
-        config: of the run; nothing happens if it writes no junit.xml.
-        report: of a subtest, or of the test.
+        config: pytest's configuration; without ``--junit-xml`` nothing happens.
+        report: the report of a subtest, or of the test.
     """
 
     def __init__(self, config: pytest.Config, report: pytest.TestReport) -> None:
@@ -31,7 +31,7 @@ class JunitCases:
         self._duration = 0.0
 
     def __enter__(self) -> JunitCases:
-        """Remember what the test's own element has."""
+        """Remember what the test's own element contains."""
         if self._xml is not None:
             test = self._xml.node_reporter(self._report)
             self._nodes, self._duration = len(test.nodes), test.duration
@@ -41,13 +41,13 @@ class JunitCases:
         """Do nothing."""
 
     def add(self, record: Mapping[str, Any] | None, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add an element for the case of the subtest, *record*, or for all cases of the test."""
+        """Add an element for the subtest's case *record*, or for each of the test's cases *records*."""
         if self._xml is None:
             return
         test = self._xml.node_reporter(self._report)
         if record is not None:
             element = self._element(test, record)
-            # Failures and skips that pytest has just written and counted, into the element of the whole test.
+            # pytest has just added the subtest's failure or skip to the element of the whole test, and counted it.
             element.nodes += test.nodes[self._nodes :]
             del test.nodes[self._nodes :]
             test.duration = self._duration
@@ -59,7 +59,7 @@ class JunitCases:
             self._add_log(element, one)
 
     def _element(self, test: Any, record: Mapping[str, Any]) -> Any:
-        """Return a new element, that of a test whose class is the whole test."""
+        """Return a new testcase element whose class name is the whole test."""
         element = type(test)(test.id, self._xml)
         element.add_attribute("classname", f"{test.attrs['classname']}.{test.attrs['name']}")
         element.add_attribute("name", record["name"])
@@ -75,7 +75,7 @@ class JunitCases:
         return element
 
     def _add_end(self, element: Any, record: Mapping[str, Any]) -> None:
-        """Say how a case ended that has no report of its own, and count it."""
+        """Write and count the outcome of a case that does not have a report."""
         if record.get("status") == "passed":
             self._xml.add_stats("passed")
             return

@@ -1,4 +1,4 @@
-"""Where the consoles of a test are logged, and how they are shown while it runs."""
+"""Paths of console logs, and the live display of consoles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-_LONGEST_NAME = 120  # characters; file systems allow 255 bytes, and the board's name comes on top
+_LONGEST_NAME = 120  # characters, without the board's name; file systems allow 255 bytes
 
 
 def log_path(folder: Path, nodeid: str, board: str) -> Path:
-    """Return the file for what *board* says during a test: its name is the test's and the board's."""
+    """Return the path of the console log of *board* in a test; the file is named after both."""
     name = re.sub(r"[^\w.\[\]=-]+", "-", nodeid.replace("::", "--")).strip("-")
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
@@ -22,7 +22,10 @@ def log_path(folder: Path, nodeid: str, board: str) -> Path:
 
 
 def live_echo(config: pytest.Config, board: str | None) -> Callable[[str], None] | None:
-    """Return what shows a console's text at once, in runs with ``-s``; *board* stands before each line, if given."""
+    """Return a function that prints console text at once, or None in runs without ``-s``.
+
+    Each line is prefixed with *board*, if given.
+    """
     if config.getoption("capture") != "no":
         return None
     begins_line = True

@@ -1,4 +1,4 @@
-"""The command line options, their ini equivalents, and the markers' registration."""
+"""The command line options, their ini equivalents, and the registration of markers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CHIPS = (
     "esp32h4",
     "esp32s31",
 )
-"""``esptool.CHIP_LIST``, which every pytest run would have to import esptool for; a test compares the two."""
+"""A copy of ``esptool.CHIP_LIST``, so that esptool need not be imported. A test compares the two."""
 
 KINDS = ("hardware", "qemu", "sim")
 
 FLASH_POLICIES = ("changed", "always", "never")
-"""When the fixture ``firmware`` flashes: where other bytes are in flash, in any case, or not at all."""
+"""When the fixture ``firmware`` flashes: only what differs from the flash, everything, or nothing."""
 
 FIRMWARE_ENVIRONMENT = "PYTEST_ESP_FIRMWARE"
 
@@ -40,8 +40,8 @@ _MARKERS = (
     "scope='module' or 'session' to share one board",
     "firmware(path, ..., flash, scope): the build that the fixture `firmware` flashes, relative to the test's file; "
     "flash='changed', 'always' or 'never'; scope='module' or 'session' for one boot for several tests",
-    "burns: the test burns eFuses: it runs on boards that allow 'burn' (virtual ones do)",
-    "erases: the test erases or overwrites flash that it did not write: it runs on boards that allow 'erase'",
+    "burns: the test burns eFuses; it needs a board that allows 'burn' (virtual boards do)",
+    "erases: the test erases or overwrites flash that it did not write; it needs a board that allows 'erase'",
     "hardware: (set by pytest-esp) a real board of the rack can run the test",
     "qemu: (set by pytest-esp) a QEMU machine of the rack can run the test",
     "sim: (set by pytest-esp) a simulated chip of the rack can run the test",
@@ -50,17 +50,17 @@ _MARKERS = (
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line and the ini file say.
+    """The options from the command line and the ini file.
 
     Attributes:
-        rack: path of the rack file; None for the usual search.
-        boards, chips, backends: only these boards of the rack are there; empty for all.
-        strict: a test that no board can satisfy fails instead of being skipped.
+        rack: path of the rack file; None for the default search.
+        boards, chips, backends: use only these boards of the rack; empty for all.
+        strict: whether a test that no board can satisfy fails instead of being skipped.
         lock_timeout: seconds to wait for a held board.
-        allow_burn: the run's consent to burn eFuses of real boards.
-        log_dir: where consoles are logged; None for pytest's temporary folder.
-        firmware: builds for the fixture ``firmware``, where no marker names others.
-        flash: one of `FLASH_POLICIES`, past what markers say; None leaves it to them.
+        allow_burn: whether eFuses of real boards may be burned.
+        log_dir: the folder for console logs; None for pytest's temporary directory.
+        firmware: builds for the fixture ``firmware``, for tests whose markers name none.
+        flash: one of `FLASH_POLICIES`, which overrides the markers; None: the markers decide.
     """
 
     rack: Path | None
@@ -86,36 +86,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="use only boards of this backend: serial, sim...",
+        help="use only boards with this backend: serial, sim... (repeatable)",
     )
     group.addoption(
         "--esp-strict",
         action="store_true",
         default=None,
-        help="a test that no board of the rack can satisfy fails instead of being skipped",
+        help="fail tests that no board of the rack can satisfy, instead of skipping them",
     )
     group.addoption(
         "--esp-lock-timeout",
         type=float,
         metavar="SECONDS",
-        help="wait so long for a held board (default 300)",
+        help="how long to wait for a board that is in use (default: 300)",
     )
     group.addoption(
         "--esp-allow-burn",
         action="store_true",
-        help="consent to burn the eFuses of real boards that their entries name in allow_burn",
+        help="allow burning the eFuses of real boards that are listed in allow_burn of their entries",
     )
     group.addoption(
         "--esp-log-dir",
         metavar="DIR",
-        help="keep the consoles' logs here, one file per test and board (default: in pytest's temporary folder)",
+        help="write console logs to this folder, one file per test and board (default: pytest's temporary directory)",
     )
     group.addoption(
         "--firmware",
         action="append",
         default=[],
         metavar="DIR",
-        help="the build that the fixture `firmware` flashes, or a folder with a build for each chip (repeatable)",
+        help="the build that the fixture `firmware` flashes, or a folder with one build per chip (repeatable)",
     )
     group.addoption(
         "--esp-flash",
@@ -130,20 +130,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def register_markers(config: pytest.Config) -> None:
-    """Make all markers known to ``--strict-markers`` and ``--markers``, and keep warnings out that no test can mend."""
+    """Register all markers, and filter out dependencies' warnings that no test can fix."""
     config.addinivalue_line("filterwarnings", "ignore:.*OptionParser:DeprecationWarning:espefuse")
     config.addinivalue_line("filterwarnings", r"ignore:set\w+\(\) is deprecated:DeprecationWarning:serial\.rfc2217")
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
     for chip in CHIPS:
-        config.addinivalue_line("markers", f"{chip}: (set by pytest-esp) such a chip of the rack can run the test")
+        config.addinivalue_line("markers", f"{chip}: (set by pytest-esp) an {chip} of the rack can run the test")
 
 
 def options_of(config: pytest.Config) -> Options:
     """Return the options of this run.
 
     Raises:
-        pytest.UsageError: if the ini file's ``esp_lock_timeout`` is no number.
+        pytest.UsageError: if the ini file's ``esp_lock_timeout`` is not a number.
     """
     timeout = config.getoption("esp_lock_timeout")
     if timeout is None:

@@ -1,4 +1,4 @@
-"""What a run says about its boards: properties, report sections, and the rack at the end."""
+"""What a run reports about its boards: properties, report sections and the summary at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLUMNS = ("board", "chip", "backend", "tests", "passed", "failed", "busy", "wa
 
 
 def record_properties(item: pytest.Item, held: Iterable[Held]) -> None:
-    """Put the identity of the boards on the test's report (``<properties>`` in junit.xml)."""
+    """Add name, chip and backend of the boards to the test's report (``<properties>`` in junit.xml)."""
     for one in held:
         item.user_properties += [
             ("board", one.name),
@@ -33,19 +33,19 @@ def record_properties(item: pytest.Item, held: Iterable[Held]) -> None:
 
 
 def add_usage(report: pytest.TestReport, usages: list[Usage]) -> None:
-    """Put what the test did with its boards on its last report, which xdist carries to the controller."""
+    """Add the test's board usage to its last report, which xdist sends to the controller."""
     setattr(report, _USAGE, [asdict(usage) for usage in usages])
     report.user_properties += [("mac", usage.mac) for usage in usages if usage.mac]
 
 
 def add_transcripts(report: pytest.TestReport, transcripts: dict[str, str]) -> None:
-    """Show what esptool said under a failing test."""
+    """Show esptool's output under a failing test."""
     for name, text in transcripts.items():
         report.sections.append((f"esptool on {name}", text))
 
 
 def add_consoles(report: pytest.TestReport, logs: dict[str, Path]) -> None:
-    """Show what the apps said last under a failing test, and where all of it is."""
+    """Show the last console lines under a failing test, and the path of the log."""
     for name, path in logs.items():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
         if lines:
@@ -56,17 +56,17 @@ _IDENTITY = ("nodeid", "location", "keywords", "outcome", "when", "fspath")
 
 
 class Discretion:
-    """Masks secrets in every report before anybody else sees it: terminal, junit.xml, xdist's controller."""
+    """Masks secrets in every report before it reaches the terminal, junit.xml or xdist's controller."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Mask them in tracebacks, with the values of variables, in what was printed and logged, in properties."""
+        """Mask secrets in tracebacks and the values of their variables, in captured output, logs and properties."""
         report = yield
         return _masked(report)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-        """Mask them in what a module has to say that cannot be imported."""
+        """Mask secrets in the report of a module that cannot be imported."""
         report = yield
         return _masked(report)
 
@@ -86,13 +86,13 @@ def _masked(report: R) -> R:
     elif longrepr is not None:
         mask_inside(longrepr)
         text = str(longrepr)
-        if (hidden := hide(text)) != text:  # of a kind that is not known here
+        if (hidden := hide(text)) != text:  # `mask_inside` does not know this kind of object
             report.longrepr = hidden
     return report
 
 
 def _as_before(value: Any) -> Any:
-    """Return plain data without secrets, with the tuples that pytest takes apart."""
+    """Return plain data with secrets masked. Tuples stay tuples: pytest unpacks them."""
     if isinstance(value, str):
         return hide(value, is_cut="..." in value)  # pytest shortens the values of variables
     if isinstance(value, tuple):
@@ -103,7 +103,7 @@ def _as_before(value: Any) -> Any:
 
 
 def mask_inside(shown: object) -> None:
-    """Mask secrets in what is to be shown: an object that is made of text, lists and more such objects."""
+    """Mask secrets in an object that consists of strings, lists and more such objects."""
     _mask_inside(shown, set())
 
 
@@ -166,15 +166,15 @@ class _Row:
 
 
 class RackSummary:
-    """Adds up what the reports say, in a plain run and in xdist's controller alike."""
+    """Adds up the usages in the reports, both in a plain run and in xdist's controller."""
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
         self._outcomes: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take one phase of one test."""
-        is_subtest = hasattr(report, "context")  # as pytest.Subtests makes them
+        """Take the report of one phase of a test."""
+        is_subtest = hasattr(report, "context")  # from pytest.Subtests
         if report.failed or (report.skipped and not is_subtest and self._outcomes.get(report.nodeid) != "failed"):
             self._outcomes[report.nodeid] = report.outcome
         if report.when != "teardown":
@@ -185,7 +185,7 @@ class RackSummary:
             self._rows.setdefault(usage.board, _Row(usage.chip, usage.backend)).add(usage, outcome)
 
     def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
-        """Show the boards that were used."""
+        """Show a table of the boards that were used."""
         if not self._rows or terminalreporter.verbosity < -1:
             return
         terminalreporter.section("boards")

@@ -1,13 +1,13 @@
 """Distributes tests over xdist's workers so that no worker waits for a board while there is other work.
 
-Imported only under xdist. Every worker drives one board (or the boards of one ``count=2`` test) at a time.
-The tests that need boards wait in lanes, one lane for each set of boards that would do, and each firmware. A
-worker is fed from the lanes of the board that it has, first those whose firmware is on it; when they are empty it
+Imported only under xdist. Every worker uses one board (or the boards of one ``count=2`` test) at a time.
+The tests that need boards wait in lanes: one lane for each combination of suitable boards and firmware. A worker
+gets tests from the lanes of the board that it holds, first those whose firmware is on it. When they are empty, it
 takes the free board with the most work, or tests without a board.
 
-xdist's worker starts a test only when it knows the next one. A worker that may have to change boards is
-therefore sent a barrier (see `worker`), so that nothing is promised to it before it is free: another worker
-may be free earlier.
+xdist's worker starts a test only when it knows the next one. A worker that may have to change boards therefore
+gets a barrier (see `worker`) as its next test, so that no test is assigned to it before it is free: another
+worker may be free earlier.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScheduling
 from xdist.workermanage import WorkerController
 
-_SLOW = 0.1  # seconds: with tests like that a worker needs no more than the next one in its queue
+_SLOW = 0.1  # seconds; a worker with tests this slow needs only one more test in its queue
 _DEEPEST = 16
 
 
 class Demand(NamedTuple):
-    """What a test takes: as many of *boards* as *needed*; tests of one *unit* are for one worker.
+    """What a test needs: *needed* of the *boards*. All tests of one *unit* run on one worker.
 
-    No boards, and none needed, mean that it runs anywhere. Tests of one *firmware* shall follow each other on a board.
+    A test that needs no boards runs anywhere. Tests with the same *firmware* run one after the other on a board.
     """
 
     boards: tuple[str, ...]
@@ -42,15 +42,15 @@ NO_BOARD = Demand((), 0, "")
 
 @dataclass
 class PlanBook:
-    """What the workers told: the demand of every test, by its index, and which boards each worker holds."""
+    """What the workers reported: the demand of every test, by its index, and the boards that each worker holds."""
 
     reserve: Callable[[WorkerController, list[int], tuple[str, ...]], None]
-    """Tells a worker which boards are promised to it for these tests."""
+    """Sends a worker the boards that are reserved for its tests."""
     demands: list[Demand] = field(default_factory=list[Demand])
     held: dict[WorkerController, tuple[str, ...]] = field(default_factory=dict[WorkerController, Any])
 
     def take(self, node: WorkerController, kind: str, content: list[Any]) -> None:
-        """Write down what a worker told."""
+        """Store a worker's message."""
         if kind == "held":
             self.held[node] = tuple(content)
         elif kind == "demands" and not self.demands:
@@ -58,11 +58,11 @@ class PlanBook:
 
 
 class RackScheduling(LoadScheduling):
-    """xdist's load scheduling, for tests that need boards.
+    """xdist's load scheduling, extended for tests that need boards.
 
     Args:
-        config: of this run.
-        log: xdist's.
+        config: pytest's configuration.
+        log: xdist's logger.
         book: filled by the workers before their collections arrive.
     """
 
@@ -79,7 +79,7 @@ class RackScheduling(LoadScheduling):
     # -- xdist's protocol
 
     def schedule(self) -> None:
-        """Begin, or go on after a worker was added."""
+        """Start, or continue after a worker was added."""
         if not any(demand.needed for demand in self._book.demands):
             super().schedule()
             return
@@ -91,7 +91,7 @@ class RackScheduling(LoadScheduling):
         self._feed_all()
 
     def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
-        """Take note that a worker has done a test, and feed it."""
+        """Record that a worker has finished a test, and send it more."""
         if not self._knows_boards:
             super().mark_test_complete(node, item_index, duration)
             return
@@ -114,7 +114,7 @@ class RackScheduling(LoadScheduling):
         self._feed_all()
 
     def remove_node(self, node: WorkerController) -> str | None:
-        """Take back what a worker has not done; return the test that it died of, if it died."""
+        """Take back the unfinished tests of a worker; return the test that crashed it, if any."""
         if not self._knows_boards:
             return super().remove_node(node)
         pending = self.node2pending.pop(node)
@@ -144,13 +144,13 @@ class RackScheduling(LoadScheduling):
             lane.sort()
 
     def _fits(self, demand: Demand, boards: set[str], node: WorkerController) -> bool:
-        """Whether *node* could run tests with this demand if it had these boards."""
+        """Return whether *node* could run tests with this demand on these boards."""
         if not self._lanes[demand] or not demand.needed or len(boards & set(demand.boards)) < demand.needed:
             return False
         return not demand.unit or all(self._unit.get(other) != demand for other in self.nodes if other is not node)
 
     def _free_boards(self, node: WorkerController) -> set[str]:
-        """The boards that no other worker has, or has been promised."""
+        """Return the boards that are neither held by another worker nor reserved for one."""
         taken: set[str] = set()
         for other in self.nodes:
             if other is not node:
@@ -158,9 +158,10 @@ class RackScheduling(LoadScheduling):
         return {board for demand in self._lanes for board in demand.boards} - taken
 
     def _lane_of_hold(self, node: WorkerController) -> Demand | None:
-        """The lane to go on with on the boards that *node* has.
+        """Return the lane to continue with on the boards that *node* holds.
 
-        What is flashed already comes first, then what no other worker flashes; of these, what fewest boards can do.
+        Lanes whose firmware is already flashed come first, then those whose firmware no other worker has; among
+        these, the lane with the fewest suitable boards.
         """
         unit = self._unit.get(node)
         if unit is not None and self._lanes[unit]:
@@ -180,7 +181,7 @@ class RackScheduling(LoadScheduling):
         return min(fitting, key=rank, default=None)
 
     def _next_hold(self, node: WorkerController) -> tuple[str, ...]:
-        """The boards to take next: several, if a test needs several; else the one with most work."""
+        """Return the boards to take next: several if a test needs several, else the one with the most work."""
         free = self._free_boards(node)
         fitting = [lane for lane in self._lanes if self._fits(lane, free, node)]
         if not fitting:
@@ -193,7 +194,7 @@ class RackScheduling(LoadScheduling):
         return tuple(sorted(usable, key=lambda board: (-self._work(board), board))[:needed])
 
     def _work(self, board: str) -> float:
-        """How many tests wait for *board*; one that others could run as well counts in part."""
+        """Return the number of tests that wait for *board*; a test that n boards could run counts as 1/n."""
         return sum(len(lane) / len(demand.boards) for demand, lane in self._lanes.items() if board in demand.boards)
 
     # -- feeding
@@ -206,7 +207,7 @@ class RackScheduling(LoadScheduling):
                 node.shutdown()
 
     def _feed(self, node: WorkerController) -> None:
-        """Send *node* the next tests, if it needs any and there are some for it."""
+        """Send *node* its next tests, if it needs more and there are some for it."""
         self._correct_hold(node)
         queue = self.node2pending[node]
         if node.shutting_down or len(queue) >= 2:
@@ -230,7 +231,7 @@ class RackScheduling(LoadScheduling):
             self._send_barrier(node)
 
     def _correct_hold(self, node: WorkerController) -> None:
-        """Believe the worker: it may have got another board than it was promised, if that one was held."""
+        """Use what the worker reports: it gets another board than the reserved one if that was in use."""
         queue = self.node2pending[node]
         if not any(self._book.demands[index].needed for index in queue):
             self._hold.pop(node, None)
@@ -254,10 +255,10 @@ class RackScheduling(LoadScheduling):
             self._book.reserve(node, chosen, self._hold[node])
         node.send_runtest_some(chosen)
         if len(self.node2pending[node]) < 2:
-            self._feed(node)  # the lane is at its end: what next, so that the worker can begin its last test?
+            self._feed(node)  # the lane is empty; the worker starts its last test only when it knows the next one
 
     def _depth(self, node: WorkerController, lane: list[int]) -> int:
-        """How many tests the worker's queue shall hold: two, or more quick ones while there are plenty."""
+        """Return how many tests to keep in the worker's queue: two, or more if they are quick and plentiful."""
         if self._duration.get(node, _SLOW) >= _SLOW:
             return 2
         depth = min(_DEEPEST, len(lane) // (2 * len(self.nodes)))

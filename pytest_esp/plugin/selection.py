@@ -1,4 +1,4 @@
-"""Which boards of the rack each test can run on: parametrisation, markers, and skips with their reason."""
+"""Choose the boards of the rack that each test can run on: parametrisation, markers, and skips with a reason."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class Plan:
     """Where a test can run.
 
     Attributes:
-        wanted: what it needs.
-        boards: names of the boards that can satisfy it, in the rack's order.
+        wanted: what the test needs.
+        boards: names of the boards that can run it, in the rack's order.
         leases: whether its fixtures lease a board.
-        reason: why no board can ever satisfy it; None if one can.
-        firmware: where its firmware is looked for.
+        reason: why no board can ever run it; None if one can.
+        firmware: the paths to search for its firmware.
         problem: what is wrong with that firmware; the test fails without taking a board.
-        would_do: names of the boards that could satisfy it if QEMU were there: it keeps the markers of their kinds.
+        would_do: names of the boards that could run it if QEMU were installed; the test gets the markers of their
+            kinds.
     """
 
     wanted: Wanted
@@ -58,7 +59,7 @@ class Plan:
 
     @property
     def firmware_key(self) -> str:
-        """Equal for tests that need the same firmware; empty for those that need none."""
+        """Return a key that is equal for tests with the same firmware; empty for tests without."""
         return os.pathsep.join(map(str, self.firmware))
 
 
@@ -69,17 +70,17 @@ _NO_QEMU = pytest.StashKey[dict[str, str]]()
 
 
 def plan_of(item: pytest.Item | None) -> Plan | None:
-    """Return an item's plan; None if it has nothing to do with boards."""
+    """Return an item's plan; None if it does not need boards."""
     return None if item is None else item.stash.get(PLAN, None)
 
 
 def problems_of(config: pytest.Config) -> list[str]:
-    """Return what is wrong with the rack file and the markers, each once."""
+    """Return the problems of the rack file and the markers, each once."""
     return list(config.stash.get(_PROBLEMS, {}))
 
 
 def loaded_rack(config: pytest.Config) -> Rack | None:
-    """Return the rack if something has asked for it, and its file is right."""
+    """Return the rack if it was loaded without an error, else None."""
     loaded = config.stash.get(_RACK, None)
     return None if isinstance(loaded, RackError) else loaded
 
@@ -88,7 +89,7 @@ def rack_of(config: pytest.Config) -> Rack:
     """Return the rack of this run, read at the first call.
 
     Raises:
-        RackError: if its file is missing or wrong.
+        RackError: if its file is missing or invalid.
     """
     if _RACK not in config.stash:
         config.stash[_RACK] = _load(config)
@@ -116,7 +117,7 @@ def _load(config: pytest.Config) -> Rack | RackError:
 
 
 def available(config: pytest.Config) -> list[BoardSpec]:
-    """Return the boards of the rack that ``--board``, ``--chip`` and ``--backend`` leave.
+    """Return the boards of the rack that ``--board``, ``--chip`` and ``--backend`` select.
 
     Raises:
         RackError: see `rack_of`.
@@ -135,7 +136,7 @@ def available(config: pytest.Config) -> list[BoardSpec]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make one test per chip or board of the rack where the marker says ``each=``."""
+    """Parametrise tests whose marker has ``each=``: one test per chip or board of the rack."""
     if metafunc.definition.get_closest_marker("esp") is None:
         return
     try:
@@ -144,7 +145,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             return
         able = _able(metafunc.config, want, _sources(metafunc.definition, want))
     except (MarkerError, RackError, FirmwareError):
-        return  # said by `plan_items`, once for the whole run or for each test
+        return  # `plan_items` reports it, once for the whole run or for each test
     names = dict.fromkeys(spec.chip if want.each == "chip" else spec.name for spec in able)
     metafunc.fixturenames.append(EACH)
     metafunc.parametrize(EACH, list(names) or [None], ids=list(names) or [_NOBODY])
@@ -159,7 +160,7 @@ def _each_value(item: pytest.Item) -> str | None:
 
 
 def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every item that needs a board its plan and markers; collect what is wrong for `problems_of`."""
+    """Give every item that needs a board its plan and markers; collect the errors for `problems_of`."""
     problems = config.stash.setdefault(_PROBLEMS, {})
     strict = options_of(config).strict
     if config.getoption("rack") or any(map(_names_rack, items)):
@@ -181,7 +182,7 @@ def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def _names_rack(item: pytest.Item) -> bool:
-    """Whether the test uses the plugin's fixture `rack`, not a project's own of that name."""
+    """Return whether the test uses the plugin's fixture `rack`, not a project's fixture of that name."""
     # pytest has no public way to ask which fixture a test gets by a name.
     found: Mapping[str, Sequence[Any]] = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
     return "rack" in found and found["rack"][-1].func.__module__ == _FIXTURES
@@ -191,7 +192,8 @@ def make_plan(item: pytest.Item, *, leases: bool) -> Plan:
     """Return where *item* can run.
 
     Raises:
-        MarkerError: if its markers are written wrongly; RackError: see `rack_of`.
+        MarkerError: if one of its markers is invalid.
+        RackError: see `rack_of`.
     """
     config = item.config
     names = cast("list[str]", getattr(item, "fixturenames", ()))
@@ -228,20 +230,20 @@ def _able(config: pytest.Config, want: Wanted, sources: tuple[Path, ...]) -> lis
 
 
 def _why_not(config: pytest.Config, want: Wanted, sources: tuple[Path, ...], spec: BoardSpec) -> str:
-    """Return what *spec* lacks; empty if it can serve."""
+    """Return why *spec* cannot run the test; empty if it can."""
     for effect, needed in (("burn", want.burns), ("erase", want.erases), ("write", _writes(config, want))):
         if needed and effect not in spec.allow:
             return f"it does not allow {effect!r}"
     if want.burns and not spec.virtual and not options_of(config).allow_burn:
-        return "eFuses of real boards are burnt with --esp-allow-burn only"
+        return "burning eFuses of real boards requires --esp-allow-burn"
     if want.faults and not spec.virtual and spec.faults is None:
-        return "faults are for virtual boards, and for real ones with `faults` in their entry"
+        return "fault injection requires a virtual board, or `faults` in the board's entry"
     lack = _requirement(want).why_not(spec)
     return lack or ("" if want.firmware is None else why_not(config, sources, spec.chip))
 
 
 def _why_no_qemu(config: pytest.Config, spec: BoardSpec) -> str:
-    """Return why this machine cannot start the chip of a QEMU board; empty if it can, and for other boards."""
+    """Return why QEMU cannot run the board on this machine; empty if it can, and for other backends."""
     if spec.backend != "qemu":
         return ""
     known = config.stash.setdefault(_NO_QEMU, {})
@@ -275,10 +277,10 @@ def _reason(config: pytest.Config, want: Wanted, sources: tuple[Path, ...], able
     rack = rack_of(config)
     boards = available(config)
     if not boards:
-        return f"--board, --chip and --backend leave no board of the rack {rack.name!r}"
+        return f"--board, --chip and --backend select no board of the rack {rack.name!r}"
     lacks = "; ".join(f"{spec.name}: {why}" for spec in boards if (why := _why_not(config, want, sources, spec)))
-    have = f"{len(able)} of {want.count} boards that it needs are" if able else "no board that it needs is"
-    return f"{have} in the rack {rack.name!r}" + (f" ({lacks})" if lacks else "")
+    have = f"only {len(able)} of {want.count} boards" if able else "no board"
+    return f"{have} in the rack {rack.name!r} can run this test" + (f" ({lacks})" if lacks else "")
 
 
 # -- markers
@@ -299,7 +301,7 @@ def _mark(item: pytest.Item, plan: Plan, strict: bool) -> None:
 
 
 def _selected_by_marker(item: pytest.Item, able: list[BoardSpec]) -> list[BoardSpec]:
-    """Return the boards with which ``-m`` selects the item: ``-m "not hardware"`` leases no real board."""
+    """Return the boards with which ``-m`` selects the item: with ``-m "not hardware"``, no real board is leased."""
     select = _marker_expression(item.config)
     if select is None:
         return able
@@ -308,7 +310,7 @@ def _selected_by_marker(item: pytest.Item, able: list[BoardSpec]) -> list[BoardS
 
 
 def _marker_expression(config: pytest.Config) -> Callable[[set[str]], bool] | None:
-    # pytest has no public way to evaluate -m. It reports a wrong expression itself, a little later.
+    # pytest has no public way to evaluate -m. It reports an invalid expression itself, a little later.
     from _pytest.mark.expression import Expression
 
     text = str(config.getoption("markexpr") or "")
@@ -332,17 +334,16 @@ def _marker_expression(config: pytest.Config) -> Callable[[set[str]], bool] | No
 
 
 def refuse_without_board(item: pytest.Item) -> None:
-    """Fail a test that no board can ever satisfy, in a strict run; else it was marked to be skipped."""
+    """Fail a test that no board can run, in a strict run; in other runs it already has a skip marker."""
     plan = plan_of(item)
     if plan is not None and plan.reason is not None and options_of(item.config).strict:
         pytest.fail(f"{plan.reason} (--esp-strict)", pytrace=False)
 
 
 def group_by_board(items: list[pytest.Item]) -> None:
-    """Order the tests of one module or class by board and firmware, so that the next test finds the board ready.
+    """Group the tests of each module or class by board and firmware, so that the next test finds the board ready.
 
-    Tests that take different boards, or need different firmware, change places; the others keep their order, and
-    nothing leaves its module or class.
+    Tests with the same boards and firmware keep their order, and no test leaves its module or class.
     """
     begin = 0
     for index in range(1, len(items) + 1):
@@ -362,7 +363,7 @@ def _group(items: list[pytest.Item], begin: int, end: int) -> None:
 
 
 def _keys(items: list[pytest.Item]) -> list[tuple[str, ...]]:
-    """Return for each test its boards and firmware; one that needs no firmware goes with the test before it."""
+    """Return boards and firmware of each test; a test without firmware gets that of the test before it."""
     firmware: dict[tuple[str, ...], str] = {}
     keys: list[tuple[str, ...]] = []
     for item in items:

@@ -1,8 +1,8 @@
-"""The fixture ``unity``: every test case of the app is a subtest, and a test case of its own in junit.xml.
+"""The fixture ``unity``: every test case of the app is a subtest, and a separate test case in junit.xml.
 
-pytest puts the failures of all subtests into the one ``<testcase>`` of their test, counts the others, and writes
-nothing of them. Here each gets an element with its name, its time and its message: where junit.xml is written, that is
-in xdist's controller, out of the reports that the workers send.
+pytest writes the failures of all subtests into the ``<testcase>`` element of their test, and only counts the others.
+This plugin writes an element for each case, with its name, time and message. Under xdist, the controller does so,
+from the reports that the workers send.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from pytest_esp.operations.unity import Case, CaseResult, Menu, Report, Status
 
 _RECORD = "esp_unity_case"
-"""Attribute of a subtest's report: what junit.xml is to say of the case, plain data."""
+"""Attribute of a subtest's report: the case as plain data, for junit.xml."""
 _RECORDS = "esp_unity_cases"
-"""The same for all cases of a test, on its own report, where pytest has no subtests."""
+"""Attribute of a test's report: all its cases, for a pytest without subtests."""
 
 _CURRENT = pytest.StashKey[dict[str, Any]]()
 _UNREPORTED = pytest.StashKey[list[dict[str, Any]]]()
 _LONGEST_LOG = 64 * 1024
-_TAIL_LINES = 100  # a panic of a RISC-V chip with its dump of the stack, and the boot after it
+_TAIL_LINES = 100  # enough for the panic of a RISC-V chip with its stack dump, and the boot after it
 _BOOT_TIMEOUT = 30.0
 _STACK_ROW = re.compile(r"[0-9a-f]{8}:(?: 0x[0-9a-f]{8})+")
 
@@ -43,8 +43,8 @@ class Unity:
     """The test cases of the app on a test's boards.
 
     Args:
-        request: of the test.
-        links: to its boards, the first of which runs what is not for several.
+        request: the test's request.
+        links: the links to its boards; single-device cases run on the first.
     """
 
     def __init__(self, request: pytest.FixtureRequest, links: Sequence[Link]) -> None:
@@ -67,7 +67,7 @@ class Unity:
         elf: str | os.PathLike[str] | None = None,
         boot_timeout: float = _BOOT_TIMEOUT,
     ) -> CaseResult:
-        """Run one case and return what came of it, for the test to judge; see `operations.unity.run`.
+        """Run one case and return its result without failing the test; see `operations.unity.run`.
 
         A multi-device case runs on all boards of the test.
         """
@@ -91,11 +91,11 @@ class Unity:
         elf: str | os.PathLike[str] | None = None,
         boot_timeout: float = _BOOT_TIMEOUT,
     ) -> Report:
-        """Run the cases that fulfil all of what is given, each as a subtest; see `operations.unity.run_all`.
+        """Run the cases that match all arguments, each as a subtest; see `operations.unity.run_all`.
 
-        Multi-device cases run on all boards of the test, and are skipped if these are too few. What the app or its
-        case says is to be ignored is skipped. With a pytest older than 9, which has no subtests, the test fails in
-        the end, with the list of what failed.
+        Multi-device cases run on all boards of the test, and are skipped if there are too few. Ignored cases are
+        skipped. pytest before version 9 has no subtests: there, the test fails at the end with a list of the failed
+        cases.
         """
         from pytest_esp.operations import unity
 
@@ -112,7 +112,7 @@ class Unity:
         """Run a case as a subtest.
 
         Raises:
-            EspError: if no further case can be run.
+            EspError: if no more cases can be run.
         """
         from pytest_esp.operations.unity import CaseResult
 
@@ -151,7 +151,7 @@ def unity(request: pytest.FixtureRequest, esp: object, _esp_held: list[Held]) ->
 
 
 def _record(result: CaseResult) -> dict[str, Any]:
-    """Return what a report carries of a result: plain data, which xdist can send."""
+    """Return a result as plain data, which xdist can send with a report."""
     return {
         "name": result.name,
         "status": result.status,
@@ -167,10 +167,10 @@ def _record(result: CaseResult) -> dict[str, Any]:
 
 
 def _judge(result: CaseResult) -> None:
-    """Fail or skip as the case did."""
+    """Fail or skip the subtest as the case did."""
     if result.status == "ignored":
         raise pytest.skip.Exception(result.message or "ignored by the app", _use_item_location=True)
-    if result.is_problem:  # pytest says the name, and that it failed
+    if result.is_problem:  # pytest prints the name, and that it failed
         pytest.fail(result.describe().removeprefix(f"{result.name}: ").removeprefix("failed: "), pytrace=False)
 
 
@@ -178,12 +178,12 @@ def _fail_for_all(results: Iterable[CaseResult]) -> None:
     problems = [result for result in results if result.is_problem]
     if problems:
         text = "\n\n".join(result.describe() for result in problems)
-        pytest.fail(f"{len(problems)} of the app's test cases went wrong:\n{text}", pytrace=False)
+        pytest.fail(f"{len(problems)} of the app's test cases failed:\n{text}", pytrace=False)
 
 
 @contextlib.contextmanager
 def _allure_step(config: pytest.Config, name: str) -> Generator[Callable[[str], None]]:
-    """Make a case a step in allure's report, with its log, in runs that have one."""
+    """Record a case as a step in allure's report, in runs with ``--alluredir``."""
     if not config.pluginmanager.hasplugin("allure_listener"):
         yield lambda log: None
         return
@@ -194,10 +194,10 @@ def _allure_step(config: pytest.Config, name: str) -> Generator[Callable[[str], 
 
 
 class UnityReports:
-    """Adds to reports what is known of cases, and to junit.xml what pytest leaves out.
+    """Adds the cases to reports, and to junit.xml what pytest leaves out.
 
     Args:
-        config: of this run.
+        config: pytest's configuration.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -207,7 +207,7 @@ class UnityReports:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Put a case on its subtest's report, with its log instead of the whole console's."""
+        """Add the case to its subtest's report, with its log instead of the whole console's."""
         record = item.stash.get(_CURRENT, None)
         if record is None:
             report = yield
@@ -225,7 +225,7 @@ class UnityReports:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
-        """Give each case an element of its own in junit.xml."""
+        """Write a separate element for each case in junit.xml."""
         record, records = getattr(report, _RECORD, None), getattr(report, _RECORDS, ())
         if record is None and not records:
             yield
@@ -238,7 +238,7 @@ class UnityReports:
 
 
 def _readable(log: str) -> str:
-    """Return the end of a log without the stack's contents, which a decoded crash has made use of."""
+    """Return the end of a log without the raw stack dump: the decoded crash shows the backtrace."""
     lines = [line for line in log.splitlines() if not _STACK_ROW.match(line)]
     left_out = [f"({len(lines) - _TAIL_LINES} lines before)"] if len(lines) > _TAIL_LINES else []
     return "\n".join(left_out + lines[-_TAIL_LINES:])
@@ -246,7 +246,7 @@ def _readable(log: str) -> str:
 
 @contextlib.contextmanager
 def _unskipped(config: pytest.Config, *, is_ignored: bool) -> Generator[None]:
-    """Let a subtest that is skipped leave the outcome of its test alone in allure's report."""
+    """Keep a skipped subtest from changing the outcome of its test in allure's report."""
     if not is_ignored or not config.pluginmanager.hasplugin("allure_listener"):
         yield
         return

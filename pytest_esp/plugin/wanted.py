@@ -1,4 +1,4 @@
-"""What a test says that it needs: its markers, read and checked, before any rack is looked at."""
+"""What a test needs: reads and checks its markers, without looking at the rack."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _FIRMWARE_KEYWORDS = ("flash", "scope")
 
 
 class MarkerError(Exception):
-    """A marker is written wrongly; the message says how and what was probably meant."""
+    """A marker is invalid; the message says why and what was probably meant."""
 
 
 @dataclass(frozen=True)
 class FirmwareWanted:
-    """What a test wants of the fixture ``firmware``.
+    """What a test needs of the fixture ``firmware``.
 
     Attributes:
-        paths: of builds, as the marker says them; empty for those of the run's options.
+        paths: paths of builds from the marker; empty for those from the run's options.
         flash: one of `options.FLASH_POLICIES`.
-        scope: which tests share one boot: one ``"test"``, a ``"module"`` or the ``"session"``.
+        scope: the tests that share one boot: ``"test"``, ``"module"`` or ``"session"``.
     """
 
     paths: tuple[str, ...] = ()
@@ -48,16 +48,16 @@ class Wanted:
     """What a test needs.
 
     Attributes:
-        chip, backend: any of these; empty for any at all.
+        chip, backend: any of these; empty for any.
         features: all of these.
-        flash: e.g. ``">=4MB"``.
-        count: so many boards at once.
-        each: parametrise over the ``"chip"`` kinds or the ``"board"`` names that match.
-        board: this board.
-        scope: for how long one board is held: ``"test"``, ``"module"`` or ``"session"``.
-        burns, erases: what it does to the board.
-        faults: whether it spoils the wire, which only virtual boards let it.
-        firmware: what it wants to be flashed; None if it does not use that fixture.
+        flash: the flash size, e.g. ``">=4MB"``.
+        count: the number of boards.
+        each: parametrise over the matching ``"chip"`` types or ``"board"`` names.
+        board: the name of the board; None for any.
+        scope: how long the board is held: ``"test"``, ``"module"`` or ``"session"``.
+        burns, erases: whether it burns eFuses or erases flash.
+        faults: whether it injects faults.
+        firmware: the firmware to flash; None if the test does not use that fixture.
     """
 
     chip: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Wanted:
 
 
 def wanted(marks: Iterable[pytest.Mark], fixturenames: Iterable[str] = ()) -> Wanted:
-    """Read the markers of a test, the nearest first: what is nearer to the test wins, keyword by keyword.
+    """Read the markers of a test, the nearest first. For each keyword, the marker nearest to the test wins.
 
     Raises:
         MarkerError: for an unknown keyword or value.
@@ -111,14 +111,14 @@ def wanted(marks: Iterable[pytest.Mark], fixturenames: Iterable[str] = ()) -> Wa
 
 
 def _firmware(marks: Iterable[pytest.Mark]) -> FirmwareWanted:
-    """Read the ``firmware`` markers, the nearest first: what is nearer to the test wins, paths and keywords each."""
+    """Read the ``firmware`` markers. For the paths and each keyword, the marker nearest to the test wins."""
     paths: tuple[str, ...] = ()
     given: dict[str, Any] = {}
     for mark in marks:
         if mark.name == "firmware":
             _check_keywords(mark, _FIRMWARE_KEYWORDS)
             if not all(isinstance(path, (str, os.PathLike)) for path in mark.args):
-                raise MarkerError(f"@pytest.mark.firmware: {mark.args!r} are no paths: write e.g. 'build'")
+                raise MarkerError(f"@pytest.mark.firmware: {mark.args!r} are not paths: write e.g. 'build'")
             paths = paths or tuple(os.fspath(path) for path in mark.args)
             given = {**mark.kwargs, **given}
     return FirmwareWanted(
@@ -129,12 +129,12 @@ def _firmware(marks: Iterable[pytest.Mark]) -> FirmwareWanted:
 
 
 def uses_board(fixturenames: Iterable[str]) -> bool:
-    """Whether a test with these fixtures leases a board."""
+    """Return whether a test with these fixtures leases a board."""
     return not (FIXTURES | SESSION_FIXTURES).isdisjoint(fixturenames)
 
 
 def uses_session_board(fixturenames: Iterable[str]) -> bool:
-    """Whether a test with these fixtures leases a board for the session."""
+    """Return whether a test with these fixtures leases a board for the session."""
     return not SESSION_FIXTURES.isdisjoint(fixturenames)
 
 
@@ -156,7 +156,7 @@ def _words(keyword: str, value: object) -> tuple[str, ...]:
         words = tuple(cast("Iterable[object]", value))
         if all(isinstance(word, str) for word in words):
             return cast("tuple[str, ...]", words)
-    raise MarkerError(f"@pytest.mark.esp: {keyword}={value!r} is neither text nor a list of texts")
+    raise MarkerError(f"@pytest.mark.esp: {keyword}={value!r} is neither a string nor a list of strings")
 
 
 def _chip(chip: str) -> str:
@@ -183,7 +183,7 @@ def _count(value: object) -> int:
 def _choice(keyword: str, value: object, choices: tuple[str, ...], marker: str = "esp") -> str:
     if value not in choices:
         raise MarkerError(
-            f"@pytest.mark.{marker}: {keyword}={value!r} is unknown; "
+            f"@pytest.mark.{marker}: unknown value {keyword}={value!r}; "
             f"did you mean {nearest(str(value), choices, 1)!r}? (it can be {', '.join(choices)})"
         )
     return cast(str, value)

@@ -1,4 +1,4 @@
-"""A worker's side of a run under xdist."""
+"""The worker's side of a run under xdist."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pytest_esp.plugin.selection import plan_of, problems_of
 
 
 class Barrier(pytest.Item):
-    """Stands in a worker's queue as the next test while it is not known which one that will be.
+    """A placeholder in a worker's queue for a next test that is not known yet.
 
-    It runs nothing and is not reported. The scheduler addresses it by the index behind the last test. The
-    fixtures of the modules and classes that the last test used stay until the next test is known.
+    It runs nothing and is not reported. The scheduler addresses it by the index after the last test. The fixtures
+    of the modules and classes that the last test used stay until the next test is known.
     """
 
     previous: pytest.Item | None = None
 
     def listchain(self) -> list[Any]:
-        """Return the collectors whose fixtures are to stay."""
+        """Return the collectors whose fixtures stay."""
         chain = self.previous.listchain()[:-1] if self.previous is not None else super().listchain()[:-1]
         return [*chain, self]
 
@@ -31,43 +31,43 @@ class Barrier(pytest.Item):
         """Do nothing."""
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
-        """Return where it is: nowhere."""
+        """Return its path and name, without a line."""
         return self.path, None, self.name
 
 
 class Worker:
-    """Hooks of a worker.
+    """The hooks of a worker.
 
     Args:
-        channel: execnet's channel to `xdist.Controller`.
+        channel: the execnet channel to `xdist.Controller`.
         barriers: whether the scheduler uses barriers.
     """
 
     bench: Bench
-    """The boards of this process."""
+    """The boards that this process holds."""
 
     def __init__(self, channel: Any, barriers: bool) -> None:
         self._channel = channel
         self._barriers = barriers
         self._barrier: Barrier | None = None
         self._items: list[pytest.Item] = []
-        secrets.tell_of_new(lambda values: self._send("secrets", values))  # the next test of a board may be another's
+        secrets.tell_of_new(lambda values: self._send("secrets", values))  # other workers may use the same board next
 
     def say(self, line: str) -> None:
         """Show a line on the controller's terminal."""
         self._send("say", line)
 
     def tell_held(self, names: list[str]) -> None:
-        """Tell the scheduler which boards this process holds now."""
+        """Send the scheduler the names of the boards that this process holds."""
         self._send("held", names)
 
     def _send(self, kind: str, content: object) -> None:
-        with contextlib.suppress(OSError):  # the controller is gone: so shall this process be, in a moment
+        with contextlib.suppress(OSError):  # the controller is gone, and this process will end soon
             self._channel.send((kind, content))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection_finish(self, session: pytest.Session) -> Generator[None]:
-        """Tell the scheduler, before it gets the list of tests, which boards they need."""
+        """Send the scheduler the tests' demands before xdist sends the list of tests."""
         self._items = list(session.items)
         if problems := problems_of(session.config):
             self._send("problems", problems)
@@ -81,14 +81,14 @@ class Worker:
     def _receive(self, message: tuple[str, list[int], list[str]]) -> None:
         kind, indices, boards = message
         if kind == "secrets":
-            secrets.learn(boards)  # not told on: two workers would go on telling each other for ever
+            secrets.learn(boards)  # `learn` does not send them on: two workers would send them to and fro for ever
         if kind == "reserve":
             for index in indices:
                 self.bench.advice[self._items[index].nodeid] = boards
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        """Pass a barrier: give up what the test behind it does not need."""
+        """Handle a barrier: tear down what the test after it does not need."""
         if self._barrier is None:
             return None
         if item is not self._barrier:
@@ -116,7 +116,7 @@ def _demand(item: pytest.Item) -> tuple[list[str], int, str, str]:
 
 
 def _leave_no_allure_result(item: pytest.Item) -> None:
-    # allure-pytest writes a result for everything that passes through the protocol, and has no way to say no.
+    # allure-pytest writes a result for every item that runs through the protocol, and has no way to exclude one.
     listener = item.config.pluginmanager.get_plugin("allure_listener")
     if listener is not None and (uuid := listener._cache.pop(item.nodeid)):
         listener.allure_logger.drop_test(uuid)

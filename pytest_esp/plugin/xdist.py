@@ -1,4 +1,4 @@
-"""The controller's side of a run under xdist: it hears from the workers, over a channel to each."""
+"""The controller's side of a run under xdist: it has a channel to each worker."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from pytest_esp.plugin.scheduling import PlanBook
 
 CHANNEL = "esp_channel"
-"""Key in ``workerinput``: execnet's channel between this plugin in the controller and in a worker."""
+"""Key in ``workerinput``: the execnet channel between this plugin in the controller and in a worker."""
 
 BARRIERS = "esp_barriers"
 """Key in ``workerinput``: whether the scheduler uses barriers."""
 
 
 class Controller:
-    """Hooks of the controller.
+    """The hooks of the controller.
 
-    The controller of xdist collects nothing and reads no rack: each worker says over its channel which boards
-    the tests need, before its collection arrives, and what is wrong with the rack or the markers.
+    xdist's controller does not collect tests or read the rack. Each worker sends over its channel which boards the
+    tests need, before its collection arrives, and what is wrong with the rack or the markers.
 
     Args:
-        config: of this run.
+        config: pytest's configuration.
         announce: shows a line about a wait.
     """
 
@@ -62,7 +62,7 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling | None:
-        """Schedule by board, unless the user chose another way (``--dist``)."""
+        """Return the scheduler for boards, unless the user chose another one (``--dist``)."""
         if not self._schedules:
             return None
         from pytest_esp.plugin.scheduling import RackScheduling
@@ -76,7 +76,7 @@ class Controller:
         return self._book
 
     def _reserve(self, node: WorkerController, indices: list[int], boards: tuple[str, ...]) -> None:
-        with contextlib.suppress(OSError):  # the worker died: xdist will say so
+        with contextlib.suppress(OSError):  # the worker died; xdist reports that
             self._channels[node].send(("reserve", indices, list(boards)))
 
     def _pass_on(self, sender: WorkerController, values: list[str | bytes]) -> None:
@@ -87,12 +87,12 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: WorkerController, ids: Sequence[str]) -> None:
-        """End the run before any test if the rack or a marker is wrong."""
+        """End the run before the first test if the rack or a marker is invalid."""
         if self._problems:
             raise pytest.UsageError("\n".join(self._problems))
 
     def _receive(self, node: WorkerController, message: tuple[str, Any]) -> None:
-        """Take a message; runs in execnet's thread, in the order of the worker's other messages."""
+        """Handle a worker's message. Runs in execnet's thread, in the order of the worker's messages."""
         kind, content = message
         if kind == "problems":
             self._problems = content

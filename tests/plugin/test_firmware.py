@@ -120,7 +120,7 @@ def test_a_board_whose_chip_has_no_build_is_not_taken(project):
     ("marker", "arguments", "words"),
     [
         ("chip='esp32s3'", ["--firmware=builds"], "its chip is esp32s3, but the firmware is for esp32, esp32c3"),
-        ("chip='esp32'", [], "no firmware is named: give --firmware DIR"),
+        ("chip='esp32'", [], "no firmware was specified: use --firmware DIR"),
     ],
 )
 def test_a_test_without_a_build_for_its_boards_is_skipped(project, strict, marker, arguments, words):
@@ -162,10 +162,10 @@ def test_a_build_that_is_named_and_not_there_is_a_failure(project, marker, words
     [
         (
             "'build', flash='sometimes'",
-            "@pytest.mark.firmware: flash='sometimes' is unknown; * (it can be changed, always, never)",
+            "@pytest.mark.firmware: unknown value flash='sometimes'; * (it can be changed, always, never)",
         ),
         ("'build', skope='module'", "@pytest.mark.firmware has no keyword 'skope'; did you mean scope?"),
-        ("7", "@pytest.mark.firmware: (7,) are no paths"),
+        ("7", "@pytest.mark.firmware: (7,) are not paths"),
     ],
 )
 def test_a_wrong_marker_ends_the_run(project, marker, words):
@@ -188,7 +188,7 @@ def test_a_board_that_may_not_be_written_is_not_taken(project):
 @pytest.mark.usefixtures("builds")
 def test_asking_for_it_by_name_at_run_time_is_too_late(project):
     project.file("def test_it(board, request):\n    request.getfixturevalue('firmware')")
-    project.run("--firmware=builds").stdout.fnmatch_lines(["*`firmware` must be among the arguments*"])
+    project.run("--firmware=builds").stdout.fnmatch_lines(["*`firmware` cannot be requested with getfixturevalue(): name it in the test's arguments*"])
 
 
 # -- when it is flashed
@@ -235,7 +235,7 @@ def test_never_flashed_is_checked_nevertheless(project, builds):
     result = project.run("--firmware=builds", "--esp-flash=never")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        ["*not pytest_esp_test 2.0.0 would start, but pytest_esp_test 1.0.0, from the partition factory*"]
+        ["*would start pytest_esp_test 1.0.0 from partition factory, not pytest_esp_test 2.0.0*"]
     )
 
 
@@ -248,7 +248,7 @@ def test_an_app_without_a_descriptor_is_compared_byte_by_byte(project, builds):
     app.write_bytes(app.read_bytes()[:-1] + b"x")
     result = project.run("--firmware=builds", "--esp-flash=never")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*esp32 is not what is in flash*"])
+    result.stdout.fnmatch_lines(["*the flash does not contain *esp32*"])
 
 
 @pytest.mark.usefixtures("builds")
@@ -261,7 +261,7 @@ def test_the_marker_says_when_it_is_flashed(project):
 
 
 def test_an_update_that_shadows_the_build_is_noticed(project, builds):
-    """otadata chooses the other slot: what was flashed would not be what runs."""
+    """otadata selects the other slot, so the board would not run what was flashed."""
     project.file("""
         from esp_idf_defs.otadata import OtaDataSelectEntry
 
@@ -281,7 +281,7 @@ def test_an_update_that_shadows_the_build_is_noticed(project, builds):
     """)
     result = project.run("--firmware=builds")
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*not pytest_esp_test 1.0.0 would start, but pytest_esp_old_ 1.0.0, from the*"])
+    result.stdout.fnmatch_lines(["*would start pytest_esp_old_ 1.0.0 from partition *, not pytest_esp_test 1.0.0*"])
 
 
 # -- what the console shows

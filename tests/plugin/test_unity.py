@@ -277,7 +277,7 @@ def test_without_subtests_the_test_fails_with_the_list(app):
     code, output = app.run_process("-pno:subtests", "--junitxml=junit.xml", "-n2", "--board=one")
     assert code == pytest.ExitCode.TESTS_FAILED
     assert "1 failed" in output
-    assert "2 of the app's test cases went wrong:" in output
+    assert "2 of the app's test cases failed:" in output
     named = {name: case for (classname, name), case in junit_cases(app).items() if classname == "test_it.test_app"}
     assert {name: status_of(case) for name, case in named.items()} == STATUSES
     (failure,) = named["one is two"].iter("failure")
