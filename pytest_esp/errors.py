@@ -1,7 +1,7 @@
-"""The errors that every room raises.
+"""The exceptions that pytest-esp raises.
 
 Each carries what was attempted, on which board, and a hint: what the reader can do about it. ``str(error)``
-is the whole message for a person; the attributes serve the edges (``--json``, MCP) that make a record of it.
+is the complete message for people; ``--json`` and the MCP server use the attributes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 
 class EspError(Exception):
-    """Base of all errors of pytest-esp.
+    """Base class of all pytest-esp errors.
 
     Args:
         message: what went wrong, as one sentence without the board's name.
-        attempted: the operation that was under way, e.g. ``"flash write of 0x3000 bytes at 0x10000"``.
-        board: name (or port) of the board, where one was involved.
-        hint: what to do about it.
-        details: plain data for programs, beside the message: it becomes part of the record at the edges.
+        attempted: the operation in progress, e.g. ``"flash write of 0x3000 bytes at 0x10000"``.
+        board: name (or port) of the board, if one was involved.
+        hint: what the reader can do about it.
+        details: plain data for programs, added to the JSON record of the error.
     """
 
     def __init__(
@@ -47,39 +47,39 @@ class EspError(Exception):
 
 
 class RackError(EspError):
-    """boards.toml is missing, unreadable or wrong; or the rack has no such board."""
+    """boards.toml is missing, unreadable or invalid, or the rack does not contain the board."""
 
 
 class NoMatchError(EspError):
-    """No board of the rack can ever satisfy a requirement."""
+    """No board of the rack can satisfy a requirement."""
 
 
 class LeaseError(EspError):
-    """A board is held by somebody else, or its lock cannot be made."""
+    """A board is held by someone else, or its lock cannot be created."""
 
 
 class PortError(EspError):
-    """A port does not exist, is busy, may not be opened, or vanished."""
+    """A port does not exist, is busy, cannot be opened, or was disconnected."""
 
 
 class LinkError(EspError):
-    """The chip does not answer, or answered something that cannot be right."""
+    """The chip does not respond, or its response is invalid."""
 
 
 class WrongChipError(LinkError):
-    """The board answers, but it is not the chip that was asked for."""
+    """The board responds, but it is not the requested chip."""
 
 
 class OperationError(EspError):
-    """An operation was tried on a working link and failed."""
+    """An operation failed on a working link."""
 
 
 class StoppedError(EspError):
-    """Whoever asked for it has stopped it in the middle, through its progress callback."""
+    """The caller stopped the operation through its progress callback."""
 
 
 class RefusedError(EspError):
-    """An operation is not allowed on this board; the wire was not touched."""
+    """An operation is not allowed on this board; nothing was sent to it."""
 
 
 class FirmwareError(EspError):
@@ -87,4 +87,4 @@ class FirmwareError(EspError):
 
 
 class BackendError(EspError):
-    """A virtual board could not be started, died, or lacks what was asked of it."""
+    """A virtual board failed to start, ended unexpectedly, or does not support the request."""

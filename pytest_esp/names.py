@@ -1,4 +1,4 @@
-"""Nearest names, for messages that say what was probably meant."""
+"""Similar names, for "did you mean" messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
-    """Return up to *count* of the *candidates* that look like *name*, best first, as text for a message."""
+    """Return up to *count* of the *candidates* most similar to *name*, best first, separated by commas."""
     known = sorted(candidates)
     folded = {candidate.casefold(): candidate for candidate in known}
     found = difflib.get_close_matches(name.casefold(), folded, n=count, cutoff=0.4)

@@ -15,17 +15,17 @@ def parse_size(value: int | str) -> int:
     (powers of 1024, as everywhere in esptool and ESP-IDF).
 
     Raises:
-        ValueError: if it is none of these, or negative.
+        ValueError: if *value* is not a size.
     """
     if isinstance(value, bool) or not isinstance(value, (int, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"{value!r} is not a size: expected bytes as an integer or a string like '4MB' or '0x1000'")
+        raise ValueError(f"invalid size {value!r}: expected bytes as an integer, or a string like '4MB' or '0x1000'")
     if isinstance(value, int):
         if value < 0:
-            raise ValueError(f"{value} is not a size: it is negative")
+            raise ValueError(f"invalid size {value}: expected a non-negative number of bytes")
         return value
     match = _SIZE.fullmatch(value.strip())
     if match is None:
-        raise ValueError(f"{value!r} is not a size: expected e.g. '4MB', '64K', '0x1000' or '4096'")
+        raise ValueError(f"invalid size {value!r}: expected e.g. '4MB', '64K', '0x1000' or '4096'")
     return (
         int(match["number"].replace("_", ""), 0 if match["number"][:2].lower() == "0x" else 10)
         * _FACTOR[match["unit"].lower()]
@@ -33,7 +33,7 @@ def parse_size(value: int | str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Return *size* (bytes) the way esptool writes it: ``4MB``, ``64KB``, ``300B``."""
+    """Return *size*, in bytes, formatted as esptool does: ``4MB``, ``64KB``, ``300B``."""
     for factor, unit in ((1024 * 1024, "MB"), (1024, "KB")):
         if size and size % factor == 0:
             return f"{size // factor}{unit}"

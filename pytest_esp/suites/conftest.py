@@ -25,21 +25,21 @@ class Scratch:
 
 @pytest.fixture(scope="session")
 def known_contents() -> dict[str, bytes]:
-    """What was in the scratch region of each real board when it was last read."""
+    """The contents of each real board's scratch region when it was last read."""
     return {}
 
 
 @pytest.fixture
 def scratch(board: Board, esp: Esp, known_contents: dict[str, bytes]) -> Generator[Scratch]:
-    """The last 128 KB of the flash, put back after the test on a real board."""
+    """The last 128 KB of the flash; restored after the test on real boards."""
     size = board.spec.flash_size or esp.flash.info().size
     if size is None:
-        pytest.skip("the size of the flash is unknown: write flash_size into boards.toml")
+        pytest.skip("the flash size is unknown: add flash_size to the board's entry in boards.toml")
     region = Scratch(size - _SIZE, _SIZE)
     if board.virtual:
         yield region
         return
-    # Reading 128 KB takes seconds on a real port; an MD5 tells whether that was done already.
+    # Reading 128 KB takes seconds on a real port. Compare the MD5 first, and read only if the contents changed.
     before = known_contents.get(board.name)
     if before is None or esp.flash.md5(region.address, region.size).md5 != md5(before).hexdigest():
         before = known_contents[board.name] = esp.flash.read(region.address, region.size).data

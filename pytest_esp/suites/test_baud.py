@@ -1,4 +1,4 @@
-"""The link works at other baud rates, up to the one that boards.toml names."""
+"""The link works at other baud rates, up to the one in boards.toml."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ pytestmark = pytest.mark.esp(each="board")
 
 @pytest.mark.parametrize("baudrate", [115200, 230400, 460800, 921600])
 def test_flash_reads_the_same_at(board: Board, esp: Esp, baudrate: int) -> None:
-    """What is read after a change of the baud rate is what was read before it."""
+    """Flash reads the same before and after a change of the baud rate."""
     if not board.virtual and baudrate > board.spec.baud:
-        pytest.skip(f"boards.toml promises no more than {board.spec.baud} baud")
+        pytest.skip(f"boards.toml limits the board to {board.spec.baud} baud")
     before = esp.flash.read(0, 2048).data
     assert esp.chip.change_baudrate(baudrate).baudrate == baudrate
     assert esp.flash.read(0, 2048).data == before

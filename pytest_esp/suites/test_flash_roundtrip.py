@@ -1,4 +1,4 @@
-"""What is written to flash is read back, and what is erased is blank: in the scratch region (see the package)."""
+"""Written flash reads back, and erased flash is blank: in the scratch region (see the package)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.esp(each="board"), pytest.mark.erases]
 
 @pytest.mark.parametrize("size", [1, 3, 255, 4095, 4097, 16385, 65537])
 def test_random_data_comes_back(esp: Esp, scratch: Scratch, size: int) -> None:
-    """Data of odd sizes comes back as it was written."""
+    """Data of odd sizes reads back as written."""
     data = random.Random(size).randbytes(size)
     result = esp.flash.write([(scratch.address, data)], skip_unchanged=False)
     assert result.bytes_written == size
@@ -26,14 +26,14 @@ def test_random_data_comes_back(esp: Esp, scratch: Scratch, size: int) -> None:
 
 
 def test_odd_length_read_at_odd_address(esp: Esp, scratch: Scratch) -> None:
-    """A read may begin and end anywhere."""
+    """A read can start and end at any address."""
     data = random.Random(1).randbytes(2 * SECTOR)
     esp.flash.write([(scratch.address, data)])
     assert esp.flash.read(scratch.address + 13, 5001).data == data[13:5014]
 
 
 def test_two_regions_in_one_write(esp: Esp, scratch: Scratch) -> None:
-    """Several regions are written in one operation, and nothing between them changes."""
+    """One operation writes several regions, and the flash between them does not change."""
     between = random.Random(2).randbytes(SECTOR)
     esp.flash.write([(scratch.address + SECTOR, between)])
     first, last = random.Random(3).randbytes(100), bytes(SECTOR)
@@ -44,7 +44,7 @@ def test_two_regions_in_one_write(esp: Esp, scratch: Scratch) -> None:
 
 
 def test_unchanged_data_is_not_written_again(esp: Esp, scratch: Scratch) -> None:
-    """A second write of the same data is skipped, on the evidence of the chip's MD5."""
+    """A second write of the same data is skipped because the chip's MD5 matches."""
     data = random.Random(4).randbytes(3 * SECTOR)
     esp.flash.write([(scratch.address, data)])
     again = esp.flash.write([(scratch.address, data)])
@@ -53,7 +53,7 @@ def test_unchanged_data_is_not_written_again(esp: Esp, scratch: Scratch) -> None
 
 @pytest.mark.parametrize("size", [SECTOR, 2 * SECTOR, 0x8000, 0x10000, 0x11000], ids=hex)
 def test_erase_blanks_its_region_and_nothing_else(esp: Esp, scratch: Scratch, size: int) -> None:
-    """Sectors, blocks of 32 KB and 64 KB, and mixtures of them are erased exactly."""
+    """Sectors, blocks of 32 KB and 64 KB, and combinations of them are erased exactly."""
     length = size + 2 * SECTOR
     data = random.Random(size).randbytes(length)
     esp.flash.write([(scratch.address, data)])

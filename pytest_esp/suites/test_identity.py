@@ -1,4 +1,4 @@
-"""The board is the one that boards.toml promises."""
+"""The board is the one described in boards.toml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.esp(each="board")
 
 
 def test_chip_is_the_promised_one(board: Board, esp: Esp) -> None:
-    """The chip that answers is the one that boards.toml names."""
+    """The detected chip is the one in boards.toml."""
     assert esp.chip.identify().chip_type == board.spec.chip
 
 
@@ -21,21 +21,21 @@ def test_mac_address_is_valid(esp: Esp) -> None:
     """The MAC address has six bytes, is not blank, and is not a multicast address."""
     identity = esp.chip.identify()
     if identity.secure_download_mode:
-        pytest.skip("the chip tells no MAC address in secure download mode")
+        pytest.skip("the MAC address cannot be read in secure download mode")
     assert re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", identity.mac_address or "")
     assert identity.mac_address not in {"00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"}
     assert not int((identity.mac_address or "01")[:2], 16) & 1
 
 
 def test_flash_has_the_promised_size(board: Board, esp: Esp) -> None:
-    """The flash chip is as large as boards.toml says."""
+    """The detected flash size is the one in boards.toml."""
     if board.spec.flash_size is None:
-        pytest.skip("boards.toml does not tell its flash_size")
+        pytest.skip("boards.toml does not give the board's flash_size")
     assert esp.flash.info().size == board.spec.flash_size
 
 
 def test_identity_stays_the_same(esp: Esp) -> None:
-    """A second look, after a reset, finds the same chip."""
+    """The chip has the same identity after a reset."""
     first = esp.chip.identify()
     esp.chip.reset("bootloader")
     second = esp.chip.identify()

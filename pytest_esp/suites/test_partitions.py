@@ -1,4 +1,4 @@
-"""The partition table is read and makes sense."""
+"""The partition table can be read and is consistent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_esp.operations.flash.tables import Partitions
 
 pytestmark = pytest.mark.esp(each="board")
 
-# What a virtual board gets that was never flashed: ESP-IDF's "single factory app, no OTA".
+# Flashed to virtual boards that have no table: ESP-IDF's "single factory app, no OTA".
 _SINGLE_APP = """
 nvs,      data, nvs,     0x9000,  0x6000,
 phy_init, data, phy,     0xf000,  0x1000,
@@ -24,23 +24,23 @@ factory,  app,  factory, 0x10000, 1M,
 
 @pytest.fixture
 def table(board: Board, esp: Esp) -> Partitions:
-    """The table in flash."""
+    """The board's partition table."""
     try:
         return esp.partitions.read()
     except OperationError:
         if not board.virtual:
-            pytest.skip("no partition table is flashed")
+            pytest.skip("the board has no partition table")
     esp.flash.write([(0x8000, from_csv(_SINGLE_APP))])
     return esp.partitions.read()
 
 
 def test_table_has_an_app(table: Partitions) -> None:
-    """There is something to boot."""
+    """The table contains an app partition."""
     assert any(partition.type == "app" for partition in table.partitions)
 
 
 def test_partitions_are_in_flash_and_apart(table: Partitions, esp: Esp) -> None:
-    """Partitions neither overlap each other nor leave the flash."""
+    """Partitions do not overlap and lie within the flash."""
     ordered = sorted(table.partitions, key=lambda partition: partition.offset)
     for one, other in itertools.pairwise(ordered):
         assert one.offset + one.size <= other.offset, f"{one.name} overlaps {other.name}"
@@ -49,6 +49,6 @@ def test_partitions_are_in_flash_and_apart(table: Partitions, esp: Esp) -> None:
 
 
 def test_partitions_are_found_by_name(table: Partitions, esp: Esp) -> None:
-    """A name leads to its partition."""
+    """Each partition is found by its name."""
     for partition in table.partitions:
         assert esp.partitions.find(partition.name) == partition

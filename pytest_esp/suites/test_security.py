@@ -1,4 +1,4 @@
-"""How the chip is locked, told in a way that agrees with itself."""
+"""The reported security state is consistent."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ pytestmark = pytest.mark.esp(each="board")
 @pytest.fixture(autouse=True)
 def _has_efuses(board: Board) -> None:
     if board.chip == "esp8266":
-        pytest.skip("the ESP8266 has no eFuses to lock it")
+        pytest.skip("the ESP8266 has no security eFuses")
 
 
 def test_posture_says_on_what_it_rests(esp: Esp) -> None:
-    """The posture names the eFuses that it was read from, with the values that they have."""
+    """The posture lists the eFuses that it is based on, with their values."""
     posture = esp.security.posture()
     fields = esp.efuse.read_all().fields
     assert posture.fuses
@@ -25,7 +25,7 @@ def test_posture_says_on_what_it_rests(esp: Esp) -> None:
 
 
 def test_posture_agrees_with_the_loader(esp: Esp) -> None:
-    """A chip whose loader answers freely is not in secure download mode, and its download mode is open."""
+    """A chip whose loader answers all commands is not in secure download mode, and its download mode is open."""
     identity = esp.chip.identify()
     if identity.secure_download_mode:
         pytest.skip("the eFuses cannot be read in secure download mode")

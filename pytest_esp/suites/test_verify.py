@@ -1,4 +1,4 @@
-"""Verification believes the chip, and finds a single flipped bit."""
+"""Verification compares with the flash, and finds a single flipped bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DATA = random.Random(0).randbytes(10_000)
 
 
 def test_verify_accepts_what_was_written(esp: Esp, scratch: Scratch) -> None:
-    """Flash that holds the data matches."""
+    """Flash with the written data matches."""
     esp.flash.write([(scratch.address, DATA)])
     (checked,) = esp.flash.verify([(scratch.address, DATA)])
     assert checked.matches
@@ -28,7 +28,7 @@ def test_verify_accepts_what_was_written(esp: Esp, scratch: Scratch) -> None:
 
 @pytest.mark.parametrize("position", [0, 4096, len(DATA) - 1])
 def test_verify_finds_a_flipped_bit(esp: Esp, scratch: Scratch, position: int) -> None:
-    """One bit that differs is found, and where it is."""
+    """A single differing bit is found and located."""
     flipped = bytearray(DATA)
     flipped[position] ^= 0x10
     esp.flash.write([(scratch.address, bytes(flipped))])
@@ -38,6 +38,6 @@ def test_verify_finds_a_flipped_bit(esp: Esp, scratch: Scratch, position: int) -
 
 
 def test_md5_is_that_of_the_data(esp: Esp, scratch: Scratch) -> None:
-    """The chip's MD5 of a region is the MD5 of what was written there."""
+    """The chip's MD5 of a region is the MD5 of the data written there."""
     esp.flash.write([(scratch.address, DATA)])
     assert esp.flash.md5(scratch.address, len(DATA)).md5 == hashlib.md5(DATA, usedforsecurity=False).hexdigest()
