@@ -1,1 +1,1 @@
-"""Which boards there are and who holds them."""
+"""The boards of a rack, and the leases on them."""

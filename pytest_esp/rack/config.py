@@ -1,4 +1,4 @@
-"""Reads boards.toml. A wrong file is refused with file, line, key, what was expected and the nearest valid name."""
+"""Reads boards.toml. Errors give file, line, key, the expected value and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "boards.toml"
 ENVIRONMENT = "PYTEST_ESP_RACK"
-_LONGEST = 1024 * 1024  # characters: room for some thousand boards
+_LONGEST = 1024 * 1024  # characters; enough for thousands of boards
 _BOARD_KEYS = BoardSpec.model_fields.keys() - {"name"}
 
 _DEFAULT: dict[str, Any] = {
@@ -45,12 +45,12 @@ class _RackTable(BaseModel):
 
 
 def load_rack(path: Path | None = None) -> Rack:
-    """Return the rack of *path*, of ``PYTEST_ESP_RACK``, of the nearest boards.toml upwards, or the built-in one.
+    """Return the rack from *path*, ``PYTEST_ESP_RACK``, the nearest boards.toml here or above, or the built-in rack.
 
     The built-in rack has four simulated chips: esp32, esp32s3, esp32c3, esp32c6.
 
     Raises:
-        RackError: if a file is named that cannot be read, or the file is wrong; all its errors are named at once.
+        RackError: if the file cannot be read or is invalid. The message lists all its errors.
     """
     if path is None and (named := os.environ.get(ENVIRONMENT)):
         path = Path(named)
@@ -67,32 +67,32 @@ def load_rack(path: Path | None = None) -> Rack:
         raise RackError(f"{path}:{line}: invalid TOML: {error}") from error
     except RecursionError as error:
         raise RackError(f"{path}: arrays or tables are nested too deeply") from error
-    except ValueError as error:  # of int(): too many digits
+    except ValueError as error:  # from int(): too many digits
         raise RackError(f"{path}: invalid TOML: {error}") from error
 
 
 def _read(path: Path) -> str:
-    """Return the text of a rack file. A pipe or a device is refused before it is opened: it may have no end."""
+    """Return the text of a rack file. Pipes and devices are refused before they are opened: reading may never end."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise _unreadable(path, "it is not a regular file")
+            raise _unreadable(path, "not a regular file")
         with path.open(encoding="utf-8-sig") as file:  # some editors on Windows mark UTF-8 files
             text = file.read(_LONGEST + 1)
     except (OSError, ValueError) as error:
         raise _unreadable(path, getattr(error, "strerror", None) or error) from error
     if len(text) > _LONGEST:
-        raise _unreadable(path, f"it has more than {_LONGEST} characters")
+        raise _unreadable(path, f"it is longer than {_LONGEST} characters")
     return text
 
 
 def _unreadable(path: Path, reason: object) -> RackError:
     return RackError(
-        f"the rack file {path} cannot be read: {reason}", hint=f"select another one with --rack FILE or {ENVIRONMENT}"
+        f"cannot read the rack file {path}: {reason}", hint=f"use another file, or set {ENVIRONMENT} to one"
     )
 
 
 def _nearest_file(folder: Path) -> Path | None:
-    """Return the first boards.toml, also one that cannot be read: the boards above it are other boards."""
+    """Return the nearest boards.toml even if it cannot be read: a file further up describes other boards."""
     return next((found for parent in (folder, *folder.parents) if os.path.lexists(found := parent / FILE_NAME)), None)
 
 
@@ -108,13 +108,13 @@ def _build(path: Path | None, text: str, data: dict[str, Any]) -> Rack:
             _check_own_files(problems, name, spec, specs.values())
             specs[spec.name] = spec
     if not data.get("boards"):
-        problems.add((), "it defines no boards: add a [boards.NAME] table")
+        problems.add((), "no boards are defined: add a [boards.NAME] table")
     problems.raise_if_any()
     assert isinstance(table, _RackTable)
     lock_dir = table.lock_dir
     if lock_dir is not None and path is not None:
         lock_dir = path.resolve().parent / os.path.expanduser(lock_dir)
-    # Absolute: boards are known by their file, and a test may change the working folder.
+    # Absolute: boards are identified by their rack file, and a test may change the working directory.
     return Rack(table.name, path and path.absolute(), specs, lock_dir)
 
 
@@ -157,7 +157,7 @@ def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> lis
 
 
 def _check_own_files(problems: _Problems, name: str, spec: BoardSpec, others: Iterable[BoardSpec]) -> None:
-    """Refuse two virtual boards that would write one file: their leases do not know of it."""
+    """Refuse two virtual boards that use the same file: their leases do not prevent that."""
     for key in ("flash_file", "efuse_file"):
         file = getattr(spec, key)
         for other in others:
@@ -166,10 +166,10 @@ def _check_own_files(problems: _Problems, name: str, spec: BoardSpec, others: It
 
 
 def _absolute_paths(path: Path | None, entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry's files as absolute paths: they are relative to the rack file."""
+    """Return the entry's files as absolute paths; relative ones start at the rack file's folder."""
     folder = path.resolve().parent if path else Path.cwd()
     return {
-        key: folder / os.path.expanduser(entry[key])  # leaves the name of an unknown user as it is
+        key: folder / os.path.expanduser(entry[key])  # does not raise for unknown users
         for key in ("flash_file", "efuse_file")
         if isinstance(entry.get(key), str)
     }
@@ -200,7 +200,7 @@ def _validate(problems: _Problems, key: tuple[str, ...], model: type[BaseModel],
     except ValidationError as error:
         for item in error.errors():
             place = (*key, *(part for part in item["loc"] if isinstance(part, str)))
-            if not problems.found_in(place):  # what is known to be wrong is not said twice
+            if not problems.found_in(place):  # do not report a problem twice
                 problems.add(place, _in_words(place[-1] if len(place) > len(key) else "", item, model))
         return None
 
@@ -217,7 +217,7 @@ def _in_words(key: str, item: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _table_at(model: type[BaseModel], place: Iterable[int | str]) -> type[BaseModel]:
-    """Return the model of a table within the one of *model*."""
+    """Return the model of a nested table of *model*."""
     for part in place:
         field = model.model_fields.get(str(part))
         kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
@@ -230,7 +230,7 @@ def _unknown_key(name: str, names: Iterable[str]) -> str:
 
 
 class _Problems:
-    """Collects what is wrong with a file, with the line of each key."""
+    """Collects a file's errors with the line of each key."""
 
     def __init__(self, path: Path | None, text: str) -> None:
         self._path = path

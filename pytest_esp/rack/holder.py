@@ -1,4 +1,4 @@
-"""Who holds a board."""
+"""Records of who holds a board."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class HolderRecord:
     """Who holds a board.
 
     Attributes:
-        pid: of the holder; 0 if it has not signed yet.
+        pid: the holder's process ID; 0 if it is not recorded yet.
         purpose: the test, session or tool call.
-        since: seconds since the epoch.
-        started: when the process *pid* started, in clock ticks since the machine's start; None where that is unknown.
+        since: the start of the lease, in seconds since the epoch.
+        started: when the process *pid* started, in clock ticks since boot; None if unknown.
     """
 
     board: str
@@ -30,7 +30,7 @@ class HolderRecord:
     started: int | None = None
 
     def describe(self) -> str:
-        """Return it in words."""
+        """Return a description for messages."""
         if not self.pid:
             return f"{self.board}: held by {self.purpose}"
         who = "this process, " if (self.pid, self.host) == (os.getpid(), HOST) else ""
@@ -41,42 +41,42 @@ class HolderRecord:
 
     @property
     def seconds(self) -> float:
-        """For how long it has held by now."""
+        """How long the board has been held, in seconds."""
         return max(0.0, time.time() - self.since)
 
     @property
     def is_signed(self) -> bool:
-        """Whether it is known who it is; else somebody is just taking the board, giving it back or looking at it."""
+        """Whether the holder is known; if not, a process is just taking, releasing or checking the board."""
         return bool(self.pid)
 
 
 @dataclass(frozen=True)
 class PlaceHolder(HolderRecord):
-    """Who holds a place of a labgrid lab, by what its coordinator knows.
+    """The holder of a place of a labgrid lab, as its coordinator reports it.
 
     Attributes:
-        pid: 0 where it is no pytest-esp that holds it.
+        pid: 0 if the holder is not pytest-esp.
         place: the place's name.
-        others: how many other places would do, and are held, too.
+        others: the number of other suitable places, which are also held.
     """
 
     place: str = ""
     others: int = 0
 
     def describe(self) -> str:
-        """Return it in words."""
+        """Return a description for messages."""
         return f"{self.board}: the labgrid place {self.place} is {self.how}"
 
     @property
     def how(self) -> str:
-        """How it is held, in words that follow "is"."""
-        more = f"; so are {self.others} more that would do" if self.others else ""
+        """How the place is held, as a text that follows "is"."""
+        more = f"; so are {self.others} other suitable places" if self.others else ""
         if not self.user:
-            return f"{self.purpose or 'reserved for somebody else'}{more}"
+            return f"{self.purpose or 'reserved for someone else'}{more}"
         what = f", {self.purpose}" if self.purpose else ""
         return f"held for {self.seconds:.1f} s by {self.user}@{self.host}{what}{more}"
 
     @property
     def is_signed(self) -> bool:
-        """Whether it is known who it is."""
+        """Whether the holder is known: always, from the coordinator."""
         return True

@@ -1,4 +1,4 @@
-"""Which board is which: one identity per piece of hardware, however its port is named."""
+"""Identifies boards: one identity per piece of hardware, whatever name its port is given by."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _COORDINATOR_PORT = 20408
 
 
 def identity(spec: BoardSpec, rack: Rack) -> str:
-    """Return the canonical identity of a board, by which it is leased.
+    """Return the canonical identity of a board, which its lease is based on.
 
     Raises:
-        PortError: if it is named by USB ids and none, or more than one, is plugged in.
+        PortError: if its port is given by USB IDs, and no device or several devices match.
     """
     where = os.path.realpath(rack.path) if rack.path else f"built-in of {user_id()}"
     if spec.backend == "labgrid":
-        # Tags may mean many places: the lab itself sees to it that two boards get two.
+        # Tags may match many places; the lab ensures that two boards get different ones.
         return f"labgrid:{lab_address(spec)}" + ("" if spec.place else f":{where}:{spec.name}")
     if spec.port:
         return canonical_port(resolve_port(spec))
@@ -40,36 +40,36 @@ def identity(spec: BoardSpec, rack: Rack) -> str:
 
 
 def lab_address(spec: BoardSpec) -> str:
-    """Return where a labgrid board is: ``coordinator:port/place``, or its tags instead of the place."""
+    """Return the address of a labgrid board: ``coordinator:port/place``, or with its tags instead of the place."""
     tags = ",".join(f"{key}={value}" for key, value in sorted((spec.tags or {}).items()))
     return f"{coordinator_address(spec)}/{spec.place or tags}"
 
 
 def coordinator_address(spec: BoardSpec) -> str:
-    """Return host and port of a labgrid board's coordinator."""
+    """Return ``host:port`` of a labgrid board's coordinator."""
     name = (spec.coordinator or "").lower()
     return name if ":" in name else f"{name}:{_COORDINATOR_PORT}"
 
 
 def user_id() -> str:
-    """Return what tells users apart: a number where there are numbers, as a container's user may have no name."""
+    """Return a unique ID of the user: the number if the system has one, as a container's user may not have a name."""
     if sys.platform == "win32":
         return re.sub(r"[^A-Za-z0-9]+", "-", getpass.getuser())
     return str(os.geteuid())
 
 
 def canonical_port(port: str) -> str:
-    """Return one name for all names of a port.
+    """Return the canonical name of a port.
 
-    The device behind links is a board's USB socket where it has one: a chip with native USB that is reset while it is
-    held comes back as another device node, and is still the same board. A URL loses its options.
+    Links are resolved. For a USB device it is the USB socket: a chip with native USB may return as another device node
+    after a reset, and is still the same board. The options of URLs are removed.
     """
     if "://" in port:
         return _canonical_url(port)
     if match := _WINDOWS_PORT.fullmatch(port):
         return f"device:{match[1].upper()}"
     node = os.path.realpath(port)
-    if sys.platform == "darwin":  # one device, two nodes: with and without waiting for the carrier
+    if sys.platform == "darwin":  # each device has two nodes: with and without waiting for the carrier
         node = node.replace("/dev/tty.", "/dev/cu.")
     return _usb_socket(node) or f"device:{node}"
 
@@ -80,27 +80,27 @@ def _canonical_url(url: str) -> str:
         return canonical_port(url.partition("://")[2].partition("?")[0])
     if parts.scheme in ("rfc2217", "socket"):
         host = parts.hostname or ""
-        return f"tcp:{_LOCAL.get(host, host)}:{parts.port}"  # one TCP port is one board, whatever is spoken on it
+        return f"tcp:{_LOCAL.get(host, host)}:{parts.port}"  # one TCP port is one board, whatever the protocol
     return f"url:{parts.scheme}:{parts.netloc}{parts.path}"
 
 
 def _usb_socket(node: str) -> str | None:
-    """Return hub path and interface of the USB device behind a Linux device node; None if there is none."""
+    """Return hub path and interface of a Linux device node's USB device; None if it is not a USB device."""
     device = _TTYS / os.path.basename(node) / "device"
     if os.path.dirname(node) != "/dev" or not device.exists():
         return None
     sockets = _USB_SOCKET.findall(os.path.realpath(device))
     if not sockets:
         return None
-    number = device / "port_number"  # an adapter with several ports on one interface
+    number = device / "port_number"  # for adapters with several ports on one interface
     return f"usb-socket:{sockets[-1]}" + (f"#{number.read_text().strip()}" if number.is_file() else "")
 
 
 def check_port(port: str) -> None:
-    """Refuse what can be no port, without looking at the machine.
+    """Check the syntax of a port's name.
 
     Raises:
-        ValueError: says what was expected.
+        ValueError: if it is invalid; says what was expected.
     """
     if port.startswith("usb:") and _USB.fullmatch(port) is None:
         raise ValueError("expected usb:VID:PID or usb:VID:PID:serial=SERIAL, with four hex digits for each id")
@@ -109,19 +109,19 @@ def check_port(port: str) -> None:
         try:
             parts = urlsplit(port)
             complete = bool(parts.hostname and parts.port)
-        except ValueError:  # a port that is no number, or an unclosed [
+        except ValueError:  # the port is not a number, or a [ is not closed
             complete = False
         if not complete:
             raise ValueError(f"expected {scheme.lower()}://HOST:PORT")
 
 
 def resolve_port(spec: BoardSpec) -> str:
-    """Return what to open for a board with a port: a ``usb:VID:PID:serial=...`` is looked up.
+    """Return the device or URL to open for a board; ``usb:VID:PID:serial=...`` is looked up.
 
-    A serial number may be shortened to its beginning, as long as it fits one device only.
+    A serial number may be abbreviated to its beginning if only one device matches.
 
     Raises:
-        PortError: if none, or more than one, of these is plugged in; or if it can be no port.
+        PortError: if no device or several devices match, or the port is invalid.
     """
     port = spec.port or ""
     try:
@@ -146,9 +146,9 @@ def resolve_port(spec: BoardSpec) -> str:
     if not found:
         raise PortError(f"no USB device {port} is plugged in", board=spec.name, hint=_plugged_in())
     raise PortError(
-        f"{port} is ambiguous: {', '.join(found)}",
+        f"{port} matches several devices: {', '.join(found)}",
         board=spec.name,
-        hint="add :serial=SERIAL to tell them apart",
+        hint="add :serial=SERIAL to select one",
     )
 
 
@@ -160,4 +160,4 @@ def _plugged_in() -> str:
         for item in list_ports.comports()
         if item.vid is not None and item.pid is not None
     ]
-    return f"plugged in: {', '.join(seen)}" if seen else f"this {sys.platform} machine shows no USB serial port"
+    return f"plugged in: {', '.join(seen)}" if seen else "no USB serial port was found; check the cable"

@@ -1,9 +1,9 @@
-"""Places of labgrid labs: taken, kept and given back as the boards of this machine are.
+"""Acquires, keeps and releases places of labgrid labs.
 
-A place is acquired under a name that tells whose it is: ``host/pytest-PID-START-MACHINE-USER``. labgrid never takes a
-place away from a client that is gone, so whoever connects first gives back what dead processes of the same machine
-have left. A coordinator that restarts forgets who has acquired what: places are then acquired again, unless somebody
-else was faster.
+A place is acquired under a name that identifies the process: ``host/pytest-PID-START-MACHINE-USER``. labgrid does not
+release the places of clients that have ended, so each new connection releases those of ended processes of this
+machine. A coordinator that restarts forgets all owners: places are then acquired again, unless someone else was
+faster.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SERIAL_PORT = "NetworkSerialPort"
-_POLL_EVERY = 10.0  # seconds; labgrid ends a reservation that nobody has polled for 60
+_POLL_EVERY = 10.0  # seconds; labgrid drops a reservation that was not polled for 60 s
 _REFUSED_FOR = 0.5  # seconds until a place that could not be acquired is tried again
-_REFUSAL_IS_NEWS = 5.0  # seconds for which others are told why
+_REFUSAL_IS_NEWS = 5.0  # seconds for which the reason of a refusal is reported
 _MEND_EVERY = 1.0
-_SHOW_TIMEOUT = 3.0  # seconds until a port that is not there is missed
-_RETURN_TIMEOUT = 20.0  # the coordinator gives an exporter its place back every 15 s
+_SHOW_TIMEOUT = 3.0  # seconds to wait for a port to appear
+_RETURN_TIMEOUT = 20.0  # seconds; the coordinator acquires an exporter's resources again every 15 s
 _OWNER = re.compile(r"([^/]+)/pytest-(\d+)-(\d+)-([0-9a-f]{8})-(.*)")
 
 
@@ -49,10 +49,10 @@ _OWNER = re.compile(r"([^/]+)/pytest-(\d+)-(\d+)-([0-9a-f]{8})-(.*)")
 
 
 def check(spec: BoardSpec) -> None:
-    """Make sure that a board's place is there: free or held, with a serial port.
+    """Check that a board's place exists, free or held, and has a serial port.
 
     Raises:
-        PortError: if the coordinator does not answer, has no such place, or no exporter offers its port.
+        PortError: if the coordinator does not respond, has no such place, or no exporter offers its port.
     """
     lab = _lab(spec)
     connection = lab.connect()
@@ -69,31 +69,31 @@ def check(spec: BoardSpec) -> None:
 
 
 def holder(spec: BoardSpec) -> PlaceHolder | None:
-    """Return who holds a board's place in the lab; None if it, or another that would do, is free.
+    """Return who holds a board's place in the lab; None if a suitable place is free.
 
     Raises:
-        PortError: if the coordinator does not answer.
+        PortError: if the coordinator does not respond.
     """
     return _lab(spec).holder(spec)
 
 
 def free_places(spec: BoardSpec) -> set[str]:
-    """Return the free places that would do for a board, by coordinator and name; none if the coordinator is away."""
+    """Return the free places that suit a board, as ``coordinator/name``; none if the coordinator is unreachable."""
     return _lab(spec).free_places(spec)
 
 
 def take(spec: BoardSpec, key: str) -> HeldPlace | None:
-    """Acquire a place for the board if one is free; *key* is the one of `queue`."""
+    """Acquire a place for the board if one is free; *key* is the key given to `queue`."""
     return _lab(spec).take(spec, key)
 
 
 def queue(spec: BoardSpec, key: str) -> None:
-    """Reserve a place for whoever waits under *key*, so that the lab lets nobody in who came later. Call it often."""
+    """Reserve a place for the waiting board *key*, so that nobody who came later gets it first. Call it often."""
     _lab(spec).queue(spec, key)
 
 
 def leave_queue(spec: BoardSpec, key: str) -> None:
-    """Give up what `queue` has reserved."""
+    """Cancel the reservation made by `queue`."""
     _lab(spec).leave_queue(key)
 
 
@@ -101,7 +101,7 @@ def held_place(spec: BoardSpec, rack: Rack) -> HeldPlace:
     """Return the place that this process has acquired for a board.
 
     Raises:
-        LeaseError: if it has none.
+        LeaseError: if it has not acquired one.
     """
     place = _lab(spec).held_for(identity(spec, rack))
     if place is None:
@@ -112,10 +112,10 @@ def held_place(spec: BoardSpec, rack: Rack) -> HeldPlace:
 
 
 def version(spec: BoardSpec) -> str:
-    """Return the version of labgrid that the board's coordinator runs.
+    """Return the labgrid version of the board's coordinator.
 
     Raises:
-        PortError: if it does not answer.
+        PortError: if it does not respond.
     """
     return _lab(spec).connect().version()
 
@@ -125,7 +125,7 @@ def version(spec: BoardSpec) -> str:
 
 @functools.cache
 def _user_of(pid: int) -> str:
-    """Return the name by which the lab knows the process *pid*, which is the caller's own: one slash, no more."""
+    """Return the owner name, ``host/user``, of the calling process *pid*. labgrid expects exactly one slash."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
@@ -136,7 +136,7 @@ def _user_of(pid: int) -> str:
 
 @functools.cache
 def _machine() -> str:
-    """Return what tells apart machines of one name, and containers with process numbers of their own."""
+    """Return an ID that distinguishes machines with the same name, and containers with separate process IDs."""
     parts: list[str] = []
     with contextlib.suppress(OSError):
         parts.append(Path("/etc/machine-id").read_text(encoding="ascii"))
@@ -146,7 +146,7 @@ def _machine() -> str:
 
 
 def _is_dead(owner: str) -> bool:
-    """Tell whether an owner in a lab is a process of this machine that has ended."""
+    """Return whether an owner in a lab is a process of this machine that has ended."""
     found = _OWNER.fullmatch(owner)
     own = _OWNER.fullmatch(_user_of(os.getpid()))
     if found is None or own is None or (found[1], found[4]) != (own[1], own[4]):
@@ -158,7 +158,7 @@ def _is_dead(owner: str) -> bool:
 
 
 def _candidates(connection: Connection, spec: BoardSpec) -> list[Place]:
-    """Return the places that would do, held or not: the one of a name or alias, or all with the tags."""
+    """Return the suitable places, held or not: the place of that name or alias, or all with the tags."""
     places = connection.places.values()
     if spec.place:
         return [place for place in places if spec.place == place.name or spec.place in place.aliases]
@@ -168,7 +168,7 @@ def _candidates(connection: Connection, spec: BoardSpec) -> list[Place]:
 
 def _no_such_place(connection: Connection, spec: BoardSpec) -> PortError:
     if not connection.places:
-        there = "it has no places: labgrid-client create makes one"
+        there = "the lab has no places: create one with labgrid-client create"
     elif spec.place:
         there = f"nearest: {nearest(spec.place, connection.places)}"
     else:
@@ -187,31 +187,31 @@ def _serial_ports(connection: Connection, place: Place) -> list[Resource]:
 
 
 def _why_unusable(connection: Connection, place: Place) -> str:
-    """Return why no board can be reached through a place now; empty if one can."""
+    """Return why a place cannot be used now; empty if it can."""
     ports = _serial_ports(connection, place)
     names = ", ".join("/".join(port.path) for port in ports)
     if not ports:
         return f"the labgrid place {place.name} has no {_SERIAL_PORT} now (it matches {place.describe_matches()})"
     if len(ports) > 1:
-        return f"the labgrid place {place.name} has {len(ports)} serial ports, and one is needed: {names}"
+        return f"the labgrid place {place.name} has {len(ports)} serial ports, expected one: {names}"
     if not ports[0].available:
-        return f"the exporter says that {names} of the labgrid place {place.name} is not there"
+        return f"the exporter reports that {names} of the labgrid place {place.name} is not available"
     if ports[0].extra.get("proxy_required"):
         return f"{names} of the labgrid place {place.name} is reached over SSH only (an isolated exporter)"
     return ""
 
 
-# -- a place in our hands
+# -- an acquired place
 
 
 class HeldPlace:
     """A place that this process has acquired.
 
     Attributes:
-        name: the place's.
-        lost: how it came that it is no longer ours; None while it is.
-        on_loss: called with that, once, in a thread of its own.
-        session: in which it was last seen to be ours.
+        name: the place's name.
+        lost: why this process no longer owns it; None while it does.
+        on_loss: called once with `lost`, in a separate thread.
+        session: the session in which this process was last seen as its owner.
     """
 
     def __init__(self, lab: Lab, name: str, key: str, session: Connection) -> None:
@@ -224,11 +224,11 @@ class HeldPlace:
         self._pid = os.getpid()
 
     def url(self) -> str:
-        """Return the address of its serial port, for `serial.serial_for_url`. It changes when an exporter restarts.
+        """Return the URL of its serial port, for `serial.serial_for_url`. It changes when an exporter restarts.
 
         Raises:
-            LeaseError: if the place is no longer ours.
-            PortError: if the coordinator or the exporter is away.
+            LeaseError: if this process no longer owns the place.
+            PortError: if the coordinator or the exporter is unreachable.
         """
         begun = time.monotonic()
         while True:
@@ -244,29 +244,29 @@ class HeldPlace:
                     scheme = "socket" if port.params.get("protocol") == "raw" else "rfc2217"
                     return f"{scheme}://{port.params['host']}:{port.params['port']}"
             if time.monotonic() - begun > (_SHOW_TIMEOUT if why else _RETURN_TIMEOUT):
-                why = why or f"the coordinator has not given back the port of the labgrid place {self.name}"
+                why = why or f"the coordinator has not re-acquired the port of the labgrid place {self.name}"
                 raise PortError(why, hint="check that its labgrid-exporter is running and the board is plugged in")
             self._lab.wait(0.2)
 
     def release(self) -> None:
-        """Give it back; harmless if it is not ours any more, or in a forked child."""
+        """Release the place. Has no effect if it is lost, or in a forked child."""
         if os.getpid() == self._pid:
             self._lab.release(self)
 
     def lose(self, why: str) -> None:
-        """Take note that it is no longer ours."""
+        """Record that this process no longer owns the place, and call `on_loss`."""
         self.lost = why
         if (on_loss := self.on_loss) is not None:
             try:
                 on_loss(why)
-            except Exception:  # whatever it is: the other places are looked after
-                _log.exception("the port of the lost place %s could not be cut", self.name)
+            except Exception:  # keep looking after the other places
+                _log.exception("could not disconnect the port of the lost place %s", self.name)
 
 
 @dataclass
 class _Reservation:
     token: str | None
-    """None if the lab does not want it, or it brought nothing: then who comes first is first."""
+    """None if the lab refused it or it had no effect: then the first to acquire the place gets it."""
     polled: float
 
 
@@ -290,12 +290,12 @@ class Lab:
     # -- the session
 
     def connect(self, *, at_once: bool = False) -> Connection:
-        """Return the session, begun anew if there is none.
+        """Return the session; connect if there is none.
 
-        A coordinator that did not answer is not asked again for ten times as long as that took, except *at_once*.
+        After a failure, the next attempt waits for ten times the duration of the failed one, unless *at_once*.
 
         Raises:
-            PortError: if it does not answer.
+            PortError: if the coordinator does not respond.
         """
         with self._connecting:
             if self._connection is not None and self._connection.alive:
@@ -323,7 +323,7 @@ class Lab:
         return connection
 
     def _clean_up(self, connection: Connection) -> None:
-        """Give back what dead processes of this machine have left, and what this one could not when it wanted to."""
+        """Release the places of ended processes of this machine, and those that this process failed to release."""
         for place in connection.places.values():
             if self._is_left(place):
                 with contextlib.suppress(CallError):
@@ -336,7 +336,7 @@ class Lab:
         connection.sync()
 
     def _is_left(self, place: Place) -> bool:
-        """Tell whether a place has an owner that will never give it back."""
+        """Return whether a place's owner will never release it."""
         if place.owner == self.user:
             return place.name not in self._held and place.name not in self._taking
         return _is_dead(place.owner)
@@ -391,7 +391,7 @@ class Lab:
         """Return why the place cannot be acquired, or could not in the last *seconds*; empty if it can be tried."""
         connection = self._connection
         if connection and any(connection.is_starting(port.path[0]) for port in _serial_ports(connection, place)):
-            return "its exporter is just starting"
+            return "its exporter is starting"
         at, why = self._refused.get(place.name, (-seconds, ""))
         return why if time.monotonic() - at < seconds else ""
 
@@ -404,7 +404,7 @@ class Lab:
                     self.leave_queue(key)
                     return held
         except PortError:
-            return None  # it went away while we wait: it may come back
+            return None  # the coordinator went away during the wait; it may come back
         return None
 
     def _may_try(self, connection: Connection, place: Place, key: str) -> bool:
@@ -428,7 +428,7 @@ class Lab:
                 self._held[name] = held
                 self._keep()
         except CallError as error:
-            # Somebody was faster, or the exporter does not take part.
+            # Someone else was faster, or the exporter did not agree.
             self._refused[name] = (time.monotonic(), error.message)
             return None
         finally:
@@ -437,11 +437,11 @@ class Lab:
         return held
 
     def held_for(self, key: str) -> HeldPlace | None:
-        """Return the place that is held for a board, by its identity."""
+        """Return the place that is held for the board with the identity *key*."""
         return next((place for place in self._held.values() if place.key == key), None)
 
     def release(self, held: HeldPlace) -> None:
-        """Give a place back; if the coordinator is away, that is made up for when this machine next meets it."""
+        """Release a place. If the coordinator is unreachable, the next connection from this machine releases it."""
         with self._changed:
             if self._held.get(held.name) is not held:
                 return
@@ -461,7 +461,7 @@ class Lab:
         try:
             connection = self.connect()
             if reservation is None:
-                self._reservations[key] = _Reservation(None, now)  # for the case that it is refused
+                self._reservations[key] = _Reservation(None, now)  # in case the lab refuses
                 tags = {"name": spec.place} if spec.place else dict(spec.tags or {})
                 self._reservations[key].token = connection.reserve(tags)
             elif reservation.token and any(
@@ -474,7 +474,7 @@ class Lab:
                 reservation.polled = now
                 connection.poll(reservation.token)
         except CallError as error:
-            if error.code == "FAILED_PRECONDITION":  # a coordinator that has restarted does not know it
+            if error.code == "FAILED_PRECONDITION":  # the coordinator has restarted and forgotten the reservation
                 self._reservations.pop(key, None)
         except PortError:
             pass  # it is away
@@ -489,7 +489,7 @@ class Lab:
     # -- keeping
 
     def _keep(self) -> None:
-        """Start the thread that looks after what is held, if it does not run; the caller has the lock."""
+        """Start the thread that looks after held places, if it does not run yet. The caller holds the lock."""
         if self._keeper is None:
             self._keeper = threading.Thread(target=self._look_after, name=f"labgrid-keeper-{self.address}", daemon=True)
             self._keeper.start()
@@ -507,34 +507,34 @@ class Lab:
                     if not place.lost:
                         self._mend(connection, place)
             except PortError:
-                time.sleep(_REFUSED_FOR)  # it is away: as long as that is so, nobody else can get the place
+                time.sleep(_REFUSED_FOR)  # while the coordinator is unreachable, nobody else can get the place
             self.wait(_MEND_EVERY)
 
     def _mend(self, connection: Connection, held: HeldPlace) -> None:
-        """Acquire a place again that a restarted coordinator has forgotten, or take note that it is lost."""
+        """Acquire a place again after the coordinator's restart, or record that it is lost."""
         place = connection.places.get(held.name)
         if self._held.get(held.name) is not held:
-            return  # given back meanwhile
+            return  # released meanwhile
         if place is not None and place.owner == self.user:
             held.session = connection
         elif place is None:
             held.lose(f"the labgrid place {held.name} is gone from the lab {self.address}")
         elif place.owner:
             held.lose(
-                f"the labgrid place {held.name} is not ours any more, but {place.owner}'s: the coordinator had "
-                "restarted and forgotten that it was, or somebody has released it"
+                f"the labgrid place {held.name} was lost to {place.owner}: the coordinator restarted and forgot its "
+                "owner, or someone released it"
             )
-        elif held.session is connection:  # an order, not an accident
-            held.lose(f"somebody has released the labgrid place {held.name} (labgrid-client release --kick)")
+        elif held.session is connection:  # released on purpose: the coordinator did not restart
+            held.lose(f"someone released the labgrid place {held.name} (labgrid-client release --kick)")
         elif not place.reservation and not _why_unusable(connection, place) and not self._refusal(place, 0.0):
             with contextlib.suppress(CallError):
                 connection.acquire(held.name)
                 connection.sync()
-                if self._held.get(held.name) is not held:  # given back meanwhile
+                if self._held.get(held.name) is not held:  # released meanwhile
                     connection.release(held.name, self.user)
 
     def release_all(self) -> None:
-        """Give back everything, at the end of the process."""
+        """Release all places, at the end of the process."""
         for held in list(self._held.values()):
             held.release()
 
@@ -544,7 +544,7 @@ _labs_lock = threading.Lock()
 
 
 def _lab(spec: BoardSpec) -> Lab:
-    # By process: what gRPC has opened does not outlive a fork.
+    # One per process: gRPC's connections do not survive a fork.
     key = os.getpid(), coordinator_address(spec)
     with _labs_lock:
         if key not in _labs:

@@ -1,8 +1,8 @@
-"""labgrid's protocol, as far as a client that takes places needs it: one session at one coordinator.
+"""A client for labgrid's protocol, limited to what is needed to acquire places: one session with one coordinator.
 
-The messages are built from what the coordinator says of itself (gRPC server reflection), so that the labgrid package,
-which does not go with pyserial, is not needed. labgrid promises no stability of its protocol: what is used of it is
-looked for, and its absence said, before anything is sent. It is that of labgrid 25.0 (the first with gRPC) to 26.0
+The message classes come from the coordinator (gRPC server reflection), so the labgrid package, which conflicts with
+pyserial, is not needed. labgrid does not promise a stable protocol: the client checks that the messages and fields it
+uses exist before it sends anything. Supported is the protocol of labgrid 25.0 (the first with gRPC) to 26.0
 (labgrid/remote/proto/labgrid-coordinator.proto, labgrid/remote/coordinator.py).
 """
 
@@ -23,11 +23,11 @@ from pytest_esp.errors import PortError
 
 SUPPORTED = "labgrid 25.0 to 26.0"
 CONNECT_TIMEOUT = 5.0
-"""Seconds after which a coordinator is one that does not answer."""
+"""Seconds to wait for a coordinator's response."""
 
 _CALL_TIMEOUT = 5.0
-_ACQUIRE_TIMEOUT = 30.0  # the coordinator gives an exporter 10 s for each resource
-_START_TIME = 0.5  # seconds without a new resource after which an exporter has told all
+_ACQUIRE_TIMEOUT = 30.0  # seconds; the coordinator gives an exporter 10 s for each resource
+_START_TIME = 0.5  # seconds without a new resource after which an exporter has announced all of them
 _SERVICE = "labgrid.Coordinator"
 _NEEDED = {
     "ClientInMessage": ("sync", "startup", "subscribe"),
@@ -42,10 +42,10 @@ _NEEDED = {
     "CancelReservationRequest": ("token",),
     "Reservation": ("owner", "token", "state"),
 }
-"""The messages that are used, and which of their fields."""
+"""The messages and fields that are used."""
 
-# The stream and the calls belong together by their TCP connection, and a new one must not get an old one's. The
-# pings are as often as labgrid's coordinator permits.
+# The coordinator links the stream and the calls by their TCP connection, so a new session must not share an old
+# connection. The pings are as frequent as labgrid's coordinator permits.
 _CHANNEL = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_time_ms", 10_000),
@@ -59,10 +59,10 @@ ResourcePath = tuple[str, str, str, str]
 
 
 class CallError(PortError):
-    """The coordinator refused a call, or did not answer.
+    """The coordinator refused a call, or did not respond.
 
     Attributes:
-        code: gRPC's, e.g. ``"UNAVAILABLE"``.
+        code: gRPC's status code, e.g. ``"UNAVAILABLE"``.
     """
 
     def __init__(self, message: str, code: str, *, hint: str | None = None) -> None:
@@ -77,8 +77,8 @@ class Place:
     Attributes:
         owner: who has acquired it, ``"host/user"``; empty if nobody has.
         reservation: the token of the reservation that it is kept for; empty if there is none.
-        acquired: the resources that came with it.
-        changed: when its owner, or anything else of it, changed last: seconds since the epoch, by the coordinator.
+        acquired: the resources that were acquired with it.
+        changed: time of its last change, in seconds since the epoch, by the coordinator's clock.
     """
 
     name: str
@@ -91,23 +91,23 @@ class Place:
     changed: float = 0.0
 
     def has(self, path: ResourcePath) -> bool:
-        """Tell whether a resource belongs to it."""
+        """Return whether a resource belongs to the place."""
         return any(
             all(not pattern or fnmatchcase(part, pattern) for part, pattern in zip(path, match, strict=True))
             for match in self.matches
         )
 
     def describe_matches(self) -> str:
-        """Return what it is made of, as ``labgrid-client add-match`` takes it."""
+        """Return its resource matches, as ``labgrid-client add-match`` takes them."""
         return ", ".join("/".join(filter(None, match)) for match in self.matches) or "nothing: it has no match"
 
 
 @dataclass(frozen=True)
 class Resource:
-    """What an exporter offers.
+    """A resource that an exporter offers.
 
     Attributes:
-        available: whether it is there now, e.g. plugged in.
+        available: whether it is available now, e.g. plugged in.
     """
 
     path: ResourcePath
@@ -117,15 +117,15 @@ class Resource:
 
 
 class Connection:
-    """A session at the coordinator of *address*, with all places and resources, which it keeps up to date.
+    """A session with the coordinator at *address*. It keeps all places and resources up to date.
 
     Args:
         address: ``"host:port"``.
-        user: ``"host/user"``, by which the lab knows who has acquired what.
-        on_change: called after each change, and at the end of the session, in a thread of its own.
+        user: ``"host/user"``, the owner of the places that this session acquires.
+        on_change: called after each change, and at the end of the session, in a separate thread.
 
     Raises:
-        PortError: if it does not answer, or is no coordinator of a known kind.
+        PortError: if it does not respond, or does not speak a supported protocol.
     """
 
     def __init__(self, address: str, user: str, on_change: Callable[[], None]) -> None:
@@ -164,16 +164,16 @@ class Connection:
         return not self._ended.is_set()
 
     def close(self) -> None:
-        """End the session. What was acquired stays acquired."""
+        """End the session. Acquired places stay acquired."""
         self._ended.set()
         self._requests.put(None)
         self._channel.close()
 
     def sync(self, timeout: float = CONNECT_TIMEOUT) -> None:
-        """Wait until everything that the coordinator knew at the time of the call is here.
+        """Wait until all of the coordinator's updates up to this call have arrived.
 
         Raises:
-            PortError: if it does not answer in *timeout* seconds.
+            PortError: if it does not respond in *timeout* seconds.
         """
         number = next(self._numbers)
         done = self._synced[number] = threading.Event()
@@ -181,13 +181,13 @@ class Connection:
         if not done.wait(timeout) or not self.alive:
             self._synced.pop(number, None)
             self.close()
-            raise silent(self.address, "it has ended the session" if done.is_set() else f"nothing came in {timeout} s")
+            raise silent(self.address, "it ended the session" if done.is_set() else f"timed out after {timeout} s")
 
     def is_starting(self, exporter: str) -> bool:
-        """Tell whether an exporter is just making its resources known.
+        """Return whether an exporter is still announcing its resources.
 
-        To acquire one of them meanwhile locks the coordinator up for 10 s: it waits for the exporter's consent with the
-        lock held that it needs to go on reading what that exporter says.
+        Acquiring one of them in this time blocks the coordinator for 10 s: it waits for the exporter's consent while
+        it holds the lock that it needs to read the exporter's messages.
         """
         return time.monotonic() - self._last_new.get(exporter, -_START_TIME) < _START_TIME
 
@@ -197,20 +197,20 @@ class Connection:
         """Acquire a place.
 
         Raises:
-            CallError: e.g. FAILED_PRECONDITION if it is somebody else's, or an exporter does not take part.
+            CallError: e.g. FAILED_PRECONDITION if someone else owns it, or an exporter does not agree.
         """
         self._call("AcquirePlace", _ACQUIRE_TIMEOUT, placename=place)
 
     def release(self, place: str, user: str) -> None:
-        """Release a place if *user* has it.
+        """Release a place if *user* owns it.
 
         Raises:
-            CallError: if the coordinator does not answer.
+            CallError: if the coordinator does not respond.
         """
         self._call("ReleasePlace", _ACQUIRE_TIMEOUT, placename=place, fromuser=user)
 
     def reserve(self, tags: Mapping[str, str]) -> str:
-        """Queue for a place with *tags* (its name is one of them), and return the reservation's token.
+        """Queue for a place with *tags* (including its name), and return the reservation's token.
 
         Raises:
             CallError: if the coordinator refuses.
@@ -219,7 +219,7 @@ class Connection:
         return str(reply.reservation.token)
 
     def poll(self, token: str) -> None:
-        """Keep a reservation, which otherwise ends after a minute.
+        """Keep a reservation alive; it ends after a minute without a poll.
 
         Raises:
             CallError: FAILED_PRECONDITION if it has ended.
@@ -227,7 +227,7 @@ class Connection:
         self._call("PollReservation", _CALL_TIMEOUT, token=token)
 
     def cancel(self, token: str) -> None:
-        """Leave the queue.
+        """Cancel a reservation.
 
         Raises:
             CallError: FAILED_PRECONDITION if the reservation has ended.
@@ -238,15 +238,15 @@ class Connection:
         """Return owner and token of all reservations.
 
         Raises:
-            CallError: if the coordinator does not answer.
+            CallError: if the coordinator does not respond.
         """
         return [(item.owner, item.token) for item in self._call("GetReservations", _CALL_TIMEOUT).reservations]
 
     def version(self) -> str:
-        """Return the version of labgrid that the coordinator runs: it tells exporters only, in its first message.
+        """Return the coordinator's labgrid version. It sends that only to exporters, in its first message.
 
         Raises:
-            CallError: if it does not answer.
+            CallError: if it does not respond.
         """
         import grpc
 
@@ -301,7 +301,7 @@ class Connection:
             self._on_change()
 
     def _apply(self, update: Any) -> None:
-        """Take over one change. The dictionaries are replaced, not changed: other threads go through them."""
+        """Apply a change. The dictionaries are replaced, not modified: other threads iterate over them."""
         kind = update.WhichOneof("kind")
         if kind == "place":
             place = _place(update.place)
@@ -359,7 +359,7 @@ def _values(entries: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _open(address: str) -> tuple[Any, dict[str, Any]]:
-    """Return a channel to the coordinator, and the classes of its messages.
+    """Return a channel to the coordinator, and its message classes.
 
     Raises:
         PortError: see `Connection`.
@@ -377,7 +377,7 @@ def _open(address: str) -> tuple[Any, dict[str, Any]]:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         answer = next(stub.ServerReflectionInfo(iter([question]), timeout=CONNECT_TIMEOUT))
         if answer.HasField("error_response"):
-            raise _stranger(address, f"it has no service {_SERVICE}")
+            raise _stranger(address, f"the service {_SERVICE} is missing")
         return channel, _message_classes(address, answer.file_descriptor_response.file_descriptor_proto)
     except (grpc.RpcError, StopIteration) as error:
         channel.close()
@@ -397,23 +397,23 @@ def _message_classes(address: str, files: Any) -> dict[str, Any]:
     types = service.file.message_types_by_name
     for name, fields in _NEEDED.items():
         if name not in types:
-            raise _stranger(address, f"it has no message {name}")
+            raise _stranger(address, f"the message {name} is missing")
         if missing := [key for key in fields if key not in types[name].fields_by_name]:
-            raise _stranger(address, f"its message {name} has no {', '.join(missing)}")
+            raise _stranger(address, f"the message {name} lacks {', '.join(missing)}")
     return {name: message_factory.GetMessageClass(descriptor) for name, descriptor in types.items()}
 
 
 def silent(address: str, why: str) -> CallError:
-    """Return the error of a coordinator that does not answer."""
+    """Return the error for a coordinator that does not respond."""
     return CallError(
-        f"the labgrid coordinator {address} does not answer: {why}",
+        f"the labgrid coordinator {address} does not respond: {why}",
         "UNAVAILABLE",
         hint=f"check that labgrid-coordinator is running there and reachable from this machine{_proxy_hint()}",
     )
 
 
 def _proxy_hint() -> str:
-    """Return what gRPC does with the environment of a network behind a proxy, if this is one."""
+    """Return a hint about gRPC's use of a proxy if the environment sets one."""
     proxies = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)]
     return f"; gRPC goes through the proxy of {proxies[0]} unless no_proxy names the host" if proxies else ""
 
@@ -421,14 +421,14 @@ def _proxy_hint() -> str:
 def _stranger(address: str, why: str) -> PortError:
     return PortError(
         f"{address} does not speak a labgrid protocol that this version of pytest-esp supports: {why}",
-        hint=f"it knows the protocol of {SUPPORTED}",
+        hint=f"use {SUPPORTED}",
     )
 
 
 def _call_error(address: str, name: str, error: Exception) -> PortError:
-    """Return what a failed call means, from gRPC's error."""
+    """Return the error for a failed call, from gRPC's error."""
     code, details = "UNAVAILABLE", str(error) or "the connection was closed"
-    with contextlib.suppress(AttributeError, ValueError):  # neither grpc.RpcError nor ValueError have them by type
+    with contextlib.suppress(AttributeError, ValueError):  # grpc.RpcError's type does not declare these methods
         code, details = getattr(error, "code")().name, getattr(error, "details")() or ""  # noqa: B009
     if code == "UNIMPLEMENTED":
         error = _stranger(address, f"{name}: {details}")
@@ -436,4 +436,4 @@ def _call_error(address: str, name: str, error: Exception) -> PortError:
         return error
     if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"):
         return silent(address, details.rpartition("last error: ")[2])
-    return CallError(f"the labgrid coordinator {address} refuses {name}: {details}", code)
+    return CallError(f"the labgrid coordinator {address} refused {name}: {details}", code)

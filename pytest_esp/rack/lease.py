@@ -1,4 +1,4 @@
-"""The exclusive right to use a board, held by one process."""
+"""Leases: the exclusive right of one process to use a board."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "PYTEST_ESP_LOCK_DIR"
 _SHARED = Path("/run/lock/pytest-esp")
-# TMPDIR differs between users and shells; a lock must not.
+# TMPDIR may differ between users and shells; the lock folder must not.
 _TEMPORARY = (Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())) / "pytest-esp"
 LABGRID = "labgrid"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.025
 _REPORT_EVERY = 5.0
 _RESOLVE_EVERY = 1.0
-# A lock that nobody has signed is being taken, given back or looked at: worth another try, even past the time-out.
+# Seconds. A lock without a record is just being taken, released or checked: try again, even after the timeout.
 _PASSING = 0.05
 
 
 OnWait = Callable[[list[HolderRecord], float], None]
-"""Called when a wait begins and every few seconds, with the holders and the seconds waited."""
+"""Called with the holders and the seconds waited, when a wait begins and every few seconds."""
 
 
 class Lease:
-    """A held board; a context manager. The kernel frees it, too, however the process dies.
+    """A held board; a context manager. The kernel releases it when the process ends in any way.
 
     Attributes:
-        place: what is held in a labgrid lab for the board; None for boards of this machine.
+        place: the acquired place of a labgrid board; None for other boards.
     """
 
     def __init__(self, spec: BoardSpec, lock: FileLock, record: Path, waited: float) -> None:
@@ -69,13 +69,13 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether it is still held; never in a forked child of the holder, or if a lab has lost the place."""
+        """Whether the board is still held; False in a forked child of the holder, and if a lab's place was lost."""
         return any(lock.is_locked for lock in self._locks) and (self.place is None or self.place.lost is None)
 
     def release(self) -> None:
-        """Give the board back. Releasing twice, or in a forked child, is harmless."""
+        """Release the board. Has no effect the second time, or in a forked child."""
         try:
-            lock = self._locks.pop()  # atomic: of two threads that release, one does
+            lock = self._locks.pop()  # atomic: if two threads call this, only one releases
         except IndexError:
             return
         if lock.is_locked:
@@ -103,16 +103,16 @@ def acquire(
     timeout: float | None = None,
     on_wait: OnWait | None = None,
 ) -> list[Lease]:
-    """Take *count* of the *candidates*, whichever become free first; of those that are free, the first ones.
+    """Lease *count* of the *candidates*: those that become free first; of the free ones, the first in order.
 
-    A labgrid board's place is acquired in its lab, too.
+    A labgrid board's place is also acquired in its lab.
 
-    Several boards are taken all at once or not at all, so that two takers of the same boards never wait for each
-    other. Candidates that are not plugged in are passed over as long as there are *count* others. A process does not
-    get a board twice. *timeout* is in seconds; None waits for ever.
+    Several boards are taken all at once or not at all, so that two processes that need the same boards never deadlock.
+    Candidates that are not plugged in are skipped if *count* others are left. A process does not get a board twice.
+    *timeout* is in seconds; None waits for ever.
 
     Raises:
-        LeaseError: if they do not become free in time (it names the holders), or no lock can be made.
+        LeaseError: if they do not become free in time (the message names the holders), or a lock cannot be created.
         NoMatchError: if the candidates are fewer than *count* pieces of hardware.
         PortError: if too few are plugged in.
     """
@@ -133,15 +133,15 @@ def acquire(
                 if on_wait is not None and (reported is None or waited - reported >= _REPORT_EVERY):
                     reported = waited
                     on_wait(_holders(slots), waited)
-                if count == 1:  # who waits for several must keep none of them from others
+                if count == 1:  # a wait for several boards must not keep single ones from others
                     for slot in slots:
                         slot.queue()
             elif left < -_PASSING or not _is_passing(slots, count):
                 raise _timed_out(slots, count, waited)
-            # The dice keep two takers of several boards out of step.
+            # The random pause keeps two processes that need several boards from colliding again and again.
             time.sleep(min(pause * random.uniform(0.5, 1.0), left if left > 0 else _FIRST_PAUSE))
             pause = min(pause * 2, _LONGEST_PAUSE)
-            if now - resolved > _RESOLVE_EVERY:  # boards come, go, and come back under another device node
+            if now - resolved > _RESOLVE_EVERY:  # boards may appear, vanish, or return as another device node
                 resolved = now
                 with contextlib.suppress(PortError, NoMatchError):
                     slots = _slots(candidates, rack, folder, count)
@@ -149,7 +149,7 @@ def acquire(
 
 @contextlib.contextmanager
 def _queues_of_labs(candidates: Sequence[BoardSpec], rack: Rack) -> Generator[None]:
-    """Leave the queues of labs, in which a wait may have put this process, at the end."""
+    """At the end, leave the labs' queues that a wait may have entered."""
     try:
         yield
     finally:
@@ -159,7 +159,7 @@ def _queues_of_labs(candidates: Sequence[BoardSpec], rack: Rack) -> Generator[No
 
 
 def holder_of(spec: BoardSpec, rack: Rack) -> HolderRecord | None:
-    """Return who holds the board; None if it is free. The lock decides: a record that a killed holder left is nothing.
+    """Return who holds the board; None if it is free. Only the lock counts: a killed holder leaves its record behind.
 
     Raises:
         LeaseError: if the lock folder cannot be used.
@@ -169,7 +169,7 @@ def holder_of(spec: BoardSpec, rack: Rack) -> HolderRecord | None:
 
 
 def holders(candidates: Sequence[BoardSpec], rack: Rack) -> list[HolderRecord]:
-    """Return who holds any of the *candidates*; those that are not plugged in are held by nobody.
+    """Return the holders of the *candidates*. Boards that are not plugged in do not have a holder.
 
     Raises:
         LeaseError: if the lock folder cannot be used.
@@ -183,24 +183,24 @@ def holders(candidates: Sequence[BoardSpec], rack: Rack) -> list[HolderRecord]:
 
 
 class _Slot:
-    """One candidate, its lock and its records."""
+    """A candidate with its lock and its records."""
 
     def __init__(self, spec: BoardSpec, stem: str, folder: Path) -> None:
         self.spec = spec
         self.stem = stem
         self.folder = folder
         self.path = folder / f"{stem}.lock"
-        # One record per user: in a sticky folder nobody may replace another's, which a killed holder leaves behind.
+        # One record per user: in a sticky folder, a user cannot replace the record that another's killed process left.
         self.record = folder / f"{stem}.{user_id()}.json"
-        # `thread_local=False`: the lease belongs to the process, and may be released by another of its threads.
-        # Without the kernel's locks a killed holder would keep its boards: better no lock than another kind.
+        # `thread_local=False`: the lease belongs to the process, and any of its threads may release it.
+        # No soft locks: with them, a killed holder would keep its boards for ever.
         self.lock = FileLock(self.path, mode=0o666, thread_local=False, fallback_to_soft=False)
 
     def try_lock(self) -> bool:
         """Take the lock if it is free.
 
         Raises:
-            LeaseError: if it cannot be made.
+            LeaseError: if the lock cannot be created.
         """
         try:
             self.lock.acquire(blocking=False)
@@ -211,51 +211,51 @@ class _Slot:
         return True
 
     def sign(self, purpose: str, waited: float) -> Lease:
-        """Return the lease of the lock just taken, after writing down who holds it.
+        """Write the holder's record and return the lease; the lock was just taken.
 
         Raises:
-            OSError: if that cannot be written.
+            OSError: if the record cannot be written.
         """
         lease = Lease(self.spec, self.lock, self.record, waited)
         record = HolderRecord(
             self.spec.name, os.getpid(), HOST, _user_name(user_id()), purpose, lease.since, own_start(os.getpid())
         )
-        # Written beside and renamed, so that nobody reads half a record.
+        # Written to a temporary file and renamed, so that nobody reads half a record.
         part = f"{self.record}.{os.getpid()}.{threading.get_ident()}.part"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             os.write(descriptor, json.dumps(vars(record)).encode())
             if sys.platform != "win32":
-                os.fchmod(descriptor, 0o644)  # whatever the umask: others shall read who makes them wait
+                os.fchmod(descriptor, 0o644)  # whatever the umask: others must be able to read who holds the board
         finally:
             os.close(descriptor)
         os.replace(part, self.record)
         return lease
 
     def chances(self) -> set[str]:
-        """Return what the slot may be given, by names that other slots share if they may be given the same."""
+        """Return the names of the hardware that this slot could get; other slots may share them."""
         return {self.stem}
 
     def queue(self) -> None:
-        """Stand in a queue for the board where there is one: the kernel's locks have none."""
+        """Enter the board's queue if it has one. Local locks do not."""
 
     def unlock(self) -> None:
-        """Give the lock back, and clear away what a killed holder of this user left."""
+        """Release the lock, and remove the record that a killed process of this user may have left."""
         with contextlib.suppress(OSError):
             self.record.unlink()
         self.lock.release()
 
     def holder(self) -> HolderRecord | None:
-        """Return who holds the board; None if it is free. The lock decides, the record only names.
+        """Return who holds the board; None if it is free. The lock decides; the record only gives the name.
 
         Raises:
-            LeaseError: if the lock cannot be looked at.
+            LeaseError: if the lock cannot be checked.
         """
         if not self._is_locked():
             return None
         records = [record for path in self.folder.glob(f"{self.stem}.*.json") if (record := _read_record(path))]
         signed = max(records, key=lambda record: record.since, default=None)
-        unsigned = "somebody who is just taking it or giving it back"
+        unsigned = "a process that is just taking or releasing it"
         return signed or HolderRecord(self.spec.name, 0, HOST, "?", unsigned, time.time())
 
     def _is_locked(self) -> bool:
@@ -265,7 +265,7 @@ class _Slot:
             locked = not self.try_lock()
             self.lock.release()
             return locked
-        # A shared lock for a moment: observers do not see each other, and leave no trace.
+        # A shared lock for a moment, so that observers do not see each other.
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -274,7 +274,7 @@ class _Slot:
             raise _no_lock(self.folder, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing would not do for what another thread forks meanwhile
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if another thread forks meanwhile
         except BlockingIOError:
             return True
         finally:
@@ -283,7 +283,7 @@ class _Slot:
 
 
 class _PlaceSlot(_Slot):
-    """A place of a labgrid lab: whoever has the lock acquires it there, too, against those on other machines."""
+    """A labgrid board: after the lock of this machine, its place is acquired in the lab, which other machines share."""
 
     def __init__(self, spec: BoardSpec, stem: str, folder: Path, key: str) -> None:
         super().__init__(spec, stem, folder)
@@ -302,31 +302,31 @@ class _PlaceSlot(_Slot):
         return self._place is not None
 
     def sign(self, purpose: str, waited: float) -> Lease:
-        """Return the lease of both."""
+        """Return the lease on lock and place."""
         lease = super().sign(purpose, waited)
         lease.place = self._place
         return lease
 
     def unlock(self) -> None:
-        """Give both back."""
+        """Release lock and place."""
         place, self._place = self._place, None
         if place is not None:
             place.release()
         super().unlock()
 
     def chances(self) -> set[str]:
-        """Return the places that would do and are free."""
+        """Return the suitable places that are free."""
         return labgrid.free_places(self.spec)
 
     def queue(self) -> None:
-        """Let the lab keep the place for us, once it is free."""
+        """Reserve the place in the lab for when it becomes free."""
         labgrid.queue(self.spec, self._key)
 
     def holder(self) -> HolderRecord | None:
-        """Return who holds the board: by the lock, else by what the lab knows.
+        """Return who holds the board: from the lock's record, else from the lab.
 
         Raises:
-            PortError: if the coordinator does not answer.
+            PortError: if the coordinator does not respond.
         """
         return super().holder() or labgrid.holder(self.spec)
 
@@ -345,7 +345,7 @@ def _slot(spec: BoardSpec, rack: Rack, folder: Path) -> _Slot:
 
 
 def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int) -> list[_Slot]:
-    """Return the candidates that are plugged in, each piece of hardware once."""
+    """Return slots for the candidates that are plugged in, one for each piece of hardware."""
     found: dict[str, _Slot] = {}
     aliases: list[str] = []
     missing: list[PortError] = []
@@ -369,11 +369,11 @@ def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int
 
 
 def _take(slots: list[_Slot], count: int) -> list[_Slot]:
-    """Lock the first *count* slots that are free, and return them; if there are fewer, lock and return none."""
-    # A place is acquired, and given back, in seconds: not for nothing.
+    """Lock and return the first *count* free slots; if there are fewer, lock none and return an empty list."""
+    # Acquiring and releasing a place takes seconds, so do not try if too few are free.
     if count > 1 and len(set[str]().union(*(slot.chances() for slot in slots))) < count:
         return []
-    # Whoever needs all of them goes in one order for all processes: the one that has the first lock wins.
+    # If all are needed, every process locks them in the same order: the one that gets the first lock wins.
     order = sorted(slots, key=lambda slot: slot.stem) if 1 < count == len(slots) else slots
     taken: list[_Slot] = []
     try:
@@ -405,13 +405,13 @@ def _sign(taken: list[_Slot], purpose: str, waited: float) -> list[Lease]:
 
 
 def _is_passing(slots: list[_Slot], count: int) -> bool:
-    """Tell whether so many slots are held by nobody who has signed: an observer's look also locks, for microseconds."""
+    """Return whether *count* slots have no recorded holder: checking a lock also locks it, for microseconds."""
     signed = sum(1 for holder in _holders(slots) if holder.is_signed)
     return len(slots) - signed >= count
 
 
 def _holders(slots: list[_Slot]) -> list[HolderRecord]:
-    """Return who holds any of the slots; who holds those that have gone meanwhile is unknown."""
+    """Return the known holders of the slots."""
     found: list[HolderRecord] = []
     for slot in slots:
         with contextlib.suppress(PortError):
@@ -421,7 +421,7 @@ def _holders(slots: list[_Slot]) -> list[HolderRecord]:
 
 
 def _read_record(path: Path) -> HolderRecord | None:
-    """Return the record in a file; None if there is none, or its writer is dead."""
+    """Return the record in a file; None if there is none, or its writer has ended."""
     try:
         record = HolderRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -432,14 +432,14 @@ def _read_record(path: Path) -> HolderRecord | None:
 
 
 def lock_folder(rack: Rack) -> Path:
-    """Return the folder of the locks, made if it is missing: the same for all users of the machine.
+    """Return the lock folder, which all users of the machine share. It is created if it is missing.
 
-    It is the one of ``PYTEST_ESP_LOCK_DIR``, of ``[rack] lock_dir``, /run/lock/pytest-esp, or, where that can not be
-    made, /tmp/pytest-esp. A folder that is there and may not be written is refused, not passed over: two users with
-    two folders would both get the board.
+    The first of these is used: ``PYTEST_ESP_LOCK_DIR``, ``[rack] lock_dir``, /run/lock/pytest-esp, or, if that cannot
+    be created, /tmp/pytest-esp. An existing folder that is not writable is an error: with two lock folders, two users
+    would both get the board.
 
     Raises:
-        LeaseError: if it cannot be made or written, or is not absolute.
+        LeaseError: if it cannot be created or written to, or is not absolute.
     """
     named = os.environ.get(ENVIRONMENT) or rack.lock_dir
     if named:
@@ -456,7 +456,7 @@ def _usable(folder: Path) -> Path:
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o1777)  # sticky: everybody makes locks, nobody removes another's
+            folder.chmod(0o1777)  # sticky: everyone can create locks, but only remove their own
     except OSError as error:
         raise _no_lock(folder, error) from error
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -468,7 +468,7 @@ def file_stem(spec: BoardSpec, rack: Rack) -> str:
     """Return a file name for a board: readable, and as unique as its identity.
 
     Raises:
-        PortError: if the board is named by what is plugged in, and is not.
+        PortError: if its port is given by USB IDs, and no device or several devices match.
     """
     key = identity(spec, rack)
     readable = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[-48:]
@@ -492,17 +492,17 @@ def _no_lock(folder: Path, error: Exception) -> LeaseError:
 
 def _timed_out(slots: list[_Slot], count: int, waited: float) -> LeaseError:
     held: list[str] = []
-    hint = "wait longer (--esp-lock-timeout), or end the holder: its lock goes with it"
+    hint = "increase the lock timeout, or end the process that holds the board"
     for slot in slots:
         try:
             if (holder := slot.holder()) is not None:
                 held.append(holder.describe())
                 if isinstance(holder, PlaceHolder):
-                    hint = "wait longer (--esp-lock-timeout), or ask its owner to release it (labgrid-client)"
+                    hint = "increase the lock timeout, or ask the owner to release the place (labgrid-client)"
         except PortError as error:
             held.append(f"{slot.spec.name}: {error.message}")
     wanted = f"{count} of {len(slots)} boards" if count > 1 or len(slots) > 1 else slots[0].spec.name
     return LeaseError(
-        f"{wanted} did not become free in {waited:.1f} s; " + ("; ".join(held) or "the holder has just let go"),
+        f"timed out after {waited:.1f} s waiting for {wanted}; " + ("; ".join(held) or "it was just released"),
         hint=hint,
     )

@@ -22,19 +22,19 @@ STATE_ENVIRONMENT = "PYTEST_ESP_STATE_DIR"
 
 
 def state_folder() -> Path:
-    """Return the folder for what is kept between runs: PYTEST_ESP_STATE_DIR, or the user's own; it may be missing."""
+    """Return the folder for data kept between runs, which may not exist: PYTEST_ESP_STATE_DIR, or one per user."""
     root = os.environ.get(STATE_ENVIRONMENT)
     return Path(os.path.expanduser(root)) if root else user_state_path("pytest-esp")
 
 
 @dataclass(frozen=True)
 class Rack:
-    """Which boards there are.
+    """The boards of a rack.
 
     Attributes:
         path: the file it was read from; None for the built-in rack.
-        boards: by name, in the order of the file.
-        lock_dir: where ``[rack] lock_dir`` wants the locks.
+        boards: the boards by name, in the order of the file.
+        lock_dir: the lock folder from ``[rack] lock_dir``; None if it is not set.
     """
 
     name: str
@@ -62,23 +62,23 @@ class Rack:
             return self.board(name).name
         if len(self.boards) != 1:
             raise RackError(
-                f"the rack {self.name!r} has {len(self.boards)} boards, and none was named",
-                hint=f"name one of {', '.join(self.boards)}",
+                f"the rack {self.name!r} has {len(self.boards)} boards, and none was selected",
+                hint=f"select one of {', '.join(self.boards)}",
             )
         return next(iter(self.boards))
 
     def match(self, requirement: Requirement) -> list[BoardSpec]:
-        """Return the boards that fit, in the order of the file.
+        """Return the boards that match, in the order of the file.
 
         Raises:
-            NoMatchError: if so many can never be had; says for each board what it lacks.
+            NoMatchError: if too few match; the message says why for each board.
         """
         found = [spec for spec in self.boards.values() if requirement.matches(spec)]
         if len(found) >= requirement.count:
             return found
         reasons = [f"{spec.name}: {why}" for spec in self.boards.values() if (why := requirement.why_not(spec))]
-        have = f"only {len(found)} of {requirement.count} boards fit" if found else "no board of the rack fits"
-        raise NoMatchError(f"{have} ({requirement.describe()}): " + "; ".join(reasons or ["it has no more boards"]))
+        have = f"only {len(found)} of {requirement.count} boards match" if found else "no board of the rack matches"
+        raise NoMatchError(f"{have} ({requirement.describe()}): " + "; ".join(reasons or ["it has no other boards"]))
 
     def lease(
         self,
@@ -88,11 +88,11 @@ class Rack:
         timeout: float | None = None,
         on_wait: leases.OnWait | None = None,
     ) -> list[leases.Lease]:
-        """Take the boards that a requirement asks for, or the board of that name; see `lease.acquire`.
+        """Lease boards that match a requirement, or the board of that name; see `lease.acquire`.
 
         Raises:
             RackError: if the rack has no board of that name.
-            NoMatchError: if they can never be had.
+            NoMatchError: if too few boards match.
             LeaseError: if they do not become free in *timeout* seconds.
             PortError: if too few of them are plugged in.
         """
@@ -108,11 +108,11 @@ class Rack:
         )
 
     def state_dir(self, spec: BoardSpec) -> Path:
-        """Return the folder (made if missing) that keeps what a virtual board would keep in its flash.
+        """Return the folder for a virtual board's flash and other state. It is created if it is missing.
 
         Raises:
-            LeaseError: if it cannot be made.
-            PortError: if the board is named by what is plugged in, and is not.
+            LeaseError: if it cannot be created.
+            PortError: if the board's port is given by USB IDs, and no device or several devices match.
         """
         folder = state_folder() / leases.file_stem(spec, self)
         try:

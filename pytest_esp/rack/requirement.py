@@ -1,4 +1,4 @@
-"""What a test needs of a board."""
+"""Requirements that a board must meet."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _COMPARISON = re.compile(r"\s*(>=|<=|==|>|<|)\s*(.+?)\s*")
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a board must be; what is empty does not matter.
+    """What a board must be. Empty fields do not matter.
 
     Args:
         chips: any of these.
         backends: any of these.
-        boards: any of these, by name.
+        boards: any of these names.
         features: all of these.
-        flash: a comparison such as ``">=4MB"``; a bare size means exactly that.
-        count: so many boards at once.
+        flash: a comparison such as ``">=4MB"``; a size alone means exactly that size.
+        count: the number of boards.
 
     Raises:
-        RackError: if *flash* is no comparison, or *count* is not positive.
+        RackError: if *flash* is not a valid comparison, or *count* is not positive.
     """
 
     chips: tuple[str, ...] = ()
@@ -45,15 +45,15 @@ class Requirement:
             raise RackError(f"count must be at least 1, not {self.count}")
 
     def matches(self, spec: BoardSpec) -> bool:
-        """Tell whether *spec* is such a board."""
+        """Return whether *spec* meets the requirement."""
         return not self.why_not(spec)
 
     def why_not(self, spec: BoardSpec) -> str:
-        """Return what *spec* lacks, in words; empty if it matches."""
+        """Return why *spec* does not match; empty if it does."""
         if self.boards and spec.name not in self.boards:
             return f"it is not {_any(self.boards)}"
         if self.chips and spec.chip not in self.chips:
-            chip = spec.chip if spec.chip != "auto" else "unknown (boards.toml does not tell it)"
+            chip = spec.chip if spec.chip != "auto" else "unknown (not given in boards.toml)"
             return f"its chip is {chip}, not {_any(self.chips)}"
         if self.backends and spec.backend not in self.backends:
             return f"its backend is {spec.backend}, not {_any(self.backends)}"
@@ -65,7 +65,7 @@ class Requirement:
         return ""
 
     def describe(self) -> str:
-        """Return the requirement in words."""
+        """Return the requirement as text."""
         parts = [
             f"chip {_any(self.chips)}" if self.chips else "",
             f"backend {_any(self.backends)}" if self.backends else "",
@@ -95,7 +95,7 @@ def _parse_comparison(text: str) -> tuple[str, int]:
 def _flash_why_not(comparison: str, size: int | None) -> str:
     operator, wanted = _parse_comparison(comparison)
     if size is None:
-        return "boards.toml does not tell its flash_size"
+        return "its flash_size is not given in boards.toml"
     holds = {
         ">=": size >= wanted,
         "<=": size <= wanted,
@@ -103,4 +103,4 @@ def _flash_why_not(comparison: str, size: int | None) -> str:
         "<": size < wanted,
         "==": size == wanted,
     }
-    return "" if holds[operator] else f"its flash has {format_size(size)}, not {operator}{format_size(wanted)}"
+    return "" if holds[operator] else f"its flash size is {format_size(size)}, not {operator}{format_size(wanted)}"

@@ -1,4 +1,4 @@
-"""One board's entry in boards.toml, validated."""
+"""A board's entry in boards.toml, validated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_esp.rack.identity import check_port
 from pytest_esp.units import parse_size
 
 VIRTUAL_FLASH_SIZE = 4 * 1024 * 1024
-"""Bytes, of virtual boards whose entry does not say."""
+"""The default flash size of virtual boards, in bytes."""
 BACKENDS = ("serial", "qemu", "sim", "labgrid")
 VIRTUAL_BACKENDS = ("qemu", "sim")
 
@@ -51,11 +51,11 @@ _KEYS_OF = {
     "place": ("labgrid",),
     "tags": ("labgrid",),
 }
-"""Keys that only some backends have; a backend from an entry point may use all of them, and `options`."""
+"""Keys that only some backends accept. A backend from an entry point may use all of them, and `options`."""
 
 
 class Power(BaseModel):
-    """Commands that switch a board's supply."""
+    """Commands that switch a board's power supply."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,13 +64,13 @@ class Power(BaseModel):
 
 
 class PowerMeterSpec(BaseModel):
-    """What measures the current that a board takes.
+    """A meter of a board's supply current.
 
     Attributes:
-        driver: its kind: "ppk2", "sim", or one of another package.
-        port: where it is plugged in.
-        mode: "ampere" measures in the supply line; "source" supplies the board, too.
-        voltage_mv: what it supplies, or what the board is supplied with, in millivolts.
+        driver: "ppk2", "sim", or a driver from another package.
+        port: the meter's port.
+        mode: "ampere" measures in the supply line; "source" also supplies the board.
+        voltage_mv: the board's supply voltage, in millivolts.
         options: for drivers of other packages, and for "sim".
     """
 
@@ -87,7 +87,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class WireFaultSpec(BaseModel):
-    """What happens to the bytes of one direction; see `wire.faults.Fault`."""
+    """Faults of one direction of the wire; see `wire.faults.Fault`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -101,7 +101,7 @@ class WireFaultSpec(BaseModel):
 
 
 class FaultSpec(BaseModel):
-    """What goes wrong on a board from its start; see `wire.faults.Faults` and `boards.faults.BoardFaults`."""
+    """Faults of a board from its start; see `wire.faults.Faults` and `boards.faults.BoardFaults`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -118,9 +118,9 @@ class FaultSpec(BaseModel):
 
 
 class BoardSpec(BaseModel):
-    """What boards.toml says of one board. Sizes are bytes, paths absolute.
+    """A board's entry in boards.toml. Sizes are in bytes, paths are absolute.
 
-    The chip of a labgrid board is "auto" where neither the entry nor its tags tell it.
+    The chip of a labgrid board is "auto" if neither the entry nor its tags give it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -151,7 +151,7 @@ class BoardSpec(BaseModel):
 
     @property
     def virtual(self) -> bool:
-        """Whether the board is a program, so that nothing can be broken."""
+        """Whether the board is a simulation or emulation, which cannot be damaged."""
         return self.backend in VIRTUAL_BACKENDS
 
     @model_validator(mode="before")
@@ -174,7 +174,7 @@ class BoardSpec(BaseModel):
 
 
 def misfits(entry: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
-    """Yield what in a board's *entry* does not go together: the key (None where one is missing) and a message."""
+    """Yield conflicts in a board's *entry*: the key (None if one is missing) and a message."""
     backend = entry.get("backend")
     if backend in BACKENDS:
         for key in entry.keys() & _KEYS_OF.keys():
@@ -185,9 +185,9 @@ def misfits(entry: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
     if backend == "labgrid" and not (entry.get("coordinator") and (entry.get("place") or entry.get("tags"))):
         yield None, "a labgrid board needs its `coordinator`, and `place` or `tags`"
     if backend == "labgrid" and entry.get("place") and entry.get("tags"):
-        yield "tags", "a labgrid board has `place` or `tags`: the place is what its name says, whatever its tags are"
+        yield "tags", "a labgrid board needs either `place` or `tags`, not both"
     if backend == "labgrid" and entry.get("place") and entry.get("count", 1) != 1:
-        yield "count", "one `place` is one board; `tags` may mean several"
+        yield "count", "`place` selects one board; use `tags` for several"
     if isinstance(port := entry.get("port"), str):
         try:
             check_port(port)

@@ -1,4 +1,4 @@
-"""The state of a rack's boards: free, held by whom, or not plugged in."""
+"""The state of a rack's boards: free, held or missing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ State = Literal["free", "held", "missing"]
 
 @dataclass(frozen=True)
 class BoardState:
-    """What is known of a board without touching it.
+    """The state of a board, found without opening it.
 
     Attributes:
-        holder: who holds it; None unless it is held.
-        problem: why it cannot be found; None unless it is missing.
+        holder: who holds it; None if it is not held.
+        problem: why it cannot be found; None if it is not missing.
     """
 
     spec: BoardSpec
@@ -32,7 +32,7 @@ class BoardState:
     problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what changes, as plain data: ``state``, and ``holder`` in words or ``problem`` where there is one."""
+        """Return the state as plain data: ``state``, and ``holder`` as text or ``problem`` if there is one."""
         row: dict[str, Any] = {"state": self.state}
         if self.holder is not None:
             row["holder"] = self.holder.describe()
@@ -55,7 +55,7 @@ def state_of(spec: BoardSpec, rack: Rack) -> BoardState:
 
 
 def holder_to_dict(holder: HolderRecord) -> dict[str, Any]:
-    """Return a holder as plain data; ``since`` is ISO 8601 in UTC, ``seconds`` how long it has held by now."""
+    """Return a holder as plain data; ``since`` is ISO 8601 in UTC, ``seconds`` is how long the board has been held."""
     place = {"place": holder.place} if isinstance(holder, PlaceHolder) else {}
     return place | {
         "pid": holder.pid,

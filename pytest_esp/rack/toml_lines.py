@@ -1,4 +1,4 @@
-"""Where the keys of a TOML text are: tomllib does not tell."""
+"""Finds the lines of the keys in a TOML text, which tomllib does not report."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Path = tuple[str, ...]
 def locate_keys(text: str) -> dict[Path, int]:
     """Return the line (from 1) of every key and table of a valid TOML text.
 
-    A table that no header or key names by itself, as ``a`` in ``[a.b]``, lies where it is first mentioned. The keys in
-    an array of tables lie where they are first used.
+    A table without a separate header or key, such as ``a`` in ``[a.b]``, gets the line where it is first mentioned.
+    The keys in an array of tables get the line where they are first used.
     """
     return _Locator(text).run()
 
 
 class _Locator:
-    """Walks over the tokens of a text that tomllib has found to be valid."""
+    """Walks over the tokens of a text that tomllib has accepted."""
 
     def __init__(self, text: str) -> None:
         self._tokens: list[tuple[str, int]] = []
@@ -64,7 +64,7 @@ class _Locator:
         return self._tokens[self._next][0]
 
     def _skip(self, *marks: str) -> None:
-        """Pass over one token, or over all that are among *marks*."""
+        """Skip one token, or all tokens that are in *marks*."""
         if not marks:
             self._next += 1
         while marks and self._peek() in marks:

@@ -152,7 +152,7 @@ def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
         (("flash-write", "--board", "c3", "firmware=[1"), "this is not JSON", ""),
         (("chip-reset", "--board", "c3", "to=moon"), "to=moon: Input should be 'app' or 'bootloader'", ""),
         (("chip-identify", "--board", "c4"), "no board 'c4'", ""),
-        (("chip-identify",), "2 boards, and none was named", "c3, guarded"),
+        (("chip-identify",), "2 boards, and none was selected", "c3, guarded"),
         (("flash-erase", "--board", "guarded", "region=all"), "it needs 'erase', and allows read", "allow"),
     ],
 )

@@ -67,7 +67,7 @@ def test_only_some_components(serve):
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
-        ({}, "3 boards, and none was named", "c3, esp32, guarded"),
+        ({}, "3 boards, and none was selected", "c3, esp32, guarded"),
         ({"port": "c4"}, "no board 'c4'", None),
         ({"port": "/dev/ttyNone"}, "/dev/ttyNone", "plugged in"),
         ({"port": "rfc2217://"}, "rfc2217://", None),

@@ -108,8 +108,8 @@ def test_a_held_board_past_the_time_out_is_an_error_that_names_its_holder(projec
     with held_elsewhere(project, "one-esp32"):
         result = project.run("--esp-lock-timeout=0.1")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*one-esp32 did not become free in 0.1 s; *by a long session (*pid *"])
-    result.stdout.fnmatch_lines(["*--esp-lock-timeout*"])
+    result.stdout.fnmatch_lines(["*timed out after 0.1 s waiting for one-esp32; *by a long session (*pid *"])
+    result.stdout.fnmatch_lines(["*hint: increase the lock timeout*"])
     assert "Traceback" not in str(result.stdout)
 
 

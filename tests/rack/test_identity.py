@@ -124,7 +124,7 @@ def test_usb_ids_and_serial_number_find_the_device_node(tmp_path, plugged_in):
     assert resolve_port(rack.board("whole")) == "/dev/ttyACM1"
     assert identity(rack.board("whole"), rack) == identity(rack.board("node"), rack)
     assert resolve_port(rack.board("beginning")) == "/dev/ttyACM2"
-    with pytest.raises(PortError, match="ambiguous: /dev/ttyACM0, /dev/ttyACM1"):
+    with pytest.raises(PortError, match="matches several devices: /dev/ttyACM0, /dev/ttyACM1"):
         resolve_port(rack.board("vague"))
     with pytest.raises(PortError, match="add :serial=SERIAL"):
         resolve_port(rack.board("any"))

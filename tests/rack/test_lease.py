@@ -122,7 +122,7 @@ def test_a_waiter_says_who_holds_the_board_and_for_how_long(rack):
         message = str(caught.value)
         assert f"pid {holder.pid}" in message
         assert "the other test" in message
-        assert "did not become free in 0.1 s" in message
+        assert "timed out after 0.1 s waiting for" in message
         assert {record.board for record in heard[0]} == {"a", "b"}
         assert holder_of(rack.board("a"), rack).pid == holder.pid
     finally:
