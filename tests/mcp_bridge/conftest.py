@@ -4,6 +4,7 @@ import json
 from contextlib import ExitStack
 
 import anyio
+import jsonschema
 import pytest
 from anyio.from_thread import start_blocking_portal
 from fastmcp import Client
@@ -62,6 +63,12 @@ class Server:
         assert result.structured_content is not None, result.content
         assert result.is_error != result.structured_content["success"]
         return result.structured_content
+
+    def fits(self, name, arguments, success=True):
+        """Check that a call succeeds, or fails, as is said, and that its answer fits the tool's schema."""
+        answer = self.call(name, **arguments)
+        assert answer["success"] is success, answer
+        jsonschema.validate(answer, self.list_tools()[name].output_schema)
 
     def try_call(self, name, arguments, seconds):
         """Return the whole result of a call with any arguments, which must come in time."""

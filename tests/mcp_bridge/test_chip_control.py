@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 from serial.tools import list_ports
 
@@ -42,7 +41,6 @@ def test_no_tool_is_missing(server):
 
 
 def test_answers_fit_their_schemas(server):
-    tools = server.list_tools()
     shutil.copy(FIRMWARE / "esp32c3" / "pytest_esp_test.elf", server.folder / "app.elf")
     calls = [
         ("esp_scan_ports", {"detailed": True}),
@@ -54,11 +52,11 @@ def test_answers_fit_their_schemas(server):
         ("esp_run_firmware", {"port": "c3", "wait_seconds": 0.1}),
         ("esp_elf_to_ram_binary", {"elf_file": "app.elf", "chip_type": "esp32c3"}),
         ("esp_load_ram", {"port": "c3", "firmware": "app.ram.bin", "wait_seconds": 0.1}),
-        ("esp_load_test_firmware", {"port": "c3"}),
         ("esp_recover_chip", {"port": "c3", "wait_seconds": 0.1}),
     ]
     for name, arguments in calls:
-        jsonschema.validate(server.call(name, **arguments), tools[name].output_schema)
+        server.fits(name, arguments)
+    server.fits("esp_load_test_firmware", {"port": "c3"}, success=False)  # a simulated chip runs no machine code
 
 
 REFUSED = [

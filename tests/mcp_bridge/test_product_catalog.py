@@ -4,7 +4,6 @@ import http.server
 import json
 import threading
 
-import jsonschema
 import pytest
 
 
@@ -82,16 +81,15 @@ def test_the_vendor_is_asked_only_on_request(server, monkeypatch):
 
 
 def test_answers_fit_their_schemas(server):
-    tools = server.list_tools()
     for name, arguments in [
         ("esp_product_search", {}),
         ("esp_product_info", {"product": "ESP32-S3-WROOM-1"}),
-        ("esp_product_info", {"product": "nothing"}),
         ("esp_chip_compare", {"chips": ["esp32", "esp32p4", "esp8266"]}),
         ("esp_product_recommend", {"band_5ghz": True}),
         ("esp_product_availability", {"product": "ESP32-WROVER-E"}),
     ]:
-        jsonschema.validate(server.call(name, **arguments), tools[name].output_schema)
+        server.fits(name, arguments)
+    server.fits("esp_product_info", {"product": "nothing"}, success=False)
 
 
 def test_the_catalogue_is_a_resource(server):
