@@ -17,6 +17,17 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 
+FOR_THE_TESTS = {"PYTEST_ESP_FIRMWARE", "PYTEST_ESP_RECORD_PANICS", "PYTEST_ESP_HOSTILE_EXAMPLES"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure():
+    """Racks, folders and tokens of the user's environment reach neither the tests nor the plugin that runs them."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_ESP_")]:
+        if name not in FOR_THE_TESTS:
+            del os.environ[name]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _secrets_stay_in_their_process():
     """Other workers of this run do not tell of theirs in the middle of a test: what is known is what it gave."""
