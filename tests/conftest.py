@@ -42,15 +42,30 @@ def _forget_secrets():
     secrets.forget()
 
 
-@pytest.fixture
-def make_esp():
-    """A function that returns the operations on the board *name* of *rack*; their links are closed after the test."""
-    from pytest_esp import Esp, Link, make_board
+def _toml(value):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{key}" = {_toml(one)}' for key, one in value.items()) + "}"
+    return json.dumps(value)
 
+
+@pytest.fixture
+def make_esp(tmp_path, monkeypatch):
+    """A function that returns the operations on a board, whose link is closed after the test.
+
+    The board is *name* of *rack*; without a rack it has one to itself, and *keys* are its entry in boards.toml.
+    """
+    from pytest_esp import Esp, Link, make_board
+    from pytest_esp.rack.config import load_rack
+
+    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
     links = []
 
-    def make(rack, name, **consent):
-        links.append(Link(make_board(rack.board(name), rack), **consent))
+    def make(rack=None, name="b", **keys):
+        if rack is None:
+            file = tmp_path / f"board-{len(links)}.toml"
+            file.write_text(f"[boards.{name}]\n" + "".join(f"{key}={_toml(value)}\n" for key, value in keys.items()))
+            rack = load_rack(file)
+        links.append(Link(make_board(rack.board(name), rack)))
         return Esp(links[-1])
 
     yield make

@@ -12,11 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pytest_esp.boards.registry import make_board
 from pytest_esp.formats.nor_flash import NorFlash
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.labgrid_protocol import Connection
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.endpoints import serve
@@ -27,24 +23,14 @@ LABGRID = "26.0.1"
 
 
 @pytest.fixture
-def qemu_esp(need_qemu, tmp_path, monkeypatch):
+def qemu_esp(need_qemu, make_esp):
     """Make a QEMU machine: a function from chip and further keys of boards.toml to the operations on it."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
-    links = []
 
     def make(chip, **keys):
         need_qemu(chip)
-        lines = "".join(f"{key} = {value!r}\n" for key, value in {"flash_size": "2MB", **keys}.items())
-        path = tmp_path / f"boards-{len(links)}.toml"
-        path.write_text(f'[boards.machine-{len(links)}]\nbackend = "qemu"\nchip = "{chip}"\n{lines}')
-        rack = load_rack(path)
-        (spec,) = rack.boards.values()
-        links.append(Link(make_board(spec, rack)))
-        return Esp(links[-1])
+        return make_esp(**{"backend": "qemu", "chip": chip, "flash_size": "2MB", **keys})
 
-    yield make
-    for link in links:
-        link.close()
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,6 @@ from pytest_esp.boards.faults import BoardFaults
 from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import BackendError, EspError, LinkError, OperationError, PortError, RackError, WrongChipError
 from pytest_esp.link.fast import FastLoader
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.config import load_rack
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.endpoints import serve
 from pytest_esp.wire.faults import Fault
@@ -27,25 +24,8 @@ def short_waits(monkeypatch):
 
 
 @pytest.fixture
-def esp_of(tmp_path, monkeypatch):
-    """A function that returns the operations on a board with this entry."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
-    links = []
-
-    def make(entry):
-        (tmp_path / "boards.toml").write_text(f"[boards.b]\n{entry}\n")
-        rack = load_rack(tmp_path / "boards.toml")
-        links.append(Link(make_board(rack.board("b"), rack)))
-        return Esp(links[-1])
-
-    yield make
-    for link in links:
-        link.close()
-
-
-@pytest.fixture
-def esp(esp_of):
-    found = esp_of('backend="sim"\nchip="esp32c3"\nflash_size="4MB"')
+def esp(make_esp):
+    found = make_esp(backend="sim", chip="esp32c3", flash_size="4MB")
     found.chip.identify()
     return found
 
@@ -208,40 +188,40 @@ def test_a_wrong_chip(esp, faults):
 # -- by spec
 
 
-def test_faults_of_an_entry_are_there_from_the_start(esp_of):
-    esp = esp_of('backend="sim"\nchip="esp32c3"\nfaults={secure_download=true, stuck={"0x10000"=1}}')
+def test_faults_of_an_entry_are_there_from_the_start(make_esp):
+    esp = make_esp(backend="sim", chip="esp32c3", faults={"secure_download": True, "stuck": {"0x10000": 1}})
     assert esp.security.posture().download_mode == "secure"
     assert esp.link.board.simulated.flash.stuck == {0x10000: 1}
     with pytest.raises(WrongChipError, match="ESP32, not an ESP32-S2"):
-        esp_of('backend="sim"\nchip="esp32s2"\nfaults={wrong_chip="esp32"}').chip.identify()
+        make_esp(backend="sim", chip="esp32s2", faults={"wrong_chip": "esp32"}).chip.identify()
     with pytest.raises(EspError):
-        esp_of('backend="sim"\nchip="esp32c3"\nfaults={to_host={silent_after=100}}').flash.read(0, 0x1000)
+        make_esp(backend="sim", chip="esp32c3", faults={"to_host": {"silent_after": 100}}).flash.read(0, 0x1000)
 
 
 @pytest.mark.parametrize(
     ("faults", "words"),
     [
-        ("{to_host={lose=2}}", "less than or equal to 1"),
-        ("{lose=0.1}", "unknown key `lose`"),
-        ('{stuck={"here"=1}}', "match pattern"),
-        ("{reset_cause='x'}", "brownout"),
+        ({"to_host": {"lose": 2}}, "less than or equal to 1"),
+        ({"lose": 0.1}, "unknown key `lose`"),
+        ({"stuck": {"here": 1}}, "match pattern"),
+        ({"reset_cause": "x"}, "brownout"),
     ],
 )
-def test_a_wrong_entry_is_refused(esp_of, faults, words):
+def test_a_wrong_entry_is_refused(make_esp, faults, words):
     with pytest.raises(RackError, match=words):
-        esp_of(f'backend="sim"\nchip="esp32c3"\nfaults={faults}')
+        make_esp(backend="sim", chip="esp32c3", faults=faults)
 
 
 # -- a real port, by a proxy
 
 
 @pytest.fixture
-def real(esp_of):
+def real(make_esp):
     """Operations on a board that counts as real, whose entry asks for the proxy."""
     chip = SimChip("esp32c3", rise_time=SLOW_HOST_RISE_TIME)
     chip.reset(bootloader=False)
     endpoint = serve(chip.wire, "rfc2217://127.0.0.1:0")
-    yield esp_of(f'backend="serial"\nchip="esp32c3"\nport="{endpoint.url}"\nfaults={{}}')
+    yield make_esp(backend="serial", chip="esp32c3", port=endpoint.url, faults={})
     endpoint.close()
     chip.close()
 

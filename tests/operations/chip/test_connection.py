@@ -2,12 +2,8 @@
 
 import pytest
 
-from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import LinkError, OperationError, WrongChipError
 from pytest_esp.link.fast import FastLoader
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.config import load_rack
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.endpoints import serve
 from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
@@ -122,23 +118,12 @@ def test_arguments_that_make_no_sense(esp_of):
 
 
 @pytest.fixture
-def served(tmp_path):
+def served(make_esp):
     """Serve a chip on a port with control lines: a function from the chip that its entry claims to the operations."""
     chip = SimChip("esp32c3", rise_time=SLOW_HOST_RISE_TIME)
     chip.reset(bootloader=False)
     endpoint = serve(chip.wire, "rfc2217://127.0.0.1:0")
-    links = []
-
-    def open_as(claimed):
-        path = tmp_path / "boards.toml"
-        path.write_text(f'[boards.real]\nbackend="serial"\nchip="{claimed}"\nport="{endpoint.url}"\nbaud=230400\n')
-        rack = load_rack(path)
-        links.append(Link(make_board(rack.board("real"), rack)))
-        return Esp(links[-1])
-
-    yield open_as
-    for link in links:
-        link.close()
+    yield lambda claimed: make_esp(backend="serial", chip=claimed, port=endpoint.url, baud=230400)
     endpoint.close()
     chip.close()
 

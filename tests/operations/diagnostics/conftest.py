@@ -7,31 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from pytest_esp.boards.registry import make_board
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.config import load_rack
-
 LOGS = Path(__file__).parents[2] / "link" / "data"
 
 
 @pytest.fixture
-def qemu_esp(need_qemu, tmp_path, monkeypatch):
+def qemu_esp(need_qemu, make_esp):
     """Make a QEMU machine: a function from its chip to the operations on it."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
-    links = []
 
     def make(chip):
         need_qemu(chip)
-        path = tmp_path / f"{chip}.toml"
-        path.write_text(f'[boards.machine]\nbackend = "qemu"\nchip = "{chip}"\nflash_size = "4MB"\n')
-        rack = load_rack(path)
-        links.append(Link(make_board(rack.board("machine"), rack)))
-        return Esp(links[-1])
+        return make_esp(backend="qemu", chip=chip, flash_size="4MB")
 
-    yield make
-    for link in links:
-        link.close()
+    return make
 
 
 @pytest.fixture

@@ -4,29 +4,13 @@ import time
 
 import pytest
 
-from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import BackendError, OperationError, RackError, StoppedError
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.config import load_rack
 
 
 @pytest.fixture
-def metered(tmp_path, monkeypatch):
+def metered(make_esp):
     """Make a board with a meter: a function from its backend and the meter's entry to the operations on it."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
-    links = []
-
-    def make(meter, backend="sim"):
-        path = tmp_path / "metered.toml"
-        path.write_text(f'[boards.one]\nbackend = "{backend}"\nchip = "esp32c3"\npower_meter = {meter}\n')
-        rack = load_rack(path)
-        links.append(Link(make_board(rack.board("one"), rack)))
-        return Esp(links[-1])
-
-    yield make
-    for link in links:
-        link.close()
+    return lambda meter, backend="sim": make_esp(backend=backend, chip="esp32c3", power_meter=meter)
 
 
 def test_a_measurement_can_be_stopped(metered):
@@ -43,9 +27,11 @@ def test_a_measurement_can_be_stopped(metered):
     assert told == [3600]
 
 
-SLEEPER = (
-    '{ driver = "sim", voltage_mv = 3000, options = { levels_ma = [50, 0.005, 0.005, 0.005], level_seconds = 0.02 } }'
-)
+SLEEPER = {
+    "driver": "sim",
+    "voltage_mv": 3000,
+    "options": {"levels_ma": [50, 0.005, 0.005, 0.005], "level_seconds": 0.02},
+}
 
 
 def test_a_board_that_sleeps_most_of_the_time(metered):
@@ -123,9 +109,9 @@ def test_what_is_refused(metered, esp_of):
     with pytest.raises(OperationError, match="0 s cannot be measured"):
         esp_of("esp32").diagnostics.power_analysis(0)
     with pytest.raises(BackendError, match="unknown power meter driver 'multimeter'"):
-        metered('{ driver = "multimeter" }').diagnostics.power_analysis()
+        metered({"driver": "multimeter"}).diagnostics.power_analysis()
     with pytest.raises(RackError, match=r"drivr.*driver"):
-        metered('{ drivr = "sim" }')
+        metered({"drivr": "sim"})
 
 
 @pytest.mark.qemu

@@ -4,13 +4,9 @@ import time
 
 import pytest
 
-from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import OperationError, StoppedError
 from pytest_esp.link.console import Line
-from pytest_esp.link.link import Link
 from pytest_esp.operations.diagnostics import profile_of
-from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.config import load_rack
 
 NAMES = [
     "ROM", "bootloader", "partition table", "loading the app", "app loaded", "startup", "heap", "scheduler", "app_main",
@@ -72,23 +68,15 @@ def test_rates():
 
 
 @pytest.fixture
-def running(tmp_path, monkeypatch):
+def running(make_esp):
     """Make a simulated chip with an app: a function from the app's name to the operations on it."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
-    links = []
 
     def make(app, build):
-        path = tmp_path / "running.toml"
-        path.write_text(f'[boards.one]\nbackend = "sim"\nchip = "esp32c3"\napp = "{app}"\n')
-        rack = load_rack(path)
-        links.append(Link(make_board(rack.board("one"), rack)))
-        esp = Esp(links[-1])
+        esp = make_esp(backend="sim", chip="esp32c3", app=app)
         esp.flash.write(build)
         return esp
 
-    yield make
-    for link in links:
-        link.close()
+    return make
 
 
 def test_a_simulated_chip(running, build_of):

@@ -5,35 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import LinkError, OperationError, RefusedError, StoppedError, WrongChipError
 from pytest_esp.link.fast import FastLoader
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.config import load_rack
 
 FIRMWARE = Path(__file__).parents[2] / "firmware" / "build"
 STEPS = ["reset", "power cycle", "boot strap", "lower baud rate", "stub", "ROM without stub", "boot", "erase app"]
 
 
 @pytest.fixture
-def board(tmp_path, monkeypatch):
+def board(monkeypatch, make_esp):
     """Make a board: a function from keys of boards.toml to the operations on it."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    links = []
-
-    def make(**keys):
-        keys = {"backend": "sim", "chip": "esp32c3", **keys}
-        path = tmp_path / f"boards-{len(links)}.toml"
-        path.write_text("[boards.one]\n" + "".join(f"{key} = {value!r}\n" for key, value in keys.items()))
-        rack = load_rack(path)
-        links.append(Link(make_board(rack.board("one"), rack)))
-        return Esp(links[-1])
-
-    yield make
-    for link in links:
-        link.close()
+    return lambda **keys: make_esp(**{"backend": "sim", "chip": "esp32c3", **keys})
 
 
 @pytest.fixture

@@ -8,35 +8,19 @@ from pathlib import Path
 import pytest
 from esptool import cmds
 
-from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
 from pytest_esp.operations.firmware import ram
 from pytest_esp.operations.firmware.ram_image import elf_to_ram_image
-from pytest_esp.rack.config import load_rack
 
 SOURCE = Path(ram.__file__).parent / "selftest"
 FIRMWARE = Path(__file__).parents[2] / "firmware" / "build"
 
 
 @pytest.fixture
-def board(tmp_path, monkeypatch):
-    """Make a board of any backend: a function from keys of boards.toml to the operations on it."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
+def board(monkeypatch, make_esp):
+    """Make a board of any backend, whose app may be one of the tests'."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    links = []
-
-    def make(**keys):
-        path = tmp_path / f"boards-{len(links)}.toml"
-        path.write_text("[boards.one]\n" + "".join(f"{key} = {value!r}\n" for key, value in keys.items()))
-        rack = load_rack(path)
-        links.append(Link(make_board(rack.board("one"), rack)))
-        return Esp(links[-1])
-
-    yield make
-    for link in links:
-        link.close()
+    return make_esp
 
 
 def sim(board, app):

@@ -7,11 +7,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from pytest_esp.boards.registry import make_board
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
 from pytest_esp.operations.ota import package
-from pytest_esp.rack.config import load_rack
 
 BUILDS = Path(__file__).parents[2] / "firmware" / "build"
 VERSION_AT, VERSION_SIZE = 32 + 16, 32  # in the image: header, segment header, then esp_app_desc_t
@@ -76,18 +72,6 @@ def board(request, need_qemu, esp_on):
 
 
 @pytest.fixture
-def esp_on(tmp_path, monkeypatch):
+def esp_on(make_esp):
     """Return the operations on a new board."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
-    links = []
-
-    def make(backend, chip):
-        path = tmp_path / f"{len(links)}.toml"
-        path.write_text(f'[boards.b]\nbackend="{backend}"\nchip="{chip}"\nflash_size="2MB"\n')
-        rack = load_rack(path)
-        links.append(Link(make_board(rack.board("b"), rack)))
-        return Esp(links[-1])
-
-    yield make
-    for link in links:
-        link.close()
+    return lambda backend, chip: make_esp(backend=backend, chip=chip, flash_size="2MB")

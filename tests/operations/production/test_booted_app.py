@@ -16,11 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_esp.boards.registry import make_board
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.config import load_rack
-
 FIRMWARE = Path(__file__).parents[2] / "firmware"
 BLOB = bytes(value * 7 % 251 for value in range(6000))
 VALUES = {
@@ -54,25 +49,17 @@ KEY = bytes(range(64))
 
 
 @pytest.fixture
-def connect(tmp_path, monkeypatch, need_qemu):
+def connect(monkeypatch, need_qemu, make_esp):
     """A function that makes a board, and returns the operations on it."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.syspath_prepend(str(FIRMWARE))
-    links = []
 
     def connect(backend, chip):
-        app = 'app = "app:TestFirmware"\n' if backend == "sim" else ""
+        app = {"app": "app:TestFirmware"} if backend == "sim" else {}
         if backend == "qemu":
             need_qemu(chip)
-        path = tmp_path / "boards.toml"
-        path.write_text(f'[boards.one]\nbackend = "{backend}"\nchip = "{chip}"\nflash_size = "4MB"\n{app}')
-        rack = load_rack(path)
-        links.append(Link(make_board(rack.board("one"), rack)))
-        return Esp(links[-1])
+        return make_esp(backend=backend, chip=chip, flash_size="4MB", **app)
 
-    yield connect
-    for link in links:
-        link.close()
+    return connect
 
 
 @pytest.fixture(

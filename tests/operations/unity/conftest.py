@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_esp.boards.registry import make_board
-from pytest_esp.link.link import Link
-from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack
 
 FOLDER = Path(__file__).parent
@@ -23,9 +20,8 @@ def recorded():
 
 
 @pytest.fixture
-def links(tmp_path, monkeypatch):
+def links(tmp_path, monkeypatch, make_esp):
     """A function that makes links to boards of *chips*, all with the given entries in boards.toml."""
-    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("PYTEST_ESP_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.syspath_prepend(str(FIRMWARE))
@@ -39,14 +35,12 @@ def links(tmp_path, monkeypatch):
         path.write_text("\n".join(tables))
         rack = load_rack(path)
         for name, chip in zip(names, chips, strict=True):
-            link = Link(make_board(rack.board(name), rack))
-            made.append(link)
-            Esp(link).flash.write(build(chip))
+            esp = make_esp(rack, name)
+            esp.flash.write(build(chip))
+            made.append(esp.link)
         return made
 
-    yield make
-    for link in made:
-        link.close()
+    return make
 
 
 @pytest.fixture
