@@ -1,9 +1,16 @@
 """Connecting by strategies, and measuring the link, on simulated chips with lines that are not what they should be."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+from esptool.reset import ClassicReset, UnixTightReset, USBJTAGSerialReset
+from esptool.util import FatalError
+
+from pytest_esp.boards.board import Board
 from pytest_esp.errors import LinkError, OperationError, WrongChipError
 from pytest_esp.link.fast import FastLoader
+from pytest_esp.operations.chip import connection
+from pytest_esp.operations.chip.connection import Strategy, connect_by, strategies
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.endpoints import serve
 from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
@@ -193,3 +200,237 @@ def test_secure_download_mode_answers_sync_only(esp_of):
     assert (found.errors, found.stub) == (0, False)
     assert found.speeds[0].latency is None
     assert found.speeds[0].bytes_per_second is None
+
+
+def test_a_chip_that_does_nothing_is_given_up_after_three_errors(esp_of, monkeypatch):
+    esp = esp_of("esp32")
+    esp.chip.connect()
+    chip = chip_of(esp)
+    read = chip.bus.read
+    monkeypatch.setattr(chip.bus, "read", lambda address: read(address) & ~0x100)
+    (speed,) = esp.chip.check_connection(rounds=9).speeds
+    assert (speed.rounds, speed.register_errors, speed.md5_errors) == (3, 3, 0)
+    monkeypatch.setattr(chip.flash, "md5", lambda address, size: b"\0" * 16)
+    found = esp.chip.check_connection(rounds=9)
+    assert [(speed.rounds, speed.register_errors, speed.md5_errors) for speed in found.speeds] == [(2, 2, 2)]
+    assert found.errors == 4
+
+
+def test_the_rates_that_are_tried(esp_of):
+    def tried(name, highest):
+        return [speed.baudrate for speed in esp_of(name).chip.check_connection(1, highest).speeds]
+
+    assert tried("esp32c3", 300_000) == [115200, 230400, 300_000]
+    assert tried("esp32c3", 115200) == [115200]
+    assert tried("esp32c3", 57600) == [57600]
+    assert tried("esp8266", 230400) == [115200, 230400]  # its stub can change it
+
+
+def test_the_rom_of_an_esp8266_is_measured_at_its_rate(esp_of, monkeypatch):
+    esp = esp_of("esp8266")
+    monkeypatch.setattr(type(esp.link.board), "uploads_slowly", True)
+    found = esp.chip.check_connection(1)
+    assert [speed.baudrate for speed in found.speeds] == [115200]
+    assert not found.stub
+
+
+def test_as_many_rounds_as_may_be(esp_of):
+    esp = esp_of("locked")
+    assert esp.chip.check_connection(rounds=1000, highest=115200).speeds[0].rounds == 1000
+    assert esp.chip.check_connection(rounds=1, highest=115200).speeds[0].rounds == 1
+    with pytest.raises(OperationError, match="1001 rounds"):
+        esp.chip.check_connection(rounds=1001)
+
+
+class Clock:
+    """Each look at it is the next of *times*; the last one stays."""
+
+    def __init__(self, *times):
+        self.times = list(times)
+
+    def monotonic(self):
+        return self.times.pop(0) if len(self.times) > 1 else self.times[0]
+
+
+@pytest.mark.parametrize(("stub", "size"), [(True, 4096), (False, 256)])
+def test_what_is_measured(esp_of, monkeypatch, stub, size):
+    """Round trips of 1, 2 and 6 s, then a block of flash in 8 s."""
+    esp = esp_of("esp32c3")
+    monkeypatch.setattr(type(esp.link.board), "uploads_slowly", not stub)
+    esp.chip.connect(use_stub=stub)
+    monkeypatch.setattr(connection, "time", Clock(0.5, 10, 11, 20, 22, 30, 36, 40, 48, 100))
+    found = esp.chip.check_connection(rounds=1, highest=115200)
+    (speed,) = found.speeds
+    assert (speed.latency, speed.worst_latency, speed.bytes_per_second) == (2, 6, size / 8)
+    assert (found.seconds, found.stub) == (99.5, stub)
+
+
+def test_registers_get_patterns_and_flash_is_read_all_over(esp_of, monkeypatch):
+    esp = esp_of("esp32")
+    esp.chip.connect()
+    chip, written, addresses = chip_of(esp), [], []
+    write, md5 = chip.bus.write, chip.flash.md5
+
+    def note_write(address, value, *mask):
+        written.append((address, value))
+        write(address, value, *mask)
+
+    def note_md5(address, size):
+        addresses.append((address, size))
+        return md5(address, size)
+
+    monkeypatch.setattr(chip.bus, "write", note_write)
+    monkeypatch.setattr(chip.flash, "md5", note_md5)
+    assert esp.chip.check_connection(rounds=17, highest=115200).errors == 0
+    echoes = [value for address, value in written if address == 0x3FF42000 + 0x80 + 60]  # SPI_W15
+    assert len(echoes) == 3 * 17
+    assert {0x55AA55AA, 0xC0DBDCDD} < set(echoes)
+    assert len(set(echoes)) == 2 + 17
+    asked = [address for address, size in addresses if size == 4096]
+    assert asked == [0x1000 * (number % 16) for number in range(1, 18)]
+
+
+# -- strategies
+
+
+class ByLines:
+    """A board that is reset by its control lines."""
+
+    reset = Board.reset
+
+
+class ByItself:
+    """A board that has a reset of its own."""
+
+    def reset(self, *, bootloader): ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "port", "system", "resets"),
+    [
+        (ByItself, "socket://lab:1", "posix", ["board", "no-reset"]),
+        (ByLines, "socket://lab:1", "posix", ["no-reset"]),
+        (ByLines, "rfc2217://lab:1", "posix", ["classic", "classic-long", "no-reset"]),
+        (ByLines, "COM3", "nt", ["classic", "classic-long", "no-reset"]),
+        (
+            ByLines,
+            "/dev/ttyUSB0",
+            "posix",
+            ["tight", "tight-long", "classic", "classic-long", "usb-jtag", "no-reset"],
+        ),
+    ],
+)
+def test_ways_into_the_loader(monkeypatch, kind, port, system, resets):
+    monkeypatch.setattr(connection, "os", SimpleNamespace(name=system))
+    found = strategies(SimpleNamespace(board=kind(), port=SimpleNamespace(name=port)))
+    slower = [Strategy(resets[0], baudrate) for baudrate in (57600, 38400, 19200)]
+    assert found == [*(Strategy(name, 115200) for name in resets), *slower]
+
+
+class Loader:
+    """Stands for esptool's loader: it notes how it is reset, and answers after so many attempts."""
+
+    _port = SimpleNamespace(name="/dev/ttyUSB0")
+
+    def __init__(self, error=None, silent=0):
+        self.error = error
+        self.silent = silent
+        self.flushed = 0
+
+    def _connect_attempt(self, reset, mode):
+        self.reset, self.mode = reset, mode
+        return self.error
+
+    def flush_input(self):
+        self.flushed += 1
+
+    def sync(self):
+        self.silent -= 1
+        if self.silent >= 0:
+            raise FatalError("no answer")
+
+
+def enter_by(strategy, loader, board=None):
+    """Let *loader* be reset by *strategy*; return at which baud rates."""
+    rates = []
+
+    def connect(words, enter, *, hello, baudrate):
+        assert words == str(strategy)
+        rates.extend((hello, baudrate))
+        enter(loader)
+
+    connect_by(SimpleNamespace(board=board, session=SimpleNamespace(connect_by=connect)), strategy)
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "delay"),
+    [
+        ("tight", UnixTightReset, 0.05),
+        ("tight-long", UnixTightReset, 0.55),
+        ("classic", ClassicReset, 0.05),
+        ("classic-long", ClassicReset, 0.55),
+        ("usb-jtag", USBJTAGSerialReset, 0.05),
+    ],
+)
+def test_resets_by_control_lines(name, kind, delay):
+    loader = Loader()
+    assert enter_by(Strategy(name, 57600), loader) == [57600, 57600]
+    assert type(loader.reset) is kind
+    assert loader.reset.reset_delay == pytest.approx(delay)
+    assert loader.mode == "default-reset"
+
+
+def test_a_chip_that_is_in_its_loader_is_not_reset():
+    loader = Loader()
+    enter_by(Strategy("no-reset"), loader)
+    assert (loader.reset, loader.mode) == (None, "no-reset")
+    with pytest.raises(FatalError, match="wrong boot mode"):
+        enter_by(Strategy("no-reset"), Loader(FatalError("wrong boot mode")))
+
+
+def test_a_board_that_resets_itself_is_waited_for(monkeypatch):
+    """As long as it may take to boot, and no longer."""
+    resets = []
+    board = SimpleNamespace(reset=lambda *, bootloader: resets.append(bootloader), boot_seconds=10.0)
+    monkeypatch.setattr(connection, "time", Clock(100.0, 109.9))
+    loader = Loader(silent=3)
+    enter_by(Strategy("board"), loader, board)
+    assert (resets, loader.flushed) == ([True], 4)
+    monkeypatch.setattr(connection, "time", Clock(100.0, 109.9, 110.0))
+    loader = Loader(silent=3)
+    with pytest.raises(FatalError):
+        enter_by(Strategy("board"), loader, board)
+    assert loader.flushed == 2
+
+
+def test_the_ways_are_tried_over_and_over(esp_of, monkeypatch):
+    """Seven attempts, if nothing else is said."""
+    esp = esp_of("esp32c3")
+    monkeypatch.setattr(chip_of(esp), "receive", lambda data: None)
+    with pytest.raises(LinkError, match=r"any of 7 attempts; the last: \S") as caught:
+        esp.chip.connect()
+    ways = [line.partition(":")[0] for line in caught.value.details["attempts"]]
+    assert ways[:5] == [str(way) for way in strategies(esp.link)]
+    assert ways[5:] == ways[:2]
+    with pytest.raises(LinkError, match="any of 1 attempts"):
+        esp.chip.connect(retries=1)
+
+
+def test_a_chip_that_answers_a_sync_and_nothing_else(esp_of, monkeypatch):
+    esp = esp_of("esp32c3")
+
+    def refuse(*_, **__):
+        raise LinkError("the stub does not start")
+
+    monkeypatch.setattr(esp.link.session, "use", refuse)
+    with pytest.raises(LinkError, match="nothing after it; the last: the stub does not start") as caught:
+        esp.chip.connect(baudrate=460800)
+    tried = [line.partition(":")[0] for line in caught.value.details["attempts"]]
+    assert list(dict.fromkeys(tried)) == ["460800 baud", "230400 baud", "115200 baud"]
+
+
+def test_how_long_it_took(esp_of, monkeypatch):
+    esp = esp_of("esp32c3")
+    monkeypatch.setattr(connection, "time", Clock(100.0, 103.5))
+    assert esp.chip.connect().seconds == 3.5
