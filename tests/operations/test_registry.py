@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 from functools import cached_property
+from typing import get_args, get_type_hints
 
 import pytest
 from pydantic import TypeAdapter
@@ -24,8 +25,25 @@ def test_every_operation_says_what_it_does_and_returns_a_record():
     for operation in OPERATIONS.values():
         assert operation.summary.endswith("."), operation.name
         assert dataclasses.is_dataclass(operation.result), operation.name
-        assert operation.result.__dataclass_params__.frozen, operation.name
         assert all(parameter.annotation is not None for parameter in operation.parameters)
+
+
+def collect_records(annotation, found):
+    """Add every dataclass in a type to *found*."""
+    inside = get_args(annotation)
+    if dataclasses.is_dataclass(annotation) and annotation not in found:
+        found.add(annotation)
+        inside = get_type_hints(annotation).values()
+    for one in inside:
+        collect_records(one, found)
+
+
+def test_nothing_in_a_result_can_be_changed():
+    records = set()
+    for operation in OPERATIONS.values():
+        collect_records(operation.result, records)
+    assert len(records) > len(OPERATIONS)
+    assert [record for record in records if not record.__dataclass_params__.frozen] == []
 
 
 def test_every_operation_has_a_method_of_its_own(esp_of):

@@ -1,5 +1,7 @@
 """What faults do to bytes, to the port and to the device, by a clock of their own: nothing here waits."""
 
+import dataclasses
+import inspect
 from collections import Counter
 
 import pytest
@@ -81,6 +83,18 @@ class Line:
 
 
 # -- bytes
+
+
+def test_what_can_be_switched_on():
+    assert repr(Fault()) == (
+        "Fault(lose=0.0, corrupt=0.0, double=0.0, cut=0.0, silent_after=None, latency=0.0, seed=0, passed=0)"
+    )
+    assert repr(Faults()) == (
+        f"Faults(to_device={Fault()}, to_host={Fault()}, vanish_after=None, vanish_seconds=None, reset_after=None, "
+        "reset_cause='reset', boot_loop=None, sent=0)"
+    )
+    for kind in (Fault, Faults):
+        assert [*inspect.signature(kind).parameters] == [field.name for field in dataclasses.fields(kind) if field.repr]
 
 
 def test_without_a_fault_everything_comes_through():
@@ -242,6 +256,14 @@ def test_a_reset_without_a_device():
 
 
 # -- a boot loop
+
+
+def test_a_loop_without_a_pause(clock):
+    line = Line(Faults(boot_loop=0.0))
+    line.wire.transmit(b"boot")
+    line.faults.boot_loop = None
+    clock.run(0.0)
+    assert line.device.restarts == []
 
 
 def test_the_chip_is_restarted_again_and_again(clock):

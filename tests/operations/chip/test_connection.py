@@ -118,6 +118,7 @@ def test_arguments_that_make_no_sense(esp_of):
         lambda: esp.chip.connect(baudrate=0),
         lambda: esp.chip.connect(retries=0),
         lambda: esp.chip.check_connection(rounds=0),
+        lambda: esp.chip.check_connection(rounds=-1),
         lambda: esp.chip.check_connection(highest=-1),
     ):
         with pytest.raises(OperationError):
@@ -182,22 +183,25 @@ def test_flash_that_comes_out_wrong_is_counted(esp_of, monkeypatch):
     esp.chip.connect()
     monkeypatch.setattr(chip_of(esp).flash, "md5", lambda address, size: b"\0" * 16)
     found = esp.chip.check_connection(rounds=2)
-    assert (found.highest_stable, found.errors) == (None, 2)
+    assert (found.highest_stable, found.errors, found.speeds[0].errors) == (None, 2, 2)
     assert (found.speeds[0].md5_errors, found.speeds[0].register_errors, found.speeds[0].sync_errors) == (2, 0, 0)
 
 
-def test_registers_that_forget_are_counted(esp_of, monkeypatch):
+@pytest.mark.parametrize("spoil", [lambda value: value & ~0x100, lambda value: value | 0x200], ids=["lower", "higher"])
+def test_registers_that_forget_are_counted(esp_of, monkeypatch, spoil):
     esp = esp_of("esp32")
     esp.chip.connect()
     bus = chip_of(esp).bus
     read = bus.read
-    monkeypatch.setattr(bus, "read", lambda address: read(address) & ~0x100)
-    assert esp.chip.check_connection(rounds=2).speeds[0].register_errors == 2
+    monkeypatch.setattr(bus, "read", lambda address: spoil(read(address)))
+    found = esp.chip.check_connection(rounds=2)
+    assert (found.errors, found.speeds[0].errors, found.speeds[0].register_errors) == (2, 2, 2)
 
 
 def test_secure_download_mode_answers_sync_only(esp_of):
     found = esp_of("locked").chip.check_connection(rounds=2)
     assert (found.errors, found.stub) == (0, False)
+    assert [speed.baudrate for speed in found.speeds] == [115200, 230400, 460800, 921600]
     assert found.speeds[0].latency is None
     assert found.speeds[0].bytes_per_second is None
 
