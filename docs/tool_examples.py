@@ -300,7 +300,7 @@ EXAMPLES = (
     ),
     _call("esp_factory_reset", "erased kept", port="shared"),
     # catalogue
-    _call("esp_product_search", "products", query="wifi", kind="module", chip="esp32c6", min_flash="8MB"),
+    _call("esp_product_search", "products", query="wifi", kind="module", chip_type="esp32c6", min_flash="8MB"),
     _call("esp_product_info", "product not_known as_of", product="ESP32-C3-MINI-1"),
     _call("esp_chip_compare", "names rows differences", chips=["esp32c3", "esp32c6"]),
     _call("esp_product_recommend", "products rejected", thread_or_zigbee=True, min_flash="8MB", count=2),

@@ -138,7 +138,7 @@ def offer(
     shown = {
         one.name: (rename or {}).get(one.name, one.name) for one in operation.parameters if one.name not in _HIDDEN
     }
-    takes_board = operation.effect is not None
+    takes_board = operation.takes_board
 
     def method(component: Component, **arguments: Any) -> Any:
         port = arguments.pop("port", None)

@@ -59,10 +59,11 @@ class Operation:
 
     Attributes:
         name: e.g. ``"flash-read"``: the group, and the function.
-        effect: what it does to the board at most; None if it works on files alone, and takes no board.
+        effect: what it does at most; None if it only works on files.
         function: the operation itself; its first parameter is the `Link`, if it takes a board.
         doc: its docstring, without the indentation.
         without: flags (parameters) without which a call has a lesser effect, and that effect.
+        takes_board: whether it is done to one board, over a `Link`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Operation:
     function: Callable[..., Any]
     doc: str
     without: Mapping[str, Effect] = field(default_factory=dict[str, Effect])
+    takes_board: bool = True
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
         """Return what a call with these *arguments* does."""
@@ -96,7 +98,7 @@ class Operation:
         hints = typing.get_type_hints(self.function, include_extras=True)
         descriptions = argument_descriptions(self.doc)
         rest = list(inspect.signature(self.function).parameters.values())
-        if self.effect is not None:
+        if self.takes_board:
             del rest[0]
         return tuple(
             Parameter(item.name, hints[item.name], item.default, descriptions.get(item.name, ""))
@@ -177,10 +179,11 @@ def operation(
     return decorate
 
 
-def file_operation(*, group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def file_operation(*, group: str, effect: Effect | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function over files an operation of *group*, offered beside those of boards; it takes no `Link`.
 
-    An error that leaves it names the operation.
+    Its *effect* is what it does at most to boards that it leases by name, or to this machine (it installs or builds);
+    a server checks it. An error that leaves it names the operation.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -197,7 +200,7 @@ def file_operation(*, group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 error.attempted = error.attempted or name
                 raise
 
-        entry = Operation(name, None, named, inspect.getdoc(function) or "")
+        entry = Operation(name, effect, named, inspect.getdoc(function) or "", takes_board=False)
         return _listed(named, entry)
 
     return decorate

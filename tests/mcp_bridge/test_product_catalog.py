@@ -16,7 +16,7 @@ def test_from_a_need_to_a_part(server):
     best = server.call("esp_product_recommend", thread_or_zigbee=True, min_flash="8MB", max_temperature=105)[
         "products"
     ][0]
-    assert best["chip"] == "esp32c6"
+    assert best["chip_type"] == "esp32c6"
     info = server.call("esp_product_info", product=best["parts"][0])
     assert info["asked_part"]["flash"] == 8 << 20
     assert info["product"]["ieee802154"]
@@ -27,7 +27,7 @@ def test_from_a_need_to_a_part(server):
 
 def test_search_and_compare(server):
     found = server.call("esp_product_search", query="wi-fi ethernet", kind="chip", status="active")
-    assert {product["chip"] for product in found["products"]} == {"esp32", "esp32s31"}
+    assert {product["chip_type"] for product in found["products"]} == {"esp32", "esp32s31"}
     compared = server.call("esp_chip_compare", chips=["esp32c3", "esp32c6"])
     assert compared["rows"]["sram"] == [400 * 1024, 512 * 1024]
     assert "sram" in compared["differences"]
@@ -96,5 +96,5 @@ def test_the_catalogue_is_a_resource(server):
     from esptool.targets import CHIP_DEFS
 
     content = server.read("esp://products/catalog")
-    assert {product["chip"] for product in content["products"]} == set(CHIP_DEFS)
+    assert {product["chip_type"] for product in content["products"]} == set(CHIP_DEFS)
     assert content["as_of"] == "2026-08-28"

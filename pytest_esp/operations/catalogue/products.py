@@ -51,7 +51,7 @@ class Product:
     Attributes:
         name: of the family, e.g. ``"ESP32-C6-MINI-1"``.
         kind: whether it is a chip or a module.
-        chip: as esptool names it.
+        chip_type: as esptool names it.
         core: of the main processor.
         cores: how many of these.
         low_power_core: a second processor that runs while they sleep.
@@ -79,7 +79,7 @@ class Product:
 
     name: str
     kind: Kind
-    chip: str
+    chip_type: str
     parts: tuple[Part, ...]
     sources: tuple[str, ...]
     core: str | None = None
@@ -137,7 +137,7 @@ class Catalogue:
         Raises:
             OperationError: if there is none; names the nearest.
         """
-        chips = {product.chip: product.name for product in self.products.values() if product.kind == "chip"}
+        chips = {product.chip_type: product.name for product in self.products.values() if product.kind == "chip"}
         wanted = name.strip().casefold()
         found = next((chip for chip, known in chips.items() if wanted in (chip, known.casefold())), None)
         if found is None:
@@ -155,7 +155,7 @@ class Catalogue:
             if wanted in (product.name.casefold(), *(part.part.casefold() for part in product.parts)):
                 return product
         for product in self.products.values():
-            if product.kind == "chip" and wanted == product.chip:
+            if product.kind == "chip" and wanted == product.chip_type:
                 return product
         known = [*self.products, *(part.part for product in self.products.values() for part in product.parts)]
         raise OperationError(f"the catalogue has no {name!r}", hint=f"nearest: {nearest(name, known)}")
@@ -191,9 +191,9 @@ def _updated(product: Product, news: Refreshed) -> Product:
 @functools.cache
 def _packaged() -> Catalogue:
     data = tomllib.loads(files(__package__ or "").joinpath("products.toml").read_text("utf-8"))
-    chips = {entry["chip"]: entry for entry in data["chip"]}
+    chips = {entry["chip_type"]: entry for entry in data["chip"]}
     products = [_product("chip", entry, {}) for entry in data["chip"]]
-    products += [_product("module", entry, chips[entry["chip"]]) for entry in data["module"]]
+    products += [_product("module", entry, chips[entry["chip_type"]]) for entry in data["module"]]
     day: datetime.date = data["as_of"]
     return Catalogue({product.name: product for product in products}, day.isoformat(), "the data file of pytest-esp")
 

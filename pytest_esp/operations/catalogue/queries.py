@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.regions import size_argument
 from pytest_esp.operations.catalogue.products import Catalogue, Kind, Part, Product, Status, catalogue
-from pytest_esp.operations.catalogue.refresh import refreshed
+from pytest_esp.operations.catalogue.refresh import refresh, refreshed
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.units import format_size
 
@@ -17,7 +17,7 @@ Radio = Literal["classic", "le"]
 Usb = Literal["any", "otg", "serial-jtag"]
 Antenna = Literal["PCB", "connector"]
 
-_NOT_COMPARED = ("name", "kind", "chip", "parts", "sources", "antenna", "size_mm")
+_NOT_COMPARED = ("name", "kind", "chip_type", "parts", "sources", "antenna", "size_mm")
 _DISTRIBUTORS = "stock and prices are not known here: ask a distributor"
 
 
@@ -27,7 +27,7 @@ class Found:
 
     name: str
     kind: Kind
-    chip: str
+    chip_type: str
     status: Status
     summary: str
     parts: tuple[str, ...]
@@ -44,35 +44,35 @@ class SearchResult:
 
 @file_operation(group="products")
 def search(
-    text: str = "",
+    query: str = "",
     *,
     kind: Kind | None = None,
-    chip: str | None = None,
+    chip_type: str | None = None,
     status: Status | None = None,
-    flash: int | str | None = None,
-    psram: int | str | None = None,
+    min_flash: int | str | None = None,
+    min_psram: int | str | None = None,
 ) -> SearchResult:
-    """Search chips and modules by words and by what they have.
+    """Search chips and modules by words and by memory.
 
     Args:
-        text: words that must all occur: in name, chip, core, radios, memory, antenna or part numbers; hyphens may be
+        query: words that must all occur: in name, chip, core, radios, memory, antenna or part numbers; hyphens may be
             left out.
         kind: only chips, or only modules.
-        chip: as esptool or the vendor names it.
-        status: only parts of this lifecycle.
-        flash: parts with at least so much.
-        psram: parts with at least so much.
+        chip_type: as esptool or the vendor names it.
+        status: only parts of this lifecycle; nrnd: not recommended for new designs.
+        min_flash: flash in the part, e.g. "8MB".
+        min_psram: PSRAM in the part.
 
     Raises:
-        OperationError: if a size is none, or there is no such chip.
+        OperationError: for an invalid size or an unknown chip.
     """
-    least_flash = 0 if flash is None else size_argument(flash, "flash")
-    least_psram = 0 if psram is None else size_argument(psram, "PSRAM")
+    least_flash = 0 if min_flash is None else size_argument(min_flash, "flash")
+    least_psram = 0 if min_psram is None else size_argument(min_psram, "PSRAM")
     known = catalogue()
-    wanted_chip = known.chip(chip) if chip is not None else None
+    wanted_chip = known.chip(chip_type) if chip_type is not None else None
     found: list[Found] = []
     for product in known.products.values():
-        if kind not in (None, product.kind) or wanted_chip not in (None, product.chip):
+        if kind not in (None, product.kind) or wanted_chip not in (None, product.chip_type):
             continue
         parts = [
             part
@@ -80,7 +80,7 @@ def search(
             if status in (None, part.status)
             and (part.flash or 0) >= least_flash
             and (part.psram or 0) >= least_psram
-            and _has_words(text, product, part)
+            and _has_words(query, product, part)
         ]
         if parts:
             found.append(_found(product, parts))
@@ -109,7 +109,7 @@ def _cores(product: Product, part: Part) -> int | None:
 
 def _found(product: Product, parts: Sequence[Part]) -> Found:
     names = tuple(part.part for part in parts)
-    return Found(product.name, product.kind, product.chip, product.status, _summary(product), names)
+    return Found(product.name, product.kind, product.chip_type, product.status, _summary(product), names)
 
 
 def _summary(product: Product) -> str:
@@ -139,7 +139,7 @@ def _radios(product: Product) -> list[str]:
 
 
 def _description(product: Product) -> str:
-    return f"{product.name} {product.kind} {product.chip} {_summary(product)}"
+    return f"{product.name} {product.kind} {product.chip_type} {_summary(product)}"
 
 
 # -- one product
@@ -165,20 +165,22 @@ class ProductInfo:
 
 
 @file_operation(group="products")
-def info(name: str) -> ProductInfo:
-    """Return all that the catalogue knows of a chip, a module or a part number.
+def info(product: str) -> ProductInfo:
+    """Return what the catalogue knows of a chip, a module or a part number: memory, radios, GPIO, size, parts, sources.
+
+    What is not known is listed, never guessed. Sizes are bytes.
 
     Args:
-        name: e.g. ``"ESP32-C6"``, ``"esp32c6"``, ``"ESP32-C6-MINI-1"`` or ``"ESP32-C6-MINI-1-N4"``.
+        product: e.g. "ESP32-C6", "esp32c6", "ESP32-C6-MINI-1" or "ESP32-C6-MINI-1-N4".
 
     Raises:
-        OperationError: if there is none of that name.
+        OperationError: for an unknown name; names the nearest.
     """
     known = catalogue()
-    product = known.find(name)
-    others = [other for other in known.products.values() if other.kind == "module" and other.chip == product.chip]
-    modules = tuple(other.name for other in others) if product.kind == "chip" else ()
-    return ProductInfo(product, _unknown(product), known.part(name), modules, known.as_of)
+    found = known.find(product)
+    others = [other for other in known.products.values() if other.kind == "module" and other.chip_type == found.chip_type]
+    modules = tuple(other.name for other in others) if found.kind == "chip" else ()
+    return ProductInfo(found, _unknown(found), known.part(product), modules, known.as_of)
 
 
 def _unknown(product: Product) -> tuple[str, ...]:
@@ -212,17 +214,17 @@ class Comparison:
 
 
 @file_operation(group="products")
-def compare(names: list[str]) -> Comparison:
-    """Compare chips (or modules) feature by feature.
+def compare(chips: list[str]) -> Comparison:
+    """Compare chips or modules feature by feature; says which features differ.
 
     Args:
-        names: two or more, as for info.
+        chips: names of two or more.
 
     Raises:
-        OperationError: if there is no such product, or only one.
+        OperationError: for an unknown name, or only one.
     """
     known = catalogue()
-    products = list({product.name: product for product in map(known.find, names)}.values())
+    products = list({product.name: product for product in map(known.find, chips)}.values())
     if len(products) < 2:
         raise OperationError("there is nothing to compare", hint="name two chips or more, e.g. esp32c3 and esp32c6")
     rows: dict[str, tuple[Any, ...]] = {
@@ -253,7 +255,7 @@ class Recommended:
     Attributes:
         name: of the product.
         kind: chip or module.
-        chip: as esptool names it.
+        chip_type: as esptool names it.
         parts: its parts that fit, best first: the smallest that do.
         reasons: the needs that it meets, and by what.
         not_known: needs of which the catalogue does not know whether it meets them.
@@ -262,7 +264,7 @@ class Recommended:
 
     name: str
     kind: Kind
-    chip: str
+    chip_type: str
     parts: tuple[str, ...]
     reasons: tuple[str, ...]
     not_known: tuple[str, ...]
@@ -312,7 +314,9 @@ def recommend(
     active_only: bool = True,
     count: int = 5,
 ) -> Recommendation:
-    """Recommend chips or modules for what is needed, with reasons: the smallest that do it come first.
+    """Recommend modules or chips for what is needed, with reasons: the smallest that do it come first.
+
+    Where nothing fits, the result counts how many products failed at which need.
 
     Args:
         kind: a module (certified, with crystal and antenna), or a chip.
@@ -477,7 +481,7 @@ def _recommended(product: Product, parts: Sequence[Part], needs: Sequence[_Need]
     reasons = tuple(f"{need.words}: {need.shown(product, best)}" for need in needs if need.check(product, best))
     unknown = tuple(need.words for need in needs if need.check(product, best) is None)
     names = tuple(part.part for part in parts)
-    return Recommended(product.name, product.kind, product.chip, names, reasons, unknown, _remarks(product, best))
+    return Recommended(product.name, product.kind, product.chip_type, names, reasons, unknown, _remarks(product, best))
 
 
 def _remarks(product: Product, part: Part) -> tuple[str, ...]:
@@ -523,27 +527,32 @@ class Availability:
 
 
 @file_operation(group="products")
-def availability(name: str) -> Availability:
-    """Return the lifecycle of a product or a part number: active, sample, nrnd, replaced, eol. Stock is not known.
+def availability(product: str, *, refresh_from_vendor: bool = False) -> Availability:
+    """Return the lifecycle of a product or a part number, of which day that is, and what replaces it.
+
+    Stock and prices are not known.
 
     Args:
-        name: as for info; after a refresh also part numbers that only the vendor lists.
+        product: a chip, a module or a part number; after a refresh also one that only the vendor lists.
+        refresh_from_vendor: fetch the lifecycle of all parts from Espressif first.
 
     Raises:
-        OperationError: if there is none of that name.
+        OperationError: for an unknown name, or if the vendor's list cannot be fetched.
     """
+    if refresh_from_vendor:
+        refresh()
     known = catalogue()
     try:
-        product = known.find(name)
+        found = known.find(product)
     except OperationError:
-        found = _of_vendor(name.strip().casefold())
-        if found is None:
+        of_vendor = _of_vendor(product.strip().casefold())
+        if of_vendor is None:
             raise
-        return found
-    asked = known.part(name)
-    parts = (asked,) if asked else product.parts
+        return of_vendor
+    asked = known.part(product)
+    parts = (asked,) if asked else found.parts
     lives = tuple(PartLife(part.part, part.status, part.replaced_by) for part in parts)
-    return Availability(product.name, asked.status if asked else product.status, lives, known.as_of, known.source)
+    return Availability(found.name, asked.status if asked else found.status, lives, known.as_of, known.source)
 
 
 def _of_vendor(asked: str) -> Availability | None:

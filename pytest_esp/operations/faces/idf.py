@@ -16,3 +16,4 @@ class IdfFace(Face):
     install = staticmethod(idf_tools.install)
     build = staticmethod(project.build)
     flash_project = bound(project.flash_project)
+    monitor = bound(project.monitor)

@@ -73,7 +73,7 @@ _READ = (*VARIABLES, "IDF_TOOLS_PATH", "IDF_PYTHON_ENV_PATH", "IDF_TARGET", "IDF
 
 @file_operation(group="idf")
 def environment() -> EnvironmentInfo:
-    """Return which ESP-IDF is installed here, where its tools lie, and what is missing. Nothing is run."""
+    """Return which ESP-IDF is installed on this machine, where its tools are, and what is missing. Runs nothing."""
     problems: list[str] = []
     for name in VARIABLES:
         value = os.environ.get(name)
@@ -84,7 +84,7 @@ def environment() -> EnvironmentInfo:
     if idf is None:
         problems.append(f"there is no ESP-IDF: {_HINT}")
     elif idf.python is None:
-        problems.append(f"its Python environment is not in {idf.tools}: install its tools (idf-install)")
+        problems.append(f"its Python environment is not in {idf.tools}: install its tools")
     variables = {name: os.environ[name] for name in _READ if os.environ.get(name)}
     return EnvironmentInfo(idf, tuple(other.path for other in everything[1:]), tuple(problems), variables)
 
@@ -199,7 +199,7 @@ def build_environment(idf: Installation) -> dict[str, str]:
     if idf.python is None:
         raise OperationError(
             f"the Python environment of ESP-IDF is not in {idf.tools}",
-            hint="install its tools: `pytest-esp op idf-install`, or its own install.sh",
+            hint="install the tools of ESP-IDF, by idf-install or its own install.sh",
         )
     command = tools_command(idf, "export", "--format", "key-value")
     try:
@@ -212,7 +212,7 @@ def build_environment(idf: Installation) -> dict[str, str]:
         said = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
         raise OperationError(
             f"the tools of ESP-IDF are not complete: {said[-1] if said else 'it does not say why'}",
-            hint="`pytest-esp op idf-check` says what is missing, idf-install installs it",
+            hint="check the tools of ESP-IDF (idf-check), and install what is missing (idf-install)",
             details={"last_lines": said[-20:]},
         )
     for line in done.stdout.splitlines():

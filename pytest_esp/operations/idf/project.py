@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +17,15 @@ from pytest_esp.formats.firmware import Firmware
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
+from pytest_esp.operations.chip import running
+from pytest_esp.operations.chip.running import ConsoleText
 from pytest_esp.operations.flash import writing
 from pytest_esp.operations.flash.writing import FlashWrite
 from pytest_esp.operations.idf.diagnostics import Diagnostic, Findings, findings, step_of
 from pytest_esp.operations.idf.installation import build_environment, installation
 from pytest_esp.operations.idf.process import Finished, run
 from pytest_esp.operations.registry import Effect, file_operation, operation
+from pytest_esp.operations.results import Address
 
 _BUILD_TIME = 1800.0  # seconds; a first build compiles more than a thousand files
 
@@ -34,69 +37,78 @@ CACHE_ENTRIES = ("SDKCONFIG", "SDKCONFIG_DEFAULTS", "PROJECT_VER", "EXCLUDE_COMP
 
 
 @dataclass(frozen=True)
+class BuiltFile:
+    """A file of a build, and where in flash it belongs."""
+
+    address: Address
+    path: Path
+
+
+@dataclass(frozen=True)
 class ProjectBuild:
     """A build that succeeded.
 
     Attributes:
-        project: its folder.
+        project_path: its folder.
         build_dir: where the build lies.
         target: the chip.
         idf_version: of the ESP-IDF that built it.
         name: of the app; None if it has no descriptor.
         version: of the app.
-        files: what there is to flash: address and file.
-        elf: None if there is none.
+        files: what there is to flash.
+        elf: the ELF file; None if there is none.
         size: bytes of all files.
         warnings: of compilers, linker and CMake, the first hundred.
         warning_count: how many there were.
-        seconds: how long it took.
+        elapsed_seconds: how long it took.
     """
 
-    project: Path
+    project_path: Path
     build_dir: Path
     target: str | None
     idf_version: str | None
     name: str | None
     version: str | None
-    files: tuple[tuple[str, Path], ...]
+    files: tuple[BuiltFile, ...]
     elf: Path | None
     size: int
     warnings: tuple[Diagnostic, ...]
     warning_count: int
-    seconds: float
+    elapsed_seconds: float
 
 
-@file_operation(group="idf")
+@file_operation(group="idf", effect=Effect.WRITE)
 def build(
-    project: ReadPath,
+    project_path: ReadPath,
     target: str | None = None,
     *,
     build_dir: str = "build",
     clean: bool = False,
     arguments: list[str] | None = None,
-    timeout: float = _BUILD_TIME,
+    timeout_seconds: float = _BUILD_TIME,
     progress: Progress | None = None,
 ) -> ProjectBuild:
-    """Build a project with the installed ESP-IDF.
+    """Build an ESP-IDF project with the installed ESP-IDF; its build scripts run on this machine, as this user.
 
-    The build scripts of the project run as this user. idf.py is ended with all it has started when the call is stopped,
-    its time is over, or this process goes.
+    A failed build is an error with the messages of compiler, linker and CMake by file and line. idf.py and what it has
+    started end when the call is stopped or takes too long, and with this process.
 
     Args:
-        project: its folder.
-        target: the chip; by default the one that it is configured for. Another one than that configures it anew:
-            idf.py renames sdkconfig to sdkconfig.old and empties the build folder.
-        build_dir: folder of the build, inside of the project.
+        project_path: folder of the project.
+        target: the chip; by default the one that the project is configured for. For another one idf.py renames
+            sdkconfig to sdkconfig.old and empties the build folder.
+        build_dir: folder of the build, inside the project.
         clean: empty the build folder first.
-        arguments: further options of idf.py (see `FLAGS`), and ``-DNAME=VALUE`` (see `CACHE_ENTRIES`).
-        timeout: seconds.
+        arguments: options of idf.py, such as -v, and -DNAME=VALUE for SDKCONFIG, SDKCONFIG_DEFAULTS, PROJECT_VER,
+            EXCLUDE_COMPONENTS and CMAKE_BUILD_TYPE.
+        timeout_seconds: after which the build is stopped.
         progress: called with the steps that are done and that there are.
 
     Raises:
         OperationError: if there is no ESP-IDF or no such project, an argument is not allowed, or the build fails:
             ``details`` then has the errors by file and line, hints, and the last lines.
     """
-    folder = _project(project)
+    folder = _project(project_path)
     place = _build_folder(folder, build_dir)
     extra = [_allowed(argument, folder) for argument in arguments or []]
     idf = installation()
@@ -111,7 +123,7 @@ def build(
         *("-C", str(folder), "-B", str(place), *extra, *steps, "build"),
     ]
     meter = _Steps(progress)
-    done = run(command, variables, timeout, meter.on_line, meter.on_wait)
+    done = run(command, variables, timeout_seconds, meter.on_line, meter.on_wait)
     said = findings(done.lines)
     if done.code:
         raise _failed(folder, done, said)
@@ -227,7 +239,7 @@ def _built(folder: Path, place: Path, version: str | None, done: Finished, said:
     firmware = Firmware.open(place)
     listed = builds_in(place)[0]
     return ProjectBuild(
-        project=folder,
+        project_path=folder,
         build_dir=place,
         target=listed.chip,
         idf_version=version,
@@ -238,72 +250,102 @@ def _built(folder: Path, place: Path, version: str | None, done: Finished, said:
         size=sum(region.size for region in firmware.regions),
         warnings=said.warnings,
         warning_count=said.warning_count,
-        seconds=round(done.seconds, 3),
+        elapsed_seconds=round(done.seconds, 3),
     )
 
 
-def _files(files: Sequence[tuple[int | str, Any]]) -> list[tuple[str, Path]]:
+def _files(files: Sequence[tuple[int | str, Any]]) -> list[BuiltFile]:
     pairs = [(int(address, 0) if isinstance(address, str) else address, Path(file)) for address, file in files]
-    return [(f"{address:#x}", file) for address, file in sorted(pairs)]
+    return [BuiltFile(address, file) for address, file in sorted(pairs)]
 
 
 # -- flashing
 
 
 @dataclass(frozen=True)
-class ProjectFlash:
-    """What was flashed: the project's app, and the regions by state (see `writing.write`)."""
+class ProjectFlash(FlashWrite):
+    """What was flashed, as `writing.write` returns it; *name* and *version* are the app's."""
 
     build_dir: Path
     target: str | None
     name: str | None
     version: str | None
-    write: FlashWrite
 
 
 @operation(Effect.WRITE, group="idf")
 def flash_project(
     link: Link,
-    project: ReadPath,
+    project_path: ReadPath,
     build_dir: str = "build",
     *,
     skip_unchanged: bool = True,
     progress: Progress | None = None,
 ) -> ProjectFlash:
-    """Flash what a project's build has left, by its ``flasher_args.json``; regions that are there already are skipped.
+    """Flash all images of the last build of an ESP-IDF project; regions that are already in flash are skipped.
 
-    The console decodes crashes with the ELF file of the build from then on. It does not build: see `build`.
+    The project is not built first. The console then decodes crashes with the ELF file of the build.
 
     Args:
-        project: its folder.
-        build_dir: folder of the build, inside of the project.
-        skip_unchanged: False writes in any case.
+        project_path: folder of the project.
+        build_dir: folder of the build, inside the project.
+        skip_unchanged: whether regions that are already in flash are skipped.
         progress: called with bytes done and to do.
 
     Raises:
-        FirmwareError: if it is not built, or built for another chip; nothing was touched.
+        FirmwareError: if it is not built, or built for another chip; nothing was written.
         OperationError, LinkError, PortError: see `writing.write`.
     """
-    firmware = built_firmware(project, build_dir)
+    firmware = built_firmware(project_path, build_dir)
     result = writing.write(link, firmware, skip_unchanged=skip_unchanged, progress=progress)
     link.elf = firmware.elf
     return ProjectFlash(
-        build_dir=firmware.path or Path(project),
+        **{field.name: getattr(result, field.name) for field in fields(result)},
+        build_dir=firmware.path or Path(project_path),
         target=firmware.chip,
         name=firmware.app.project if firmware.app else None,
         version=firmware.app.version if firmware.app else None,
-        write=result,
     )
 
 
-def built_firmware(project: str | os.PathLike[str], build_dir: str = "build") -> Firmware:
+@operation(Effect.READ, group="idf")
+def monitor(
+    link: Link,
+    project_path: ReadPath,
+    duration_seconds: float = 10.0,
+    until: str | None = None,
+    *,
+    reset: bool = True,
+    build_dir: str = "build",
+    progress: Progress | None = None,
+) -> ConsoleText:
+    """Start the app of an ESP-IDF project and return what it prints, for some time or until a text comes.
+
+    A crash ends it, and is decoded with the ELF file of the build.
+
+    Args:
+        project_path: folder of the project.
+        duration_seconds: how long to listen, 300 at most.
+        until: text that ends it.
+        reset: restart the app first.
+        build_dir: folder of the build, inside the project.
+        progress: called with seconds done and to do.
+
+    Raises:
+        FirmwareError: if the project is not built.
+        PortError, LinkError, OperationError: see `running.monitor`.
+    """
+    link.console.elf = built_firmware(project_path, build_dir).elf
+    return running.monitor(link, duration_seconds, until, reset=reset, progress=progress)
+
+
+def built_firmware(project_path: str | os.PathLike[str], build_dir: str = "build") -> Firmware:
     """Return the last build of a project.
 
     Raises:
         FirmwareError: if there is none, or a file of it is missing or damaged.
         OperationError: if it is no project.
     """
-    folder = _project(project)
+    folder = _project(project_path)
     place = _build_folder(folder, build_dir)
     if not (place / "flasher_args.json").is_file():
         raise FirmwareError(f"{folder.name} is not built: there is no {place.name}/flasher_args.json", hint="build it")

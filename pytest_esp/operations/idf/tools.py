@@ -21,7 +21,7 @@ from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
 from pytest_esp.operations.idf.installation import Installation, base_environment, installation, tools_command
 from pytest_esp.operations.idf.process import run
-from pytest_esp.operations.registry import file_operation
+from pytest_esp.operations.registry import Effect, file_operation
 
 _ANSWER_TIME = 20.0  # seconds for a tool to say its version
 _INSTALL_TIME = 3600.0  # seconds; a toolchain has some 300 MB
@@ -86,7 +86,7 @@ class ToolList:
 
 @file_operation(group="idf")
 def tools(target: str | None = None) -> ToolList:
-    """List the tools of the installed ESP-IDF: wanted versions, and which of them are there. Runs nothing.
+    """List the tools that the installed ESP-IDF wants, their versions, and which are installed. Runs nothing.
 
     Args:
         target: a chip, e.g. ``"esp32c3"``: only its tools.
@@ -201,7 +201,7 @@ class ToolsCheck:
 
 @file_operation(group="idf")
 def check(target: str | None = None) -> ToolsCheck:
-    """Check the tools of the installed ESP-IDF: each is asked for its version, and that is compared with the wanted.
+    """Check the tools of the installed ESP-IDF: runs each for its version; says what is missing, outdated or broken.
 
     Args:
         target: a chip: only its tools; by default those of the chips that tools were installed for.
@@ -215,9 +215,9 @@ def check(target: str | None = None) -> ToolsCheck:
     checks = tuple(_check(idf, tool, entries[tool.name]) for tool in listed if tool.install != "never")
     bad = [check.name for check in checks if check.state in ("missing", "broken", "outdated")]
     ok = not any(check.state in ("missing", "broken") for check in checks) and idf.python is not None
-    hint = f"idf-install installs {', '.join(bad)}" if bad else None
+    hint = f"install {', '.join(bad)}" if bad else None
     if idf.python is None:
-        hint = "the Python environment is missing; idf-install makes it"
+        hint = "the Python environment is missing: install the tools of ESP-IDF"
     return ToolsCheck(ok, idf.path, idf.version, idf.python, checks, hint)
 
 
@@ -274,14 +274,14 @@ class ToolsInstall:
         present: those that were there already.
         python: the interpreter of the Python environment; None if it was not asked for and is not there.
         folder: where the tools are.
-        seconds: how long it took.
+        elapsed_seconds: how long it took.
     """
 
     installed: tuple[str, ...]
     present: tuple[str, ...]
     python: Path | None
     folder: Path
-    seconds: float
+    elapsed_seconds: float
 
 
 @dataclass
@@ -329,35 +329,35 @@ class _Meter:
         self.on_wait()
 
 
-@file_operation(group="idf")
+@file_operation(group="idf", effect=Effect.WRITE)
 def install(
-    names: list[str] | None = None,
+    tools: list[str] | None = None,
     targets: list[str] | None = None,
     *,
-    timeout: float = _INSTALL_TIME,
+    timeout_seconds: float = _INSTALL_TIME,
     progress: Progress | None = None,
 ) -> ToolsInstall:
-    """Install tools with the installer of the ESP-IDF, which fetches them from the vendor; what is there is kept.
+    """Install tools with the installer of ESP-IDF, which downloads them from the vendor; installed ones are kept.
 
     Args:
-        names: tools, or ``NAME@VERSION``; by default all that builds need, and the Python environment.
-        targets: chips whose tools are meant, e.g. ``["esp32c3"]``; by default all.
-        timeout: seconds.
+        tools: NAME or NAME@VERSION; by default all that builds need, and the Python environment.
+        targets: chips whose tools are installed, e.g. ["esp32c3"]; by default all.
+        timeout_seconds: after which the installer is stopped.
         progress: called with bytes that are there and that there will be.
 
     Raises:
         OperationError: if there is no ESP-IDF, a name is wrong, or the installer fails; says what it says.
     """
     idf = installation()
-    chosen = [_known(idf, name) for name in names] if names else ["required"]
+    chosen = [_known(idf, name) for name in tools] if tools else ["required"]
     for target in targets or []:
         _check_target(idf, target)
-    meter = _Meter(_sizes(idf, names, targets), progress)
+    meter = _Meter(_sizes(idf, tools, targets), progress)
     option = [f"--targets={','.join(targets)}"] if targets else []
-    seconds = _call(idf, ["--non-interactive", "install", *option, *chosen], meter, timeout)
+    seconds = _call(idf, ["--non-interactive", "install", *option, *chosen], meter, timeout_seconds)
     meter.close()
-    if not names:
-        seconds += _call(idf, ["--non-interactive", "install-python-env"], meter, timeout)
+    if not tools:
+        seconds += _call(idf, ["--non-interactive", "install-python-env"], meter, timeout_seconds)
     return ToolsInstall(tuple(meter.installed), tuple(meter.present), installation().python, idf.tools, seconds)
 
 

@@ -21,7 +21,7 @@ def no_refresh(tmp_path, monkeypatch):
 
 
 def test_every_chip_of_esptool_is_there():
-    chips = {product.chip: product.name for product in catalogue().products.values() if product.kind == "chip"}
+    chips = {product.chip_type: product.name for product in catalogue().products.values() if product.kind == "chip"}
     assert chips == {chip: rom.CHIP_NAME for chip, rom in CHIP_DEFS.items()}
 
 
@@ -29,7 +29,7 @@ def test_modules_are_of_a_known_chip_and_name_their_sources():
     modules = [product for product in catalogue().products.values() if product.kind == "module"]
     assert len(modules) >= 40
     for module in modules:
-        assert module.chip in CHIP_DEFS
+        assert module.chip_type in CHIP_DEFS
         assert "selector" in module.sources
         assert module.parts
 
@@ -56,7 +56,7 @@ def test_a_part_number_is_there_once_and_is_not_its_own_replacement():
 
 def test_search_by_words():
     found = search("wi-fi 6 thread module")
-    assert {product.chip for product in found.products} == {"esp32c5", "esp32c6", "esp32s31"}
+    assert {product.chip_type for product in found.products} == {"esp32c5", "esp32c6", "esp32s31"}
     assert {product.kind for product in found.products} == {"module"}
     assert search("ESP32-C6-MINI-1U-H4").products[0].parts == ("ESP32-C6-MINI-1U-H4",)
     assert search("no such thing").count == 0
@@ -75,14 +75,14 @@ def test_search_by_words():
     ],
 )
 def test_words_as_people_write_them(text, chips):
-    assert {product.chip for product in search(text).products} == chips
+    assert {product.chip_type for product in search(text).products} == chips
 
 
 def test_a_chip_by_the_vendors_name():
-    assert search(chip="ESP32-C6") == search(chip="esp32c6")
-    assert search(chip="ESP32-C6").count == 5
+    assert search(chip_type="ESP32-C6") == search(chip_type="esp32c6")
+    assert search(chip_type="ESP32-C6").count == 5
     with pytest.raises(OperationError, match="no chip 'esp32c99'") as caught:
-        search(chip="esp32c99")
+        search(chip_type="esp32c99")
     assert "esp32c" in caught.value.hint
 
 
@@ -92,7 +92,7 @@ def test_parts_with_one_core_of_a_family_with_two():
     assert "ESP32-SOLO-1" not in {product.name for product in found}
     assert info("ESP32-SOLO-1").product.cores == 1
     (esp32,) = (product for product in recommend(kind="chip", min_cores=2, active_only=False, count=99).products
-                if product.chip == "esp32")  # fmt: skip
+                if product.chip_type == "esp32")  # fmt: skip
     assert "ESP32-D0WD-V3" in esp32.parts
     assert "ESP32-S0WD" not in esp32.parts
 
@@ -104,7 +104,7 @@ def test_no_recommendation_is_asked_for(count):
 
 
 def test_search_by_what_a_part_has():
-    found = search(kind="module", chip="esp32s3", flash="16MB", psram="8MB", status="active")
+    found = search(kind="module", chip_type="esp32s3", min_flash="16MB", min_psram="8MB", status="active")
     parts = {part for product in found.products for part in product.parts}
     assert parts == {
         "ESP32-S3-WROOM-1-N16R8",
@@ -113,7 +113,7 @@ def test_search_by_what_a_part_has():
         "ESP32-S3-WROOM-2-N32R16V",
     }
     with pytest.raises(OperationError, match="flash"):
-        search(flash="much")
+        search(min_flash="much")
 
 
 # -- one product
@@ -187,7 +187,7 @@ def test_a_recommendation_meets_all_needs_and_says_by_what():
 )
 def test_needs_lead_to_chips(needs, chips):
     found = recommend(**needs, count=100).products
-    assert {product.chip for product in found} == chips
+    assert {product.chip_type for product in found} == chips
 
 
 def test_needs_that_nothing_meets():
@@ -198,7 +198,7 @@ def test_needs_that_nothing_meets():
 
 def test_the_smallest_that_does_it_comes_first():
     first, *_ = recommend(wifi=True, min_flash="2MB").products
-    assert first.chip == "esp32c2"
+    assert first.chip_type == "esp32c2"
 
 
 def test_what_is_not_known_comes_after_what_is():

@@ -63,7 +63,7 @@ def test_a_build(idf):
     progress = []
     made = build(idf.project, "esp32c3", progress=lambda done, total: progress.append((done, total)))
     assert (made.target, made.name, made.version, made.idf_version) == ("esp32c3", "pytest_esp_test", "1.0.0", "5.5.9")
-    assert [address for address, _ in made.files] == ["0x0", "0x8000", "0x10000"]
+    assert [file.address for file in made.files] == [0, 0x8000, 0x10000]
     assert made.elf == idf.project / "build" / "pytest_esp_test.elf"
     assert [(warning.line, warning.message) for warning in made.warnings] == [
         (4, "unused variable 'x' [-Wunused-variable]")
@@ -180,7 +180,7 @@ def test_the_tools_of_one_chip_are_enough_for_it(make_idf):
 def test_a_build_that_takes_too_long_is_ended_with_all_it_has_started(idf):
     (idf.project / "main" / "endless.c").touch()
     with pytest.raises(OperationError, match="took longer than 2 s"):
-        build(idf.project, "esp32c3", timeout=2)
+        build(idf.project, "esp32c3", timeout_seconds=2)
     assert are_gone(started(idf))
 
 
@@ -227,8 +227,8 @@ def test_flashing_is_our_own_write(idf, project, esp_of):
     esp = esp_of("esp32c3")
     first = esp.idf.flash_project(project)
     assert (first.target, first.name) == ("esp32c3", "pytest_esp_test")
-    assert {region.state for region in first.write.regions} == {"written"}
-    assert {region.state for region in esp.idf.flash_project(project).write.regions} == {"unchanged"}
+    assert {region.state for region in first.regions} == {"written"}
+    assert {region.state for region in esp.idf.flash_project(project).regions} == {"unchanged"}
     assert esp.link.elf == project / "build" / "pytest_esp_test.elf"
     assert len(idf.calls()) == 1
 

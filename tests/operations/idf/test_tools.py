@@ -151,9 +151,9 @@ def test_those_of_a_chip_or_by_name(idf):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"names": ["xtensa-elf"]}, "no tool 'xtensa-elf'"),
-        ({"names": ["--reinstall"]}, "no tool '--reinstall'"),
-        ({"names": ["xtensa-esp-elf@1"]}, "no xtensa-esp-elf '1' here"),
+        ({"tools": ["xtensa-elf"]}, "no tool 'xtensa-elf'"),
+        ({"tools": ["--reinstall"]}, "no tool '--reinstall'"),
+        ({"tools": ["xtensa-esp-elf@1"]}, "no xtensa-esp-elf '1' here"),
         ({"targets": ["esp32x"]}, "no target 'esp32x'"),
     ],
 )
