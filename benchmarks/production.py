@@ -109,7 +109,7 @@ def program(boards: int, firmware: Path, processes: int | None) -> dict[str, flo
             "boot": {"wait": 60, "expect": "Calling app_main"},
         }
         used, begun = cpu(), time.perf_counter()
-        result = batch_program(["line-*"], config, output_dir=folder / "record", rack=rack, processes=processes)
+        result = batch_program(["line-*"], config=config, output_dir=folder / "record", rack=rack, processes=processes)
         seconds, used = time.perf_counter() - begun, cpu() - used
     memory = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {

@@ -284,13 +284,13 @@ EXAMPLES = (
     ),
     _call("esp_batch_program", "passed failed boards record_file csv_file", ports=["c3", "shared"], firmware="build"),
     _call("esp_production_test", "passed counts tests summary", port="shared", test_suite="identity"),
-    _call("esp_quality_control", "passed checks serial_number", port="shared", boot_wait_s=1, tests=False),
-    _call("esp_calibration_data_write", "namespace nvs efuse", port="shared", cal_data={"adc_offset": 3}),
+    _call("esp_quality_control", "passed checks serial_number", port="shared", boot_wait_seconds=1, tests=False),
+    _call("esp_calibration_data_write", "namespace nvs efuse", port="shared", data={"adc_offset": 3}),
     _call(
         "esp_manufacturing_data_write",
         "namespace nvs efuse",
         port="shared",
-        mfg_data={"serial_number": "SN-0001", "batch": "B7"},
+        data={"serial_number": "SN-0001", "batch": "B7"},
     ),
     _call(
         "esp_provision_device",

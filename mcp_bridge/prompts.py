@@ -82,7 +82,7 @@ def add_prompts(app: FastMCP[Any]) -> None:
             "2. esp_firmware_analyze(binary_file=...): the images must be valid and fit the flash.\n"
             "3. esp_batch_program(ports=[...], firmware=..., ...) with serial numbers and data per board. One failure "
             "stops no other board; read the record, and repeat for the failed ones only.\n"
-            "4. esp_manufacturing_data_write(port=..., mfg_data=...) where data was not part of the batch.\n"
+            "4. esp_manufacturing_data_write(port=..., data=...) where data was not part of the batch.\n"
             "5. esp_quality_control(port=...), and esp_production_test(port=..., test_suite=...) of each.\n"
             "6. Report per MAC address: passed, or what failed and in which state the board is. Never print secrets."
         )

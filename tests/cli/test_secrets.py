@@ -56,11 +56,11 @@ def test_arguments_that_are_wrong(op):
     board = ("production-provision", "--board", "leaky-1")
     assert op(*board, f"confg={given}")[1].startswith("error: 'confg' is no argument")
     assert op(*board, f"config={given[:-1]}")[0] == 1
-    assert op("production-batch-program", "boards=[]", f"devices={given}", f"config={factory()}")[0] == 1
+    assert op("production-batch-program", "ports=[]", f"devices={given}", f"config={factory()}")[0] == 1
 
 
 def test_a_batch_in_two_processes(op, tmp_path):
-    boards, config = 'boards=["leaky-*"]', factory(expect="never " + leaks.PASSWORD)
+    boards, config = 'ports=["leaky-*"]', factory(expect="never " + leaks.PASSWORD)
     code, output = op("production-batch-program", boards, f"config={config}", "processes=2", "output_dir=out", "--json")
     assert (code, json.loads(output)["failed"], json.loads(output)["processes"]) == (0, 4, 2)
     assert output.count("'never ***' did not come within 1 s") == 4

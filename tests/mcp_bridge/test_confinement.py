@@ -299,7 +299,7 @@ def credential_of_a_provisioning(site):
 @case()
 def calibration_data(site):
     data = site.write("data.json", {"table": {"file": site.name("text.txt")}})
-    return "esp_calibration_data_write", {"cal_data": data, "port": site.board()}
+    return "esp_calibration_data_write", {"data": data, "port": site.board()}
 
 
 @case("link")

@@ -57,9 +57,9 @@ def test_a_board_from_blank_to_its_customer_and_back(server):
     wifi = {"wifi": {"ssid": "Werk 3", "password": PASSWORD}, "credentials": {"token": PASSWORD}}
     given = server.call("esp_provision_device", config=wifi, port="line-1")
     assert (given["ssid"], given["nvs"]["kept"]) == ("Werk 3", 2)
-    written = server.call("esp_calibration_data_write", cal_data={"adc": {"type": "u16", "value": 1100}}, port="line-1")
+    written = server.call("esp_calibration_data_write", data={"adc": {"type": "u16", "value": 1100}}, port="line-1")
     assert (written["namespace"], written["nvs"]["written"]) == ("calibration", ["calibration.adc"])
-    server.call("esp_manufacturing_data_write", mfg_data={"batch": "B7"}, port="line-1")
+    server.call("esp_manufacturing_data_write", data={"batch": "B7"}, port="line-1")
     seen = server.call(
         "esp_quality_control", port="line-1", serial_number="SN1", expect="Calling app_main", tests=False
     )
@@ -142,7 +142,7 @@ def test_a_quality_control_runs_the_tests_that_change_nothing(server):
 
 
 def test_what_is_not_well_is_told(server):
-    seen = server.call("esp_quality_control", port="line-1", serial_number="SN9", tests=False, boot_wait_s=0.2)
+    seen = server.call("esp_quality_control", port="line-1", serial_number="SN9", tests=False, boot_wait_seconds=0.2)
     assert (seen["success"], seen["passed"]) == (True, False)
     wrong = {check["name"]: check["found"] for check in seen["checks"] if not check["passed"]}
     assert set(wrong) == {"partition table", "app", "nvs", "boot"}
@@ -170,14 +170,14 @@ def test_a_board_that_somebody_else_holds(server):
 
 def test_burns_are_asked_for_and_only_when_they_are_meant(server, line):
     data = {"batch": "B7"}
-    plan, done = confirmed(server, "esp_manufacturing_data_write", mfg_data=data, port="c3", efuse=True)
+    plan, done = confirmed(server, "esp_manufacturing_data_write", data=data, port="c3", to_efuse=True)
     assert "7 bit(s) of BLOCK_USR_DATA would be burnt for ever" in plan
     assert (done["efuse"]["name"], done["efuse"]["verified"]) == ("BLOCK_USR_DATA", True)
     server.call("esp_release", board="c3")
     careful = line(allow=parse_allow("read,write"))
-    refused = careful.call("esp_manufacturing_data_write", mfg_data=data, port="c3", efuse=True)
+    refused = careful.call("esp_manufacturing_data_write", data=data, port="c3", to_efuse=True)
     assert "does not allow 'burn'" in refused["error"]
-    assert "partition table" in careful.call("esp_manufacturing_data_write", mfg_data=data, port="c3")["error"]
+    assert "partition table" in careful.call("esp_manufacturing_data_write", data=data, port="c3")["error"]
 
 
 def test_a_person_is_asked_and_sees_no_secret(serve, server):
@@ -223,11 +223,11 @@ def test_a_person_is_asked_and_sees_no_secret(serve, server):
         ("esp_production_test", {"test_suite": "/etc"}, "outside the folders"),
         ("esp_production_test", {"test_suite": "identity", "keyword": "nothing_has_this_name"}, "no such test"),
         ("esp_production_test", {"test_suite": "identity", "keyword": "((("}, "pytest ended"),
-        ("esp_production_test", {"test_suite": "identity", "timeout_s": 0.05}, "took longer than 0.05 s"),
+        ("esp_production_test", {"test_suite": "identity", "timeout_seconds": 0.05}, "took longer than 0.05 s"),
         ("esp_production_test", {"test_suite": "identity", "port": "guarded"}, "does not allow"),
-        ("esp_calibration_data_write", {"cal_data": {}}, "nothing to write"),
-        ("esp_calibration_data_write", {"cal_data": {"k": PASSWORD}}, "no partition table"),
-        ("esp_calibration_data_write", {"cal_data": {"k": {"file": "../x"}}}, "outside the folders"),
+        ("esp_calibration_data_write", {"data": {}}, "nothing to write"),
+        ("esp_calibration_data_write", {"data": {"k": PASSWORD}}, "no partition table"),
+        ("esp_calibration_data_write", {"data": {"k": {"file": "../x"}}}, "outside the folders"),
         ("esp_provision_device", {"config": {"wifi": {"ssid": "a", "password": PASSWORD, "x": 1}}}, "wifi.x"),
         ("esp_provision_device", {"config": '{"wifi": {"password": "' + PASSWORD}, "no JSON"),
         ("esp_provision_device", {"config": {"wifi": PASSWORD}}, "wifi"),

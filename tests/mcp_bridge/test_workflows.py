@@ -128,11 +128,11 @@ def test_fifty_devices_in_production(agent_with):
         wait_s=30,
     )
     assert (batch["passed"], batch["failed"]) == (50, 0)
-    assert {device["mac"] for device in batch["boards"]} == macs
+    assert {device["mac_address"] for device in batch["boards"]} == macs
     lines = Path(batch["record_file"]).read_text().splitlines()
     assert len(lines) == 100  # begun, and passed
     for number, name in enumerate(boards, 1):
-        agent.do("esp_manufacturing_data_write", port=name, mfg_data={"batch": "B7"})
+        agent.do("esp_manufacturing_data_write", port=name, data={"batch": "B7"})
         wanted = {"serial_number": f"SN{number:05d}", "expect": "Calling app_main", "tests": False}
         control = agent.do("esp_quality_control", port=name, **wanted)
         assert control["passed"], control

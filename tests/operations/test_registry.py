@@ -74,12 +74,15 @@ def test_effects_are_what_the_operations_do():
         "ota-prepare": Effect.WRITE,
         "ota-deploy": Effect.WRITE,
         "ota-rollback": Effect.WRITE,
+        "idf-build": Effect.WRITE,
+        "idf-install": Effect.WRITE,
         "idf-flash-project": Effect.WRITE,
+        "production-batch-program": Effect.ERASE,
         "production-factory-program": Effect.ERASE,
         "production-factory-reset": Effect.ERASE,
         "production-provision": Effect.WRITE,
-        "production-write-calibration-data": Effect.WRITE,
-        "production-write-manufacturing-data": Effect.WRITE,
+        "production-write-calibration-data": Effect.BURN,
+        "production-write-manufacturing-data": Effect.BURN,
         "unity-run": Effect.WRITE,
         "unity-run-all": Effect.WRITE,
     }
@@ -130,10 +133,15 @@ def test_what_is_not_allowed_is_refused_before_the_port_is_opened(rack, effect):
         update={"allow": frozenset({"read", "write", "erase", "burn"} - {effect.value})}
     )
     arguments = {"flash-write": ([(0, b"x")],), "flash-erase": ("all",), "efuse-burn": ("DIS_PAD_JTAG", 1)}
-    flags = {"flash-optimize": {"apply": True}, "chip-recover": {"erase_app": True}}
+    flags = {
+        "flash-optimize": {"apply": True},
+        "chip-recover": {"erase_app": True},
+        "production-write-calibration-data": {"to_efuse": True},
+        "production-write-manufacturing-data": {"to_efuse": True},
+    }
     link = Link(make_board(spec, rack))
     for name, operation in OPERATIONS.items():
-        if operation.effect is effect:
+        if operation.takes_board and operation.effect is effect:
             given = arguments.get(name, [0] * sum(parameter.required for parameter in operation.parameters))
             with pytest.raises(RefusedError) as caught:
                 operation.function(link, *given, **flags.get(name, {}))

@@ -178,8 +178,8 @@ def info(product: str) -> ProductInfo:
     """
     known = catalogue()
     found = known.find(product)
-    others = [other for other in known.products.values() if other.kind == "module" and other.chip_type == found.chip_type]
-    modules = tuple(other.name for other in others) if found.kind == "chip" else ()
+    others = (other for other in known.products.values() if other.chip_type == found.chip_type)
+    modules = tuple(other.name for other in others if other.kind == "module") if found.kind == "chip" else ()
     return ProductInfo(found, _unknown(found), known.part(product), modules, known.as_of)
 
 

@@ -16,4 +16,5 @@ class ProductionFace(Face):
     write_calibration_data = bound(provisioning.write_calibration_data)
     write_manufacturing_data = bound(provisioning.write_manufacturing_data)
     batch_program = staticmethod(batch.batch_program)
+    quality_control = staticmethod(testing.quality_control)
     run_tests = staticmethod(testing.run_tests)

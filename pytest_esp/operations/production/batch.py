@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pytest_esp.errors import OperationError
-from pytest_esp.formats.files import Confinement, ReadPath, WritePath, confinement, resolve
+from pytest_esp.formats.files import Confinement, FileName, ReadPath, WritePath, confinement, resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
 from pytest_esp.operations.production.config import FactoryConfig, Given, with_files
@@ -31,7 +31,7 @@ from pytest_esp.operations.production.work import (
     OpenBoard,
     check_serial_numbers,
 )
-from pytest_esp.operations.registry import file_operation
+from pytest_esp.operations.registry import Effect, file_operation
 from pytest_esp.secrets import remember_in
 
 if TYPE_CHECKING:
@@ -73,36 +73,39 @@ class OwnData(BaseModel):
     nvs: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
 
 
-@file_operation(group="production")
+@file_operation(group="production", effect=Effect.ERASE)
 def batch_program(
-    boards: list[str],
-    config: Given,
+    ports: list[str],
+    firmware: ReadPath | None = None,
+    config: Given | None = None,
     devices: list[dict[str, Any]] | None = None,
     *,
+    serial_number: str | None = None,
     first_index: int = 1,
     output_dir: WritePath = DEFAULT_FOLDER,
     look: bool = True,
     rack: ReadPath | None = None,
-    wait: float = 0.0,
+    wait_s: float = 0.0,
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> BatchResult:
     """Program many boards of the rack at once, as `factory_program` does; a board that fails stops no other.
 
-    Each board is leased, gets its own serial number and NVS values, and is looked at in the end. What becomes of it is
-    written to ``boards.jsonl`` and ``boards.csv``, by MAC address: one line when it is begun, one with the outcome.
+    Each board is leased, gets its own serial number and NVS values, and is inspected in the end. boards.jsonl and
+    boards.csv get two lines for each board, by MAC address: one when it is begun, one with the outcome.
 
     Args:
-        boards: names, also patterns: ``line-*``.
-        config: as for `factory_program`; its serial_number may have {index}, {mac} and {board} in it.
-        devices: what is each board's own: board, serial_number, nvs; without board they are taken in order.
-        first_index: of the first board.
-        output_dir: of the record; it is only ever added to.
+        ports: names of boards, also patterns: "line-*".
+        firmware: a build folder or a merged image, instead of the one in config.
+        config: as for factory_program.
+        devices: what is each board's own: {"board", "serial_number", "nvs"}; without board they are taken in order.
+        serial_number: a template, e.g. "SN{index:05d}"; also {mac} and {board}.
+        first_index: index of the first board.
+        output_dir: folder of the record, which is only ever added to.
         look: whether finished boards are inspected.
-        rack: the rack file; else the usual search.
-        wait: seconds for boards that somebody else holds.
-        processes: how many, that of the caller included; by default one, and up to one per core where there is that
-            much work for the processor.
+        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.
+        wait_s: seconds to wait for boards that are held.
+        processes: how many work, the caller's included; by default one, or up to one per core for many virtual boards.
         progress: called with thousandths of boards done and to do.
 
     Raises:
@@ -112,9 +115,9 @@ def batch_program(
     from pytest_esp.rack.config import load_rack
 
     found = load_rack(resolve(rack) if rack is not None else None)
-    names = board_names(boards, found)
-    plan, own = checked(names, config, devices, first_index)
-    return run_batch(found, plan, own, Path(output_dir), look=look, wait=wait, processes=processes, progress=progress)
+    names = board_names(ports, found)
+    plan, own = checked(names, firmware, config, devices, serial_number, first_index)
+    return run_batch(found, plan, own, Path(output_dir), look=look, wait=wait_s, processes=processes, progress=progress)
 
 
 def board_names(wanted: Sequence[str], rack: Rack) -> list[str]:
@@ -135,7 +138,12 @@ def board_names(wanted: Sequence[str], rack: Rack) -> list[str]:
 
 
 def checked(
-    boards: Sequence[str], config: Given, own: Sequence[Mapping[str, Any]] | None, first_index: int
+    boards: Sequence[str],
+    firmware: FileName | None,
+    config: Given | None,
+    own: Sequence[Mapping[str, Any]] | None,
+    serial_number: str | None,
+    first_index: int,
 ) -> tuple[Plan, list[Device]]:
     """Return what all boards get, and what each gets, after every check that needs no board.
 
@@ -144,7 +152,12 @@ def checked(
     """
     __tracebackhide__ = True
     remember_in(list(own or ()))  # what is wrong with it may be told
-    settings = FactoryConfig.load(config)
+    table = FactoryConfig.table(config or {})
+    if firmware is not None:
+        table["firmware"] = resolve(firmware)
+    if serial_number is not None:
+        table["serial_number"] = serial_number
+    settings = FactoryConfig.load(table)
     common = make_plan(settings.model_copy(update={"serial_number": None}))
     given = _by_board(boards, own or ())
     devices = [

@@ -7,9 +7,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import resolve
@@ -17,7 +17,10 @@ from pytest_esp.formats.nvs_pages import NvsData
 from pytest_esp.names import nearest
 from pytest_esp.secrets import remember_in
 
-Given = Mapping[str, Any] | str | os.PathLike[str]
+Given = Annotated[
+    Mapping[str, Any] | str | os.PathLike[str],
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}]}),
+]
 """A table, its JSON text, or the JSON or TOML file that has it; names of files in that file are relative to it."""
 
 SERIAL_NUMBER = "serial_number"

@@ -49,11 +49,11 @@ class FactoryProgram:
         bytes_written: firmware, partition table and NVS.
         verified: by the chip's MD5 of every region, and NVS by its values.
         booted: whether the app was seen to start; None if that was not to be checked.
-        seconds: by stage.
+        seconds_by_stage: how long each stage took.
     """
 
-    chip: str
-    mac: str | None
+    chip_type: str
+    mac_address: str | None
     serial_number: str | None
     firmware: str
     app: App | None
@@ -62,19 +62,20 @@ class FactoryProgram:
     bytes_written: int
     verified: bool
     booted: bool | None
-    seconds: dict[str, float]
+    seconds_by_stage: dict[str, float]
 
 
 @operation(Effect.ERASE, group="production")
 def factory_program(link: Link, config: Given, *, progress: Progress | None = None) -> FactoryProgram:
-    """Program a board as it leaves the factory: check all, erase all, flash, write NVS, verify, and see it boot.
+    """Program a board as it leaves the factory: check everything, erase all, flash, write NVS, verify, see it boot.
 
-    Everything is checked before the erase: files, partition table, NVS values, chip, MAC, sizes, the chip's locks.
-    An error says at which stage it happened and what state the board is in (``details["stage"]``, ``["state"]``).
+    Checked before the erase: files, partition table, NVS values, chip, MAC, sizes, the chip's locks. An error says at
+    which stage it happened and what state the board is in.
 
     Args:
-        config: a table, or a JSON or TOML file with it: firmware, and maybe chip, mac, partition_table, serial_number,
-            nvs, nvs_partition, nvs_key_file, boot (see `FactoryConfig`).
+        config: {"firmware": build folder or merged image, "serial_number": "SN1", "nvs": {namespace: {key: value}},
+            "partition_table": CSV, "chip", "mac", "nvs_partition", "nvs_key_file", "boot": {"wait": 3, "expect": text}
+            or false}, or a JSON or TOML file with that.
         progress: called with bytes done and to do.
 
     Raises:
@@ -147,8 +148,8 @@ class _Programming:
         booted = self._boot()
         self._enter("done")
         return FactoryProgram(
-            chip=who.chip_type,
-            mac=who.mac_address,
+            chip_type=who.chip_type,
+            mac_address=who.mac_address,
             serial_number=plan.config.serial_number,
             firmware=plan.firmware.name,
             app=plan.firmware.app,
@@ -157,7 +158,7 @@ class _Programming:
             bytes_written=self._total,
             verified=True,
             booted=booted,
-            seconds=self._seconds,
+            seconds_by_stage=self._seconds,
         )
 
     def _enter(self, stage: Stage) -> None:
@@ -287,14 +288,14 @@ class FactoryReset:
 
 @operation(Effect.ERASE, group="production")
 def factory_reset(link: Link, keep: Sequence[str] = (), keep_namespaces: Sequence[str] = ()) -> FactoryReset:
-    """Erase what a user has left on a board: NVS, otadata and other data partitions. Its apps stay.
+    """Erase what a user has left on a board: NVS, otadata, file systems and other data. Its apps stay.
 
-    The radio's calibration, keys, read-only partitions and those that are named fctry or factory_nvs stay, too. otadata
-    is not erased where the board would then start nothing: without a factory app it would start the first slot.
+    Keys, radio calibration, read-only partitions and those named fctry or factory_nvs stay, too. otadata stays where
+    the board would not start without it.
 
     Args:
-        keep: names of partitions that stay as they are.
-        keep_namespaces: of the NVS partition named nvs: they stay, the others go.
+        keep: names of partitions that stay, too.
+        keep_namespaces: namespaces of the NVS partition named nvs that stay, e.g. ["manufacturing"].
 
     Raises:
         OperationError: if there is no partition table, or it has none of a name in *keep*.

@@ -95,7 +95,7 @@ def check(link: Link, wanted: dict[Key, NvsEntry], partition: str, key_file: str
     if wrong:
         raise OperationError(
             f"NVS does not read back what was written: {', '.join(_names(wrong))}",
-            hint="is its flash sound? esp_flash_analyze (`pytest-esp op flash-analyze`) looks at it",
+            hint="the flash may be damaged: flash-analyze looks at it",
         )
 
 
@@ -125,7 +125,7 @@ def _refuse_unreadable(partition: str, contents: NvsContents) -> None:
     if contents.problems:
         raise OperationError(
             f"the partition {partition} is damaged: {contents.problems[0]}",
-            hint="what is damaged would be lost; production-factory-reset (esp_factory_reset) begins it anew",
+            hint="damaged values would be lost; production-factory-reset erases the partition",
         )
 
 

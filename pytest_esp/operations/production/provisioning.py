@@ -23,7 +23,7 @@ from pytest_esp.operations.production.config import (
 )
 from pytest_esp.operations.production.nvs_update import Key, NvsUpdate, update
 from pytest_esp.operations.production.secrets import Secrets
-from pytest_esp.operations.registry import Effect, operation, require
+from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.security import efuse
 from pytest_esp.operations.security.efuse import BurnPlan, BurnResult
 
@@ -54,14 +54,14 @@ class Provisioning:
 
 @operation(Effect.WRITE, group="production")
 def provision(link: Link, config: Given) -> Provisioning:
-    """Give a board a Wi-Fi network and credentials: into NVS, read back; what else is in NVS stays.
+    """Give a board its Wi-Fi network and credentials: into NVS, read back; other values there stay as they are.
 
-    The network goes where ESP-IDF's Wi-Fi library looks (namespace ``nvs.net80211``), or into the namespace ``wifi``
-    (``ssid``, ``password``). No value appears in a result, a log or an error.
+    No value appears in a result, a log or an error. A file keeps secrets out of command lines and conversations.
 
     Args:
-        config: a table, or a JSON or TOML file with it: wifi (ssid, password, store), credentials (values by key, or
-            {"file": NAME}), namespace, nvs_partition, nvs_key_file; see `ProvisionConfig`.
+        config: {"wifi": {"ssid", "password", "store": "esp-idf" (where its Wi-Fi library looks), "namespace" (NVS
+            "wifi") or "both"}, "credentials": {key: value or {"file": NAME}}, "namespace": of the credentials,
+            "nvs_partition", "nvs_key_file"}, or a JSON or TOML file with that.
 
     Raises:
         OperationError: if the table is wrong, there is no NVS partition, or the values do not fit or read back.
@@ -103,58 +103,61 @@ class DataWritten:
     efuse: BurnResult | None
 
 
-@operation(Effect.WRITE, group="production")
+@operation(Effect.BURN, group="production", without={"to_efuse": Effect.WRITE})
 def write_calibration_data(
     link: Link,
     data: Given,
     *,
     namespace: str = CALIBRATION,
-    partition: str = "nvs",
-    key_file: ReadPath | None = None,
+    nvs_partition: str = "nvs",
+    nvs_key_file: ReadPath | None = None,
     to_efuse: bool = False,
 ) -> DataWritten:
-    """Write calibration data and read it back: into NVS, whose other values stay, or into the user eFuse block.
+    """Write calibration data into NVS, or into the user eFuse block, and read it back; other NVS values stay.
 
     Args:
-        data: NVS values by key, or a JSON or TOML file with them; for the eFuse block one value: text, bytes, or a
-            number with its type, which goes into its first bytes.
+        data: values by key: text, numbers, {"type": "u16", "value": 1100}, {"type": "blob", "value": hex} or
+            {"file": NAME}; or a JSON or TOML file with them.
         namespace: in NVS.
-        partition: of NVS.
-        key_file: of NVS encryption.
-        to_efuse: burn it instead, which is irreversible: guarded as `efuse.burn`.
+        nvs_partition: name of the NVS partition.
+        nvs_key_file: keys of NVS encryption.
+        to_efuse: burn one value into the user eFuse block instead, from its first byte on: irreversible.
 
     Raises:
         OperationError: if the values do not fit or read back, or the chip has no user eFuse block.
         RefusedError: if eFuses may not be burnt.
     """
     __tracebackhide__ = True
-    return _written(link, data, namespace, partition, key_file, to_efuse)
+    return _written(link, data, namespace, nvs_partition, nvs_key_file, to_efuse)
 
 
-@operation(Effect.WRITE, group="production")
+@operation(Effect.BURN, group="production", without={"to_efuse": Effect.WRITE})
 def write_manufacturing_data(
     link: Link,
     data: Given,
     *,
     namespace: str = MANUFACTURING,
-    partition: str = "nvs",
-    key_file: ReadPath | None = None,
+    nvs_partition: str = "nvs",
+    nvs_key_file: ReadPath | None = None,
     to_efuse: bool = False,
 ) -> DataWritten:
-    """Write manufacturing data (serial number, batch, ...) and read it back, as `write_calibration_data` does.
+    """Write manufacturing data (serial_number, batch, ...) into NVS, or into the user eFuse block, and read it back.
+
+    Other NVS values stay.
 
     Args:
-        data: see `write_calibration_data`.
+        data: values by key: text, numbers, {"type": "u16", "value": 1100}, {"type": "blob", "value": hex} or
+            {"file": NAME}; or a JSON or TOML file with them.
         namespace: in NVS.
-        partition: of NVS.
-        key_file: of NVS encryption.
-        to_efuse: burn it instead, which is irreversible.
+        nvs_partition: name of the NVS partition.
+        nvs_key_file: keys of NVS encryption.
+        to_efuse: burn one value into the user eFuse block instead, from its first byte on: irreversible.
 
     Raises:
         OperationError, RefusedError: see `write_calibration_data`.
     """
     __tracebackhide__ = True
-    return _written(link, data, namespace, partition, key_file, to_efuse)
+    return _written(link, data, namespace, nvs_partition, nvs_key_file, to_efuse)
 
 
 def _written(
@@ -164,7 +167,6 @@ def _written(
     values = _values(data)
     with Secrets(values).guard():
         if to_efuse:
-            require(link, Effect.BURN, "production-write-data")
             name, raw = _for_user_block(link, values)
             return DataWritten(None, None, efuse.burn(link, name, raw))
         done = update(link, {namespace: values}, partition=partition, key_file=key_file)

@@ -36,7 +36,7 @@ class Inspection:
 
     passed: bool
     checks: tuple[QualityCheck, ...]
-    mac: str | None
+    mac_address: str | None
     serial_number: str | None
     app: App | None
 
@@ -48,25 +48,26 @@ def inspect(
     elf_sha256: str | None = None,
     *,
     boot: bool = True,
-    wait: float = 3.0,
+    boot_wait_seconds: float = 3.0,
     expect: str | None = None,
-    partition: str = "nvs",
-    key_file: ReadPath | None = None,
+    nvs_partition: str = "nvs",
+    nvs_key_file: ReadPath | None = None,
 ) -> Inspection:
     """Look at a finished board and change nothing: chip, flash, partition table, app, NVS, serial number, boot.
 
     What is wrong is a check that failed, not an error.
 
     Args:
-        serial_number: that it must have; by default any, or none.
+        serial_number: that it must have in NVS; by default any, or none.
         elf_sha256: of the app that it must have (64 hex digits); by default any.
-        boot: whether it is restarted, to see the app start.
-        wait: seconds to listen to it.
-        expect: text that it must say.
-        partition: of NVS.
-        key_file: of NVS encryption.
+        boot: restart it, to see the app start.
+        boot_wait_seconds: how long to listen to it.
+        expect: text that it must print when it starts.
+        nvs_partition: name of the NVS partition.
+        nvs_key_file: keys of NVS encryption.
     """
-    return _Looking(link, partition, key_file).look(serial_number, elf_sha256, Boot(wait=wait, expect=expect), boot)
+    how = Boot(wait=boot_wait_seconds, expect=expect)
+    return _Looking(link, nvs_partition, nvs_key_file).look(serial_number, elf_sha256, how, boot)
 
 
 class _Looking:

@@ -39,8 +39,8 @@ class BoardRecord:
     time: str
     batch: str
     board: str
-    mac: str = ""
-    chip: str = ""
+    mac_address: str = ""
+    chip_type: str = ""
     serial_number: str = ""
     outcome: Outcome
     stage: str
@@ -51,7 +51,7 @@ class BoardRecord:
     nvs_keys: str = ""
     quality: str = ""
     bytes_written: int = 0
-    seconds: float = 0.0
+    elapsed_seconds: float = 0.0
 
 
 _COLUMNS = [field.name for field in fields(BoardRecord)]
@@ -123,7 +123,8 @@ def read_records(folder: Path) -> list[BoardRecord]:
 
 def serial_numbers(folder: Path) -> dict[str, str]:
     """Return the MAC address of the board that got each serial number, by the record in *folder*."""
-    return {one.serial_number: one.mac for one in read_records(folder) if one.serial_number and one.outcome == "passed"}
+    passed = (one for one in read_records(folder) if one.outcome == "passed")
+    return {one.serial_number: one.mac_address for one in passed if one.serial_number}
 
 
 def _parsed(line: str) -> BoardRecord | None:

@@ -10,9 +10,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 from xml.etree import ElementTree
 
 from pytest_esp.errors import OperationError
@@ -22,6 +22,7 @@ from pytest_esp.names import nearest
 from pytest_esp.operations.chip.identity import identify
 from pytest_esp.operations.idf.process import Finished, run
 from pytest_esp.operations.production.process import leased
+from pytest_esp.operations.production.quality import Inspection, inspect
 from pytest_esp.operations.registry import Effect, file_operation
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class TestOutcome:
 
     name: str
     outcome: Outcome
-    seconds: float
+    elapsed_seconds: float
     message: str | None
 
 
@@ -69,12 +70,26 @@ class TestRun:
     __test__ = False
 
     board: str
-    suite: str
+    test_suite: str
     passed: bool
     counts: dict[str, int]
     tests: tuple[TestOutcome, ...]
     summary: str
-    seconds: float
+    elapsed_seconds: float
+
+
+@dataclass(frozen=True)
+class QualityReport(Inspection):
+    """What a quality control found: an inspection, and *tests* that change nothing (None if they did not run)."""
+
+    tests: TestRun | None
+
+    @classmethod
+    def of(cls, seen: Inspection, tests: TestRun | None) -> Self:
+        """Join both; *passed* is whether both have passed."""
+        found = {field.name: getattr(seen, field.name) for field in fields(seen)}
+        found["passed"] = seen.passed and (tests is None or tests.passed)
+        return cls(**found, tests=tests)
 
 
 def suites() -> tuple[str, ...]:
@@ -84,22 +99,22 @@ def suites() -> tuple[str, ...]:
 
 @file_operation(group="production")
 def run_tests(
-    board: str,
-    suite: str | os.PathLike[str] = _EVERYTHING,
+    port: str,
+    test_suite: str | os.PathLike[str] = _EVERYTHING,
     *,
     keyword: str | None = None,
-    timeout: float = 600.0,
+    timeout_seconds: float = 600.0,
     rack: ReadPath | None = None,
     progress: Progress | None = None,
 ) -> TestRun:
-    """Run a pytest suite on a board of the rack, in a process that takes the board's lease and dies with this one.
+    """Run a pytest suite on a board of the rack, in a process that takes the board's lease and ends with this one.
 
     Args:
-        board: its name; nobody may hold it, this process included.
-        suite: "all" or names of our suites (``identity,reset``), or a file or folder with tests of your own.
+        port: name of the board; nobody may hold it, this process included.
+        test_suite: "all" or names of the built-in suites ("identity,reset"), or a file or folder with your own tests.
         keyword: as pytest's -k.
-        timeout: seconds; then it is ended.
-        rack: the rack file; else the usual search.
+        timeout_seconds: after which the tests are stopped.
+        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.
         progress: called with tests done and to do.
 
     Raises:
@@ -109,13 +124,54 @@ def run_tests(
     from pytest_esp.rack.config import load_rack
 
     found = load_rack(resolve(rack) if rack is not None else None)
-    return run_suite(found.board(board), found, suite, keyword=keyword, timeout=timeout, progress=progress)
+    spec = found.board(port)
+    return run_suite(spec, found, test_suite, keyword=keyword, timeout=timeout_seconds, progress=progress)
+
+
+@file_operation(group="production")
+def quality_control(
+    port: str,
+    serial_number: str | None = None,
+    *,
+    expect: str | None = None,
+    boot_wait_seconds: float = 3.0,
+    tests: bool = True,
+    timeout_seconds: float = 600.0,
+    rack: ReadPath | None = None,
+    wait_s: float = 0.0,
+    progress: Progress | None = None,
+) -> QualityReport:
+    """Inspect a finished board, then run the built-in suites on it, but for the tests that erase or burn.
+
+    Args:
+        port: name of the board.
+        serial_number: that it must have in NVS; by default any, or none.
+        expect: text that it must print when it starts.
+        boot_wait_seconds: how long to listen to it.
+        tests: whether the suites run.
+        timeout_seconds: after which the tests are stopped.
+        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.
+        wait_s: seconds to wait for the board if it is held.
+        progress: called with tests done and to do.
+
+    Raises:
+        LeaseError: if the board is held. OperationError, RackError: see `run_tests`.
+    """
+    from pytest_esp.rack.config import load_rack
+
+    found = load_rack(resolve(rack) if rack is not None else None)
+    spec = found.board(port)
+    with leased(found, wait_s)(spec.name) as link:
+        seen = inspect(link, serial_number, expect=expect, boot_wait_seconds=boot_wait_seconds)
+    reads = frozenset({Effect.READ})
+    run = run_suite(spec, found, effects=reads, timeout=timeout_seconds, progress=progress) if tests else None
+    return QualityReport.of(seen, run)
 
 
 def run_suite(
     spec: BoardSpec,
     rack: Rack,
-    suite: str | os.PathLike[str],
+    suite: str | os.PathLike[str] = _EVERYTHING,
     *,
     keyword: str | None = None,
     effects: frozenset[Effect] = frozenset({Effect.READ, Effect.WRITE, Effect.ERASE, Effect.BURN}),
@@ -128,7 +184,7 @@ def run_suite(
     Args:
         spec: the board.
         rack: that it belongs to.
-        suite, keyword, timeout, progress: see `run_tests`.
+        suite, keyword, timeout (seconds), progress: see `run_tests`.
         effects: what tests may do at most: those that are marked with more are left out.
         allow_burn: consent to burn eFuses of a real board, as --esp-allow-burn.
 
@@ -163,12 +219,12 @@ def run_suite(
     last = next((line for line in reversed(finished.lines) if line.strip()), "")
     return TestRun(
         board=spec.name,
-        suite=os.fspath(suite),
+        test_suite=os.fspath(suite),
         passed=passed,
         counts={outcome: counts[outcome] for outcome in ("passed", "failed", "error", "skipped")},
         tests=tests,
         summary=last.strip("= "),
-        seconds=round(finished.seconds, 3),
+        elapsed_seconds=round(finished.seconds, 3),
     )
 
 

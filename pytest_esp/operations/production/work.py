@@ -72,8 +72,8 @@ class BoardResult:
     """
 
     board: str
-    mac: str | None
-    chip: str | None
+    mac_address: str | None
+    chip_type: str | None
     serial_number: str | None
     passed: bool
     stage: str
@@ -82,15 +82,15 @@ class BoardResult:
     hint: str | None
     quality: bool | None
     bytes_written: int
-    seconds: float
+    elapsed_seconds: float
 
     @classmethod
     def of(cls, record: BoardRecord, hint: str | None) -> Self:
         """Return what the last line of a board in the record says."""
         return cls(
             board=record.board,
-            mac=record.mac or None,
-            chip=record.chip or None,
+            mac_address=record.mac_address or None,
+            chip_type=record.chip_type or None,
             serial_number=record.serial_number or None,
             passed=record.outcome == "passed",
             stage=record.stage,
@@ -99,7 +99,7 @@ class BoardResult:
             hint=hint,
             quality=record.quality == "passed" if record.quality else None,
             bytes_written=record.bytes_written,
-            seconds=record.seconds,
+            elapsed_seconds=record.elapsed_seconds,
         )
 
 
@@ -291,8 +291,8 @@ class _Worker:
             self._plan.config.serial_number,
             app.elf_sha256 if app else None,
             boot=False,  # which was seen already
-            partition=self._plan.config.nvs_partition,
-            key_file=self._plan.config.nvs_key_file,
+            nvs_partition=self._plan.config.nvs_partition,
+            nvs_key_file=self._plan.config.nvs_key_file,
         )
         # A board that gets no NVS values need have no NVS, and firmware without a descriptor shows no app.
         counts = {"nvs": bool(self._plan.entries), "app": app is not None}
@@ -341,8 +341,8 @@ class _Worker:
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             batch=self._batch.name,
             board=self._device.board,
-            mac=(who.mac_address if who else None) or "",
-            chip=who.chip_type if who else "",
+            mac_address=(who.mac_address if who else None) or "",
+            chip_type=who.chip_type if who else "",
             serial_number=(plan.config.serial_number if known else None) or "",
             outcome=outcome,
             stage=self._stage,
@@ -353,7 +353,7 @@ class _Worker:
             nvs_keys=" ".join(sorted(f"{namespace}.{key}" for namespace, key in plan.entries)) if known else "",
             quality="" if self._quality is None else "passed" if self._quality else "failed",
             bytes_written=self._bytes,
-            seconds=round(time.monotonic() - self._begun, 3),
+            elapsed_seconds=round(time.monotonic() - self._begun, 3),
         )
 
 

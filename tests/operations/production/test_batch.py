@@ -53,8 +53,8 @@ def test_fifty_boards_from_one_call(rack_file, tmp_path, config):
     shares = []
     result = batch_program(
         ["line-*"],
-        config | {"serial_number": "SN{index:05d}", "nvs": {"app": {"host": "broker"}}},
-        devices,
+        config=config | {"serial_number": "SN{index:05d}", "nvs": {"app": {"host": "broker"}}},
+        devices=devices,
         first_index=101,
         output_dir=tmp_path / "record",
         rack=rack_file,
@@ -64,7 +64,7 @@ def test_fifty_boards_from_one_call(rack_file, tmp_path, config):
     assert (result.passed, result.failed, result.processes) == (50, 0, 2), result
     assert all(board.quality and board.stage == "done" for board in result.boards)
     assert [board.serial_number for board in result.boards] == [f"SN{n:05d}" for n in range(101, 151)]
-    assert len({board.mac for board in result.boards}) == 50
+    assert len({board.mac_address for board in result.boards}) == 50
     assert shares[-1] == 1
     for number in (1, 25, 50):
         with opened(rack_file, f"line-{number}") as esp:
@@ -75,12 +75,14 @@ def test_fifty_boards_from_one_call(rack_file, tmp_path, config):
                 ("device", "key"): f"{SECRET} {number}",
                 ("manufacturing", "serial_number"): f"SN{100 + number:05d}",
             }
-            assert esp.production.inspect(f"SN{100 + number:05d}", wait=10, expect="Calling app_main").passed
+            assert esp.production.inspect(
+                f"SN{100 + number:05d}", boot_wait_seconds=10, expect="Calling app_main"
+            ).passed
     records = read_records(tmp_path / "record")
     assert sorted(record.outcome for record in records) == ["begun"] * 50 + ["passed"] * 50
-    assert {record.mac for record in records} == {board.mac for board in result.boards}
-    lines = sorted((row["mac"], row["outcome"], row["serial_number"]) for row in rows_of(result))
-    assert lines == sorted((record.mac, record.outcome, record.serial_number) for record in records)
+    assert {record.mac_address for record in records} == {board.mac_address for board in result.boards}
+    lines = sorted((row["mac_address"], row["outcome"], row["serial_number"]) for row in rows_of(result))
+    assert lines == sorted((record.mac_address, record.outcome, record.serial_number) for record in records)
     assert SECRET not in result.record_file.read_text() + result.csv_file.read_text() + repr(result)
     rack = load_rack(rack_file)
     assert not any(holder_of(spec, rack) for spec in rack.boards.values())
@@ -100,7 +102,7 @@ def test_boards_that_fail_are_told_and_stop_no_other(rack_file, tmp_path, config
     ]
     rack_file.write_text(rack_file.read_text().replace("50", "3") + "".join(entries))
     result = batch_program(
-        [*ports, "line-*"], config, output_dir=tmp_path / "record", rack=rack_file, processes=processes
+        [*ports, "line-*"], config=config, output_dir=tmp_path / "record", rack=rack_file, processes=processes
     )
     boards = {board.board: board for board in result.boards}
     assert [name for name, board in boards.items() if board.passed] == ["line-1", "line-2", "line-3"]
@@ -118,15 +120,15 @@ def test_serial_numbers_belong_to_their_boards(rack_file, tmp_path, config):
     """Not twice in a batch, and not again for another board; the same board gets its own again."""
     call = {"output_dir": tmp_path / "record", "rack": rack_file}
     with pytest.raises(OperationError, match="would both get the serial number A1"):
-        batch_program(["line-1", "line-2"], config | {"serial_number": "A1"}, **call)
+        batch_program(["line-1", "line-2"], config=config | {"serial_number": "A1"}, **call)
     assert not (tmp_path / "record").exists()
-    assert batch_program(["line-1"], config | {"serial_number": "A1"}, **call).passed == 1
-    assert batch_program(["line-1"], config | {"serial_number": "A1"}, **call).passed == 1
-    (other,) = batch_program(["line-2"], config | {"serial_number": "A1"}, **call).boards
+    assert batch_program(["line-1"], config=config | {"serial_number": "A1"}, **call).passed == 1
+    assert batch_program(["line-1"], config=config | {"serial_number": "A1"}, **call).passed == 1
+    (other,) = batch_program(["line-2"], config=config | {"serial_number": "A1"}, **call).boards
     assert "A1 belongs to the board with the MAC address" in other.error
     assert other.state == "nothing was touched"
-    (named,) = batch_program(["line-3"], config | {"serial_number": "{board}-{mac}"}, **call).boards
-    assert named.serial_number == f"line-3-{named.mac.replace(':', '')}"
+    (named,) = batch_program(["line-3"], config=config | {"serial_number": "{board}-{mac}"}, **call).boards
+    assert named.serial_number == f"line-3-{named.mac_address.replace(':', '')}"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,9 @@ def test_serial_numbers_belong_to_their_boards(rack_file, tmp_path, config):
 )
 def test_data_that_does_not_fit_is_found_before_any_board(rack_file, tmp_path, config, devices, words):
     with pytest.raises(OperationError) as caught:
-        batch_program(["line-1", "line-2"], config, devices, output_dir=tmp_path / "record", rack=rack_file)
+        batch_program(
+            ["line-1", "line-2"], config=config, devices=devices, output_dir=tmp_path / "record", rack=rack_file
+        )
     assert words in str(caught.value)
     assert SECRET not in str(caught.value)
     assert not (tmp_path / "record").exists()
@@ -158,7 +162,12 @@ def test_a_batch_that_is_stopped_brings_all_boards_to_a_safe_point(rack_file, tm
 
     with pytest.raises(StoppedError, match="enough"):
         batch_program(
-            ["line-*"], config, output_dir=tmp_path / "record", rack=rack_file, processes=processes, progress=stop
+            ["line-*"],
+            config=config,
+            output_dir=tmp_path / "record",
+            rack=rack_file,
+            processes=processes,
+            progress=stop,
         )
     assert len(begun) == 1
     last = {record.board: record.outcome for record in read_records(tmp_path / "record")}
@@ -172,7 +181,8 @@ def test_a_record_is_whole_after_kill_9(rack_file, tmp_path, config):
     """The call is killed in the middle: its processes end, and every line is whole and says what had happened."""
     script = (
         "import json, sys\nfrom pytest_esp.operations.production.batch import batch_program\n"
-        "batch_program(['line-*'], json.loads(sys.argv[1]), output_dir=sys.argv[2], rack=sys.argv[3], processes=2)\n"
+        "config = json.loads(sys.argv[1])\n"
+        "batch_program(['line-*'], config=config, output_dir=sys.argv[2], rack=sys.argv[3], processes=2)\n"
     )
     folder = tmp_path / "record"
     arguments = [json.dumps(config | {"serial_number": "SN{index}"}), str(folder), str(rack_file)]
@@ -184,14 +194,14 @@ def test_a_record_is_whole_after_kill_9(rack_file, tmp_path, config):
         os.kill(process.pid, signal.SIGKILL)
     lines = (folder / "boards.jsonl").read_bytes()
     assert lines.endswith(b"\n")
-    assert all(json.loads(line)["mac"] for line in lines.splitlines())
+    assert all(json.loads(line)["mac_address"] for line in lines.splitlines())
     with (folder / "boards.csv").open(newline="") as file:
         assert all(len(row) == 16 for row in csv.reader(file))
     rack = load_rack(rack_file)
     while any(holder_of(spec, rack) for spec in rack.boards.values()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    again = batch_program(["line-*"], config | {"serial_number": "SN{index}"}, output_dir=folder, rack=rack_file)
+    again = batch_program(["line-*"], config=config | {"serial_number": "SN{index}"}, output_dir=folder, rack=rack_file)
     assert (again.passed, again.failed) == (50, 0)
 
 
@@ -209,7 +219,7 @@ def test_a_process_that_dies_takes_no_board_out_of_the_record(rack_file, tmp_pat
             for process in killed:
                 os.kill(process, signal.SIGKILL)
 
-    result = batch_program(["line-*"], config, output_dir=folder, rack=rack_file, processes=2, progress=kill)
+    result = batch_program(["line-*"], config=config, output_dir=folder, rack=rack_file, processes=2, progress=kill)
     assert len(killed) == 1
     assert 25 <= result.passed < 50
     last = {record.board: record for record in read_records(folder)}
@@ -222,7 +232,7 @@ def test_a_process_that_dies_takes_no_board_out_of_the_record(rack_file, tmp_pat
         )
         if not board.passed:
             assert board.error.startswith("the process that programmed it died")
-            assert board.state == ("not known: it was under way" if board.mac else "nothing was touched")
+            assert board.state == ("not known: it was under way" if board.mac_address else "nothing was touched")
     rack = load_rack(rack_file)
     assert not any(holder_of(spec, rack) for spec in rack.boards.values())
 
@@ -270,7 +280,7 @@ def test_threads_and_processes_open_what_their_caller_may(rack_file, tmp_path, c
     key.write_bytes(bytes(range(64)))
     settings = config | {"nvs_key_file": str(key), "boot": False, "nvs": {"app": {"host": "broker"}}}
     boards = [f"line-{number}" for number in range(1, 5)]
-    plan, devices = checked(boards, settings, None, 1)
+    plan, devices = checked(boards, None, settings, None, None, 1)
     build = Path(config["firmware"])
     for roots, error in (((build, tmp_path / "outside"), None), ((build, tmp_path / "roots"), "outside the folders")):
         folder = roots[1] / "record"

@@ -28,14 +28,14 @@ def test_a_board_is_programmed_and_starts(esp_of, config, build):
         config | {"serial_number": "SN7", "nvs": {"app": {"key": SECRET, "n": {"type": "u8", "value": 3}}}},
         progress=lambda done, total: seen.append(done / total),
     )
-    assert (done.chip, done.serial_number, done.booted, done.verified) == ("esp32c3", "SN7", True, True)
-    assert done.mac == esp.chip.identify().mac_address
+    assert (done.chip_type, done.serial_number, done.booted, done.verified) == ("esp32c3", "SN7", True, True)
+    assert done.mac_address == esp.chip.identify().mac_address
     assert done.app.project == "pytest_esp_test"
     assert done.nvs_written == ("app.key", "app.n", "manufacturing.serial_number")
     assert values_of(esp) == {("app", "key"): SECRET, ("app", "n"): 3, ("manufacturing", "serial_number"): "SN7"}
     assert esp.flash.verify(build).matches
     assert esp.flash.read(0x200000, 9).data == b"\xff" * 9
-    assert set(done.seconds) == {"check", "erase", "flash", "nvs", "verify", "boot"}
+    assert set(done.seconds_by_stage) == {"check", "erase", "flash", "nvs", "verify", "boot"}
     assert seen == sorted(seen)
     assert seen[-1] == 1
     assert SECRET not in repr(done)
@@ -185,7 +185,7 @@ def test_a_machine_is_programmed_and_its_app_runs(chip, need_qemu, tmp_path, mon
             {"firmware": str(build.parent / chip), "serial_number": "Q1", "boot": {"wait": 20, "expect": "ready"}}
         )
         assert done.booted
-        assert esp.production.inspect("Q1", done.app.elf_sha256, wait=20, expect="ready").passed
+        assert esp.production.inspect("Q1", done.app.elf_sha256, boot_wait_seconds=20, expect="ready").passed
 
 
 # -- back to the factory's state

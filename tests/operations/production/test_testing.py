@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pytest_esp.errors import OperationError
-from pytest_esp.operations.production.testing import run_suite, run_tests, suites
+from pytest_esp.operations.production.testing import quality_control, run_suite, run_tests, suites
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.lease import holder_of
 from pytest_esp.rack.spec import BoardSpec
@@ -64,7 +64,7 @@ def test_a_suite_that_never_ends_is_ended(rack_file, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     with pytest.raises(OperationError, match=r"took longer than 0\.2 s"):
-        run_tests("c3", tmp_path / "test_slow.py", rack=rack_file, timeout=0.2)
+        run_tests("c3", tmp_path / "test_slow.py", rack=rack_file, timeout_seconds=0.2)
 
 
 def is_running(pid):
@@ -120,7 +120,17 @@ def test_from_the_command_line(rack_file, tmp_path):
         f'firmware = "{os.path.realpath(build)}"\nserial_number = "SN{{index}}"\nboot = false\n'
     )
     start = "from pytest_esp.cli.main import main; main()"
-    command = [sys.executable, "-c", start, "op", "production-batch-program", 'boards=["c*"]', "config=line.toml"]
+    command = [sys.executable, "-c", start, "op", "production-batch-program", 'ports=["c*"]', "config=line.toml"]
     run = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert '"passed": 1' in run.stdout, run.stdout + run.stderr
     assert (tmp_path / "production" / "boards.csv").read_text().count("SN1") == 2
+
+
+def test_a_quality_control_inspects_and_tests(rack_file):
+    """A blank board fails the inspection and passes the tests, none of which erases."""
+    found = quality_control("c3", boot_wait_seconds=0.2, rack=rack_file)
+    assert not found.passed
+    assert {check.name for check in found.checks if not check.passed} == {"partition table", "app", "nvs", "boot"}
+    assert found.tests.passed
+    assert not any("roundtrip" in test.name for test in found.tests.tests)
+    assert quality_control("c3", tests=False, boot_wait_seconds=0.2, rack=rack_file).tests is None
