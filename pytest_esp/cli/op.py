@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import sys
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,108 +15,125 @@ from pytest_esp.errors import EspError, OperationError
 from pytest_esp.secrets import hide_in
 
 if TYPE_CHECKING:
+    from pytest_esp.link.link import Link
     from pytest_esp.operations.registry import Operation, Parameter
 
 
-@click.command("op")
+@click.command("op", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("name", required=False)
-@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
 @click.option("--board", metavar="NAME", help="Which board; may be left out where the rack has only one.")
 @click.option(
     "--rack",
     "path",
     type=click.Path(path_type=Path),
-    help="The rack file; else PYTEST_ESP_RACK, boards.toml.",
+    help="The rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.",
 )
 @click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for a board that is held.")
 @click.option("--allow-burn", is_flag=True, help="Consent to burn eFuses that the board's allow_burn names.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--hex", "dump", is_flag=True, help="Print bytes as a hex dump.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@click.option("-h", "--help", "wants_help", is_flag=True, help="Show this message, or the help of the operation NAME.")
+@click.pass_context
 def op_command(
+    context: click.Context,
     name: str | None,
     arguments: tuple[str, ...],
     board: str | None,
     path: Path | None,
     wait: float,
     allow_burn: bool,
+    dump: bool,
     as_json: bool,
+    wants_help: bool,
 ) -> None:
-    """Run the operation NAME on a board, e.g. ``pytest-esp op flash-read --board c3 address=0x8000 size=4KB --json``.
+    """Run the operation NAME on a board, or on files; without NAME all operations are listed.
 
-    Those marked with `files` in the list work on files alone: they need no board and no rack.
+    Arguments are written KEY=VALUE, or --KEY VALUE; lists and tables as JSON, or lists as A,B,C:
 
-    Without NAME all operations are listed; without a value for a needed KEY its help is shown.
+    \b
+        pytest-esp op flash-read --board c3 address=0x8000 size=4KB --hex
+        pytest-esp op flash-read --help
+
+    Operations marked with files in the list need no board and no rack.
     """
+    from pytest_esp.cli.op_help import as_commands, help_of, listed
     from pytest_esp.operations.esp import load_all
-    from pytest_esp.operations.results import to_dict
 
+    if name is None and wants_help:
+        click.echo(context.get_help())
+        return
     operations = load_all()
     if name is None:
-        _list(list(operations.values()))
+        click.echo(listed(operations.values()))
         return
     used = board
     try:
         operation = _find(operations, name)
-        given = _arguments(operation, arguments)
-        if operation.effect is None:
-            _check_no_board(operation, board)
-            result = to_dict(operation.function(**given))
-        else:
-            with _leased_link(board, path, wait, allow_burn) as link:
-                used = link.board.name
-                result = to_dict(operation.function(link, **given))
+        if wants_help:
+            click.echo(help_of(operation))
+            return
+        given = _arguments(operation, arguments, {"port": board, "rack": path, "wait_s": wait or None})
+        with _link(operation, board, path, wait, allow_burn) as link, _progress(operation) as progress:
+            used = link.board.name if link is not None else board
+            result = operation.function(*([link] if link is not None else []), **given, **progress)
     except EspError as error:
+        error.hint = error.hint and as_commands(error.hint, operations)
         if not as_json:
             raise
         record = {"success": False, "error": error.message, "port": error.board or used, "hint": error.hint}
         click.echo(json.dumps(hide_in(record | error.details), indent=2, default=str))
         sys.exit(1)
-    result = hide_in(result)
+    _print(operation, result, used, dump=dump, as_json=as_json)
+
+
+def _print(operation: Operation, result: object, board: str | None, *, dump: bool, as_json: bool) -> None:
+    from pytest_esp.cli.op_help import takes
+    from pytest_esp.cli.op_result import Report
+    from pytest_esp.operations.results import to_dict
+
     if as_json:
-        click.echo(json.dumps({"success": True, "port": used, **result}, indent=2))
+        click.echo(json.dumps(hide_in({"success": True, "port": board, **to_dict(result)}), indent=2))
     else:
-        _print(result)
+        Report(result, dump=dump, can_save=takes(operation, "output_file")).write()
 
 
-def _check_no_board(operation: Operation, board: str | None) -> None:
-    if board is not None:
-        raise OperationError(f"{operation.name} works on files alone", hint=f"leave out --board {board}")
-
-
-def _leased_link(board: str | None, path: Path | None, wait: float, allow_burn: bool) -> Any:
+@contextlib.contextmanager
+def _link(
+    operation: Operation, board: str | None, path: Path | None, wait: float, allow_burn: bool
+) -> Generator[Link | None]:
+    """Yield a link to the leased board; None for an operation that takes no board."""
+    if not operation.takes_board:
+        yield None
+        return
     from pytest_esp.boards.registry import make_board
     from pytest_esp.link.link import Link
     from pytest_esp.rack.config import load_rack
 
     rack = load_rack(path)
     (lease,) = rack.lease(rack.only_board(board), purpose="pytest-esp op", timeout=wait)
-    try:
-        link = Link(
+    with (
+        lease,
+        Link(
             make_board(lease.spec, rack),
             burns_enabled=allow_burn,
             holder="pytest-esp op",
             announce=lambda text: click.echo(hide_in(text), err=True),
-        )
-    except BaseException:
-        lease.release()
-        raise
-    return _Released(link, lease)
+        ) as link,
+    ):
+        yield link
 
 
-@dataclasses.dataclass
-class _Released:
-    """A link whose lease is given back with it."""
+@contextlib.contextmanager
+def _progress(operation: Operation) -> Generator[Mapping[str, Any]]:
+    """Yield the progress callback as an argument, where the operation takes one."""
+    if not operation.takes_progress:
+        yield {}
+        return
+    from pytest_esp.cli.op_progress import progress_of
 
-    link: Any
-    lease: Any
-
-    def __enter__(self) -> Any:
-        return self.link
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.link.close()
-        finally:
-            self.lease.release()
+    with progress_of(operation.name) as callback:
+        yield {"progress": callback}
 
 
 def _find(operations: Any, name: str) -> Operation:
@@ -126,28 +144,49 @@ def _find(operations: Any, name: str) -> Operation:
     return operations[name]
 
 
-def _arguments(operation: Operation, given: tuple[str, ...]) -> dict[str, Any]:
+def _arguments(operation: Operation, given: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call; *options* are arguments of operations that lease boards by themselves.
+
+    Raises:
+        OperationError: for an unknown, missing or wrong one, or a board of an operation that takes none.
+    """
     known = {parameter.name: parameter for parameter in operation.parameters}
-    values: dict[str, Any] = {}
-    for item in given:
-        key, mark, text = item.partition("=")
+    values = {} if operation.takes_board else {key: value for key, value in options.items() if value and key in known}
+    if options["port"] and "port" not in known and not operation.takes_board:
+        raise OperationError(f"{operation.name} works on files alone", hint=f"leave out --board {options['port']}")
+    for key, text in _pairs(operation, known, given):
+        values[key] = _value(known[key], text)
+    missing = [parameter for name, parameter in known.items() if parameter.required and name not in values]
+    if missing:
+        about = [f"{parameter.name}: {parameter.description}".rstrip(".: ") for parameter in missing]
+        names = ", ".join(parameter.name for parameter in missing)
+        raise OperationError(f"{operation.name} needs {names}", hint="; ".join([*about, f"{operation.name} --help"]))
+    return values
+
+
+def _pairs(operation: Operation, known: Mapping[str, Parameter], given: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield keys and values of ``KEY=VALUE``, ``--KEY=VALUE``, ``--KEY VALUE``, and ``--KEY`` of what is true."""
+    words = iter(given)
+    for item in words:
+        key, mark, text = item.removeprefix("--").partition("=")
         key = key.replace("-", "_")
-        if not mark or key not in known:
+        is_option = item.startswith("--") and not mark
+        if key not in known or not (mark or is_option):
             shown = key if text[:1] in ("{", "[") else item  # a table may have secrets in it
             raise OperationError(
                 f"{shown!r} is no argument of {operation.name}",
                 hint="it takes " + (" ".join(f"{name}=..." for name in known) or "none"),
             )
-        values[key] = _value(known[key], text)
-    missing = [name for name, parameter in known.items() if parameter.required and name not in values]
-    if missing:
-        raise OperationError(f"{operation.name} needs {', '.join(missing)}", hint=_usage(operation))
-    return values
+        if is_option:
+            text = "true" if known[key].annotation is bool else next(words, "")
+        yield key, text
 
 
 def _value(parameter: Parameter, text: str) -> Any:
-    """Return *text* as the parameter's type; lists, pairs and tables are written as JSON."""
+    """Return *text* as the parameter's type; pairs and tables are written as JSON, lists also as ``A,B``."""
     from pydantic import TypeAdapter, ValidationError
+
+    from pytest_esp.cli.op_help import is_list
 
     value: Any = text
     if text[:1] in "[{":
@@ -156,30 +195,11 @@ def _value(parameter: Parameter, text: str) -> Any:
         except ValueError as error:
             hint = f"{parameter.name}: {parameter.description}" if parameter.description else None
             raise OperationError(f"{parameter.name}: this is not JSON: {error}", hint=hint) from error
+    elif is_list(parameter.annotation):
+        value = text.split(",")
     try:
         return TypeAdapter(parameter.annotation).validate_python(value)
     except ValidationError as error:
         shown = "" if isinstance(value, (dict, list)) else f"={text}"  # which may have secrets in it
         hint = f"{parameter.name}: {parameter.description}" if parameter.description else None
         raise OperationError(f"{parameter.name}{shown}: {error.errors()[0]['msg']}", hint=hint) from None
-
-
-def _usage(operation: Operation) -> str:
-    lines = [operation.summary]
-    for parameter in operation.parameters:
-        default = "" if parameter.required else f" (default {parameter.default})"
-        lines.append(f"  {parameter.name}=...{default}  {parameter.description}".rstrip())
-    return "\n".join(lines)
-
-
-def _list(operations: list[Operation]) -> None:
-    width = max(len(operation.name) for operation in operations)
-    for operation in sorted(operations, key=lambda item: item.name):
-        effect = operation.effect.value if operation.effect else "files"
-        click.echo(f"{operation.name:{width}}  {effect:5}  {operation.summary}")
-
-
-def _print(result: dict[str, Any]) -> None:
-    for key, value in result.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        click.echo(f"{key}: {text}")

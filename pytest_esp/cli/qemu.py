@@ -29,7 +29,7 @@ class _ServeByDefault(click.Group):
 
 @click.group("qemu", cls=_ServeByDefault)
 def qemu_command() -> None:
-    """Serve a QEMU machine (``pytest-esp qemu CHIP``, see ``pytest-esp qemu serve --help``), or install QEMU."""
+    """Serve a QEMU machine (pytest-esp qemu CHIP, see pytest-esp qemu serve --help), or install QEMU."""
 
 
 qemu_command.add_command(install_command)
@@ -49,7 +49,7 @@ qemu_command.add_command(install_command)
 def serve_command(chip: str, listen: tuple[str, ...], as_json: bool, boot: str, **settings: Any) -> None:
     """Serve a QEMU machine for CHIP (esp32, esp32s3, esp32c3) until Ctrl-C or SIGTERM.
 
-    Works with unmodified tools: ``esptool --port rfc2217://127.0.0.1:PORT write-flash ...`` resets it into its loader,
+    Works with unmodified tools: esptool --port rfc2217://127.0.0.1:PORT write-flash ... resets it into its loader,
     flashes, and starts the app, whose output follows on the same port.
     """
     with contextlib.ExitStack() as stack:

@@ -33,7 +33,7 @@ def to_dict(result: object) -> dict[str, Any]:
         raise TypeError(f"{result!r} is not the result of an operation")
     record: dict[str, Any] = {}
     saved = getattr(result, "output_file", None) is not None
-    for field, is_hex in _fields(type(result)):
+    for field, is_hex in fields_of(type(result)):
         value = getattr(result, field)
         record[field] = None if saved and isinstance(value, bytes) else _plain(value)
         if is_hex:
@@ -42,7 +42,8 @@ def to_dict(result: object) -> dict[str, Any]:
 
 
 @functools.cache
-def _fields(result_type: type[Any]) -> tuple[tuple[str, bool], ...]:
+def fields_of(result_type: type[Any]) -> tuple[tuple[str, bool], ...]:
+    """Return the fields of a result, and whether each is an `Address`."""
     hints = typing.get_type_hints(result_type, include_extras=True)
     return tuple((field.name, _is_hex(hints[field.name])) for field in fields(result_type))
 

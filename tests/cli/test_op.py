@@ -1,11 +1,18 @@
 """``pytest-esp op``: operations from the command line."""
 
+import contextlib
+import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 from pytest_esp.cli.main import cli
+from pytest_esp.errors import OperationError
 from pytest_esp.rack.lease import holder_of
 
 
@@ -33,8 +40,13 @@ def test_without_a_name_all_are_listed(op):
     from pytest_esp.operations.esp import load_all
 
     lines = op().output.splitlines()
-    assert {line.split()[0] for line in lines} == set(load_all())
-    assert any(line.split()[:2] == ["efuse-burn", "burn"] for line in lines)
+    named = [line.split()[:2] for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    assert sorted(name for name, _ in named) == sorted(load_all())
+    assert ["efuse-burn", "burn"] in named
+    assert ["firmware-merge", "files"] in named
+    assert ["production-batch-program", "erase"] in named
+    groups = [line.partition(":")[0] for line in lines if line[:1].strip()][1:]
+    assert groups == sorted({name.partition("-")[0] for name in load_all()})
 
 
 def test_an_operation_as_json(op, tmp_path):
@@ -51,9 +63,149 @@ def test_lists_are_written_as_json(op):
     assert json.loads(op("flash-write", "--board", "c3", "--json", f"firmware={pairs}").output)["success"]
 
 
-def test_for_people(op):
-    output = op("chip-identify", "--board", "c3").output
-    assert "chip_type: esp32c3\n" in output
+def test_for_people(op, build_of):
+    """Lines, and a table of records; addresses and sizes as people write them; all of it text where no terminal is."""
+    done = op("flash-write", "--board", "c3", f"firmware={build_of('esp32c3')}")
+    assert "verified: yes\n" in done.stdout
+    assert "chip type: esp32c3\n" in op("chip-identify", "--board", "c3").stdout
+    table = op("partitions-read", "--board", "c3").stdout
+    assert "offset: 0x8000\n" in table
+    rows = [line.split() for line in table.splitlines() if line.startswith("  ")]
+    assert rows[0][:5] == ["name", "type", "subtype", "offset", "size"]
+    assert rows[3][:5] == ["factory", "app", "factory", "0x10000", "256KB"]
+    assert not any(mark in table for mark in ("\x1b", "{", "\u2500"))
+
+
+def test_bytes_are_printed_when_they_are_asked_for(op, tmp_path):
+    """They go to output_file, or are counted; --hex dumps them with their addresses."""
+    (tmp_path / "image.bin").write_bytes(b"hello, world 1234" * 100)
+    op("flash-write", "--board", "c3", f"firmware={tmp_path / 'image.bin'}", "address=0x10000")
+    read = ("flash-read", "--board", "c3", "address=0x10000", "size=20")
+    counted = op(*read).stdout
+    assert "data: 20 bytes (output_file=FILE saves them, --hex prints them)\n" in counted
+    assert "6865" not in counted
+    dump = op(*read, "--hex").stdout
+    assert "  00010000  68 65 6c 6c 6f 2c 20 77 6f 72 6c 64 20 31 32 33  hello, world 123\n" in dump
+    assert "  00010010  34 68 65 6c" in dump
+    saved = op(*read, f"output_file={tmp_path / 'out.bin'}").stdout
+    assert f"output file: {tmp_path / 'out.bin'}\n" in saved
+    assert (tmp_path / "out.bin").read_bytes() == b"hello, world 1234hel"
+
+
+def test_arguments_as_options(op):
+    """As other command lines take them; a flag alone is true, and lists need no JSON."""
+    asked = op("flash-read", "--board", "c3", "--address", "0x10", "--size=4", "--json")
+    assert json.loads(asked.stdout)["address"] == 16
+    assert "--json" in op("flash-read", "--help").stdout
+    found = json.loads(op("products-recommend", "--wifi-6", "--count", "1", "--json").stdout)
+    assert len(found["products"]) == 1
+    compared = op("products-compare", "chips=esp32c3,esp32c6").stdout
+    assert "names: ESP32-C3, ESP32-C6\n" in compared
+    assert ["sram", "400KB", "512KB"] in [line.split() for line in compared.splitlines()]
+
+
+def test_the_help_of_an_operation(op):
+    """Every parameter with its description, type and default, as text."""
+    text = op("flash-read", "--help").stdout
+    assert text.startswith("Usage: pytest-esp op flash-read [--board NAME] address=... size=...")
+    words = " ".join(text.split())
+    assert "address of the first byte. [number|text; required]" in words
+    assert "overwrite whether output_file may exist already. [true|false; default: false]" in words
+    assert "[auto|wire; default: auto]" in words
+    assert "reads the board" in words
+    assert "irreversible" in op("efuse-burn", "-h").stdout
+    less = " ".join(op("production-write-calibration-data", "--help").stdout.split())
+    assert "without to_efuse: writes to the board" in less
+    assert "[list; required]" in op("production-batch-program", "--help").stdout
+
+
+def test_no_help_has_marks_of_another_language(op):
+    from pytest_esp.cli.op_help import plain
+    from pytest_esp.operations.esp import load_all
+
+    for name in (*load_all(), None):
+        text = op(*filter(None, [name]), "--help").stdout
+        assert "`" not in text, name
+        assert not re.search(r"(?<![\w*/-])\*\w+\*", text), name
+    assert "`" not in op().stdout
+    assert plain("``a`` is `b.c` of *this one*, line-* and 2 * 3 * 4") == "a is b.c of this one, line-* and 2 * 3 * 4"
+
+
+@pytest.mark.parametrize("arguments", ["", "rack", "doctor", "check", "sim", "qemu", "qemu serve", "qemu install"])
+def test_no_help_of_a_command_has_them(arguments):
+    text = CliRunner().invoke(cli, [*arguments.split(), "--help"]).output
+    assert text.startswith("Usage:")
+    assert "`" not in text
+
+
+def test_a_hint_names_commands(op, monkeypatch):
+    """Operations are named by their names; the command line shows how it calls them."""
+    from pytest_esp.operations.esp import load_all
+
+    entry = load_all()["flash-status"]
+
+    def fails(link):
+        raise OperationError("it failed", hint="flash-size-detect finds the size; not reflash-read or flash-readers")
+
+    monkeypatch.setitem(load_all(), "flash-status", dataclasses.replace(entry, function=fails))
+    record = json.loads(op("flash-status", "--board", "c3", "--json").output)
+    assert record["hint"] == "pytest-esp op flash-size-detect finds the size; not reflash-read or flash-readers"
+
+
+def test_operations_that_lease_by_name_take_the_same_options(op):
+    """--board, --rack and --wait are theirs, too."""
+    found = json.loads(op("production-quality-control", "--board", "c3", "tests=false", "boot_wait_seconds=0.2",
+                          "--json").output)  # fmt: skip
+    assert (found["success"], found["port"], found["passed"]) == (True, "c3", False)
+    assert "no board 'c4'" in op("production-run-tests", "--board", "c4", "--json").output
+
+
+def test_progress_is_told_on_stderr(op, monkeypatch):
+    """Not on a terminal: a line now and then, none for what is done at once."""
+    import pytest_esp.cli.op_progress
+
+    assert op("flash-analyze", "--board", "c3").stderr == ""
+    monkeypatch.setattr(pytest_esp.cli.op_progress, "_QUIET", 0.0)
+    done = op("flash-analyze", "--board", "c3", "--json")
+    assert "flash-analyze: 100 %\n" in done.stderr
+    assert json.loads(done.stdout)["success"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ptys are POSIX")
+def test_on_a_terminal_there_are_a_bar_and_a_table(tmp_path):
+    """A process of its own, with a pty: bar and headings come with control sequences."""
+    import pty
+
+    (tmp_path / "boards.toml").write_text('[boards.c3]\nbackend="sim"\nchip="esp32c3"\n')
+    main, terminal = pty.openpty()
+    environment = os.environ | {"PYTEST_ESP_LOCK_DIR": str(tmp_path), "TERM": "xterm", "COLUMNS": "150"}
+    command = [sys.executable, "-c", "from pytest_esp.cli.main import main; main()", "op", "flash-analyze"]
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, cwd=tmp_path, env=environment):
+        os.close(terminal)
+        said = b""
+        with contextlib.suppress(OSError):
+            while chunk := os.read(main, 4096):
+                said += chunk
+    os.close(main)
+    text = said.decode()
+    assert "100%" in text
+    assert "\u2501" in text
+    assert "\x1b[1m" in text
+    assert "flash size: 4MB" in text
+
+
+def test_what_a_board_says_does_not_steer_the_terminal(op):
+    """Colours are dropped, other sequences shown; see C5."""
+    from pytest_esp.cli.op_result import Report
+
+    @dataclasses.dataclass(frozen=True)
+    class Said:
+        output: str
+        line: str
+
+    said = Said("a\x1b[31mred\x1b[0m\n\x1b]52;c;aGk=\x07", "\x9b2J")
+    parts = list(Report(said).parts(said))
+    assert parts == ["output:", "  ared", "  \\x1b]52;c;aGk=\\x07", "line: \\x9b2J"]
 
 
 def test_a_burn_prints_its_plan_first(op):
@@ -104,7 +256,7 @@ def test_files_alone_need_neither_board_nor_rack(without_rack, build_of, tmp_pat
     assert (made["success"], made["port"], made["format"]) == (True, None, "raw")
     pairs = json.dumps([["0x0", str(tmp_path / "all.bin")]])
     assert without_rack("firmware-merge", f"files={pairs}", "output_file=again.hex").output.startswith(
-        "output_file: again.hex\n"
+        "output file: again.hex\n"
     )
     analysis = json.loads(without_rack("firmware-analyze", "binary_file=all.bin", "--json").output)
     assert [image["kind"] for image in analysis["images"]] == ["image", "app"]

@@ -1,0 +1,42 @@
+"""How far an operation is: a bar on a terminal, else a line now and then. All of it on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Generator
+
+import click
+
+_QUIET = 5.0  # seconds between two lines
+
+Progress = Callable[[int, int], None]
+
+
+@contextlib.contextmanager
+def progress_of(name: str) -> Generator[Progress]:
+    """Yield a callback that shows the progress of the operation of that *name*."""
+    if not sys.stderr.isatty():
+        yield _lines(name)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+def _lines(name: str) -> Progress:
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if total and now - told >= _QUIET:
+            told = now
+            click.echo(f"{name}: {100 * done // total} %", err=True)
+
+    return tell
