@@ -31,7 +31,7 @@ def pytest_configure():
 @pytest.fixture(autouse=True, scope="session")
 def _secrets_stay_in_their_process():
     """Other workers of this run do not tell of theirs in the middle of a test: what is known is what it gave."""
-    secrets._listeners.clear()
+    secrets.listeners.clear()
 
 
 @pytest.fixture(autouse=True)

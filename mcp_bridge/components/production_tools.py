@@ -15,11 +15,11 @@ from pytest_esp.operations.production import factory, provisioning
 from pytest_esp.operations.production.batch import DEFAULT_FOLDER, BatchResult, checked, run_batch
 from pytest_esp.operations.production.config import FactoryConfig, Given
 from pytest_esp.operations.production.plan import make_plan
-from pytest_esp.operations.production.secrets import MASK
 from pytest_esp.operations.production.testing import QualityReport, TestRun, run_suite
 from pytest_esp.operations.registry import Effect
 from pytest_esp.rack.lease import holder_of
 from pytest_esp.rack.rack import Rack
+from pytest_esp.secrets import MASK
 
 _HOUR = 3600.0
 # Arguments whose values nobody is to read; their keys are shown.

@@ -17,7 +17,7 @@ from allure_commons.types import AttachmentType
 
 from pytest_esp.plugin.bench import Usage
 from pytest_esp.plugin.reports import mask_inside
-from pytest_esp.secrets import hide, hide_bytes, is_any_known
+from pytest_esp.secrets import hide, hide_bytes, known
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -41,17 +41,17 @@ class _DiscreetLogger(AllureFileLogger):
     @allure_commons.hookimpl
     def report_result(self, result: Any) -> None:
         """Write a test's result."""
-        super().report_result(_masked(result))
+        super().report_result(mask_inside(result))
 
     @allure_commons.hookimpl
     def report_container(self, container: Any) -> None:
         """Write fixtures."""
-        super().report_container(_masked(container))
+        super().report_container(mask_inside(container))
 
     @allure_commons.hookimpl
     def report_globals(self, globals_item: Any) -> None:
         """Write what does not belong to a test."""
-        super().report_globals(_masked(globals_item))
+        super().report_globals(mask_inside(globals_item))
 
     @allure_commons.hookimpl
     def report_attached_data(self, body: str | bytes, file_name: str) -> None:
@@ -61,7 +61,7 @@ class _DiscreetLogger(AllureFileLogger):
     @allure_commons.hookimpl
     def report_attached_file(self, source: str, file_name: str) -> None:
         """Copy an attachment."""
-        if is_any_known() and (hidden := _masked_text(before := Path(source).read_bytes())) != before:
+        if known() and (hidden := _masked_text(before := Path(source).read_bytes())) != before:
             super().report_attached_data(hidden, file_name)
         else:
             super().report_attached_file(source, file_name)
@@ -78,12 +78,6 @@ def hide_secrets() -> None:
             manager.unregister(plugin)
             plugin.__class__ = _DiscreetLogger
             manager.register(plugin, name)
-
-
-def _masked(item: Any) -> Any:
-    if is_any_known():
-        mask_inside(item)
-    return item
 
 
 def _masked_text(body: str | bytes) -> str | bytes:

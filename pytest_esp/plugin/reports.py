@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import pytest
 
 from pytest_esp.plugin.bench import Usage
-from pytest_esp.secrets import hide, hide_in, is_any_known
+from pytest_esp.secrets import hide, hide_in, known
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -75,7 +75,7 @@ R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
 
 
 def _masked(report: R) -> R:
-    if not is_any_known():
+    if not known():
         return report
     attributes = vars(report)
     for name in attributes.keys() - {*_IDENTITY, "longrepr", "result"}:
@@ -102,9 +102,11 @@ def _as_before(value: Any) -> Any:
     return hide_in(value)
 
 
-def mask_inside(shown: object) -> None:
-    """Mask secrets in an object that consists of strings, lists and more such objects."""
-    _mask_inside(shown, set())
+def mask_inside(shown: Any) -> Any:
+    """Mask secrets in an object that consists of strings, lists and more such objects, and return it."""
+    if known():
+        _mask_inside(shown, set())
+    return shown
 
 
 def _mask_inside(shown: Any, seen: set[int]) -> None:

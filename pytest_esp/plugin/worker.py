@@ -51,7 +51,7 @@ class Worker:
         self._barriers = barriers
         self._barrier: Barrier | None = None
         self._items: list[pytest.Item] = []
-        secrets.tell_of_new(lambda values: self._send("secrets", values))  # other workers may use the same board next
+        secrets.listeners.append(lambda values: self._send("secrets", values))  # other workers may use the board next
 
     def say(self, line: str) -> None:
         """Show a line on the controller's terminal."""

@@ -11,8 +11,9 @@ from pytest_esp.errors import EspError
 from pytest_esp.operations.esp import Esp
 from pytest_esp.operations.ota.package import create
 from pytest_esp.operations.ota.upload import upload
+from pytest_esp.operations.production.record import BoardRecord, RecordBook
 from pytest_esp.operations.security.efuse import audit_file
-from pytest_esp.secrets import hide, hide_bytes
+from pytest_esp.secrets import hide, hide_bytes, remember
 
 
 def is_masked(key):
@@ -43,6 +44,16 @@ def test_the_audit_log_has_no_secret(real):
     text = audit_file(esp.link).read_text()
     assert json.loads(text.splitlines()[-1])["stage"] == "done"
     assert b"tok-8f3a77c2".hex() not in text
+
+
+def test_the_record_of_a_batch_has_no_secret(tmp_path):
+    remember("hunter22")
+    line = {"time": "", "batch": "1", "board": "line-1", "outcome": "failed", "stage": "boot"}
+    with RecordBook(tmp_path) as book:
+        book.write(BoardRecord(**line, serial_number="hunter22", error="'hunter22' did not come"))
+    for path in (book.json_lines, book.csv):
+        assert "'***' did not come" in path.read_text()
+        assert path.read_text().count("hunter22") == 1  # the next batch has to find its serial numbers
 
 
 def test_the_keys_of_flash_and_of_nvs(esp_of, tmp_path):

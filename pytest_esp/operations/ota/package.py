@@ -28,7 +28,7 @@ from pytest_esp.formats.images import app_of, chip_of
 from pytest_esp.formats.regions import Region, is_blank
 from pytest_esp.operations.firmware.image_report import report
 from pytest_esp.operations.registry import file_operation
-from pytest_esp.secrets import remember_key
+from pytest_esp.operations.security.secret_names import remember_key
 
 FORMAT = "pytest-esp update 1"
 SUFFIX = ".espota"

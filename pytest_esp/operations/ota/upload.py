@@ -17,7 +17,8 @@ from pytest_esp.formats.files import ReadPath, resolve
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.ota.package import Package, unpack
 from pytest_esp.operations.registry import file_operation
-from pytest_esp.secrets import hide, is_secret_name, remember
+from pytest_esp.operations.security.secret_names import is_secret_name
+from pytest_esp.secrets import hide, remember
 
 _CHUNK = 16 * 1024
 _MOST_TEXT = 4096  # bytes of an answer that are kept

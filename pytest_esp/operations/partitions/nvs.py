@@ -14,7 +14,7 @@ from pytest_esp.formats.regions import size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.operations.flash import reading, tables
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.secrets import remember_in, remember_key
+from pytest_esp.operations.security.secret_names import remember_in, remember_key
 
 
 @dataclass(frozen=True)

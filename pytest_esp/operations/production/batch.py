@@ -32,7 +32,7 @@ from pytest_esp.operations.production.work import (
     check_serial_numbers,
 )
 from pytest_esp.operations.registry import Effect, file_operation
-from pytest_esp.secrets import remember_in
+from pytest_esp.operations.security.secret_names import remember_in
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack

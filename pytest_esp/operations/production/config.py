@@ -15,7 +15,7 @@ from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import resolve
 from pytest_esp.formats.nvs_pages import NvsData
 from pytest_esp.names import nearest
-from pytest_esp.secrets import remember_in
+from pytest_esp.operations.security.secret_names import remember_in
 
 Given = Annotated[
     Mapping[str, Any] | str | os.PathLike[str],

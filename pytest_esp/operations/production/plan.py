@@ -22,7 +22,6 @@ from pytest_esp.operations.partitions import nvs
 from pytest_esp.operations.production.config import MANUFACTURING, SERIAL_NUMBER, FactoryConfig
 from pytest_esp.operations.production.nvs_update import Key, as_data, table_of
 from pytest_esp.operations.production.secrets import Secrets
-from pytest_esp.secrets import remember_in
 
 _IMAGE_START = bytes([boot_image.MAGIC])
 
@@ -78,7 +77,6 @@ class Plan:
         config = self.config.model_copy(update={"serial_number": serial_number})
         if not joined:
             return replace(self, config=config)
-        remember_in(joined)  # each process that talks to boards has to know
         place = self._nvs_partition()
         secrets = Secrets({**joined, MANUFACTURING: _but_the_serial_number(joined.get(MANUFACTURING, {}))})
         with secrets.guard():

@@ -30,7 +30,6 @@ from pytest_esp.operations.production.plan import make_plan
 from pytest_esp.operations.production.record import BoardRecord, RecordBook, read_records
 from pytest_esp.operations.production.work import Batch, BoardResult, Device, OpenBoard, Tell, Told
 from pytest_esp.processes import spawn_guarded
-from pytest_esp.secrets import hide
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -128,7 +127,7 @@ class WorkProcess:
     def _give_up(self, boards: Set[str], said: str) -> None:
         """Write and tell what became of the boards of a process that died."""
         last = said.strip().splitlines()[-1:] or ["it said nothing"]
-        error = f"the process that programmed it died: {hide(last[0])}"
+        error = f"the process that programmed it died: {last[0]}"
         written: dict[str, BoardRecord] = {}
         try:
             written = {one.board: one for one in read_records(Path(self._job.folder)) if one.batch == self._job.name}

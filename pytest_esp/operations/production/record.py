@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import resolve
+from pytest_esp.secrets import hide
 
 JSON_LINES, CSV = "boards.jsonl", "boards.csv"
 Outcome = Literal["begun", "passed", "failed"]
@@ -84,7 +85,7 @@ class RecordBook:
         Raises:
             OperationError: if it cannot be written.
         """
-        table = asdict(record)
+        table = asdict(record) | {"error": hide(record.error)}
         try:
             with self._lock:
                 _append(self._descriptors[0], (json.dumps(table) + "\n").encode())

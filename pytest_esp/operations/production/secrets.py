@@ -6,31 +6,17 @@ import contextlib
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, cast
 
-from pytest_esp import secrets
 from pytest_esp.errors import EspError, OperationError
-from pytest_esp.secrets import MASK, Forms
-
-__all__ = ["MASK", "Secrets"]
+from pytest_esp.secrets import Forms
 
 _TYPES = frozenset({"string", "blob", "hex", "hex2bin", "base64"})  # of values that are given with their type
 
 
-class Secrets:
-    """The values of one call: none of them is in its errors, whatever its name; what is known to be secret, neither."""
+class Secrets(Forms):
+    """The values of one call: none of them is in its errors, whatever its name."""
 
     def __init__(self, values: object) -> None:
-        self._forms = Forms(leaf for leaf in _leaves(values) if leaf not in _TYPES)
-
-    def __repr__(self) -> str:
-        return f"Secrets({MASK})"
-
-    def hide(self, text: str) -> str:
-        """Return *text* without any of the values."""
-        return secrets.hide(self._forms.hide(text))
-
-    def hide_in(self, value: Any) -> Any:
-        """Return plain data (text, lists, tables) without any of the values."""
-        return secrets.hide_in(self._forms.hide_in(value))
+        super().__init__(leaf for leaf in _leaves(values) if leaf not in _TYPES)
 
     @contextlib.contextmanager
     def guard(self) -> Generator[None]:

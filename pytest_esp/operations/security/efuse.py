@@ -21,7 +21,8 @@ from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.names import nearest
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.secrets import hide_in, remember_key
+from pytest_esp.operations.security.secret_names import remember_key
+from pytest_esp.secrets import hide_in
 
 R = TypeVar("R")
 

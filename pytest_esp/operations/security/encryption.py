@@ -27,7 +27,7 @@ from pytest_esp.operations.security import efuse, secure_boot
 from pytest_esp.operations.security.efuse import BurnPlan, Burns, Efuse, EfuseValue
 from pytest_esp.operations.security.findings import COUNTERS
 from pytest_esp.operations.security.key_blocks import for_flash_key
-from pytest_esp.secrets import remember_key
+from pytest_esp.operations.security.secret_names import remember_key
 
 Mode = Literal["development", "release"]
 

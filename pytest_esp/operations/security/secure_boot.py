@@ -33,7 +33,7 @@ from pytest_esp.operations.security import efuse
 from pytest_esp.operations.security.efuse import BurnPlan, Burns, Efuse, EfuseValue
 from pytest_esp.operations.security.key_blocks import KeyBurns, for_digest, for_secure_boot_v1
 from pytest_esp.operations.security.posture import SecurityPosture, posture
-from pytest_esp.secrets import remember_key
+from pytest_esp.operations.security.secret_names import remember_key
 
 Version = Literal["v1", "v2"]
 
