@@ -3,6 +3,7 @@
 import getpass
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 from serial.tools import list_ports
@@ -11,7 +12,7 @@ from serial.tools.list_ports_common import ListPortInfo
 from pytest_esp.errors import LeaseError, NoMatchError, PortError
 from pytest_esp.rack import identity as identities
 from pytest_esp.rack.config import load_rack
-from pytest_esp.rack.identity import canonical_port, identity, resolve_port
+from pytest_esp.rack.identity import canonical_port, check_port, identity, lab_address, resolve_port, user_id
 from pytest_esp.rack.lease import acquire
 from pytest_esp.rack.requirement import Requirement
 
@@ -185,3 +186,170 @@ def test_boards_of_a_lab_with_the_same_tags_are_different_ones(tmp_path):
     path.write_text('[boards.a]\nbackend="labgrid"\ncoordinator="lab.example"\ntags={chip="esp32"}\ncount=2\n')
     rack = load_rack(path)
     assert len({identity(spec, rack) for spec in rack.boards.values()}) == 2
+
+
+# -- the names themselves
+
+
+def rack_with(folder, entry, name="boards.toml"):
+    path = folder / name
+    path.write_text(f"[boards.a]\n{entry}\n")
+    return load_rack(path)
+
+
+@pytest.mark.parametrize(
+    ("port", "name"),
+    [
+        ("com7", "device:COM7"),
+        ("rfc2217://Localhost:4000?logging=debug", "tcp:127.0.0.1:4000"),
+        ("socket://lab:4000/", "tcp:lab:4000"),
+        ("alt:///dev/ttyUSB7?class=VTIMESerial", "device:/dev/ttyUSB7"),
+        ("spy://socket://lab:4000?file=x", "tcp:lab:4000"),
+        ("hwgrep://0403:6001/x?n=1", "url:hwgrep:0403:6001/x"),
+        ("loop://", "url:loop:"),
+    ],
+)
+def test_the_one_name_of_a_port(port, name):
+    assert canonical_port(port) == name
+
+
+def test_on_a_mac_two_nodes_are_one_device(monkeypatch):
+    assert canonical_port("/dev/tty.usbmodem1") != canonical_port("/dev/cu.usbmodem1")
+    monkeypatch.setattr(identities, "sys", SimpleNamespace(platform="darwin"))
+    assert canonical_port("/dev/tty.usbmodem1") == canonical_port("/dev/cu.usbmodem1") == "device:/dev/cu.usbmodem1"
+
+
+def test_a_device_that_hangs_on_no_usb_socket(tmp_path, monkeypatch):
+    monkeypatch.setattr(identities, "_TTYS", tmp_path)
+    socket = tmp_path / "devices" / "1-1:1.0"
+    socket.mkdir(parents=True)
+    for name, device in (("ttyS7", tmp_path / "devices"), ("ttyACM7", socket)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "device").symlink_to(device)
+    assert canonical_port("/dev/ttyS7") == "device:/dev/ttyS7"
+    assert canonical_port("/dev/ttyACM7") == "usb-socket:1-1:1.0"
+    assert canonical_port(str(tmp_path / "elsewhere" / "ttyACM7")) == f"device:{tmp_path}/elsewhere/ttyACM7"
+
+
+def test_a_device_behind_two_hubs_is_known_by_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.setattr(identities, "_TTYS", tmp_path)
+    device = tmp_path / "devices" / "1-1:1.0" / "1-1.4:1.2" / "ttyUSB7"
+    device.mkdir(parents=True)
+    (tmp_path / "ttyUSB7").mkdir()
+    (tmp_path / "ttyUSB7" / "device").symlink_to(device)
+    assert canonical_port("/dev/ttyUSB7") == "usb-socket:1-1.4:1.2"
+
+
+def test_a_virtual_board_is_known_by_its_rack_file_and_name(tmp_path):
+    rack = rack_with(tmp_path, 'backend="sim"\nchip="esp32"')
+    assert identity(rack.board("a"), rack) == f"sim:{os.path.realpath(rack.path)}:a"
+    (tmp_path / "link.toml").symlink_to(rack.path)
+    linked = load_rack(tmp_path / "link.toml")
+    assert identity(linked.board("a"), linked) == identity(rack.board("a"), rack)
+
+
+def test_a_board_of_the_built_in_rack_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rack = load_rack()
+    assert identity(rack.board("virtual-c3"), rack) == f"sim:built-in of {user_id()}:virtual-c3"
+
+
+def test_what_tells_users_apart(monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 54321, raising=False)
+    assert user_id() == "54321"
+    monkeypatch.setattr(identities, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr("getpass.getuser", lambda: "J\u00fcrgen  D\u00f6 9")
+    assert user_id() == "J-rgen-D-9"
+
+
+def test_the_address_of_a_labgrid_board(tmp_path):
+    place = rack_with(tmp_path, 'backend="labgrid"\ncoordinator="Lab:1234"\nplace="far"')
+    assert lab_address(place.board("a")) == "lab:1234/far"
+    assert identity(place.board("a"), place) == "labgrid:lab:1234/far"
+    tags = rack_with(tmp_path, 'backend="labgrid"\ncoordinator="lab"\ntags={desk="left", chip="esp32"}')
+    assert lab_address(tags.board("a")) == "lab:20408/chip=esp32,desk=left"
+    assert identity(tags.board("a"), tags) == f"labgrid:lab:20408/chip=esp32,desk=left:{tags.path}:a"
+
+
+@pytest.mark.parametrize(
+    "port",
+    [
+        "usb:303a:1001",
+        "usb:303A:1001:serial=x",
+        "rfc2217://lab:4000",
+        "SOCKET://lab:1",
+        "socket://[::1]:65535",
+        "spy://lab",
+        "/dev/x",
+    ],
+)
+def test_what_can_be_a_port(port):
+    check_port(port)
+
+
+@pytest.mark.parametrize(
+    ("port", "expected"),
+    [
+        ("usb:303a:100", "usb:VID:PID"),
+        ("usb:303a:1001:serial=", "usb:VID:PID"),
+        ("usb:303a", "usb:VID:PID"),
+        ("rfc2217://lab", "rfc2217://HOST:PORT"),
+        ("RFC2217://:4000", "rfc2217://HOST:PORT"),
+        ("socket://lab:65536", "socket://HOST:PORT"),
+        ("socket://lab:http", "socket://HOST:PORT"),
+        ("socket://[::1", "socket://HOST:PORT"),
+    ],
+)
+def test_what_can_be_no_port(port, expected):
+    with pytest.raises(ValueError, match=f"expected {expected}"):
+        check_port(port)
+    with pytest.raises(PortError) as caught:
+        resolve_port(SimpleNamespace(port=port, name="a"))
+    assert expected in caught.value.hint
+
+
+# -- what is plugged in
+
+
+@pytest.fixture
+def ports(monkeypatch):
+    """Lets the machine see ports with these USB ids and serial numbers."""
+
+    def plug_in(*devices):
+        found = []
+        for name, vid, pid, serial in devices:
+            port = ListPortInfo(f"/dev/{name}")
+            port.vid, port.pid, port.serial_number = vid, pid, serial
+            found.append(port)
+        monkeypatch.setattr(list_ports, "comports", lambda: found)
+
+    return plug_in
+
+
+def found(port):
+    return resolve_port(SimpleNamespace(port=port, name="a"))
+
+
+def test_both_usb_ids_must_fit(ports):
+    ports(("a", 0x0403, 0x6001, "1"), ("b", 0x0403, 0x6010, "1"), ("c", 0x303A, 0x6001, "1"))
+    assert found("usb:0403:6001") == "/dev/a"
+    assert found("usb:0403:6010") == "/dev/b"
+    assert found("usb:303A:6001") == "/dev/c"
+
+
+def test_a_whole_serial_number_goes_before_a_beginning(ports):
+    ports(("a", 0x0403, 0x6001, "AB1"), ("b", 0x0403, 0x6001, "AB"), ("c", 0x0403, 0x6001, None))
+    assert found("usb:0403:6001:serial=ab") == "/dev/b"
+    assert found("usb:0403:6001:serial=ab1") == "/dev/a"
+    with pytest.raises(PortError, match="ambiguous: /dev/a, /dev/b, /dev/c"):  # not the one without a number
+        found("usb:0403:6001")
+
+
+def test_what_is_plugged_in_is_said(ports):
+    ports(("a", 0x0403, 0x6001, "1"), ("ttyS0", None, None, None))
+    with pytest.raises(PortError) as caught:
+        found("usb:303a:1001")
+    assert caught.value.hint == "plugged in: usb:0403:6001:serial=1 (/dev/a)"
+    ports(("ttyS0", None, None, None))
+    with pytest.raises(PortError, match="machine shows no USB serial port"):
+        found("usb:303a:1001")
