@@ -1,0 +1,142 @@
+"""A person's consent, by each way to ask for it; without a server."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from fastmcp.server.elicitation import AcceptedElicitation, CancelledElicitation, DeclinedElicitation
+from mcp.types import ElicitResult
+
+from mcp_bridge.consent import ask
+from mcp_bridge.policy import Policy
+from mcp_bridge.settings import Settings
+from pytest_esp.errors import RefusedError
+
+TOOL, ARGUMENTS, PLAN = "esp_flash_erase", {"port": "c3"}, "erases 4 KB"
+OLD, NEW = "2025-11-25", "2026-07-28"
+
+
+@pytest.fixture
+def policy(tmp_path):
+    return Policy(Settings(roots=(tmp_path,)))
+
+
+class Client:
+    """The context of a call by a client that can be asked, if it has a *version* of the protocol."""
+
+    def __init__(self, version=None, answer=None, responses=None, state=None):
+        capabilities = SimpleNamespace(elicitation=object() if version else None)
+        self.session = SimpleNamespace(client_capabilities=capabilities, protocol_version=version or NEW)
+        self.answer = answer
+        self.questions = []
+        self.input_responses = responses
+        self.request_state = state
+
+    async def elicit(self, question, choices):
+        self.questions.append((question, choices))
+        return self.answer
+
+
+def asked(policy, client, token=None):
+    return asyncio.run(ask(client, policy, TOOL, ARGUMENTS, PLAN, token))
+
+
+def test_the_token_of_this_call_is_consent(policy):
+    client = Client(OLD)
+    assert asked(policy, client, policy.token(TOOL, ARGUMENTS)) is None
+    assert client.questions == []
+
+
+@pytest.mark.parametrize("token", ["", "0123456789abcdef"])
+def test_another_token_is_refused_by_whomever_it_comes(policy, token):
+    for client in (Client(), Client(OLD, AcceptedElicitation(data="yes")), Client(NEW)):
+        with pytest.raises(RefusedError, match="another call") as caught:
+            asked(policy, client, token)
+        assert caught.value.attempted == TOOL
+        assert "confirm" not in caught.value.details
+
+
+@pytest.mark.parametrize("capabilities", [None, SimpleNamespace(elicitation=None)])
+def test_a_client_that_cannot_ask_gets_the_plan_and_a_token(policy, capabilities):
+    client = Client()
+    client.session.client_capabilities = capabilities
+    with pytest.raises(RefusedError, match=PLAN) as caught:
+        asked(policy, client)
+    assert caught.value.attempted == TOOL
+    assert caught.value.details == {"confirm": policy.token(TOOL, ARGUMENTS), "plan": PLAN}
+
+
+def test_a_person_who_is_asked_in_the_call_agrees(policy):
+    client = Client(OLD, AcceptedElicitation(data="yes"))
+    assert asked(policy, client) is None
+    assert client.questions == [(f"{PLAN}\nGo on?", ["yes", "no"])]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        AcceptedElicitation(data="no"),
+        AcceptedElicitation(data="yep"),
+        AcceptedElicitation(data="Yes"),
+        DeclinedElicitation(),
+        CancelledElicitation(),
+    ],
+)
+def test_whatever_else_is_said_in_the_call_is_no_consent(policy, answer):
+    with pytest.raises(RefusedError, match="nothing was done") as caught:
+        asked(policy, Client(OLD, answer))
+    assert caught.value.attempted == TOOL
+
+
+@pytest.mark.parametrize("version", [NEW, "2027-01-01"])
+def test_newer_clients_are_asked_by_the_end_of_the_call(policy, version):
+    client = Client(version)
+    question = asked(policy, client)
+    assert client.questions == []
+    assert question.request_state == policy.token(TOOL, ARGUMENTS)
+    (request,) = question.input_requests.values()
+    assert request.params.message == f"{PLAN}\nGo on?"
+    schema = request.params.requested_schema
+    assert (schema["properties"]["value"]["enum"], schema["required"]) == (["yes", "no"], ["value"])
+
+
+def answered(policy, result, state=None):
+    """The call that comes back with an answer."""
+    (name,) = asked(policy, Client(NEW)).input_requests
+    state = policy.token(TOOL, ARGUMENTS) if state is None else state
+    return asked(policy, Client(NEW, responses={name: result}, state=state))
+
+
+def test_the_answer_comes_with_the_next_call(policy):
+    assert answered(policy, ElicitResult(action="accept", content={"value": "yes"})) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ElicitResult(action="accept", content={"value": "no"}),
+        ElicitResult(action="accept", content={"value": "zzz"}),
+        ElicitResult(action="accept", content={"value": "YES"}),
+        ElicitResult(action="accept", content={}),
+        ElicitResult(action="accept", content=None),
+        ElicitResult(action="decline", content={"value": "yes"}),
+        ElicitResult(action="cancel", content={"value": "yes"}),
+        SimpleNamespace(action="accept", content={"value": "yes"}),
+    ],
+)
+def test_whatever_else_comes_with_the_next_call_is_no_consent(policy, answer):
+    with pytest.raises(RefusedError, match="nothing was done") as caught:
+        answered(policy, answer)
+    assert caught.value.attempted == TOOL
+
+
+@pytest.mark.parametrize("state", ["", "0000", "ffffffffffffffff", "zzzz"])
+def test_an_answer_to_another_call_is_asked_for_once_more(policy, state):
+    question = answered(policy, ElicitResult(action="accept", content={"value": "yes"}), state)
+    assert question.request_state == policy.token(TOOL, ARGUMENTS)
+
+
+def test_an_answer_to_another_question_is_none(policy):
+    yes = ElicitResult(action="accept", content={"value": "yes"})
+    question = asked(policy, Client(NEW, responses={"other": yes}, state=policy.token(TOOL, ARGUMENTS)))
+    assert question.input_requests
