@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pytest_esp.errors import LeaseError, RackError
+from pytest_esp.errors import LeaseError, NoMatchError, RackError
+from pytest_esp.rack import lease as module
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.lease import Lease, acquire, holder_of
 from pytest_esp.rack.requirement import Requirement
@@ -390,3 +391,142 @@ def test_the_state_of_a_board_has_a_folder_of_its_own(rack, tmp_path, monkeypatc
     assert len(set(folders)) == 2
     assert all(folder.is_dir() and folder.parent == tmp_path / "state" for folder in folders)
     assert "boards-toml-a-" in folders[0].name
+
+
+# -- waiting, by a clock of its own
+
+
+class Clock:
+    """Time passes only while somebody sleeps; *then* is called before each sleep."""
+
+    def __init__(self):
+        self.now, self.sleeps, self.then = 1000.0, [], lambda: None
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return time.time()
+
+    def sleep(self, seconds):
+        assert seconds >= 0
+        self.sleeps.append(seconds)
+        self.then()
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_a_wait_is_as_long_as_its_time_out(rack, clock):
+    with rack.lease("a", purpose="one")[0] as lease:
+        assert lease.waited == 0
+        with pytest.raises(LeaseError, match=r"a did not become free in 3\.0 s; a: held for .* by one"):
+            rack.lease("a", purpose="two", timeout=3.0)
+    assert clock.now == pytest.approx(1003.0, abs=1e-6)
+
+
+def test_who_does_not_want_to_wait_does_not(rack, clock):
+    with rack.lease("a", purpose="one")[0], pytest.raises(LeaseError, match=r"in 0\.0 s"):
+        rack.lease("a", purpose="two", timeout=0)
+    assert clock.sleeps == []
+
+
+def test_pauses_grow_to_an_upper_limit(rack, clock, monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: high if (low, high) == (0.5, 1.0) else None)
+    with rack.lease("a", purpose="one")[0], pytest.raises(LeaseError):
+        rack.lease("a", purpose="two", timeout=1.0)
+    assert clock.sleeps[:6] == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.025])
+    assert max(clock.sleeps) == 0.025
+
+
+def test_a_wait_without_an_end(rack, clock):
+    held = rack.lease("a", purpose="one")[0]
+    clock.then = lambda: held.release() if clock.now > 1100 else None
+    with rack.lease("a", purpose="two")[0] as lease:
+        assert 100 < lease.waited < 101
+        assert holder_of(rack.board("a"), rack).purpose == "two"
+
+
+def test_reports_come_at_once_and_every_five_seconds(rack, clock):
+    reports = []
+    with rack.lease("a", purpose="one")[0], pytest.raises(LeaseError):
+        rack.lease("a", purpose="two", timeout=16.0, on_wait=lambda holders, waited: reports.append((waited, holders)))
+    assert [waited for waited, _ in reports] == pytest.approx([0, 5, 10, 15], abs=0.2)
+    assert all([holder.purpose for holder in holders] == ["one"] for _, holders in reports)
+
+
+def test_a_lock_that_nobody_signs_is_waited_for_a_little_longer(rack, clock):
+    """It may be an observer's."""
+    rack.lease("a", purpose="me")[0].release()
+    (path,) = rack.lock_dir.glob("*-toml-a-*.lock")
+    lock = FileLock(path)
+    with lock, pytest.raises(LeaseError, match="just taking it or giving it back"):
+        rack.lease("a", purpose="two", timeout=1.0)
+    assert clock.now == pytest.approx(1001.05, abs=0.002)
+    lock.acquire()
+    clock.now = 1000.0
+    clock.then = lambda: lock.release() if clock.now > 1000.03 else None
+    rack.lease("a", purpose="two", timeout=0)[0].release()
+
+
+def test_an_unsigned_lock_is_enough_for_one_board_and_not_for_two(rack, clock):
+    for lease in rack.lease(Requirement(count=2), purpose="me"):
+        lease.release()
+    (path,) = rack.lock_dir.glob("*-toml-b-*.lock")
+    specs = [rack.board("a"), rack.board("b")]
+    with rack.lease("a", purpose="one")[0], FileLock(path):
+        with pytest.raises(LeaseError, match=r"1 of 2 boards did not .* in 0\.1 s; a: held .*; b: held by somebody"):
+            acquire(specs, rack=rack, purpose="two", timeout=0)
+        with pytest.raises(LeaseError, match=r"2 of 2 boards did not become free in 0\.0 s"):
+            acquire(specs, rack=rack, purpose="two", count=2, timeout=0)
+
+
+def test_a_holder_that_has_just_let_go(rack, clock, monkeypatch):
+    held = rack.lease("a", purpose="one")[0]
+    monkeypatch.setattr(module, "_is_passing", lambda slots, count: held.release())
+    with pytest.raises(LeaseError, match="the holder has just let go"):
+        rack.lease("a", purpose="two", timeout=0)
+
+
+def test_boards_that_come_back_elsewhere_are_looked_for_every_second(rack, clock, monkeypatch):
+    looks, file_stem = [], module.file_stem
+
+    def look(spec, rack):
+        looks.append(clock.now)
+        return file_stem(spec, rack)
+
+    with rack.lease("a", purpose="one")[0]:
+        monkeypatch.setattr(module, "file_stem", look)
+        with pytest.raises(LeaseError):
+            rack.lease("a", purpose="two", timeout=3.5)
+    assert looks == pytest.approx([1000, 1001, 1002, 1003], abs=0.2)
+
+
+def test_what_is_taken_of_several_is_given_back(rack):
+    with rack.lease("b", purpose="one")[0]:
+        with pytest.raises(LeaseError, match="2 of 2 boards"):
+            rack.lease(Requirement(count=2), purpose="two", timeout=0)
+        assert holder_of(rack.board("a"), rack) is None
+        assert len(list(rack.lock_dir.glob("*.json"))) == 1
+
+
+def test_more_boards_than_there_are(rack):
+    with pytest.raises(NoMatchError, match="3 boards"):
+        acquire([rack.board("a"), rack.board("b")], rack=rack, purpose="me", count=3)
+
+
+def test_a_lease_ends_with_its_block_or_by_hand(rack):
+    with rack.lease("a", purpose="me")[0] as lease:
+        assert lease.held
+        assert abs(lease.since - time.time()) < 60
+    assert not lease.held
+    lease.release()
+    with rack.lease("a", purpose="me", timeout=0)[0] as again:
+        lease.release()
+        assert again.held
+        assert holder_of(rack.board("a"), rack) is not None
