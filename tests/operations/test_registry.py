@@ -26,6 +26,8 @@ def test_every_operation_says_what_it_does_and_returns_a_record():
         assert operation.summary.endswith("."), operation.name
         assert dataclasses.is_dataclass(operation.result), operation.name
         assert all(parameter.annotation is not None for parameter in operation.parameters)
+        kinds = {parameter.kind for parameter in inspect.signature(operation.function).parameters.values()}
+        assert kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}, operation.name
 
 
 def collect_records(annotation, found):

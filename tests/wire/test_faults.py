@@ -149,6 +149,7 @@ def test_after_so_many_bytes_it_is_silent():
     assert [fault.apply(chunk) for chunk in (b"abcd", b"efgh", b"ijkl", b"mnop")] == [b"abcd", b"efgh", b"ij", b""]
     assert fault.passed == 10
     assert Fault(silent_after=0).apply(b"abcd") == b""
+    assert Fault(silent_after=4, passed=10).apply(b"abcd") == b""
 
 
 def test_lost_bytes_are_not_counted_as_passed():
