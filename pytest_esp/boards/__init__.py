@@ -1,1 +1,1 @@
-"""One board under test, with the same interface for every backend."""
+"""Boards under test, with the same interface for every backend."""

@@ -1,4 +1,4 @@
-"""One board under test: the interface that every backend fulfils."""
+"""The interface of a board, which every backend implements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POWER_TIMEOUT = 30.0
 
 
 class DirectFlash(Protocol):
-    """A flash without a chip in between: `formats.nor_flash.NorFlash`, over the file of a stopped QEMU machine."""
+    """Direct access to flash contents, past the chip: `formats.nor_flash.NorFlash` on a stopped QEMU machine's file."""
 
     size: int
 
@@ -30,7 +30,7 @@ class DirectFlash(Protocol):
         ...
 
     def erase(self, address: int, size: int) -> None:
-        """Set all bits of the sectors (4 KB) that *size* bytes from *address* touch."""
+        """Erase the 4 KB sectors that *size* bytes from *address* touch."""
         ...
 
     def program(self, address: int, data: bytes) -> None:
@@ -43,22 +43,22 @@ class DirectFlash(Protocol):
 
 
 class Board(ABC):
-    """A board of a rack. Whoever opens it holds its lease.
+    """A board of a rack. The caller holds its lease before opening it.
 
     Args:
-        spec: its entry in boards.toml.
+        spec: the board's entry in boards.toml.
         rack: the rack it belongs to.
     """
 
     backend: ClassVar[str]
     virtual: ClassVar[bool]
-    """True where nothing can be broken: eFuses may be burnt without asking."""
+    """Whether the board cannot be damaged: its eFuses may be burned without consent."""
 
     uploads_slowly: ClassVar[bool] = False
-    """Whether sending it the stub flasher takes longer than a few questions to its ROM."""
+    """Whether uploading the stub flasher takes longer than a few commands to the ROM."""
 
     boot_seconds: ClassVar[float] = 0.0
-    """How long its ROM's loader may take to answer after `reset`."""
+    """Seconds that the ROM loader may take to respond after `reset`."""
 
     def __init__(self, spec: BoardSpec, rack: Rack) -> None:
         self.spec = spec
@@ -71,17 +71,17 @@ class Board(ABC):
 
     @property
     def chip(self) -> str:
-        """The chip that boards.toml promises, as esptool names it."""
+        """The chip given in boards.toml, with esptool's name."""
         return self.spec.chip
 
     @property
     def ram_block(self) -> int | None:
-        """How many bytes of a stub flasher its ROM's loader takes at once; None for as many as esptool sends."""
+        """The block size, in bytes, for uploading the stub flasher; None for esptool's default."""
         return None
 
     @property
     def revision(self) -> int | None:
-        """The chip's revision (major * 100 + minor) where it is known without the chip's help; else None."""
+        """The chip's revision (major * 100 + minor) if it is known without asking the chip, else None."""
         return None
 
     @property
@@ -91,7 +91,7 @@ class Board(ABC):
 
     @abstractmethod
     def open(self) -> Port:
-        """Start what must be started and return the open port.
+        """Start the board if it is virtual, and return the open port.
 
         Raises:
             PortError: if the port cannot be opened.
@@ -100,17 +100,17 @@ class Board(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close the port and stop what was started. Closing twice is harmless."""
+        """Close the port and stop a virtual board. Closing twice has no effect."""
 
     def reset(self, bootloader: bool) -> bool:
-        """Reset the chip without its port's lines; False if this board is reset by RTS and DTR."""
+        """Reset the chip without RTS and DTR; return False if this board needs those lines."""
         return False
 
     def power_cycle(self) -> None:
-        """Take the board's power away and give it back, by the commands of ``power`` in boards.toml.
+        """Switch the board's power off and on, with the commands of ``power`` in boards.toml.
 
         Raises:
-            BackendError: if there are none, or one fails.
+            BackendError: if there are no commands, or one fails.
         """
         if self.spec.power is None:
             raise BackendError(
@@ -132,18 +132,18 @@ class Board(ABC):
             ) from error
 
     def direct_flash(self) -> AbstractContextManager[DirectFlash] | None:
-        """Return the board's flash itself, for as long as the context lasts; None where only the wire leads to it.
+        """Return a context manager for direct access to the flash; None if the flash is reached by the wire only.
 
         The board need not be open. The chip is stopped when the context begins, and stays stopped until it is reset.
-        What was changed takes effect at the end of the context, all or nothing; nothing if it ends by an error.
+        All changes take effect at the end of the context; none if it ends with an exception.
         """
         return None
 
     def switch_on_faults(self) -> None:
-        """Switch on the faults of the board's entry; for backends, once their wire is there.
+        """Enable the faults of the board's entry. Backends call this once they have a wire.
 
         Raises:
-            BackendError: if there is one that this backend cannot have.
+            BackendError: if this backend does not support one of them.
         """
         if self.spec.faults is not None:
             from pytest_esp.boards.faults import BoardFaults
@@ -151,7 +151,7 @@ class Board(ABC):
             BoardFaults(self).switch_on(self.spec.faults)
 
     def serve(self, url: str) -> Endpoint:
-        """Serve an open virtual board at *url* as well (see `wire.endpoints.serve`).
+        """Serve an open virtual board at *url* (see `wire.endpoints.serve`).
 
         Raises:
             BackendError: if the board is not virtual, or not open.

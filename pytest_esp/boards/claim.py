@@ -1,4 +1,4 @@
-"""One image, one board: a file that boards.toml or a command line names is nobody else's while a board is open."""
+"""Locks image files, so that a file is used by only one open board."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def claim(file: Path, rack: Rack) -> FileLock:
-    """Return the lock of *file*, taken; it ends with this process.
+    """Lock *file* and return the lock, which ends with this process.
 
-    The lock lies beside the leases: one on the file itself would be another's after the file is replaced.
+    The lock file is in the lock folder of the leases: a lock on the file itself would be lost when it is replaced.
 
     Raises:
-        BackendError: if another board has it.
-        LeaseError: if the folder of the leases cannot be used.
+        BackendError: if another board uses the file.
+        LeaseError: if the lock folder cannot be used.
     """
     name = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()[:16]
     lock = FileLock(lock_folder(rack) / f"image-{name}.lock", mode=0o666, thread_local=False, fallback_to_soft=False)
@@ -32,8 +32,8 @@ def claim(file: Path, rack: Rack) -> FileLock:
     except Timeout:
         raise BackendError(
             f"the image {file} is in use by another board",
-            hint="two boards that write the same image corrupt it: give each its own, or close the other one",
+            hint="two boards that write the same image corrupt it; use another file, or close the other board",
         ) from None
     except (OSError, NotImplementedError) as error:
-        raise BackendError(f"the image {file} cannot be locked: {error}") from error
+        raise BackendError(f"cannot lock the image {file}: {error}") from error
     return lock

@@ -1,4 +1,4 @@
-"""The eFuses of a QEMU machine, as the file holds them that it runs on."""
+"""The eFuse file of a QEMU machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pytest_esp.sim.model import ChipModel
 
 _WINDOWS = {"esp32": ((0x00, 28), (0x38, 96))}
 _LATER_WINDOW = ((0x2C, 336),)
-"""Which registers the file begins with, as (offset in the controller, bytes): the read registers of all blocks."""
+"""The registers at the start of the file, as (offset in the controller, bytes): the read registers of all blocks."""
 
-_APB_DATE = 0x96042000  # QEMU's ESP32: its bit 31 is the third bit of the major version
+_APB_DATE = 0x96042000  # of QEMU's ESP32; bit 31 is the third bit of the major version
 _GUARDS = (
     *("ABS_DONE_0", "ABS_DONE_1", "FLASH_CRYPT_CNT", "UART_DOWNLOAD_DIS"),
     *("SECURE_BOOT_EN", "SPI_BOOT_CRYPT_CNT", "ENABLE_SECURITY_DOWNLOAD", "DIS_DOWNLOAD_MODE"),
@@ -22,9 +22,9 @@ _GUARDS = (
 
 
 def new_efuses(machine: Machine, mac: bytes, revision: int | None = None) -> bytes:
-    """Return an eFuse file for *machine*: a virgin chip with a MAC address and a revision (major * 100 + minor).
+    """Return the eFuse file of a new *machine*, with a MAC address and a revision (major * 100 + minor).
 
-    The registers are those that espefuse would read on such a chip (`sim.efuse`).
+    The registers have the values that espefuse would read on such a chip (`sim.efuse`).
     """
     model = ChipModel(machine.chip)
     efuses = Efuses(model, mac, model.default_revision if revision is None else revision)
@@ -38,7 +38,7 @@ def _offsets(chip: str) -> list[int]:
 
 
 class EfuseFile:
-    """What the eFuse file *data* of *machine* says."""
+    """The contents *data* of the eFuse file of *machine*."""
 
     def __init__(self, machine: Machine, data: bytes) -> None:
         self._chip = machine.chip
@@ -53,16 +53,16 @@ class EfuseFile:
 
     @property
     def revision(self) -> int:
-        """Major * 100 + minor, as esptool would find it (``ESPLoader.get_chip_revision``)."""
+        """The chip revision, major * 100 + minor, as from ``ESPLoader.get_chip_revision``."""
         return int(self._reader().get_chip_revision())
 
     @property
     def mac(self) -> bytes:
-        """The base MAC address, as esptool would find it (``ESPLoader.read_mac``)."""
+        """The base MAC address, as from ``ESPLoader.read_mac``."""
         return bytes(self._reader().read_mac("BASE_MAC"))
 
     def _reader(self) -> Any:
-        """Return esptool's class of the chip, over these registers."""
+        """Return esptool's class for the chip, reading these registers."""
         words = self._words
 
         class Reader(self._rom):
@@ -75,7 +75,7 @@ class EfuseFile:
 
     @property
     def guards_flash(self) -> bool:
-        """Whether secure boot, flash encryption, or a download mode that is restricted or off is burnt."""
+        """Whether secure boot, flash encryption or a restriction of the download mode is enabled."""
         return any(self._field(name) for name in _GUARDS if name in self._map.fields)
 
     def _field(self, name: str) -> int:

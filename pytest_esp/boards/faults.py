@@ -1,4 +1,4 @@
-"""The faults of one open board: those of its wire, and those of a simulated chip itself."""
+"""Fault injection for an open board: on its wire, and in a simulated chip."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class BoardFaults(Faults):
-    """What goes wrong on *board*, from now until `end`. Its attributes (see `Faults`) may be set at any time.
+    """Faults of *board*, until `end`. The attributes (see `Faults`) can be set at any time.
 
     Raises:
-        BackendError: if the board is not open, or is a real one without ``faults`` in its entry (which puts the proxy
+        BackendError: if the board is not open, or is a real one without ``faults`` in its entry (which puts a proxy
             in front of its port).
     """
 
@@ -38,7 +38,7 @@ class BoardFaults(Faults):
         wire.faults = self
 
     def switch_on(self, spec: FaultSpec) -> None:
-        """Switch on what a board's entry says."""
+        """Enable the faults of a board's entry."""
         wanted = spec.model_dump(exclude_none=True)
         self.sent = 0
         for direction in ("to_device", "to_host"):
@@ -53,7 +53,7 @@ class BoardFaults(Faults):
             setattr(self, name, value)
 
     def end(self) -> None:
-        """Let everything work again."""
+        """Remove all faults."""
         while self._undo:
             self._undo.pop()()
         if self._wire.faults is self:
@@ -63,24 +63,24 @@ class BoardFaults(Faults):
     # -- the port and the supply
 
     def vanish(self, seconds: float | None = None) -> None:
-        """Let the port vanish now, for *seconds*, or until `come_back`."""
+        """Make the port vanish for *seconds*, or until `come_back`."""
         self._wire.vanish(seconds=seconds)
 
     def come_back(self) -> None:
-        """Let a port that has vanished be there again."""
+        """Restore a port that has vanished."""
         self._wire.come_back()
 
     def reset(self, cause: ResetCause = "reset") -> None:
-        """Reset the chip now, whatever it does; by its reset line, or by a brownout."""
+        """Reset the chip now, by its reset line or by a brownout."""
         restart(self._wire, cause)
 
     # -- simulated chips
 
     def secure_download(self) -> None:
-        """Let the ROM be in secure download mode, as if ENABLE_SECURITY_DOWNLOAD were burnt.
+        """Put the ROM into secure download mode, as if ENABLE_SECURITY_DOWNLOAD were burned.
 
         Raises:
-            BackendError: if the board is no simulated chip, or its chip has no such mode.
+            BackendError: if the board is not a simulated chip, or its chip does not have this mode.
         """
         chip = self._simulated("secure download mode")
         if chip.efuses is None or not chip.efuses.has_field("ENABLE_SECURITY_DOWNLOAD"):
@@ -92,10 +92,10 @@ class BoardFaults(Faults):
         self._undo.append(lambda: efuses.take_back("ENABLE_SECURITY_DOWNLOAD"))
 
     def stuck(self, address: int, mask: int = 0xFF) -> None:
-        """Let the bits of *mask* at a flash *address* stay 0, whatever is erased and written.
+        """Keep the bits of *mask* at a flash *address* at 0, whatever is erased and written.
 
         Raises:
-            BackendError: if the board is no simulated chip.
+            BackendError: if the board is not a simulated chip.
         """
         flash = self._simulated("stuck bits").flash
         flash.stuck[address] = mask
@@ -106,10 +106,10 @@ class BoardFaults(Faults):
         self._undo.append(mend)
 
     def wrong_chip(self, chip: str) -> None:
-        """Let another chip sit on the board than boards.toml says, with the same flash.
+        """Replace the board's chip by another type than boards.toml gives, with the same flash.
 
         Raises:
-            BackendError: if the board is no simulated chip, or there is no such chip.
+            BackendError: if the board is not a simulated chip, or *chip* is unknown.
         """
         from pytest_esp.sim.chip import SimChip
 

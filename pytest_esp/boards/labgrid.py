@@ -1,4 +1,4 @@
-"""A real board of a labgrid lab: the serial port of a place, which its lease has acquired, over RFC 2217 or raw."""
+"""A real board in a labgrid lab: the serial port of an acquired place, over RFC 2217 or a raw socket."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class LabgridBoard(SerialBoard):
-    """The board at a place. Where its port is, is asked anew whenever it is opened: exporters change it.
+    """The board at a place. The port's address is looked up at every opening, as exporters change it.
 
-    If the lab takes the place away, the port is cut: two never drive one board.
+    If the place is lost, the port is disconnected, so that two programs never use one board.
     """
 
     backend: ClassVar[str] = "labgrid"
@@ -30,8 +30,8 @@ class LabgridBoard(SerialBoard):
         """Return the URL of the place's serial port.
 
         Raises:
-            LeaseError: if the place is not acquired, or not any more.
-            PortError: if the coordinator or the exporter is away.
+            LeaseError: if the place is not acquired, or was lost.
+            PortError: if the coordinator or the exporter is unreachable.
         """
         try:
             return held_place(self.spec, self.rack).url()
@@ -44,7 +44,7 @@ class LabgridBoard(SerialBoard):
         port = super().open()
         place = self._place = held_place(self.spec, self.rack)
         place.on_loss = self._cut
-        if place.lost:  # just now
+        if place.lost:  # while the port was opened
             self.close()
             raise LeaseError(place.lost, board=self.name, attempted="opening the port")
         return port
@@ -65,5 +65,5 @@ class LabgridBoard(SerialBoard):
             def refuse() -> None:
                 raise serial.SerialException(why)
 
-            cast(Any, port).open = refuse  # before it is closed: who finds it closed opens it again
+            cast(Any, port).open = refuse  # before closing it: users of a closed port open it again
             port.close()

@@ -1,4 +1,4 @@
-"""What a link needs of a port: the part of pyserial's interface that esptool and the console use."""
+"""The port interface that a link needs: the part of pyserial's that esptool and the console use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 class Port(Protocol):
     """A serial port, real or virtual (`serial.Serial`, an RFC 2217 or socket client, `wire.port.VirtualPort`).
 
-    Errors are `serial.SerialException`; times are seconds.
+    Errors are `serial.SerialException`; times are in seconds.
     """
 
     is_open: bool
@@ -20,19 +20,19 @@ class Port(Protocol):
 
     @property
     def in_waiting(self) -> int:
-        """Bytes that can be read at once."""
+        """The number of bytes that can be read without waiting."""
         ...
 
     def open(self) -> None:
-        """Open it."""
+        """Open the port."""
         ...
 
     def close(self) -> None:
-        """Close it."""
+        """Close the port."""
         ...
 
     def read(self, size: int = 1, /) -> bytes:
-        """Return up to *size* bytes; fewer only after the time-out."""
+        """Return *size* bytes, or fewer after the timeout."""
         ...
 
     def write(self, data: bytes, /) -> int | None:
@@ -40,5 +40,5 @@ class Port(Protocol):
         ...
 
     def reset_input_buffer(self) -> None:
-        """Drop what was received."""
+        """Discard received data."""
         ...

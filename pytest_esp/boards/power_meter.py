@@ -1,7 +1,7 @@
-"""What measures the current that a board takes: the interface of meters, and which kinds there are.
+"""Power meters, which measure a board's supply current: their interface, and the available drivers.
 
-A meter stands beside the board, whatever the board's backend: boards.toml names it (``power_meter``). More kinds come
-from packages, by entry points of the group `ENTRY_POINTS`.
+A meter is configured in boards.toml (``power_meter``) and works with every backend. Packages can add drivers through
+entry points of the group `ENTRY_POINTS`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _BUILT_IN = {
 
 @dataclass(frozen=True)
 class Current:
-    """What a meter has measured.
+    """A measurement.
 
     Attributes:
-        amperes: the samples, one after the other.
-        seconds: from the first to the last.
+        amperes: the samples in order, in amperes.
+        seconds: the duration from the first to the last sample.
     """
 
     amperes: Sequence[float]
@@ -43,10 +43,10 @@ class Current:
 
 
 class PowerMeter(ABC):
-    """A meter of one board. Use it as a context: it holds its port meanwhile.
+    """The meter of a board. A context manager: the port is open inside it.
 
     Args:
-        spec: what boards.toml says of it.
+        spec: its entry in boards.toml.
         board: the board's name, for messages.
     """
 
@@ -56,27 +56,28 @@ class PowerMeter(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Take the meter.
+        """Open the meter.
 
         Raises:
-            PortError: if it is not there, or in use; BackendError: if it does not answer as such a meter does.
+            PortError: if its port is missing or in use.
+            BackendError: if the device is not such a meter.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give it back. The board keeps its supply."""
+        """Close the meter. The board stays powered."""
 
     @abstractmethod
     def measure(self, seconds: float, tick: Callable[[], None] | None = None) -> Current:
-        """Return the current over the next *seconds*; *tick* is called now and then, what it raises ends it.
+        """Return the current over the next *seconds*. *tick* is called regularly; an exception from it ends this.
 
         Raises:
-            PortError: if the meter is gone.
+            PortError: if the meter was disconnected.
         """
 
     @property
     def volts(self) -> float:
-        """What it supplies, or what the board is supplied with, as boards.toml says."""
+        """The board's supply voltage in volts, from boards.toml."""
         return self.spec.voltage_mv / 1000
 
     def __enter__(self) -> Self:
@@ -90,9 +91,9 @@ class PowerMeter(ABC):
 
 
 class SimulatedMeter(PowerMeter):
-    """A meter for tests of what uses one: it shows the levels of ``options``, over and over.
+    """A simulated meter, for tests: it repeats the levels of its ``options``.
 
-    Options: ``levels_ma``, a list; ``level_seconds``, how long each of them lasts (0.05 by default).
+    Options: ``levels_ma``, a list of currents in milliamperes; ``level_seconds``, the duration of each (default 0.05).
     """
 
     RATE = 1000
@@ -102,7 +103,7 @@ class SimulatedMeter(PowerMeter):
         """Check the options.
 
         Raises:
-            BackendError: if one is wrong.
+            BackendError: if one is invalid.
         """
         levels = self.spec.options.get("levels_ma", [40.0])
         if not isinstance(levels, list) or not levels or not all(isinstance(one, (int, float)) for one in levels):
@@ -111,10 +112,10 @@ class SimulatedMeter(PowerMeter):
         self._each = max(round(float(self.spec.options.get("level_seconds", 0.05)) * self.RATE), 1)
 
     def close(self) -> None:
-        """Do nothing: there is no port."""
+        """Do nothing: it does not have a port."""
 
     def measure(self, seconds: float, tick: Callable[[], None] | None = None) -> Current:
-        """Take the time that it takes, and show the levels."""
+        """Wait for *seconds* and return the levels."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _TICK))
@@ -125,10 +126,10 @@ class SimulatedMeter(PowerMeter):
 
 
 def meter_of(spec: PowerMeterSpec, board: str) -> PowerMeter:
-    """Return the meter that *spec* names, not yet open.
+    """Return the meter for *spec*, not opened.
 
     Raises:
-        BackendError: if this installation has no such kind, or it cannot be imported.
+        BackendError: if the driver is not installed, or cannot be imported.
     """
     return _class(spec.driver)(spec, board)
 
@@ -147,4 +148,4 @@ def _class(driver: str) -> type[PowerMeter]:
     try:
         return next(iter(found)).load()
     except Exception as error:
-        raise BackendError(f"the power meter {driver!r} cannot be loaded: {error}") from error
+        raise BackendError(f"cannot load the power meter driver {driver!r}: {error}") from error

@@ -1,4 +1,4 @@
-"""Nordic Semiconductor's Power Profiler Kit II, by the library ppk2-api (the extra "ppk2")."""
+"""Driver for Nordic Semiconductor's Power Profiler Kit II, using the library ppk2-api (the extra "ppk2")."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _SETTLE = 0.1  # seconds after the mode was set
 class Ppk2(PowerMeter):
     """A PPK2, as an ampere meter in the supply line, or as the supply (``mode = "source"``).
 
-    As the supply it switches the board on, and leaves it on. It takes 100,000 samples a second; their sum is what
-    counts, short peaks are filtered as the library does.
+    As the supply it switches the board on, and leaves it on. It takes 100,000 samples per second. The library filters
+    short peaks.
     """
 
     _device: Any = None
 
     def open(self) -> None:
-        """Take the meter, read its calibration, and set its mode and voltage.
+        """Open the meter, read its calibration, and set its mode and voltage.
 
         Raises:
-            PortError: if its port cannot be opened; BackendError: without the library, or if no PPK2 answers.
+            PortError: if its port cannot be opened.
+            BackendError: if the library is not installed, or no PPK2 responds.
         """
         try:
             from ppk2_api.ppk2_api import PPK2_API  # type: ignore[reportMissingTypeStubs]
@@ -51,14 +52,14 @@ class Ppk2(PowerMeter):
                 hint="check that the meter is plugged in and not used by another program",
             ) from error
         self._device = device
-        device.stop_measuring()  # whoever used it last may have left it measuring
+        device.stop_measuring()  # it may still be measuring for an earlier user
         device.ser.reset_input_buffer()
         if not self._has_calibration(device):
             self.close()
             raise BackendError(
                 f"no response from a PPK2 at {self.spec.port}",
                 board=self.board,
-                hint="a PPK2 has two ports: try the other one",
+                hint="a PPK2 has two ports; use the other one",
             )
         if self.spec.mode == "source":
             device.use_source_meter()
@@ -76,17 +77,17 @@ class Ppk2(PowerMeter):
             return False
 
     def close(self) -> None:
-        """Stop measuring and give the port back."""
+        """Stop measuring and close the port."""
         device, self._device = self._device, None
         if device is not None:
             device.stop_measuring()
             device.ser.close()
 
     def measure(self, seconds: float, tick: Callable[[], None] | None = None) -> Current:
-        """Return the current over the next *seconds*; *tick* is called now and then.
+        """Return the current over the next *seconds*; *tick* is called regularly.
 
         Raises:
-            PortError: if the meter is gone, or sends nothing.
+            PortError: if the meter was disconnected, or does not send samples.
         """
         self._device.ser.reset_input_buffer()
         begun = time.monotonic()
@@ -98,7 +99,7 @@ class Ppk2(PowerMeter):
         finally:
             self._device.stop_measuring()
         if not microamperes:
-            raise PortError("the power meter sends no samples", board=self.board, hint="unplug it and plug it in again")
+            raise PortError("no samples from the power meter", board=self.board, hint="unplug it and plug it in again")
         return Current([value / 1e6 for value in microamperes], time.monotonic() - begun)
 
     def _samples(self, end: float, tick: Callable[[], None] | None) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""A QEMU machine as a board: real firmware on an emulated chip."""
+"""The QEMU backend: real firmware on an emulated chip."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
 
 _MEGABYTE = 1024 * 1024
 FLASH_SIZES = tuple(size * _MEGABYTE for size in (2, 4, 8, 16))
-"""What the machines accept, bytes; with any other size QEMU ends at its start."""
+"""The flash sizes that QEMU supports, in bytes; it does not start with others."""
 
 
 class QemuBoard(Board):
-    """A QEMU machine, restarted behind one port whenever it is reset.
+    """A QEMU machine. A reset restarts QEMU; the port stays open.
 
-    Like a real board it keeps its flash from one lease to the next: in ``flash_file``, or in the rack's state folder.
-    Its eFuses are virgin at every lease unless ``efuse_file`` keeps them, and hold a MAC address that belongs to its
-    name. It has PSRAM if "psram" is among its features.
+    Like a real board, it keeps its flash between leases: in ``flash_file``, or in the rack's state folder.
+    Its eFuses are new at every lease unless it has an ``efuse_file``. Their MAC address is derived from the board's
+    name. It has PSRAM if its features include "psram".
 
     Attributes:
-        rise_time, on_close: see `QemuMachine`; they take effect when it is opened.
-        on_death: told QEMU's last words if it ends by itself; the port tells them to whoever uses it anyway.
-        folder: where its files are made that have no name of their own; None: in the rack's state folder.
+        rise_time, on_close: see `QemuMachine`; they take effect when the board is opened.
+        on_death: called with QEMU's last output if it ends unexpectedly; users of the port get it in an exception.
+        folder: the folder for files whose names are not given; None: the rack's state folder.
     """
 
     backend: ClassVar[str] = "qemu"
     virtual: ClassVar[bool] = True
     uploads_slowly: ClassVar[bool] = True  # some 10 KB/s through the emulated UART
-    boot_seconds: ClassVar[float] = 10.0  # the ROM needs 0.1 s of an idle processor, and many times that of a busy one
+    boot_seconds: ClassVar[float] = 10.0  # the ROM needs 0.1 s on an idle processor, but far longer on a busy one
 
     def __init__(self, spec: BoardSpec, rack: Rack) -> None:
         super().__init__(spec, rack)
@@ -72,28 +72,28 @@ class QemuBoard(Board):
 
     @property
     def pid(self) -> int | None:
-        """The process id of its QEMU; None while it is stopped."""
+        """QEMU's process ID; None while it is stopped."""
         return self._qemu.pid if self._qemu else None
 
     @property
     def mac(self) -> str:
-        """The base MAC address in its eFuses, ``7c:df:a1:00:00:01``."""
+        """The base MAC address in its eFuses, e.g. ``7c:df:a1:00:00:01``."""
         return self._efuses().mac.hex(":")
 
     @property
     def flash_file(self) -> Path:
-        """Where its flash is kept."""
+        """The path of its flash image."""
         size = format_size(self.flash_size).replace(" ", "")
         return self.spec.flash_file or self._folder / f"flash-{size}.bin"
 
     @property
     def flash_size(self) -> int:
-        """Bytes."""
+        """The flash size in bytes."""
         return self.spec.flash_size or VIRTUAL_FLASH_SIZE
 
     @property
     def has_image(self) -> bool:
-        """Whether its flash holds something to boot: an image where the ROM looks for the bootloader."""
+        """Whether the flash contains an image at the bootloader's address."""
         with self.flash_file.open("rb") as file:
             file.seek(ChipModel(self.chip).rom.BOOTLOADER_FLASH_OFFSET)
             return file.read(1) == bytes([MAGIC])
@@ -109,7 +109,7 @@ class QemuBoard(Board):
     # -- running
 
     def open(self) -> Port:
-        """Start the machine with what its flash holds, and return its in-process port."""
+        """Start the machine from its flash, and return its in-process port."""
         port = self.open_stopped()
         try:
             self.reset(bootloader=False)
@@ -119,10 +119,10 @@ class QemuBoard(Board):
         return port
 
     def open_stopped(self) -> Port:
-        """Make the machine ready, and return its in-process port; `reset` starts it.
+        """Prepare the machine, and return its in-process port; `reset` starts it.
 
         Raises:
-            BackendError: if there is no QEMU with such a machine, or a file cannot be used.
+            BackendError: if QEMU with such a machine is not installed, or a file cannot be used.
         """
         try:
             machine = machine_for(self.chip)
@@ -142,7 +142,7 @@ class QemuBoard(Board):
         program = find(machine.architecture, machine.name)
         self._check_flash_size()
         folder = self._folder
-        NorFlash(self.flash_size, self.flash_file).close()  # makes it, blank, if it is missing
+        NorFlash(self.flash_size, self.flash_file).close()  # creates a blank image if it is missing
         return QemuMachine(
             program,
             machine,
@@ -158,8 +158,8 @@ class QemuBoard(Board):
     def _check_flash_size(self) -> None:
         if self.flash_size not in FLASH_SIZES:
             raise BackendError(
-                f"QEMU does not support a flash of {format_size(self.flash_size)}",
-                hint=f"write one of {', '.join(map(format_size, FLASH_SIZES))} as flash_size into boards.toml",
+                f"QEMU does not support a flash size of {format_size(self.flash_size)}",
+                hint=f"set flash_size in boards.toml to one of {', '.join(map(format_size, FLASH_SIZES))}",
             )
 
     @property
@@ -174,7 +174,7 @@ class QemuBoard(Board):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(new_efuses(machine, self._new_mac, self.spec.revision))
         except OSError as error:
-            raise BackendError(f"the eFuse file {path} cannot be written: {error.strerror}") from error
+            raise BackendError(f"cannot write the eFuse file {path}: {error.strerror}") from error
         return path
 
     @staticmethod
@@ -183,7 +183,7 @@ class QemuBoard(Board):
             raise BackendError(
                 f"the eFuse file {kept} has {kept.stat().st_size} bytes, not the {machine.efuse_size} of QEMU's "
                 f"{machine.name}",
-                hint="it belongs to another chip or to a simulated one; use another file",
+                hint="use another file; this one is from another chip, or from a simulated one",
             )
         return kept
 
@@ -194,7 +194,7 @@ class QemuBoard(Board):
         self.on_death(words)
 
     def close(self) -> None:
-        """Stop the machine; its flash is in its file."""
+        """Stop the machine. Its flash stays in its file."""
         port, self._port = self._port, None
         qemu, self._qemu = self._qemu, None
         if port is not None:
@@ -206,7 +206,7 @@ class QemuBoard(Board):
             lock.release()
 
     def reset(self, bootloader: bool) -> bool:
-        """Restart the machine with the strap for its loader or its app."""
+        """Restart the machine with the strapping for the loader or the app."""
         try:
             self._running().reset(bootloader)
         except BackendError as error:
@@ -220,26 +220,26 @@ class QemuBoard(Board):
 
     def _running(self) -> QemuMachine:
         if self._qemu is None:
-            raise BackendError("it is not open", board=self.name)
+            raise BackendError("the board is not open", board=self.name)
         return self._qemu
 
     # -- its flash
 
     @property
     def ram_block(self) -> int | None:
-        """Little enough that the machine drops nothing: its UART loses what the ROM is too late for.
+        """The block size, in bytes, small enough that QEMU's UART loses no data when the ROM reads too slowly.
 
-        On the ESP32 what fits into its FIFO of 128 bytes; the ESP32-S3 was seen to lose packets of 1200 bytes.
+        On the ESP32, a block must fit into the FIFO of 128 bytes; on the ESP32-S3, packets of 1200 bytes were lost.
         """
         return {"esp32": 64, "esp32s3": 256}.get(self.chip)
 
     @property
     def revision(self) -> int:
-        """The chip's revision in its eFuses."""
+        """The chip revision in its eFuses."""
         return self._efuses().revision
 
     def direct_flash(self) -> AbstractContextManager[NorFlash] | None:
-        """Return the flash as its file holds it; None if eFuses guard it, which only the chip itself obeys.
+        """Return access to the flash image; None if eFuses protect the flash, which only the chip itself enforces.
 
         Entering the context stops the machine.
 
@@ -262,7 +262,7 @@ class QemuBoard(Board):
             flash.close()
 
     def _efuses(self) -> EfuseFile:
-        """Return what its eFuses are, or would be if it were open."""
+        """Return the eFuses that the machine has, or would have if it were open."""
         machine = machine_for(self.chip)
         if self._qemu is not None:
             return EfuseFile(machine, self._efuse_path.read_bytes())

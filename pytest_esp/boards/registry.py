@@ -1,4 +1,4 @@
-"""From a backend's name to its class: the ones that come with pytest-esp, and those of entry points."""
+"""Finds the class of a backend: the built-in ones, and those from entry points."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def board_class(backend: str) -> type[Board]:
     """Return the class of *backend*.
 
     Raises:
-        BackendError: if this installation has none of that name, or it cannot be imported.
+        BackendError: if it is not installed, or cannot be imported.
     """
     if backend in _BUILT_IN:
         module, _, name = _BUILT_IN[backend].partition(":")
@@ -35,16 +35,16 @@ def board_class(backend: str) -> type[Board]:
     if not found:
         raise BackendError(
             f"unknown backend {backend!r}",
-            hint=f"it has {', '.join(sorted(_BUILT_IN))}; packages add more with the entry point group {ENTRY_POINTS}",
+            hint=f"use one of {', '.join(sorted(_BUILT_IN))}; packages add more through the entry points {ENTRY_POINTS}",
         )
     try:
         return next(iter(found)).load()
     except Exception as error:
-        raise BackendError(f"the backend {backend!r} cannot be loaded: {error}") from error
+        raise BackendError(f"cannot load the backend {backend!r}: {error}") from error
 
 
 def make_board(spec: BoardSpec, rack: Rack) -> Board:
-    """Return the board of *spec*, not yet open.
+    """Return the board for *spec*, not opened.
 
     Raises:
         BackendError: see `board_class`.

@@ -1,4 +1,4 @@
-"""A real board on a serial port: a device node, a USB adapter, or a remote port over RFC 2217 or a raw socket."""
+"""The serial backend: a real board on a local port, or a remote port over RFC 2217 or a raw socket."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from pytest_esp.wire.wire import ROM_BAUDRATE, Wire
 
 
 class SerialBoard(Board):
-    """A real board. Its port is opened exclusively: a monitor that is running already, or comes later, is refused.
+    """A real board. Its port is opened exclusively: other programs cannot use it at the same time.
 
-    If its entry has ``faults``, a proxy lies in front of the port, which can spoil what passes.
+    If its entry has ``faults``, a proxy in front of the port can inject them.
     """
 
     backend: ClassVar[str] = "serial"
@@ -40,11 +40,11 @@ class SerialBoard(Board):
 
     @property
     def wire(self) -> Wire | None:
-        """The proxy's, which is in front of the port if the entry has ``faults``, while the board is open."""
+        """The wire of the open board's proxy, if the entry has ``faults``; else None."""
         return self._proxy.wire if self._proxy else None
 
     def resolve(self) -> str:
-        """Return what to open: a device, or the URL of a remote port.
+        """Return the device or URL to open.
 
         Raises:
             PortError: if the board cannot be found.
@@ -52,10 +52,10 @@ class SerialBoard(Board):
         return resolve_port(self.spec)
 
     def open(self) -> Port:
-        """Open the port exclusively, with both lines as pyserial sets them."""
+        """Open the port exclusively, with RTS and DTR as pyserial sets them."""
         rfc2217.register()
         where = self.resolve()
-        if _is_file(where):  # not even opened: whoever names a port need not be allowed to touch files
+        if _is_file(where):  # never open a regular file: a user of ports may not be allowed to access files
             raise self._explain(where, OSError(errno.ENOTTY, os.strerror(errno.ENOTTY)))
         try:
             port = serial.serial_for_url(where, baudrate=ROM_BAUDRATE, do_not_open=True, exclusive=True)
@@ -69,7 +69,7 @@ class SerialBoard(Board):
         if self.spec.faults is None:
             return cast(Port, port)
         self._proxy = PortProxy(port)
-        # Named as remote ports are: esptool then drives its lines one by one, and not by the device's own calls.
+        # A name like a remote port's: esptool then sets the lines one by one, without calls on the device.
         self._front = VirtualPort(self._proxy.wire, f"rfc2217:proxy:{where}")
         self._front.open()
         self.switch_on_faults()
@@ -85,7 +85,7 @@ class SerialBoard(Board):
         if proxy is not None:
             proxy.close()
         elif port is not None:
-            settle()  # the loop may not yet have let go of its descriptor
+            settle()  # the loop may still use the port's descriptor
             port.close()
 
     def _explain(self, where: str, error: Exception) -> PortError:
@@ -94,42 +94,42 @@ class SerialBoard(Board):
 
 
 def _is_file(where: str) -> bool:
-    """Return whether *where* is there, and no device."""
+    """Return whether *where* exists and is not a device."""
     try:
         return "://" not in where and sys.platform != "win32" and not stat.S_ISCHR(os.stat(where).st_mode)
     except (OSError, ValueError):
         return False
 
 
-def _explain(where: str, error: Exception) -> tuple[str, str]:  # noqa: PLR0911 - a table in the form of ifs
-    """Return what went wrong and what to do, from pyserial's exception."""
+def _explain(where: str, error: Exception) -> tuple[str, str]:  # noqa: PLR0911 - a table written as ifs
+    """Return message and hint for pyserial's exception."""
     code = _errno(error)
     text = str(error)
     if "://" in where:
         return (
-            f"the remote port does not answer: {text}",
-            "is its server running, and free? (one client at a time)",
+            f"the remote port does not respond: {text}",
+            "check that its server is running and has no other client",
         )
     if code == errno.ENOENT or "FileNotFoundError" in text:
         ports = [item.device for item in list_ports.comports()]
-        found = f"ports here: {nearest(where, ports, 5)}" if ports else "this machine shows no serial port"
-        return f"the port {where} does not exist", f"is the board plugged in? {found}"
+        found = f"available ports: {nearest(where, ports, 5)}" if ports else "no serial port was found"
+        return f"the port {where} does not exist", f"check that the board is plugged in; {found}"
     if code == errno.EACCES or "Permission" in text or "Access is denied" in text:
         if sys.platform == "win32":
-            return f"the port {where} is in use by another program", "close its monitor or IDE"
+            return f"the port {where} is in use by another program", "close the monitor or IDE that uses it"
         return (
-            f"this user may not open {where}",
+            f"permission denied for {where}",
             f"add the user to the group that owns it ({_group(where)}), e.g. `sudo usermod -aG dialout $USER`, "
             "and log in again (docs/boards.md)",
         )
     if code in (errno.EBUSY, errno.EAGAIN) or "exclusively lock" in text:
         return (
             f"the port {where} is in use by another program",
-            f"{_users(where)} (a monitor that is still open?)",
+            f"close the monitor or other program that uses it: {_users(where)}",
         )
     if code in (errno.ENOTTY, errno.EINVAL) or "Could not configure" in text:
-        return f"{where} is not a serial port", "give the device node of the board, e.g. /dev/ttyUSB0"
-    return f"the port {where} cannot be opened: {text}", "unplug the board and plug it in again"
+        return f"{where} is not a serial port", "use the board's device node, e.g. /dev/ttyUSB0"
+    return f"cannot open the port {where}: {text}", "unplug the board and plug it in again"
 
 
 def _errno(error: Exception) -> int | None:
@@ -149,7 +149,7 @@ def _group(where: str) -> str:
 
 
 def _users(where: str) -> str:
-    """Return which processes have the device open, as far as /proc tells this user."""
+    """Return the processes that have the device open, as far as /proc shows them to this user."""
     try:
         device = os.path.realpath(where)
         pids = sorted({int(link.parts[2]) for link in Path("/proc").glob("[0-9]*/fd/*") if _target(link) == device})

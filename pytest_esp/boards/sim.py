@@ -1,4 +1,4 @@
-"""A simulated chip as a board."""
+"""The simulator backend: a simulated chip as a board."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class SimBoard(Board):
     """A simulated chip in this process.
 
-    Like a real board it keeps its flash from one lease to the next: in ``flash_file``, or in the rack's state folder.
-    Its eFuses are virgin at every lease unless ``efuse_file`` keeps them, so that no test bricks the next one's chip.
-    Its MAC address belongs to its name and stays the same.
+    Like a real board, it keeps its flash between leases: in ``flash_file``, or in the rack's state folder.
+    Its eFuses are new at every lease unless it has an ``efuse_file``, so that a test cannot brick the chip for the
+    next one. Its MAC address is derived from the board's name.
 
     Attributes:
-        rise_time, on_close: see `SimChip`; they take effect when it is opened.
+        rise_time, on_close: see `SimChip`; they take effect when the board is opened.
     """
 
     backend: ClassVar[str] = "sim"
@@ -47,7 +47,7 @@ class SimBoard(Board):
         return self.simulated.wire if self.simulated else None
 
     def open(self) -> Port:
-        """Make the chip, start it, and return its in-process port."""
+        """Create the chip, start it, and return its in-process port."""
         spec = self.spec
         path = spec.flash_file or self.rack.state_dir(spec) / "flash.bin"
         try:
@@ -70,11 +70,11 @@ class SimBoard(Board):
         self._port = VirtualPort(self.simulated.wire, f"sim:{self.name}")
         self._port.open()
         self.switch_on_faults()
-        self.reset(bootloader=False)  # with somebody there to hear its first words
+        self.reset(bootloader=False)  # after the port is open, so that the first output is not lost
         return self._port
 
     def close(self) -> None:
-        """Stop the chip; its flash is written to its file."""
+        """Stop the chip and write its flash to its file."""
         port, self._port = self._port, None
         simulated, self.simulated = self.simulated, None
         if port is not None:
@@ -83,19 +83,19 @@ class SimBoard(Board):
             simulated.close()
 
     def reset(self, bootloader: bool) -> bool:
-        """Reset the chip at once, with no lines and no delays."""
-        device = self._running().wire.device  # another chip, if that is the fault
+        """Reset the chip at once, without control lines and delays."""
+        device = self._running().wire.device  # differs from the chip if the fault `wrong_chip` is on
         assert isinstance(device, SimChip)
         device.reset(bootloader)
         return True
 
     def power_cycle(self) -> None:
-        """Take the chip's supply away and give it back."""
+        """Switch the chip's supply off and on."""
         simulated = self._running()
         simulated.power_off()
         simulated.reset(bootloader=False)
 
     def _running(self) -> SimChip:
         if self.simulated is None:
-            raise BackendError("it is not open", board=self.name)
+            raise BackendError("the board is not open", board=self.name)
         return self.simulated

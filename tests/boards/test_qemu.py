@@ -124,7 +124,7 @@ def test_flash_and_name_outlast_the_lease(board):
 
 @pytest.mark.parametrize("size", ["1MB", "32MB"])
 def test_a_size_that_qemu_does_not_have_is_refused(board, size):
-    with pytest.raises(BackendError, match="QEMU does not support a flash of") as caught:
+    with pytest.raises(BackendError, match="QEMU does not support a flash size of") as caught:
         board(flash=None, flash_size=size).open()
     assert "2MB, 4MB, 8MB, 16MB" in str(caught.value)
     assert caught.value.board == "machine"

@@ -199,7 +199,7 @@ def test_one_image_is_not_served_twice(serve, flash_file):
         (["esp32c6"], 1, "QEMU has no machine for esp32c6; it has esp32, esp32s3, esp32c3"),
         (["esp33"], 1, "QEMU has no machine for esp33"),
         (["esp32c3", "--listen", "tcp:1"], 1, "not an address to listen on"),
-        (["esp32c3", "--flash-size", "1MB"], 1, "QEMU does not support a flash of 1MB"),
+        (["esp32c3", "--flash-size", "1MB"], 1, "QEMU does not support a flash size of 1MB"),
         (["esp32c3", "--mac", "1:2"], 2, "--mac"),
         (["esp32c3", "--flash-size", "much"], 2, "--flash-size"),
         ([], 2, "Usage"),

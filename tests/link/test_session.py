@@ -248,7 +248,7 @@ def test_a_port_that_is_not_a_chip(tmp_path, terminal, babble, short_waits):
 
 
 def test_a_remote_port_with_nobody_there(tmp_path):
-    with pytest.raises(PortError, match="remote port does not answer"):
+    with pytest.raises(PortError, match="remote port does not respond"):
         Esp(serial_link(tmp_path, "rfc2217://127.0.0.1:1")).chip.identify()
 
 
