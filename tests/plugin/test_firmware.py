@@ -188,7 +188,9 @@ def test_a_board_that_may_not_be_written_is_not_taken(project):
 @pytest.mark.usefixtures("builds")
 def test_asking_for_it_by_name_at_run_time_is_too_late(project):
     project.file("def test_it(board, request):\n    request.getfixturevalue('firmware')")
-    project.run("--firmware=builds").stdout.fnmatch_lines(["*`firmware` cannot be requested with getfixturevalue(): name it in the test's arguments*"])
+    project.run("--firmware=builds").stdout.fnmatch_lines(
+        ["*`firmware` cannot be requested with getfixturevalue(): name it in the test's arguments*"]
+    )
 
 
 # -- when it is flashed

@@ -209,7 +209,7 @@ def test_the_test_after_one_that_killed_it_gets_a_new_one(qemu_bench, handled):
     result.assert_outcomes(passed=2 if handled else 1, failed=0 if handled else 1)
     assert time.monotonic() - begun < 20
     if not handled:
-        result.stdout.fnmatch_lines(["*machine: its port is gone: QEMU was killed by SIGKILL*"])
+        result.stdout.fnmatch_lines(["*machine: the port was lost: QEMU was killed by SIGKILL*"])
 
 
 # -- when the run ends
