@@ -35,7 +35,7 @@ def board_class(backend: str) -> type[Board]:
     if not found:
         raise BackendError(
             f"unknown backend {backend!r}",
-            hint=f"use one of {', '.join(sorted(_BUILT_IN))}; packages add more through the entry points {ENTRY_POINTS}",
+            hint=f"use one of {', '.join(sorted(_BUILT_IN))}; packages can add more ({ENTRY_POINTS} entry points)",
         )
     try:
         return next(iter(found)).load()
