@@ -1,1 +1,1 @@
-"""Talking to a board: the warm esptool session and the console."""
+"""Communication with a board: the persistent esptool session and the console."""

@@ -1,4 +1,4 @@
-"""The start of an app by a reset of the chip, and its proof: what the ROM says first."""
+"""Starts an app by a reset of the chip, and verifies the reset by the ROM's banner."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pytest_esp.link.link import Link
 
 BOOT_TIMEOUT = 3.0
-"""Seconds from a reset to the banner, at most."""
+"""The longest time from a reset to the banner, in seconds."""
 
-# The ROM's banner, of any generation. Only a newer ROM has a line of its own between name and reason.
+# The ROM's banner, of any generation. Only newer ROMs print a line between name and reason.
 _NAME = r"(?:ESP-ROM:[^\n]*\n(?:Build:[^\n]*\n)?|ets [A-Z][a-z]{2} [ \d]\d \d{4}[^\n,]*(?:\r?\n){0,2},?)"
-# After a pulse of EN: power-on, on the ESP8266 also the reset pin; the lines of the chip's own USB have their reasons.
+# The reasons after a pulse of EN: power-on, on the ESP8266 also the reset pin, or the reset lines of the chip's USB.
 _PROOF = re.compile(rb"rst:0x1 \([A-Z0-9_]+\).*\n|rst:0x[0-9a-f]+ \(\w*USB_(?:UART|JTAG)\w*\).*\n|rst cause:[12],.*\n")
 _BANNER = re.compile(rf"{_NAME}?(?P<reason>rst:0x[0-9a-f]+ \((?P<name>[A-Z0-9_]+)\)|rst cause:\d+)[^\n]*\n")
 _REASON = re.compile(r"rst:0x[0-9a-f]+ \([A-Z0-9_]+\)|rst cause:\d+")
@@ -27,12 +27,12 @@ _REASON = re.compile(r"rst:0x[0-9a-f]+ \([A-Z0-9_]+\)|rst cause:\d+")
 
 @dataclass(frozen=True)
 class Boot:
-    """A boot that was asked for.
+    """A boot after a requested reset.
 
     Attributes:
-        mark: where its banner begins in the console.
+        mark: the position of its banner in the console.
         reason: the reset reason that the ROM printed, e.g. ``"POWERON"``; None on an ESP8266, which gives a number.
-        seconds: from the reset to the proof.
+        seconds: the time from the reset to the banner.
     """
 
     mark: int
@@ -41,19 +41,19 @@ class Boot:
 
 
 def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
-    """Reset the chip by EN, or a virtual board by its own means, and prove it by the ROM's banner that follows.
+    """Reset the chip by EN, or a virtual board directly, and verify the reset by the ROM's banner.
 
     A boot for any other reason than that reset proves nothing: an app may have restarted by itself. The console stands
     at the banner afterwards.
 
     Args:
-        wait: seconds that the banner may take.
+        wait: the timeout for the banner, in seconds.
 
     Returns:
-        The boot; None if the console said nothing at all.
+        The boot; None if the console printed nothing.
 
     Raises:
-        LinkError: if something was said, but no banner that proves the reset; or if the lines cannot be driven.
+        LinkError: if the console printed something, but not the banner of this reset, or if RTS and DTR cannot be set.
     """
     console = link.console
     console.skip()
@@ -76,7 +76,7 @@ def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
 
 
 def _banner(console: Console, mark: int) -> tuple[str | None, int]:
-    """Return the reason in the first banner that proves the reset, and how many bytes that banner has."""
+    """Return the reason in the first banner that proves the reset, and the banner's length in bytes."""
     for found in _BANNER.finditer(console.text_since(mark)):
         if _PROOF.search(found.group().encode()):
             return found["name"], len(found.group())
@@ -86,9 +86,9 @@ def _banner(console: Console, mark: int) -> tuple[str | None, int]:
 def _unproven(link: Link, said: str) -> LinkError:
     reasons = list(dict.fromkeys(_REASON.findall(said)))
     if reasons:
-        message = f"the chip was not reset: it started by itself, its ROM says {', '.join(reasons)}"
+        message = f"the chip was not reset by EN; the ROM reports {', '.join(reasons)}"
     else:
-        message = "the chip was not reset: it did not start, and what it ran goes on"
+        message = "the chip was not reset: the running app continued without a boot"
     return LinkError(
         message,
         board=link.board.name,

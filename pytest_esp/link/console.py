@@ -1,7 +1,7 @@
-"""What the app prints: read as it comes, kept with times, searched once.
+"""The console: reads the app's output as it arrives, stores it with times, and searches it for patterns.
 
-The process's loop thread feeds every console (`source`); whoever waits in `expect` sleeps until a match, a crash or
-the end of the port is there. Each byte is looked at once, however much lies in the log.
+The process's loop thread feeds every console (`source`). A thread that waits in `expect` sleeps until a match, a crash
+or the end of the port. Each byte is searched once, however long the log is.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from pytest_esp.secrets import Stream, hide
 
 _TAIL_LINES = 20
 _QUIET = 0.1  # seconds without a byte
-_KEPT = 64 * 1024 * 1024  # bytes of text that stay in memory; all of it is in the journal
+_KEPT = 64 * 1024 * 1024  # bytes of text kept in memory; the journal has everything
 _RESOLUTION = 0.001  # seconds
 _TICK = 1.0  # seconds
-_BOOT_LOG = 256 * 1024  # bytes before a crash in which the boot log may tell the app's hash
+_BOOT_LOG = 256 * 1024  # bytes before a crash to search for the app's hash in the boot log
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LONGEST_ANSI = 32
 
 
 class ConsoleError(LinkError):
-    """What was expected did not come."""
+    """The expected output did not arrive."""
 
 
 class CrashError(ConsoleError):
-    """The app crashed while something else was expected.
+    """The app crashed while other output was expected.
 
     Attributes:
-        crash: what it left behind, decoded.
+        crash: the decoded crash.
     """
 
     def __init__(self, message: str, crash: Crash, **context: Any) -> None:
@@ -58,7 +58,7 @@ class CrashError(ConsoleError):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the log: seconds since the console began, and its text without ANSI sequences."""
+    """One line of the log: its time in seconds since the console began, and its text without ANSI sequences."""
 
     time: float
     text: str
@@ -66,7 +66,7 @@ class Line:
 
 @dataclass(frozen=True)
 class _Found:
-    """A match of one of several searches; where it ends, in bytes since the begin."""
+    """A match of one of several searches; its end is in bytes since the beginning."""
 
     index: int
     match: re.Match[bytes]
@@ -76,7 +76,7 @@ class _Found:
 
 @dataclass
 class _Wait:
-    """What somebody waits for: *wanted*, unless one of *unwanted* comes first."""
+    """A wait for one of *wanted*, which fails if one of *unwanted* arrives first."""
 
     wanted: list[Search]
     unwanted: list[Search]
@@ -86,7 +86,7 @@ class _Wait:
     crash: CrashText | None = None
 
     def look(self, buffer: bytearray, dropped: int, *, thorough: bool = False) -> bool:
-        """Search what is new in a buffer that has lost its first *dropped* bytes; return whether that ends the wait."""
+        """Search the new bytes of a buffer without its first *dropped* bytes; return whether the wait has ended."""
         self.found = self.found or _first(self.wanted, buffer, dropped, thorough)
         self.refused = self.refused or _first(self.unwanted, buffer, dropped, thorough)
         self.is_behind = any(search.is_behind for search in (*self.wanted, *self.unwanted))
@@ -94,7 +94,7 @@ class _Wait:
 
     @property
     def succeeded(self) -> bool:
-        """Whether something wanted came, and before anything unwanted."""
+        """Whether something wanted arrived before anything unwanted."""
         return self.found is not None and (self.refused is None or self.found.start <= self.refused.start)
 
 
@@ -109,14 +109,14 @@ def _first(searches: list[Search], buffer: bytearray, dropped: int, thorough: bo
 
 
 class Console:
-    """The console of one board. It reads its port from `attach` to `detach`.
+    """The console of a board. It reads the port from `attach` to `detach`.
 
     Args:
         port: the open port.
         board: the board's name, for messages.
-        journal: the file that takes everything, see `Journal`; a temporary one if None.
-        echo: called with text as it comes, but for secrets.
-        elf: the app's ELF file, by which a crash is decoded; may be set later.
+        journal: the file for the complete log, see `Journal`; a temporary one if None.
+        echo: called with text as it arrives, with secrets masked.
+        elf: the app's ELF file, for decoding crashes; may be set later.
     """
 
     def __init__(
@@ -138,16 +138,16 @@ class Console:
         self._text_of = codecs.getincrementaldecoder("utf-8")("replace")
         self._shown = Stream()
         self._plain = bytearray()
-        self._dropped = 0  # bytes that are in the journal only
-        self._last = 0.0  # when the last byte came
-        self._held = b""  # the beginning of an ANSI sequence that is not whole
-        # From which byte on it came at which time; arrays, for there may be millions.
+        self._dropped = 0  # the number of bytes that are only in the journal
+        self._last = 0.0  # when the last byte arrived
+        self._held = b""  # the beginning of an incomplete ANSI sequence
+        # Byte offsets and the times at which they arrived. Arrays, as there may be millions.
         self._mark_offsets = array("Q")
         self._mark_times = array("d")
-        self._position = 0  # in bytes since the begin: what lies before it was matched, or is passed over
+        self._position = 0  # bytes since the beginning: everything before it was matched or skipped
         self._waits: list[_Wait] = []
         self._crashes = CrashDetector()
-        self._known_crash: CrashText | None = None  # one that somebody waited for
+        self._known_crash: CrashText | None = None  # a crash that a pattern waited for
         self._loss: str | None = None
         self._source = source_of(port, self._feed, self._lose)
         self._attached = False
@@ -155,25 +155,25 @@ class Console:
     # -- reading
 
     def attach(self) -> None:
-        """Begin to read the port, unless that has been done."""
+        """Start reading the port, if it is not being read."""
         if not self._attached:
             self._attached = True
             self._source.start()
 
     def detach(self) -> None:
-        """Leave the port to somebody else; what had arrived by now is in the log."""
+        """Stop reading, so that others can use the port. What has arrived by now is in the log."""
         if self._attached:
             self._attached = False
             self._source.stop()
 
     def close(self) -> None:
-        """Stop reading and close the journal. Closing twice is harmless."""
+        """Stop reading and close the journal. Closing twice has no effect."""
         self.detach()
         self._journal.close()
         self._show(self._shown.end())
 
     def _feed(self, data: bytes) -> None:
-        """Take what has arrived; on the loop's thread, or where a virtual board answers at once."""
+        """Handle new bytes. Runs on the loop's thread, or on the caller's if a virtual board answers at once."""
         with self._changed:
             now = time.monotonic() - self._begun
             self._journal.write(data, now)
@@ -200,7 +200,7 @@ class Console:
             self._echo(text)
 
     def _strip(self, data: bytes) -> bytes:
-        """Return *data* without ANSI sequences; the beginning of one waits for its end."""
+        """Return *data* without ANSI sequences; an incomplete one is kept until its end arrives."""
         if not self._held and b"\x1b" not in data:
             return data
         data = self._held + data
@@ -212,7 +212,7 @@ class Console:
         return _ANSI.sub(b"", data)
 
     def _forget(self) -> None:
-        """Keep the last bytes only, in a new buffer: matches hold on to the old one."""
+        """Keep only the last bytes, in a new buffer: matches keep references to the old one."""
         cut = len(self._plain) - _KEPT
         self._plain = self._plain[cut:]
         self._dropped += cut
@@ -236,39 +236,39 @@ class Console:
 
     @property
     def log(self) -> bytes:
-        """Everything that came, with its ANSI sequences; each line behind its time, and secrets masked."""
+        """All output, with its ANSI sequences, the time before each line, and secrets masked."""
         with self._changed:
             return self._journal.read()
 
     @property
     def log_path(self) -> Path | None:
-        """The file that keeps `log`; None if it is temporary."""
+        """The path of the log file; None if it is temporary."""
         return self._journal.path
 
     @property
     def text(self) -> str:
-        """What came, without ANSI sequences (its last 64 MB); what is not UTF-8 is replaced."""
+        """The output without ANSI sequences (the last 64 MB). Invalid UTF-8 is replaced."""
         with self._changed:
             return self._plain.decode("utf-8", "replace")
 
     def mark(self) -> int:
-        """Return where the text ends now, for `text_since`."""
+        """Return the current end of the text, for `text_since`."""
         with self._changed:
             return self._end
 
     @property
     def position(self) -> int:
-        """Where the last match ended, or where the text was passed over to; as a `mark` is."""
+        """The `mark` from which `expect` searches: the end of the last match, or where `skip` or `rewind` set it."""
         with self._changed:
             return self._position
 
     def text_since(self, mark: int) -> str:
-        """Return what came after a `mark` was made, as `text` is."""
+        """Return the part of `text` after a `mark`."""
         with self._changed:
             return self._plain[max(mark - self._dropped, 0) :].decode("utf-8", "replace")
 
     def lines(self, since: int = 0) -> list[Line]:
-        """Return the lines of `text` that are not empty and begin after a `mark`; the last one may be unfinished."""
+        """Return the non-empty lines of `text` that begin after a `mark`; the last one may be incomplete."""
         with self._changed:
             found: list[Line] = []
             offset = self._dropped
@@ -289,27 +289,27 @@ class Console:
         """Send *data* to the app (text as UTF-8).
 
         Raises:
-            PortError: if the port is gone.
+            PortError: if the port was lost.
         """
         try:
             self._port.write(data.encode() if isinstance(data, str) else data)
         except (serial.SerialException, OSError) as error:
-            raise PortError(f"its port failed: {error}", board=self._board, attempted="writing") from error
+            raise PortError(f"the port failed: {error}", board=self._board, attempted="writing") from error
 
     def skip(self) -> None:
-        """Let `expect` look at what comes from now on only; crashes so far are forgotten."""
+        """Let `expect` search only output from now on. Crashes so far are forgotten."""
         with self._changed:
             self._position = self._end
             while self._crashes.take() is not None:
                 pass
 
     def rewind(self, mark: int) -> None:
-        """Let `expect` look again at what came after a `mark` was made."""
+        """Let `expect` search the output after a `mark` again."""
         with self._changed:
             self._position = max(mark, self._dropped)
 
     def expect_reset(self) -> None:
-        """Say that the chip is about to be reset from outside: its next boot is no crash, whatever its ROM reports."""
+        """Announce a reset of the chip from outside: its next boot is not a crash, whatever reason the ROM reports."""
         with self._changed:
             self._crashes.expect_reset()
 
@@ -322,25 +322,26 @@ class Console:
         unless: Pattern | Sequence[Pattern] = (),
         ignore_crashes: bool = False,
     ) -> Match:
-        """Wait for *pattern* in what comes after the last match, and return the match.
+        """Wait for *pattern* in the output after the last match, and return the match.
 
-        A panic, a watchdog's or brown-out's reset, a boot loop, flash that holds nothing to boot, and the end of the
-        port (an emulator that died) end the wait at once. Text of a crash can be waited for like any other.
+        A panic, a reset by a watchdog or brownout, a boot loop, flash without a bootable image, and the loss of the
+        port (an emulator that ended) end the wait at once. A pattern can also match the text of a crash.
 
         Args:
-            pattern: text or bytes, which must come as they are; a compiled regular expression; or a list, of which the
-                one that comes first is taken (`Match.index`). ANSI sequences are never seen.
-            timeout: seconds.
-            not_before: seconds from now; a match that comes earlier is an error.
-            unless: patterns that end the wait with an error if they come first.
-            ignore_crashes: go on waiting whatever happens to the app.
+            pattern: a string or bytes to find literally; a compiled regular expression; or a list, of which the first
+                match counts (`Match.index`). ANSI sequences are removed before the search.
+            timeout: in seconds.
+            not_before: in seconds from now; an earlier match is an error.
+            unless: patterns that end the wait with an error if they match first.
+            ignore_crashes: continue to wait if the app crashes.
 
         Raises:
-            CrashError: if the app crashed first; with the decoded backtrace.
-            ConsoleError: if it did not come in time, came too early, or an *unless* came first; says what came instead.
-            PortError: if the port is gone; says why (an emulator's last words).
+            CrashError: if the app crashed first; the message has the decoded backtrace.
+            ConsoleError: if the pattern did not match in time, matched too early, or *unless* matched first. The
+                message has the last lines of the console.
+            PortError: if the port was lost; the message has the reason (such as an emulator's last output).
         """
-        __tracebackhide__ = True  # pytest shows the test's own line
+        __tracebackhide__ = True  # let pytest show the line of the test
         with self._changed:
             begun = time.monotonic()
             wanted = _list(pattern)
@@ -371,16 +372,16 @@ class Console:
         ignore_crashes: bool = False,
         tick: Callable[[], None] | None = None,
     ) -> Match | None:
-        """Let the app talk for *duration* seconds, or until a pattern comes; return its match, None if it did not.
+        """Collect output for *duration* seconds, or until a pattern matches; return the match, else None.
 
         Args:
-            duration: seconds.
+            duration: in seconds.
             until: see `expect`.
-            ignore_crashes: go on whatever happens to the app.
-            tick: called every second; what it raises ends the wait. No console goes on while it runs.
+            ignore_crashes: continue if the app crashes.
+            tick: called every second; an exception from it ends the wait. No console is read while it runs.
 
         Raises:
-            CrashError, PortError: as `expect` does.
+            CrashError, PortError: see `expect`.
         """
         with self._changed:
             wait = self._wait_for([] if until is None else [until], [], duration, ignore_crashes, tick)
@@ -396,7 +397,7 @@ class Console:
         """Wait for all *patterns*, in any order, and return their matches in the order of *patterns*.
 
         Raises:
-            ConsoleError, PortError: as `expect` does; names what is missing.
+            ConsoleError, PortError: see `expect`; the message names the missing patterns.
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + timeout
@@ -414,10 +415,10 @@ class Console:
         return [matches[index] for index in range(len(patterns))]
 
     def read_until(self, pattern: Pattern, timeout: float = 10.0) -> str:
-        """Return what comes up to and including *pattern*.
+        """Return the output up to and including *pattern*.
 
         Raises:
-            ConsoleError, PortError: as `expect` does.
+            ConsoleError, PortError: see `expect`.
         """
         __tracebackhide__ = True
         with self._changed:
@@ -427,7 +428,7 @@ class Console:
             return self._plain[whole].decode("utf-8", "replace")
 
     def expect_silence(self, duration: float) -> None:
-        """Wait until nothing has come for *duration* seconds (ten times that at the most)."""
+        """Wait until there was no output for *duration* seconds; return after ten times *duration* in any case."""
         deadline = time.monotonic() + 10 * duration
         with self._changed:
             while time.monotonic() < deadline:
@@ -446,7 +447,7 @@ class Console:
         ignore_crashes: bool,
         tick: Callable[[], None] | None = None,
     ) -> _Wait:
-        """Return the wait, ended by a match, a crash or time; meanwhile *tick* is called every second."""
+        """Wait until a match, a crash or the timeout, and return the wait. *tick* is called every second."""
         deadline = time.monotonic() + timeout
         start = self._position - self._dropped
         wait = _Wait([Search(one, start) for one in wanted], [Search(one, start) for one in unwanted])
@@ -462,7 +463,7 @@ class Console:
                 if done or wait.crash is not None or (left <= 0 and thorough):
                     return wait
                 if self._loss is not None:
-                    raise PortError(f"its port is gone: {self._loss}", board=self._board, attempted="expect")
+                    raise PortError(f"the port was lost: {self._loss}", board=self._board, attempted="expect")
                 seen = self._end
                 if tick is not None and time.monotonic() >= next_tick:
                     tick()
@@ -475,7 +476,7 @@ class Console:
             self._waits.remove(wait)
 
     def _pause(self, wait: _Wait, ignore_crashes: bool, *, is_last: bool) -> float:
-        """Judge the crash that there is, and return how long nothing has to be looked at if nothing comes."""
+        """Handle the current crash, and return how long to sleep if no output arrives."""
         pause = _QUIET if wait.is_behind else threading.TIMEOUT_MAX
         crash = None if ignore_crashes else self._new_crash()
         if crash is None:
@@ -492,7 +493,7 @@ class Console:
         return min(pause, max(self._crashes.patience - silent, 0.001))
 
     def _new_crash(self) -> CrashText | None:
-        """Return the crash that nobody has heard of."""
+        """Return the current crash if it was not reported yet, else None."""
         while (crash := self._crashes.crash) is not None and crash is self._known_crash:
             if not crash.complete:
                 return None
@@ -516,7 +517,7 @@ class Console:
         wanted = " or ".join(search.description for search in wait.wanted)
         if wait.refused is not None:
             return self._error(f"{wait.unwanted[wait.refused.index].description} came before {wanted}")
-        return self._error(f"{wanted} did not come in {timeout:g} s")
+        return self._error(f"timed out after {timeout:g} s waiting for {wanted}")
 
     def _error(self, message: str) -> ConsoleError:
         now = time.monotonic() - self._begun

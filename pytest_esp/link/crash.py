@@ -1,9 +1,9 @@
-"""What a crash is: its kinds, what each says on the console, and the report that is made of one.
+"""Crashes: their kinds, the text of each on the console, and the report of a crash.
 
 Sources of the wording, ESP-IDF v4.4 to v6: components/esp_system (panic.c, port/arch/*/panic_arch.c, task_wdt,
 stack_check.c, ubsan.c), freertos/*/port.c, heap/multi_heap*, esp_libc (abort.c, assert.c), esp_hw_support/power_supply
-(brownout.c), bootloader_support/src; reset names: esp_rom/*/rom/rtc.h. What ROMs print is in no source: it is taken
-from logs in Espressif's issue trackers.
+(brownout.c), bootloader_support/src; reset names: esp_rom/*/rom/rtc.h. The source of the ROMs is not public: their
+messages are taken from logs in Espressif's issue trackers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 
 
 class Kind(StrEnum):
-    """What ended the app, or kept it from starting."""
+    """The kind of crash: what ended the app or kept it from starting."""
 
     PANIC = "panic"
     ABORT = "abort"
@@ -36,15 +36,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Frame:
-    """One function that had not returned.
+    """A stack frame.
 
     Attributes:
-        pc: where the CPU was in it. For a caller, its return address (RISC-V) or the call itself (Xtensa), as printed.
-        sp: its stack pointer, where known.
-        function: its name; None if the ELF does not know it (code in ROM), or without an ELF.
-        file: its source file as the compiler was given it.
-        line: of the file.
-        inlined: the function was inlined: the next frame is the one that it is part of, at the same PC.
+        pc: the program counter. In callers, the return address (RISC-V) or the call (Xtensa), as printed.
+        sp: the stack pointer, if known.
+        function: the function's name; None without an ELF, or if the ELF does not contain it (code in ROM).
+        file: the source file as it was given to the compiler.
+        line: the line in the file.
+        inlined: whether the function is inlined into that of the next frame, which has the same PC.
     """
 
     pc: int
@@ -59,20 +59,20 @@ class Frame:
         if self.function is not None:
             text += f" in {self.function}"
         if self.file is not None:
-            name = PureWindowsPath(self.file).name  # which knows both kinds of slashes
+            name = PureWindowsPath(self.file).name  # splits at both kinds of slashes
             text += f" ({name}:{self.line})" if self.line else f" ({name})"
         return text + (" (inlined)" if self.inlined else "")
 
 
 @dataclass(frozen=True)
 class CoreState:
-    """What a dump shows of one core.
+    """The state of one core in a dump.
 
     Attributes:
-        core: its number; None where the dump does not say it.
-        registers: by the names of the dump (MEPC, RA, ``S0/FP``; PC, A0, EXCCAUSE).
-        backtrace: innermost frame first.
-        is_cut: the chip found its stack damaged, or deeper than it prints: outer frames are missing.
+        core: the core's number; None if the dump does not contain it.
+        registers: the registers by their names in the dump (MEPC, RA, ``S0/FP``; PC, A0, EXCCAUSE).
+        backtrace: the frames, innermost first.
+        is_cut: whether outer frames are missing: the stack was damaged, or deeper than the chip prints.
     """
 
     core: int | None
@@ -86,18 +86,18 @@ class Crash:
     """A crash, decoded as far as the dump and the ELF allow.
 
     Attributes:
-        kind: what happened.
-        reason: the same in one line, with its particulars.
-        core: the core that crashed, if the dump says it.
-        registers: that core's registers by the names of the dump.
+        kind: the kind of crash.
+        reason: the reason in one line, with details.
+        core: the core that crashed, if the dump contains it.
+        registers: that core's registers by their names in the dump.
         backtrace: that core's frames, innermost first.
-        task: the task that ran, if the dump says it.
-        elf_matches: whether the ELF is the crashed firmware's; None without an ELF, or if the dump does not tell.
-        elf: the ELF file that was asked for names.
+        task: the running task, if the dump contains it.
+        elf_matches: whether the ELF is the crashed firmware's; None without an ELF, or if the dump has no hash.
+        elf: the ELF file that the names are from.
         elf_sha256: the beginning of the SHA-256 of the crashed firmware's ELF, in hex, as the chip printed it.
-        is_cut: outer frames are missing from the backtrace.
-        others: the other cores, of a dump that has them.
-        note: why there are no names although an ELF was given; or None.
+        is_cut: whether outer frames are missing from the backtrace.
+        others: the states of the other cores in the dump.
+        note: why there are no names although an ELF was given, else None.
     """
 
     kind: Kind
@@ -114,7 +114,7 @@ class Crash:
     note: str | None = None
 
     def describe(self) -> str:
-        """Return the text for an error message: what happened, then where, one frame a line."""
+        """Return the text for an error message: the reason, then the backtrace with one frame per line."""
         where = f", on core {self.core}" if self.core is not None else ""
         if self.task is not None and self.task not in self.reason:
             where += f", in task {self.task}"
@@ -125,10 +125,10 @@ class Crash:
         if self.note:
             lines.append(self.note)
         elif self.elf is not None and self.elf_matches is None and self.backtrace:
-            lines.append(f"(names are those of {self.elf}; the dump does not tell whether that ELF is the firmware's)")
+            lines.append(f"(names are from {self.elf}; the dump does not show whether it is the firmware's ELF)")
         elif self.elf is None and self.backtrace:
             build = f" (its SHA-256 begins with {self.elf_sha256})" if self.elf_sha256 else ""
-            lines.append(f"hint: with the ELF file of this build{build}, these addresses become functions and lines")
+            lines.append(f"hint: provide the ELF file of this build{build} to see functions and lines")
         return "\n".join(lines)
 
 
@@ -139,7 +139,7 @@ def _describe_frames(frames: tuple[Frame, ...], *, is_cut: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the words of a crash say, before its dump is decoded."""
+    """The result of `classify`: kind and reason of a crash, before its dump is decoded."""
 
     kind: Kind
     reason: str
@@ -151,7 +151,7 @@ Say = Callable[[re.Match[str], str], Verdict]
 
 
 def classify(text: str) -> Verdict | None:
-    """Return what the text of a crash is about, of several causes the one behind the others; None if it is no crash."""
+    """Return kind and reason of a crash's text, of several causes the root cause; None if it is not a crash."""
     for pattern, say in _RULES:
         match = pattern.search(text)
         if match is not None:
@@ -169,10 +169,10 @@ _RESET_CODES = {
 
 
 def reset_kind(reset: re.Match[str]) -> Kind | None:
-    """Return which crash a ROM reports as the cause of a reset (a match of `RESET`); None if it is no crash."""
+    """Return the kind of crash for a ROM's reset reason (a match of `RESET`); None if it is not a crash."""
     if reset["cause"] is not None:  # ESP8266
         return Kind.WATCHDOG_RESET if reset["cause"] == "4" else None
-    # ROMs have many names for one thing (TG0WDT_SYS_RST, TG0WDT_SYS_RESET, HP_SYS_HP_WDT_RESET); codes hardly differ.
+    # ROMs have many names for one reason (TG0WDT_SYS_RST, TG0WDT_SYS_RESET, HP_SYS_HP_WDT_RESET), so look for parts.
     name = reset["name"]
     if "BROWN" in name or "BOD" in name:  # before WDT: RTCWDT_BROWN_OUT_RESET
         return Kind.BROWNOUT
@@ -182,7 +182,7 @@ def reset_kind(reset: re.Match[str]) -> Kind | None:
 
 
 def _plain(kind: Kind, reason: str) -> Say:
-    """Make a verdict whose reason has the match's groups in it; those named core and task are the verdict's, too."""
+    """Return a function that makes a verdict: the match's groups are inserted into *reason*."""
 
     def say(match: re.Match[str], _text: str) -> Verdict:
         groups = match.groupdict()
@@ -205,7 +205,7 @@ def _panic(match: re.Match[str], _text: str) -> Verdict:
 
 
 def _error_check(match: re.Match[str], text: str) -> Verdict:
-    """ESP_ERROR_CHECK prints where it stands in lines of its own, then calls abort()."""
+    """Combine the lines of ESP_ERROR_CHECK, which prints its location on separate lines and then calls abort()."""
     place = re.search(r'file: "(?P<file>[^"\r\n]*)" line (?P<line>\d+)', text)
     function = re.search(r"(?m)^func: (?P<function>[^\r\n]*)", text)
     expression = re.search(r"(?m)^expression: (?P<expression>[^\r\n]*)", text)
@@ -261,7 +261,7 @@ def _rules(*rules: tuple[str, Say]) -> tuple[tuple[re.Pattern[str], Say], ...]:
 
 _GURU = r"Guru Meditation Error: Core +(?P<core>\d+) panic'ed "
 
-# In the order of what explains most: a damaged heap or stack before the exception that it leads to.
+# The most fundamental cause first: a damaged heap or stack before the exception that it leads to.
 _RULES = _rules(
     (
         r"\*\*\*ERROR\*\*\* A stack overflow in task (?P<task>[^\r\n]*?) has been detected",
@@ -310,6 +310,6 @@ _RULES = _rules(
     (RESET.pattern, _reset),
     (
         r"Guru Meditation Error|register dump:|Backtrace:|Stack memory:",
-        _plain(Kind.PANIC, "the console lost what it said of the cause"),
+        _plain(Kind.PANIC, "the cause is missing from the console output"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Crashes noticed in what a console says, as it says it."""
+"""Detects crashes in console output as it arrives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_esp.link.crash import RESET, Kind, classify, reset_kind
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LONGEST_ANSI = 32
 
-# What some line of every crash has in it.
+# Every crash has a line with one of these.
 _SIGNS = (
     b"Guru Meditation Error: Core ",
     b"abort() was called at PC 0x",
@@ -40,46 +40,46 @@ _SIGNS = (
 )
 _OVERLAP = max(map(len, _SIGNS)) - 1
 _SIGN = re.compile(b"|".join(re.escape(sign) for sign in _SIGNS))
-# Every byte of every console is searched for all signs. `re` needs 12 ns a byte for that, a find for each sign 5 to 10,
-# and the regular expressions of Rust, which pydantic validates text with, 0.3 to 1: they say whether there is any.
+# Every byte of every console is searched for all signs. `re` needs 12 ns per byte for that, one find per sign 5 to 10,
+# and Rust's regular expressions, which pydantic uses to validate text, 0.3 to 1. They are used as a first check.
 _HAS_SIGN = TypeAdapter(Annotated[str, Field(pattern=_SIGN.pattern.decode())]).validator.isinstance_python
 
 _LINE_START = re.compile(
     rb'assert failed: |assertion "'
-)  # of these, only what begins a line: anybody may log the words
+)  # these count only at the beginning of a line, as an app may log the words
 _NOT_BOOTABLE = re.compile(
     rb"invalid header: 0x|flash read err, |csum err:0x|Invalid image block|secure boot verification failed"
     rb"|No bootable |load partition table error!"
 )
 _BOOT_MODE = re.compile(rb"\),boot:0x|,rst cause:")
 _ONE_LINE = re.compile(rb"Brownout detector|" + _NOT_BOOTABLE.pattern)
-_LEAD = re.compile(  # lines before the one that makes it a crash, which say why
+_LEAD = re.compile(  # lines before the crash's first sign that give its reason
     rb"task_wdt: |terminate called after throwing|what\(\): "
     rb"|E \(\d+\) (?:esp_image|boot|boot_comm|flash_parts|secure_boot)"
 )
 _BOOT = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ \d]\d \d{4}|rst:0x[0-9a-f]+ \(")
 _END = re.compile(rb"Rebooting\.\.\.|CPU halted\.|Abort panic handling|Entering gdb stub now")
-_PART = re.compile(  # of a dump, as opposed to whatever an app that goes on may print
+_PART = re.compile(  # lines of a dump, as opposed to output of an app that continues
     _SIGN.pattern + rb"|register dump:|Backtrace:|Stack memory:|ELF file SHA256:|CORE DUMP|: 0x[0-9a-fA-F]{8}"
 )
 _COMPLETE_BUT_FOR_THE_END = re.compile(rb"ELF file SHA256:|CORE DUMP END|Saved PC:")
 
-_LONGEST_LINE = 1024  # bytes; more without an end is noise
+_LONGEST_LINE = 1024  # bytes; longer lines are noise
 _LEAD_LINES = 16
-_KEPT = 4096  # bytes kept before the new ones: the longest line and what may lead to it
-_MOST_BETWEEN = 16 * 1024  # bytes in a crash that are no part of a dump, after which it has ended
+_KEPT = 4096  # bytes kept before the new ones: the longest line and the lines that lead to it
+_MOST_BETWEEN = 16 * 1024  # bytes that are not part of a dump after which a crash has ended
 _MOST_CORE_DUMP = 1024 * 1024
 _MOST_CRASHES = 16
 
 
 @dataclass(eq=False)
 class CrashText:
-    """A crash as the console tells it.
+    """The console output of a crash.
 
     Attributes:
-        begin: offset of its first byte in all that the detector was fed, without ANSI sequences.
+        begin: offset of its first byte in all input of the detector, without ANSI sequences.
         raw: its bytes so far.
-        complete: nothing more will be added.
+        complete: whether it is complete.
     """
 
     begin: int
@@ -88,26 +88,26 @@ class CrashText:
 
     @property
     def text(self) -> str:
-        """Its text so far; what is not UTF-8 is replaced."""
+        """Its text so far. Invalid UTF-8 is replaced."""
         return self.raw.decode("utf-8", "replace")
 
     @property
     def kind(self) -> Kind:
-        """What it is, as far as its text tells: a panic may turn out to be a stack overflow."""
+        """Its kind according to the text so far: a panic may turn out to be a stack overflow."""
         verdict = classify(self.text)
         return verdict.kind if verdict is not None else Kind.PANIC
 
 
 class CrashDetector:
-    """Finds crashes in what a console says, whatever the pieces in which it comes.
+    """Finds crashes in console output, which may arrive in pieces of any size.
 
-    The crash that is told is `crash`; when the caller has done with it, `take` makes room for the next one. The reset
-    that follows a crash belongs to it. Nothing is read from a clock: the caller says when the console fell silent
-    (`quiet`).
+    `crash` is the current crash; `take` removes it, so that the next one can follow. The reset that follows a crash
+    belongs to it. The detector does not use a clock: the caller calls `quiet` when the console is silent.
 
     Args:
-        boot_limit: that many boots without a crash or `wait_anew` between them are a boot loop; None for no limit.
-        ignored: kinds of crashes that are none for the caller.
+        boot_limit: the number of boots, without a crash or `wait_anew` between them, that are a boot loop; None for no
+            limit.
+        ignored: kinds of crashes to ignore.
     """
 
     def __init__(self, *, boot_limit: int | None = 3, ignored: Collection[Kind] = ()) -> None:
@@ -115,8 +115,8 @@ class CrashDetector:
         self._ignored = frozenset(ignored)
         self._buffer = bytearray()
         self._base = 0  # offset of the buffer's first byte
-        self._position = 0  # offset up to which everything was looked at
-        self._held = b""  # the beginning of an ANSI sequence that is not whole
+        self._position = 0  # offset up to which everything was searched
+        self._held = b""  # the beginning of an incomplete ANSI sequence
         self._crashes: deque[CrashText] = deque()
         self._open: CrashText | None = None
         self._floor = 0  # end of the last crash
@@ -130,25 +130,25 @@ class CrashDetector:
 
     @property
     def crash(self) -> CrashText | None:
-        """The oldest crash that was not taken; it may still be growing (`CrashText.complete`)."""
+        """The oldest crash that was not taken; it may be incomplete (`CrashText.complete`)."""
         if not self._crashes or (self._ignored and self._crashes[0].kind in self._ignored):
             return None
         return self._crashes[0]
 
     @property
     def patience(self) -> float:
-        """Seconds of silence after which the open crash may be taken for complete (`quiet`)."""
+        """Seconds of silence after which the open crash can be considered complete (`quiet`)."""
         if self._open is not None and not _COMPLETE_BUT_FOR_THE_END.search(self._open.raw):
             return 1.0  # a busy emulator may pause in the middle of a dump
         return 0.1
 
     def feed(self, data: bytes | bytearray) -> None:
-        """Look at what the console said next."""
+        """Search new console output."""
         self._buffer += self._plain(data) if self._held or b"\x1b" in data else data
         self._advance(is_final=False)
 
     def quiet(self) -> None:
-        """Take the open crash for complete, and an unfinished line for finished: the console says nothing more."""
+        """Complete the open crash and the last line: the console is silent."""
         self._buffer += self._held
         self._held = b""
         self._advance(is_final=True)
@@ -165,11 +165,11 @@ class CrashDetector:
         return crash
 
     def expect_reset(self) -> None:
-        """Say that the caller resets the chip: its next boot is no crash, whichever way it was reset."""
+        """Announce that the caller resets the chip: its next boot is not a crash, whatever the reason."""
         self._is_reset_expected = True
 
     def wait_anew(self) -> None:
-        """Say that the caller begins to wait for something: boots are counted from here."""
+        """Announce that the caller starts a new wait: boots are counted from here."""
         self._boots.clear()
 
     def _plain(self, data: bytes | bytearray) -> bytes:
@@ -191,7 +191,7 @@ class CrashDetector:
             self._base += spent
 
     def _seek(self, *, is_final: bool) -> bool:
-        """Look for the next line that belongs to a crash; return whether there was one."""
+        """Search for the next line that belongs to a crash; return whether there was one."""
         buffer, start = self._buffer, self._position - self._base
         if not _HAS_SIGN(str(buffer[start:], "latin-1")) or not (hit := _SIGN.search(buffer, start)):
             self._position = max(self._position, self._base + len(buffer) - _OVERLAP)
@@ -211,14 +211,14 @@ class CrashDetector:
         return True
 
     def _line_begin(self, hit: int) -> int:
-        """Return where the line of *hit* begins in the buffer; at *hit* itself if that is too far away."""
+        """Return where the line of *hit* begins in the buffer; *hit* if that is too far away."""
         newline = self._buffer.rfind(b"\n", max(0, hit - _LONGEST_LINE), hit)
         if newline < 0 and self._base + hit >= _LONGEST_LINE:
             return hit
         return max(newline + 1, self._floor - self._base)
 
     def _line_end(self, start: int, *, is_final: bool) -> int | None:
-        """Return where the line of *start* ends in the buffer; None if that is still to come."""
+        """Return where the line of *start* ends in the buffer; None if the end has not arrived yet."""
         end = self._buffer.find(b"\n", start, start + _LONGEST_LINE)
         if end >= 0:
             return end + 1
@@ -229,11 +229,11 @@ class CrashDetector:
     def _is_crash(self, line: bytes, hit: int) -> bool:
         if _NOT_BOOTABLE.match(line, hit):
             had_failed, self._has_boot_failed = self._has_boot_failed, True
-            return not had_failed  # the ROM says it again and again
+            return not had_failed  # the ROM repeats it
         return not _BOOT_MODE.match(line, hit) and (hit == 0 or not _LINE_START.match(line, hit))
 
     def _boot(self, reset: re.Match[str], begin: int, line: bytes) -> None:
-        """Take note of what a ROM says at its start."""
+        """Handle a boot's line from the ROM."""
         is_explained, self._is_reset_explained = self._is_reset_explained, False
         self._has_boot_failed = False
         if self._is_reset_expected:
@@ -250,7 +250,7 @@ class CrashDetector:
                 self._boots.clear()
 
     def _begin(self, begin: int, line: bytes, *, is_reset: bool = False) -> None:
-        """Open a crash with the *line* at *begin* in the buffer, and those before that lead to it."""
+        """Open a crash with the *line* at *begin* in the buffer and the lines that lead to it."""
         first = begin if is_reset else self._lead(begin)
         self._open = CrashText(self._base + first, self._buffer[first:begin] + line)
         self._is_reset, self._in_core_dump = is_reset, False
@@ -260,7 +260,7 @@ class CrashDetector:
             self._close()
 
     def _lead(self, begin: int) -> int:
-        """Return where the lines begin that lead to the one at *begin*."""
+        """Return the start of the lines that lead to the one at *begin*."""
         floor = max(0, self._floor - self._base, begin - (_KEPT - _LONGEST_LINE))
         first = end = begin
         for _ in range(_LEAD_LINES):
@@ -292,7 +292,7 @@ class CrashDetector:
         return True
 
     def _is_over(self, line: bytes) -> bool:
-        """Say whether the open crash has ended without saying so: the app goes on after a damaged heap, say."""
+        """Return whether the open crash has ended without an end marker, as when the app continues after it."""
         self._in_core_dump = (self._in_core_dump or b"CORE DUMP START" in line) and b"CORE DUMP END" not in line
         if _PART.search(line):
             self._part = self._position

@@ -1,8 +1,8 @@
-"""esptool's loader classes with a faster way over the wire.
+"""esptool's loader classes with faster I/O.
 
-esptool formats every packet as hex for a trace that nobody reads, and takes its answers apart byte by byte: on a port
-without latency that is 97 % of its time. The classes made here keep esptool's knowledge of the chips and replace only
-how packets are sent, received and checked (``ESPLoader.command``, ``read``, ``write``, ``read_flash``).
+esptool formats every packet as hex for a trace, and parses responses byte by byte: on a port without latency that is
+97 % of its time. The classes here inherit everything about the chips from esptool, and replace only how packets are
+sent, received and checked (``ESPLoader.command``, ``read``, ``write``, ``read_flash``).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from esptool.util import FatalError, UnsupportedCommandError
 from pytest_esp.formats.checksum import checksum
 from pytest_esp.wire.framing import Decoder, encode
 
-_ROM_INVALID = 0x05  # status of a command that the ROM does not know
+_ROM_INVALID = 0x05  # status of a command that the ROM does not support
 _LONGEST_FRAME = 30.0  # seconds, at the lowest baud rates
-_STRAY_ANSWERS = 100  # of other commands, that are passed over: some ROMs answer a SYNC more often than others
+_STRAY_ANSWERS = 100  # responses to other commands to skip: ROMs respond to a SYNC several times
 
 
 class FastLoader(ESPLoader):
-    """Mix-in for a loader class of esptool; comes before it in the order of bases."""
+    """Mix-in for esptool's loader classes; must come before them in the bases."""
 
     longest_wait: ClassVar[float] = MAX_TIMEOUT
     WRITE_FLASH_ATTEMPTS = 1
-    """esptool would close and open the port, reset the chip behind the session's back and write again."""
+    """Off: to retry, esptool would close and open the port and reset the chip without the session's knowledge."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._decoder = Decoder()
@@ -37,7 +37,7 @@ class FastLoader(ESPLoader):
         super().__init__(*args, **kwargs)
 
     def trace(self, message: str, newline: bool = False) -> None:
-        """Say nothing: there is no trace."""
+        """Do nothing: tracing is off."""
 
     def write(self, packet: bytes) -> None:
         """Send one packet."""
@@ -47,7 +47,7 @@ class FastLoader(ESPLoader):
         """Return the next packet.
 
         Raises:
-            FatalError: if none came within the port's time-out; with what came instead, if anything did.
+            FatalError: if no packet arrived within the port's timeout; the message has other received data.
         """
         deadline = None
         while not self._packets:
@@ -56,7 +56,7 @@ class FastLoader(ESPLoader):
                 raise FatalError(_silence(self._decoder.leftover))
             self._packets = self._decoder.feed(data)
             if not self._packets:
-                # A chip that was reset meanwhile may say something, which is no answer, for ever.
+                # A chip that was reset meanwhile may print other output for ever.
                 now = time.monotonic()
                 deadline = deadline or now + (self._port.timeout or MAX_TIMEOUT)
                 if now > deadline + (_LONGEST_FRAME if self._decoder.is_inside else 0.0):
@@ -64,7 +64,7 @@ class FastLoader(ESPLoader):
         return self._packets.pop(0)
 
     def flush_input(self) -> None:
-        """Forget everything that was received."""
+        """Discard received data."""
         self._port.reset_input_buffer()
         self._decoder = Decoder()
         self._packets = []
@@ -85,8 +85,8 @@ class FastLoader(ESPLoader):
         """Send a request, if *op* is given, and return value and data of its response (see ``ESPLoader.command``).
 
         Raises:
-            FatalError: if there is no response in *timeout* seconds, or only of other commands.
-            UnsupportedCommandError: if the ROM does not know the command.
+            FatalError: if there is no response in *timeout* seconds, or only responses to other commands.
+            UnsupportedCommandError: if the ROM does not support the command.
         """
         port = self._port
         saved = port.timeout
@@ -116,17 +116,17 @@ class FastLoader(ESPLoader):
         raise FatalError("the chip responded to a different command")
 
     def _drain(self) -> None:
-        """Read until the line is quiet: some ROMs refuse a command several times over."""
+        """Read until the line is quiet: some ROMs refuse a command several times."""
         self._port.timeout = 0.02
         while self._port.read(self._port.in_waiting or 1):
             pass
         self.flush_input()
 
     def read_flash(self, offset: int, length: int, progress_fn: Any = None) -> bytes:
-        """Return *length* bytes of flash at *offset*; the stub sends frames of 4 KB, each of which is acknowledged.
+        """Return *length* bytes of flash at *offset*. The stub sends frames of 4 KB; each is acknowledged.
 
         Raises:
-            FatalError: if bytes were lost, or the MD5 that the stub sends at the end is another.
+            FatalError: if bytes were lost, or the MD5 from the stub does not match.
         """
         if not self.IS_STUB:
             return self.read_flash_slow(offset, length, progress_fn)
@@ -157,18 +157,18 @@ class FastLoader(ESPLoader):
 
 
 class NoUsb:
-    """Mix-in for ports that have no USB ids: saves esptool's search through the machine's ports."""
+    """Mix-in for ports without USB IDs: avoids esptool's search through the machine's ports."""
 
     def get_usb_vid_pid(self) -> tuple[None, None]:
-        """Return that there are none."""
+        """Return no IDs."""
         return None, None
 
 
 @functools.cache
 def fast_class(loader: type[ESPLoader], *, usb: bool) -> type[FastLoader]:
-    """Return *loader* (a ROM class of esptool) made fast, with its stub class made fast as well.
+    """Return a fast variant of *loader* (a ROM class of esptool), with a fast stub class.
 
-    *usb* tells whether the port may be a USB device, whose ids esptool wants to know.
+    *usb* says whether the port may be a USB device, whose IDs esptool needs.
     """
     bases = (FastLoader, loader) if usb else (NoUsb, FastLoader, loader)
     attributes: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The log of a console on disk: every byte, and the time of every line."""
+"""The log file of a console: every byte, and the time of every line."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from pytest_esp.secrets import Stream
 
 
 class Journal:
-    """Writes what comes, each line behind its time: ``[   1.234] I (29) boot: ...``.
+    """Writes console output, with the time before each line: ``[   1.234] I (29) boot: ...``.
 
-    ANSI sequences stay. Nothing is buffered: what was written survives the process. Secrets that were known when they
-    came are masked (`pytest_esp.secrets`); what may be the beginning of one waits for what comes next.
+    ANSI sequences are kept. Writes are not buffered, so the log survives a crash of the process. Secrets that are
+    known when they arrive are masked (`pytest_esp.secrets`); bytes that may begin a secret are held back until more
+    arrive.
 
     Args:
-        path: the file, made anew; a temporary one, gone with the journal, if None.
+        path: the file, which is overwritten; None for a temporary one, which is deleted with the journal.
 
     Attributes:
-        problem: why nothing more is written (a full disk); None as long as all is well.
+        problem: why writing stopped (such as a full disk); None if there is no problem.
 
     Raises:
-        OperationError: if it cannot be made.
+        OperationError: if the file cannot be created.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -35,10 +36,10 @@ class Journal:
         try:
             self._file: BinaryIO = _open(path)
         except OSError as error:
-            raise OperationError(f"the log {path} cannot be written: {error.strerror or error}") from error
+            raise OperationError(f"cannot write the log {path}: {error.strerror or error}") from error
 
     def write(self, data: bytes, now: float) -> None:
-        """Add *data*, which came *now* (seconds since the console began)."""
+        """Add *data*, which arrived at *now* (seconds since the console began)."""
         self._last = now
         if data := self._shown.feed(data):
             self._add(data)
@@ -59,7 +60,7 @@ class Journal:
         return b"".join((stamp if self._begins_line else b"", body, b"\n" if begins_next else b""))
 
     def read(self) -> bytes:
-        """Return all of it."""
+        """Return the complete log."""
         if self._file.closed:
             return self.path.read_bytes() if self.path else b""
         self._file.seek(0)
@@ -67,7 +68,7 @@ class Journal:
         return self._file.read() + (self._stamped(rest) if rest else b"")
 
     def close(self) -> None:
-        """Close the file. Closing twice is harmless."""
+        """Close the file. Closing twice has no effect."""
         if rest := self._shown.end():
             self._add(rest)
         self._file.close()

@@ -1,4 +1,4 @@
-"""The open wire to a board, in one of two modes: console (the app runs) or bootloader (esptool owns it)."""
+"""The open link to a board, in one of two modes: console (the app runs) or bootloader (esptool uses the port)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class Link:
-    """Talks to *board*. The port is opened at the first use and stays open, in both modes, until `close`.
+    """The link to *board*. The port is opened at the first use and stays open, in both modes, until `close`.
 
     Args:
-        board: the board; whoever makes a link holds its lease.
-        burns_enabled: the run's consent to burn eFuses of real boards (``--esp-allow-burn``).
-        holder: who drives the board, for the audit log.
-        announce: takes what will be burnt, as text, before it is burnt.
+        board: the board; the caller holds its lease.
+        burns_enabled: whether eFuses of real boards may be burned (``--esp-allow-burn``).
+        holder: who uses the board, for the audit log.
+        announce: called with a description of each burn before it happens.
 
     Attributes:
-        elf: of the app that the board runs, where it is known: consoles decode crashes by it.
-        written_bytes, skipped_bytes: what went into the flash, and what was there already.
+        elf: the ELF file of the running app, if known, for decoding crashes.
+        written_bytes, skipped_bytes: the number of bytes written to flash, and of those already there.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Link:
 
     @property
     def runs_app(self) -> bool:
-        """Whether it was here that the app was started last, and the chip left alone since."""
+        """Whether this link started the app and has not reset the chip or entered the loader since."""
         return self._runs_app
 
     @property
     def boots(self) -> int:
-        """How often the app was started here."""
+        """The number of times this link has started the app."""
         return self._boots
 
     def _note_boot(self) -> None:
@@ -98,7 +98,7 @@ class Link:
 
     @property
     def session(self) -> Session:
-        """esptool's connection; using it brings the chip into its loader."""
+        """esptool's connection; using it resets the chip into its loader."""
         from pytest_esp.link.session import Session
 
         port = self.port
@@ -120,12 +120,12 @@ class Link:
         others = getattr(port, "other_connections", 0)
         if others != self._other_connections:
             self._other_connections = others
-            self._session.drop()  # another program has used the board at an endpoint: the chip may be in any state
+            self._session.drop()  # another program used the board at an endpoint: the chip's state is unknown
         return self._session
 
     @property
     def console(self) -> Console:
-        """What the app prints, in console mode; in bootloader mode nothing is added to it."""
+        """The app's output. It grows in console mode only."""
         from pytest_esp.link.console import Console
 
         port = self.port
@@ -146,12 +146,12 @@ class Link:
             self._console.attach()
 
     def reset(self, bootloader: bool) -> None:
-        """Reset the chip into its loader, or let it start what its flash holds.
+        """Reset the chip into its loader or its app.
 
-        The console goes on where it was: bytes that were not read yet stay in front of the boot log.
+        The console continues: bytes that were not read yet come before the boot log.
 
         Raises:
-            LinkError: if the chip does not take part.
+            LinkError: if the chip does not respond.
         """
         port = self.port
         if bootloader:
@@ -178,9 +178,9 @@ class Link:
             ) from error
 
     def boot(self) -> Console:
-        """Let the chip start what its flash holds, and return a console that stands where that boot begins.
+        """Reset the chip into its app, and return a console that begins with this boot.
 
-        What was said before is dropped, also from the console's log.
+        Earlier output is removed, also from the console's log.
 
         Raises:
             PortError, BackendError: if the port cannot be opened.
@@ -190,7 +190,7 @@ class Link:
 
         self._close_console()
         if self._port is None and self.board.virtual:
-            return self.console  # to open it is to start it
+            return self.console  # opening the board has started it
         if self._session is not None:
             self._session.drop()
         port = self.port
@@ -200,12 +200,12 @@ class Link:
         return self.console
 
     def direct_flash(self) -> AbstractContextManager[DirectFlash] | None:
-        """Return the board's flash past its wire, where it can be reached so: see `Board.direct_flash`.
+        """Return direct access to the board's flash if its backend has that; see `Board.direct_flash`.
 
-        Of a link in bootloader mode nothing is left: the next use of `session` starts the chip anew.
+        A link in bootloader mode loses its connection: the next use of `session` restarts the chip.
 
         Raises:
-            BackendError: if a file of the board's cannot be used.
+            BackendError: if one of the board's files cannot be used.
         """
         flash = self.board.direct_flash()
         if flash is not None:
@@ -215,13 +215,13 @@ class Link:
         return flash
 
     def begin_log(self, journal: Path | None = None, echo: Callable[[str], None] | None = None) -> None:
-        """Begin the transcript and the console's log anew, for another test on the same open board.
+        """Start a new transcript and console log, for another test on the same open board.
 
-        What the app said before is dropped; the connection to the loader, if there is one, stays as it is. A port that
-        vanished meanwhile (an emulator that died) is closed: the next use opens it anew.
+        Earlier output is dropped; a connection to the loader is kept. A port that was lost (such as that of an emulator
+        that ended) is closed, and the next use opens it again.
 
         Args:
-            journal, echo: of the new console (see `Console`).
+            journal, echo: for the new console (see `Console`).
         """
         self.transcript.clear()
         self._journal, self._echo = journal, echo
@@ -235,7 +235,7 @@ class Link:
 
     @property
     def console_log(self) -> Path | None:
-        """The file that keeps what the console said since `begin_log`; None if nobody has asked for it."""
+        """The path of the console's log since `begin_log`; None if the console was not used."""
         return self._console.log_path if self._console is not None else None
 
     def _close_console(self) -> None:
@@ -244,21 +244,21 @@ class Link:
             console.close()
 
     def power_cycle(self) -> None:
-        """Take the board's power away and give it back.
+        """Switch the board's power off and on.
 
         Raises:
-            BackendError: if nothing can switch it.
+            BackendError: if its power cannot be switched.
         """
         if self._port is not None and not self.board.virtual:
             with contextlib.suppress(OSError):  # the port of a board that needs this may be lost
-                drive_lines(self._port, dtr=False, rts=False)  # else the chip may be held, or start its loader
+                drive_lines(self._port, dtr=False, rts=False)  # else the chip may stay in reset, or start its loader
         self.board.power_cycle()
         if self._session is not None:
             self._session.drop()
         self._note_boot()
 
     def close(self) -> None:
-        """Close the port and stop a virtual board. Closing twice is harmless."""
+        """Close the port and stop a virtual board. Closing twice has no effect."""
         with self._lock:
             self._session = None
             self._runs_app = False

@@ -1,7 +1,7 @@
-"""What esptool and espefuse print, kept apart per connection.
+"""Captures esptool's and espefuse's output for each connection.
 
-esptool has one logger for the whole process (``esptool.logger.log``). Here it is replaced, once, by one that hands
-every message to the capture of the calling context, and to esptool's own logger where there is none.
+esptool has one logger for the whole process (``esptool.logger.log``). This module replaces it by one that sends every
+message to the capture of the calling context, or to esptool's own logger if there is none.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from rich.errors import MarkupError
 from rich.markup import render
 
 Progress = Callable[[int, int], None]
-"""Called with what is done and what there is to do, in the operation's own unit (bytes or percent)."""
+"""Called with the current and the total amount, in the operation's unit (bytes or percent)."""
 
 _MOST_CHARACTERS = 1 << 18
 
 
 class Transcript:
-    """What was said on one connection: the last 256 KB of it."""
+    """esptool's output on one connection (the last 256 KB)."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -31,17 +31,17 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The complete text."""
         return "".join(self._parts)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Remove all text."""
         self._parts.clear()
         self._size = 0
         self.warnings.clear()
 
     def add(self, text: str) -> None:
-        """Append *text*; the oldest goes when it grows too long."""
+        """Append *text*; the oldest text is removed if the transcript grows too long."""
         self._parts.append(text)
         self._size += len(text)
         while self._size > _MOST_CHARACTERS and len(self._parts) > 1:
@@ -53,7 +53,7 @@ _capture: ContextVar[tuple[Transcript, Progress | None] | None] = ContextVar("es
 
 @contextlib.contextmanager
 def capture(transcript: Transcript, progress: Progress | None = None) -> Generator[None]:
-    """Send what esptool says in this context (thread or task) to *transcript*, and its progress to *progress*."""
+    """Send esptool's output in this context (thread or task) to *transcript*, and its progress to *progress*."""
     _install()
     token = _capture.set((transcript, progress))
     try:
@@ -63,11 +63,11 @@ def capture(transcript: Transcript, progress: Progress | None = None) -> Generat
 
 
 def _install() -> None:
-    # Anew each time: a program that uses esptool, too, may have set a logger of its own in between.
+    # Each time, as a program that also uses esptool may have set another logger in between.
     if not isinstance(EspLog.instance, _DispatchingLog):
         from esptool.reset import ResetStrategy
 
-        # esptool bound this one warning to its own logger when it was imported, past any other.
+        # esptool bound this one warning to its own logger at import, so replacing the logger does not affect it.
         cast(Any, ResetStrategy).print_once = staticmethod(_warn)
         EspLog.set_logger(_DispatchingLog(cast(EspLogBase, EspLog.instance or EspLog())))
 

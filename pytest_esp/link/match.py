@@ -1,4 +1,4 @@
-"""Patterns over a growing buffer: each search goes on where the last one ended."""
+"""Pattern searches in a growing buffer: each search continues where the last one ended."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 from collections.abc import Mapping
 
 Pattern = str | bytes | re.Pattern[str] | re.Pattern[bytes]
-"""Text or bytes that must come as they are, or a compiled regular expression of either."""
+"""A string or bytes to find literally, or a compiled regular expression of either type."""
 
-_WINDOW = 4096  # bytes of an unfinished line that are looked at again
+_WINDOW = 4096  # bytes of an incomplete line that are searched again
 _FIRST_FULL = 1024
 _MAY_CROSS_LINES = re.compile(rb"\\[nrsWDSZ]|\[\^|\(\?[aiLmux]*s|\\x0|\\0")
 
 
 class Match:
-    """What a pattern found. Groups are text for patterns of text, bytes for patterns of bytes.
+    """The match of a pattern. Groups are strings for string patterns, and bytes for bytes patterns.
 
     Attributes:
-        index: which of the patterns of a list it was.
-        time: seconds since the console began, when its last byte came.
+        index: the index of the pattern in a list.
+        time: when its last byte arrived, in seconds since the console began.
     """
 
     def __init__(self, found: re.Match[bytes], *, is_text: bool, index: int, time: float) -> None:
@@ -28,7 +28,7 @@ class Match:
         self.time = time
 
     def group(self, key: int | str = 0) -> str | bytes | None:
-        """Return a group; None if it took no part."""
+        """Return a group; None if it did not take part in the match."""
         return self._value(self._found.group(key))
 
     def __getitem__(self, key: int | str) -> str | bytes | None:
@@ -44,7 +44,7 @@ class Match:
 
     @property
     def text(self) -> str:
-        """All of it; what is not UTF-8 is replaced."""
+        """The matched text. Invalid UTF-8 is replaced."""
         return bytes(self._found.group()).decode("utf-8", "replace")
 
     def __repr__(self) -> str:
@@ -57,15 +57,15 @@ class Match:
 
 
 class Search:
-    """One pattern on its way through a buffer that grows at its end.
+    """The search for one pattern in a buffer that grows at its end.
 
-    What can only lie within a line is found by looking at the new bytes and the unfinished line before them. A regular
-    expression that may cross lines also gets all of the buffer now and then: whenever that has doubled, and when
-    nothing new comes (`look` with *thorough*); all its searches together cost no more than a few times the buffer.
+    A pattern that can only match within a line is searched in the new bytes and the incomplete line before them. A
+    regular expression that may cross lines also searches the whole buffer at times: whenever its size has doubled, and
+    when no output arrives (`look` with *thorough*). All searches together read the buffer only a few times.
 
     Args:
         pattern: see `Pattern`.
-        start: where in the buffer it begins.
+        start: the position in the buffer where the search starts.
     """
 
     def __init__(self, pattern: Pattern, start: int) -> None:
@@ -85,11 +85,11 @@ class Search:
 
     @property
     def is_behind(self) -> bool:
-        """Whether a thorough look could find what the quick ones have missed."""
+        """Whether a thorough search could find a match that the quick ones missed."""
         return self._crosses_lines and self._fully_searched < self._searched
 
     def look(self, buffer: bytearray, *, thorough: bool = False) -> re.Match[bytes] | None:
-        """Return the first match in what has not been searched yet."""
+        """Return the first match in the part that has not been searched yet."""
         end = len(buffer)
         if end == self._searched and not (thorough and self.is_behind) and end != self._start:
             return None
@@ -109,7 +109,7 @@ class Search:
         return max(buffer.rfind(b"\n", earliest, self._searched) + 1, earliest)
 
     def shift(self, count: int) -> None:
-        """Take note that the buffer has lost its first *count* bytes."""
+        """Adjust the positions after the first *count* bytes of the buffer were removed."""
         self._start = max(self._start - count, 0)
         self._searched = max(self._searched - count, 0)
         self._fully_searched = max(self._fully_searched - count, 0)

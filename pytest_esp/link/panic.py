@@ -1,8 +1,7 @@
-"""The text of a crash decoded: registers, frames, and their functions and lines if the app's ELF is at hand.
+"""Decodes the text of a crash: registers and frames, with functions and lines if the app's ELF is available.
 
-It is pure: text and a file in, a value out; no process, no toolchain. Espressif's esp-idf-panic-decoder is not used:
-it parses RISC-V dumps only, by a grammar that fails as a whole where the console lost a byte, and what it does with
-what it parsed is to serve it to a gdb that runs beside it.
+It needs no toolchain and starts no process. Espressif's esp-idf-panic-decoder is not used: it parses RISC-V dumps
+only, with a grammar that fails completely if the console lost a byte, and it needs gdb.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ _FAULT = re.compile(r"Load|Store|Fetch|[Aa]ccess fault|page fault|address misali
 
 
 def find_elf_sha256(text: str) -> str | None:
-    """Return the beginning of the ELF's SHA-256 that a boot log or a panic shows last, in hex; None without one."""
-    found = [match for match in _SHA256.findall(text) if set(match) != {"0"}]  # zeros: the build left it out
+    """Return the beginning of the ELF's SHA-256, in hex, that a boot log or panic shows last; None if it shows none."""
+    found = [match for match in _SHA256.findall(text) if set(match) != {"0"}]  # zeros: the build has no hash
     return found[-1].lower() if found else None
 
 
 def decode(crash_text: str | bytes, elf: Path | None = None, *, elf_sha256: str | None = None) -> Crash:
-    """Return what the text of a crash says, with functions and lines if its app's ELF is at hand.
+    """Decode the text of a crash, with functions and lines if the app's ELF is available.
 
-    A dump that lost some of its bytes is decoded as far as it goes. If the ELF is not the crashed firmware's, or cannot
-    be read, the crash has addresses only, and its note says why.
+    A dump with missing bytes is decoded as far as possible. If the ELF is not the crashed firmware's, or cannot be
+    read, the frames have addresses only, and the crash's note says why.
 
     Args:
-        crash_text: from the crash's first line on (`CrashText.text`); ANSI sequences do not matter.
+        crash_text: the text from the crash's first line (`CrashText.text`); ANSI sequences are ignored.
         elf: the ELF file of the firmware that ran.
-        elf_sha256: the beginning of that firmware's ELF's SHA-256 in hex, where it is known from elsewhere (the boot
-            log: `find_elf_sha256`), for dumps that do not show it.
+        elf_sha256: the beginning of the SHA-256 of that firmware's ELF, in hex, for dumps that do not show it (from
+            the boot log: `find_elf_sha256`).
     """
     text = _readable(crash_text)
-    verdict = classify(text) or Verdict(Kind.PANIC, "the console lost what it said of the cause")
+    verdict = classify(text) or Verdict(Kind.PANIC, "the cause is missing from the console output")
     dumps = _dumps(text)
     printed = find_elf_sha256(text) or elf_sha256
     symbols, matches, note = _symbols(elf, printed)
@@ -74,7 +73,7 @@ def decode(crash_text: str | bytes, elf: Path | None = None, *, elf_sha256: str 
 
 @dataclass
 class _Dump:
-    """One core's part of a dump, as printed."""
+    """The part of a dump for one core, as printed."""
 
     core: int | None = None
     registers: dict[str, int] = field(default_factory=dict[str, int])
@@ -125,7 +124,7 @@ def _outside_core_dump(text: str) -> Iterator[str]:
 
 
 def _symbols(elf: Path | None, printed: str | None) -> tuple[Symbols | None, bool | None, str | None]:
-    """Return the symbols to use, whether they are of the crashed firmware, and why there are none."""
+    """Return the symbols to use, whether they match the crashed firmware, and why there are none."""
     if elf is None:
         return None, None, None
     try:
@@ -148,7 +147,7 @@ def _state(dump: _Dump, symbols: Symbols | None) -> CoreState:
     frames: list[Frame] = []
     for number, (pc, sp) in enumerate(_program_counters(dump, symbols)):
         is_return = number > 0 and symbols is not None and symbols.architecture == "riscv"
-        # A return address is after the call, and may be in the next line, or even the next function.
+        # A return address points after the call, which may be the next line or even the next function.
         places = symbols.inlined(pc - 1 if is_return else pc) if symbols is not None else ()
         for index, place in enumerate(places):
             frames.append(Frame(pc, sp, place.function, place.file, place.line, inlined=index + 1 < len(places)))
@@ -168,21 +167,21 @@ def _program_counters(dump: _Dump, symbols: Symbols | None) -> list[tuple[int, i
         return [(registers["PC"], registers.get("A1")), *((_call(pc), sp) for pc, sp in callers)]
     found = [(_call(pc), sp) if is_xtensa else (pc, sp) for pc, sp in dump.backtrace]
     if is_xtensa and found and 0 < registers.get("PC", 0) - found[0][0] <= 3:
-        found[0] = (registers["PC"], found[0][1])  # printed as if it were a return address, too
+        found[0] = (registers["PC"], found[0][1])  # printed like a return address
     return found
 
 
 def _call(address: int) -> int:
-    """Return where the call is of a return address on Xtensa, as esp_cpu_process_stack_pc() does for a backtrace.
+    """Return the address of the call for a return address on Xtensa, as esp_cpu_process_stack_pc() does.
 
-    Its two highest bits say by how much the call rotated the register window; they stand for 01, where all code is. An
-    address without them comes from a backtrace, which has the call already.
+    The two highest bits hold the rotation of the register window, and replace 01, the region of all code. An address
+    without them comes from a backtrace, and already is that of the call.
     """
     return ((address & 0x3FFFFFFF) | 0x40000000) - 3 if address & 0x80000000 else address
 
 
 def _with_address(verdict: Verdict, state: CoreState) -> str:
-    """Return the reason, with the address that a faulty access was to."""
+    """Return the reason, with the address of a faulty access."""
     address = state.registers.get("MTVAL", state.registers.get("EXCVADDR"))
     if verdict.kind is not Kind.PANIC or address is None or not _FAULT.search(verdict.reason):
         return verdict.reason

@@ -1,4 +1,4 @@
-"""One esptool connection that is kept warm: connected once, stub loaded once, flash attached once."""
+"""A persistent esptool connection: connected once, stub loaded once, flash attached once."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Session:
 
     Args:
         port: the open port.
-        chip: what the chip must be (a name of ``esptool.CHIP_LIST``); None takes whatever is there.
+        chip: the expected chip (a name from ``esptool.CHIP_LIST``); None accepts any.
         board: the board's name, for messages.
-        reset: resets the chip into its loader and returns True, or returns False if RTS and DTR have to do it.
-        baudrate: for operations on real ports; the connection itself is made at 115200.
-        usb: whether the port may be a USB device, whose ids choose esptool's way to reset it.
-        boot_seconds: how long the loader may take until it answers, after a *reset* that returned True.
-        ram_block: bytes of the stub that the ROM takes at once; None for as many as esptool sends.
-        before_connect: called before the port is taken from whoever reads the app's output.
-        after_drop: called when nobody talks to the loader any more.
-        transcript: takes what esptool says.
+        reset: resets the chip into its loader and returns True, or returns False if RTS and DTR must be used.
+        baudrate: the baud rate for operations on real ports; the connection is made at 115200.
+        usb: whether the port may be a USB device, whose IDs determine esptool's reset sequence.
+        boot_seconds: how long the loader may take to respond after a *reset* that returned True.
+        ram_block: the block size, in bytes, for uploading the stub; None for esptool's default.
+        before_connect: called before the session uses the port, to stop the console.
+        after_drop: called when the connection to the loader has ended.
+        transcript: receives esptool's output.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Session:
         transcript: Transcript | None = None,
     ) -> None:
         self.port = port
-        self.expected_chip = None if chip == "auto" else chip  # a board that is named by its port alone
+        self.expected_chip = None if chip == "auto" else chip  # "auto": a board given by its port only
         self.chip = chip or ""
         self.board = board
         self.transcript = transcript or Transcript()
@@ -73,26 +73,26 @@ class Session:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the next use needs no new connection."""
+        """Whether the next use can reuse the connection."""
         return self._esp is not None
 
     @property
     def is_stub(self) -> bool:
-        """Whether the stub flasher runs."""
+        """Whether the stub flasher is running."""
         return self._esp is not None and self._esp.IS_STUB
 
     def drop(self) -> None:
-        """Forget the connection (the chip was reset, or its state is unknown): the next use makes a new one."""
+        """Drop the connection, after a reset or in an unknown state: the next use connects again."""
         self._esp = None
         self._attached = False
         self._espefuse = None
         self._after_drop()
 
     def reconnect(self) -> FastLoader:
-        """Connect anew over the same port, inside a `use`: for code that would close and open the port for that.
+        """Connect again over the open port, inside a `use`: for code that would otherwise close and open the port.
 
         Raises:
-            FatalError, SerialException: of esptool and pyserial, as `use` turns them into its own.
+            FatalError, SerialException: from esptool and pyserial; `use` translates them.
         """
         self.drop()
         return self._connect()
@@ -104,14 +104,17 @@ class Session:
         """Yield esptool's loader object (``esptool.loader.ESPLoader``), connected.
 
         Args:
-            attempted: what is to be done, for messages.
-            stub: load the stub flasher first, where the chip allows it; False takes whatever runs.
-            flash: attach the flash first.
+            attempted: the operation, for messages.
+            stub: whether to load the stub flasher first, if the chip allows it; False uses whatever is running.
+            flash: whether to attach the flash first.
             progress: see `logs.Progress`.
 
         Raises:
-            LinkError: if the chip does not answer; PortError: if its port fails; WrongChipError: if it is another chip;
-            OperationError: if esptool or the chip refuses. After any of them the next use connects anew.
+            LinkError: if the chip does not answer.
+            PortError: if the port fails.
+            WrongChipError: if it is another chip.
+            OperationError: if esptool or the chip refuses.
+            After any of them, the next use connects again.
         """
         with capture(self.transcript, progress), self._translated(attempted):
             esp = self._esp or self._connect()
@@ -123,10 +126,10 @@ class Session:
             yield esp
 
     def espefuse(self, esp: Any) -> Any:
-        """Return espefuse's commands, which read over *esp* and burn by the ROM alone.
+        """Return espefuse's commands, which read over *esp* and burn through the ROM only.
 
-        They are made once (espefuse parses YAML for 0.1 s); see `forget_efuses`. A burn resets the chip into its ROM if
-        anything else has run: *esp* is void after it, and the commands' own ``esp`` is what answers.
+        They are created once (espefuse parses YAML for 0.1 s); see `forget_efuses`. A burn resets the chip into its ROM
+        if the stub was running: after that *esp* is invalid, and the commands' ``esp`` is the connection.
         """
         if self._espefuse is None:
             from espefuse.efuse_interface import init_commands
@@ -137,41 +140,41 @@ class Session:
         return self._espefuse
 
     def _burn_by_rom(self, commands: Any) -> None:
-        """Let *commands* burn as espefuse's own program does, whose timing fits no chip that the stub has sped up."""
+        """Let *commands* burn through the ROM, as espefuse does: its timing is wrong once the stub has run."""
         efuses = commands.efuses
         set_up = efuses.efuse_controller_setup
 
-        def set_up_in_rom() -> None:  # what espefuse calls before it writes what is to be burnt
+        def set_up_in_rom() -> None:  # espefuse calls this before it writes the registers to burn
             _bind(commands, self._fresh_rom())
             self._espefuse = commands
             set_up()
 
-        def reconnect(_esp: object) -> FastLoader:  # where a burn has closed its way in; it would close the port
+        def reconnect(_esp: object) -> FastLoader:  # after a burn of security eFuses; espefuse would close the port
             return self.reconnect()
 
         efuses.efuse_controller_setup = set_up_in_rom
         efuses.reconnect_chip = reconnect
 
     def _fresh_rom(self) -> FastLoader:
-        """Return the ROM's loader, at its own baud rate, with nothing run since a reset of this session."""
+        """Return the ROM loader at its default baud rate, with nothing run since a reset by this session."""
         esp = self._esp
         if esp is None or esp.IS_STUB or not self._entered_by_reset or self.port.baudrate != ROM_BAUDRATE:
             if self.is_stub:
-                self._baudrate = self.port.baudrate  # at which the next stub goes on
+                self._baudrate = self.port.baudrate  # for the next stub
             esp = self.reconnect()
         if esp.sync_stub_detected:
             raise LinkError(
-                "the stub flasher still runs after a reset, and eFuses are burnt by the ROM alone",
-                hint="bring the board into its download mode by hand (hold BOOT, press RESET); nothing was burnt",
+                "the stub flasher is still running after a reset, but eFuses must be burned by the ROM",
+                hint="enter download mode manually (hold BOOT, press RESET); nothing was burned",
             )
         return esp
 
     def forget_efuses(self) -> None:
-        """Read the eFuses anew at their next use: some were burnt."""
+        """Read the eFuses again at their next use, after a burn."""
         self._espefuse = None
 
     def change_baudrate(self, baudrate: int) -> None:
-        """Go on at another baud rate.
+        """Change the baud rate.
 
         Raises:
             LinkError: if the chip does not answer at that rate.
@@ -185,13 +188,13 @@ class Session:
     def connect_by(
         self, attempted: str, enter: Callable[[Any], object], *, hello: int = ROM_BAUDRATE, baudrate: int
     ) -> None:
-        """Connect anew, by *enter* instead of the usual ways into the loader.
+        """Connect again, with *enter* instead of the usual ways to enter the loader.
 
         Args:
             attempted: see `use`.
-            enter: takes esptool's loader object, brings the chip into its loader and lets it answer a SYNC.
-            hello: the baud rate of that.
-            baudrate: for operations, from the moment on that the stub runs.
+            enter: called with esptool's loader object; brings the chip into its loader and synchronizes with it.
+            hello: the baud rate for that.
+            baudrate: the baud rate for operations, once the stub is running.
 
         Raises:
             LinkError, PortError, WrongChipError, OperationError: see `use`.
@@ -232,7 +235,7 @@ class Session:
         return esp
 
     def _sync(self, esp: FastLoader) -> None:
-        """Bring the chip into its loader and say hello; boards that reset themselves need neither lines nor delays."""
+        """Reset the chip into its loader and synchronize. Boards with `reset` need neither control lines nor delays."""
         for attempt in range(self.connect_attempts):
             if not self._reset():
                 esp.connect("default-reset", attempts=self.connect_attempts, detecting=True, warnings=False)
@@ -245,7 +248,7 @@ class Session:
 
     @staticmethod
     def _sync_within(esp: FastLoader, seconds: float) -> None:
-        """Say hello until the loader answers; once at least."""
+        """Send SYNC, at least once, until the loader answers."""
         deadline = time.monotonic() + seconds
         while True:
             esp.flush_input()
@@ -259,7 +262,7 @@ class Session:
         if esp.secure_download_mode or esp.stub_is_disabled or not _has_stub(esp):
             return esp
         stub = self._started_stub(esp)
-        if not stub.IS_STUB:  # esptool knows chips that refuse one: an ESP32-C3 with secure boot
+        if not stub.IS_STUB:  # esptool skips it on chips that refuse one, such as an ESP32-C3 with secure boot
             esp.stub_is_disabled = True
             return esp
         self._esp = stub
@@ -268,7 +271,7 @@ class Session:
         return stub
 
     def _started_stub(self, esp: FastLoader) -> FastLoader:
-        # esptool waits for the stub's first word with whatever time-out the port has, which may be none.
+        # esptool waits for the stub's greeting with the port's timeout, which may be None.
         wait = min(max(DEFAULT_TIMEOUT, self._boot_seconds), FastLoader.longest_wait)
         saved, self.port.timeout = self.port.timeout, wait
         try:
@@ -278,13 +281,13 @@ class Session:
 
     def _change_baudrate(self, esp: Any, baudrate: int) -> None:
         esp.change_baud(baudrate)
-        esp.flash_id(cache=False)  # an answer at the new rate is the only proof
+        esp.flash_id(cache=False)  # verify the new rate: only a response proves it
 
     # -- errors
 
     @contextlib.contextmanager
     def _translated(self, attempted: str) -> Generator[None]:
-        """Turn what esptool and pyserial raise into errors that say what was attempted, where, and what to do."""
+        """Translate exceptions of esptool and pyserial into pytest-esp's errors."""
         try:
             yield
         except EspError as error:
@@ -299,23 +302,23 @@ class Session:
             ) from error
         except serial.SerialException as error:
             self.drop()
-            with contextlib.suppress(OSError):  # one that vanished and returned must be opened anew
+            with contextlib.suppress(OSError):  # a port that vanished and returned must be opened again
                 self.port.close()
             raise PortError(
-                f"its port failed: {error}",
+                f"the port failed: {error}",
                 attempted=attempted,
                 board=self.board,
-                hint="check whether the board was unplugged or lost power; what was being written may be incomplete",
+                hint="check that the board is plugged in and has power; data being written may be incomplete",
             ) from error
         except FatalError as error:
             self.drop()
             raise _translate(str(error), attempted, self.board) from error
         except BaseException:
-            self.drop()  # Ctrl-C, or a callback's error: the chip may be in the middle of anything
+            self.drop()  # Ctrl-C, or a callback's exception: the chip's state is unknown
             raise
 
 
-_CANNOT = "the ROM loader can do less than the stub flasher, and in secure download mode less again"
+_CANNOT = "the ROM loader supports fewer commands than the stub flasher, and even fewer in secure download mode"
 _LINK_MARKS = (
     "does not answer",
     "No serial data",
@@ -333,18 +336,18 @@ def _translate(message: str, attempted: str, board: str) -> EspError:
             text,
             attempted=attempted,
             board=board,
-            hint="check its power and its boot pins; the next operation resets it and tries again",
+            hint="check the board's power and boot pins; the next operation resets it and tries again",
         )
     return OperationError(text, attempted=attempted, board=board)
 
 
 def _bind(commands: Any, esp: Any) -> None:
-    """Let espefuse's *commands* talk to the chip over *esp*."""
+    """Let espefuse's *commands* use *esp*."""
     commands.esp = commands.efuses._esp = esp
 
 
 def _identify(esp: FastLoader) -> str:
-    """Return which chip answers: by the id in its security info, else by its magic register (``cmds.detect_chip``)."""
+    """Return the connected chip, from its security info or its magic register (see ``cmds.detect_chip``)."""
     if esp.SECURITY_INFO_SUPPORTED or type(esp).CHIP_NAME == ESPLoader.CHIP_NAME:
         try:
             chip_id = esp.get_security_info(cache=False)["chip_id"]
@@ -360,11 +363,11 @@ def _identify_by_magic(esp: FastLoader) -> str:
     try:
         magic = esp.read_reg(ESPLoader.CHIP_DETECT_MAGIC_REG_ADDR)
     except UnsupportedCommandError:
-        return "esp32s2"  # the only chip with a secure download mode and without a chip id
+        return "esp32s2"  # the only chip with a secure download mode but without a chip ID
     for name, rom in CHIP_DEFS.items():
         if rom.USES_MAGIC_VALUE and magic == rom.MAGIC_VALUE:
             return name
-    # An answer, but of no chip by magic: a later one that was taken for a first-generation chip.
+    # It responds, but the magic value is unknown: a newer chip than this esptool supports.
     chip_id = esp.get_security_info(cache=False)["chip_id"]
     for name, rom in CHIP_DEFS.items():
         if chip_id == rom.IMAGE_CHIP_ID:

@@ -1,4 +1,4 @@
-"""Where a console's bytes come from: every port is read by the process's one loop, as soon as something arrives."""
+"""Reads ports for consoles: the process's loop reads every port as soon as data arrives."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from pytest_esp.wire.loop import loop
 Sink = Callable[[bytes], None]
 OnLoss = Callable[[str], None]
 
-# Bytes taken before anybody looks at them. More than 128 KB would be memory that is mapped anew for every piece.
+# Bytes to read before they are processed. Pieces above 128 KB would be mapped and unmapped in memory each time.
 _AT_ONCE = 64 * 1024
-_THREAD_TIMEOUT = 0.2  # seconds until a thread that reads a Windows port sees that it shall end
+_THREAD_TIMEOUT = 0.2  # seconds after which a thread that reads a Windows port checks whether to end
 
 
 class Source(Protocol):
-    """Reads a port while it is open (`start` to `stop`); nobody else does meanwhile."""
+    """Reads a port exclusively, from `start` to `stop`."""
 
     def start(self) -> None:
-        """Begin to hand what arrives to the sink."""
+        """Start passing data to the sink."""
         ...
 
     def stop(self) -> None:
-        """Hand over what has arrived, and leave the port to somebody else; the sink is not called any more.
+        """Pass on what has arrived, and stop. The sink is not called after that.
 
-        Before the port may be closed, the loop has to `settle`.
+        Call `loop.settle` before closing the port.
         """
         ...
 
 
 def source_of(port: Port, sink: Sink, on_loss: OnLoss) -> Source:
-    """Return how *port* is read: by its own events, its descriptor, or a thread where it has neither (Windows).
+    """Return a source for *port*, using its events, its descriptor, or a thread if it has neither (Windows).
 
     Args:
         port: the open port.
-        sink: takes the bytes, on whatever thread they arrive.
-        on_loss: told once why no more will come.
+        sink: called with the bytes, on any thread.
+        on_loss: called once with the reason when no more data will arrive.
     """
     if hasattr(port, "divert"):
         return _DivertedSource(port, sink, on_loss)
@@ -52,7 +52,7 @@ def source_of(port: Port, sink: Sink, on_loss: OnLoss) -> Source:
 
 
 class _DivertedSource:
-    """A port that tells of its bytes itself: `wire.port.VirtualPort`, `wire.rfc2217.Serial`."""
+    """A port that calls back with its data: `wire.port.VirtualPort`, `wire.rfc2217.Serial`."""
 
     def __init__(self, port: Any, sink: Sink, on_loss: OnLoss) -> None:
         self._port = port
@@ -67,7 +67,7 @@ class _DivertedSource:
 
 
 class _DescriptorSource:
-    """A port with a descriptor: a device node, a socket."""
+    """A port with a file descriptor: a device node or a socket."""
 
     def __init__(self, port: Any, sink: Sink, on_loss: OnLoss) -> None:
         self._port = port
@@ -84,8 +84,8 @@ class _DescriptorSource:
         loop().call_soon_threadsafe(loop().add_reader, self._descriptor, self._readable)
 
     def stop(self) -> None:
-        # Without waiting for the loop's thread to let go: each test stops a console, and on a busy machine every change
-        # of threads takes milliseconds. Who closes the port waits (`loop.settle`).
+        # Does not wait for the loop's thread: every test stops a console, and on a busy machine each thread switch
+        # takes milliseconds. The code that closes the port waits (`loop.settle`).
         with self._lock:
             if self._is_reading:
                 self._take_what_is_there()
@@ -103,7 +103,7 @@ class _DescriptorSource:
             self._on_loss(loss)
 
     def _take_what_is_there(self) -> str:
-        """Hand over what can be read; return why nothing can be read any more, for a descriptor said to be readable."""
+        """Pass on what can be read from a readable descriptor; return why the port was lost, if it was."""
         chunks: list[bytes] = []
         size = 0
         loss = ""
@@ -115,8 +115,8 @@ class _DescriptorSource:
             except OSError as error:
                 loss = error.strerror or str(error)
                 break
-            if not data:  # a terminal without bytes says this, too
-                loss = "" if chunks else "it is gone, or another program has opened it too"
+            if not data:  # also the case for a terminal without data
+                loss = "" if chunks else "it was disconnected, or another program has opened it"
                 break
             chunks.append(data)
             size += len(data)
@@ -126,7 +126,7 @@ class _DescriptorSource:
 
 
 class _ThreadSource:
-    """A port that can only be waited for by reading it."""
+    """A port that must be read in a thread."""
 
     def __init__(self, port: Port, sink: Sink, on_loss: OnLoss) -> None:
         self._port = port

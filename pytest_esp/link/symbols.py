@@ -1,7 +1,7 @@
-"""What an app's ELF file knows about an address: function, source file and line; and of which firmware it is the ELF.
+"""Looks up addresses in an app's ELF file: function, source file and line; and checks which firmware the ELF is from.
 
-pyelftools reads the file; no toolchain and no gdb are needed. The parts of it that are slow on a large app are not used
-for everything but for what is asked for: one unit's line table (through .debug_aranges), one function's inlined calls.
+pyelftools reads the file; neither a toolchain nor gdb is needed. What is slow for a large app is done only for the
+requested addresses: the line table of one unit (through .debug_aranges), the inlined calls of one function.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Location:
-    """Where an address is: what is not known of it is None."""
+    """The location of an address; unknown parts are None."""
 
     function: str | None
     file: str | None
@@ -51,7 +51,7 @@ class _Function:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """A run of machine code in the line table: the addresses at which a new line begins, and those lines."""
+    """A sequence in the line table: the addresses at which lines begin, and those lines."""
 
     begin: int
     end: int
@@ -67,7 +67,7 @@ class _Unit:
 
 
 def _checked(method: Callable[Concatenate[Symbols, P], R]) -> Callable[Concatenate[Symbols, P], R]:
-    """Keep other threads out, since pyelftools reads through one stream; and call what it stumbles over damage."""
+    """Serialize threads, since pyelftools reads through one stream, and report its exceptions as a damaged file."""
 
     @wraps(method)
     def call(self: Symbols, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -76,7 +76,7 @@ def _checked(method: Callable[Concatenate[Symbols, P], R]) -> Callable[Concatena
                 return method(self, *args, **kwargs)
             except FirmwareError:
                 raise
-            except Exception as error:  # pyelftools documents none: struct.error, KeyError, assertions, its own ...
+            except Exception as error:  # not documented by pyelftools: struct.error, KeyError, assertions and others
                 raise _damaged(self.path, error) from error
 
     return call
@@ -85,18 +85,18 @@ def _checked(method: Callable[Concatenate[Symbols, P], R]) -> Callable[Concatena
 class Symbols:
     """The symbols and debug information of one ELF file of an Espressif chip.
 
-    Use `Symbols.of`, which parses each file once. Lookups may come from several threads.
+    Use `Symbols.of`, which parses each file once. Several threads may look up addresses.
 
     Args:
         path: the ELF file, e.g. ``build/hello_world.elf``.
 
     Attributes:
         architecture: ``"xtensa"`` or ``"riscv"``.
-        app_elf_sha256: SHA-256 of the file, in hex: the value that elf2image puts into the app descriptor
-            (``app_elf_sha256`` of esp_app_desc_t) and of which a boot log and a panic print the beginning.
+        app_elf_sha256: SHA-256 of the file, in hex: the value that elf2image writes to the app descriptor
+            (``app_elf_sha256`` in esp_app_desc_t). Boot logs and panics print its beginning.
 
     Raises:
-        FirmwareError: if the file is missing, damaged, or no ELF file for an Espressif chip; of lookups, too.
+        FirmwareError: if the file is missing, damaged, or not an ELF file for an Espressif chip. Lookups raise it, too.
     """
 
     _cache: ClassVar[OrderedDict[tuple[Path, int, int], Symbols]] = OrderedDict()
@@ -109,7 +109,7 @@ class Symbols:
             data = path.read_bytes()
         except OSError as error:
             raise FirmwareError(
-                f"the ELF file {path} cannot be read: {error.strerror}", hint="it is in the ESP-IDF build folder"
+                f"the ELF file {path} cannot be read: {error.strerror}", hint="use the .elf file in the build folder"
             ) from error
         self.app_elf_sha256 = hashlib.sha256(data).hexdigest()
         self._open(data)
@@ -118,12 +118,12 @@ class Symbols:
 
     @classmethod
     def of(cls, path: Path) -> Symbols:
-        """Return the symbols of *path*, from the last time if the file has not changed since."""
+        """Return the symbols of *path*, from a cache if the file has not changed."""
         try:
             status = path.stat()
             key = (path.resolve(), status.st_mtime_ns, status.st_size)
         except OSError:
-            return cls(path)  # which says what is wrong
+            return cls(path)  # raises the error
         with cls._cache_lock:
             if key not in cls._cache:
                 cls._cache[key] = cls(path)
@@ -158,18 +158,18 @@ class Symbols:
         self._range_begins = [begin for begin, _, _ in self._ranges]
 
     def matches(self, sha256: str) -> bool:
-        """Say whether *sha256*, or the beginning of it that a log shows, is this file's."""
+        """Return whether *sha256*, or its beginning from a log, is this file's."""
         return self.app_elf_sha256.startswith(sha256.lower())
 
     def is_code(self, address: int) -> bool:
-        """Say whether the app has code at *address* (that of the ROM is not in its ELF)."""
+        """Return whether the app has code at *address*. The ROM's code is not in the ELF."""
         return any(begin <= address < end for begin, end in self._code)
 
     @_checked
     def locate(self, address: int) -> Location | None:
-        """Return the function at *address*, and the source line; None if the ELF knows neither.
+        """Return the function and source line at *address*; None if the ELF has neither.
 
-        The line may belong to another function that is inlined there: `inlined` tells them apart.
+        The line may be in another function that is inlined there; see `inlined`.
         """
         names = self._names(address)
         file, line = self._line(address)
@@ -179,7 +179,7 @@ class Symbols:
 
     @_checked
     def inlined(self, address: int) -> tuple[Location, ...]:
-        """Return where *address* is, with the functions inlined there: innermost first, the real function last."""
+        """Return the locations of *address* with inlined functions: innermost first, the real function last."""
         place = self.locate(address)
         if place is None:
             return ()
@@ -190,7 +190,7 @@ class Symbols:
         for call in reversed(entries[1:]):
             found.append(Location(_name(call), file, line))
             file, line = _call_site(call, unit)
-        # Of the aliases of a function, the one that the source has; but a symbol's name says more than a method's.
+        # Of a function's aliases, use the one in the source; but a symbol's name has more information than a method's.
         name = _name(entries[0]) if entries else None
         function = name if name in self._names(address) or place.function is None else place.function
         return (*found, Location(function, file, line))
@@ -200,7 +200,7 @@ class Symbols:
         """Return the frames of a RISC-V panic, innermost first, as pairs of PC and SP.
 
         Args:
-            registers: as the panic names them (MEPC, RA, SP, ...).
+            registers: the registers by their names in the panic (MEPC, RA, SP, ...).
             memory: the words of its stack dump by address.
         """
         if self._dwarf is None or self.architecture != "riscv":
@@ -234,7 +234,7 @@ class Symbols:
 
 
 def demangle(name: str) -> str:
-    """Return the name of a C++ function or method as it is in the source; *name* itself for C, and for templates.
+    """Return the name of a C++ function or method as in the source; *name* unchanged for C and for templates.
 
     Source: Itanium C++ ABI, section 5.1 (mangling).
     """
@@ -260,9 +260,9 @@ def demangle(name: str) -> str:
 
 
 def _functions(elf: Any) -> list[_Function]:
-    """Return the functions in the symbol table, by address, and what code has labels only.
+    """Return the functions in the symbol table by address, including code that only has labels.
 
-    pyelftools takes 0.1 ms per symbol, which is seconds for a large app.
+    pyelftools is not used: it takes 0.1 ms per symbol, which is seconds for a large app.
     """
     section = elf.get_section_by_name(".symtab")
     if section is None:
@@ -288,7 +288,7 @@ def _functions(elf: Any) -> list[_Function]:
 
 
 def _extents(sizes: Mapping[int, int]) -> list[tuple[int, int]]:
-    """Return begin and end of functions by address. Those without a size (in assembler) reach to the next one."""
+    """Return begin and end of functions by address. Functions without a size (assembler) end at the next one."""
     begins = sorted(sizes)
     nexts = [*begins[1:], 1 << 32]
     return [(begin, min(end, begin + (sizes[begin] or end))) for begin, end in zip(begins, nexts, strict=True)]
@@ -300,9 +300,9 @@ def _within(address: int, extents: list[tuple[int, int]]) -> bool:
 
 
 def _unit_ranges(dwarf: Any) -> list[tuple[int, int, int]]:
-    """Return begin, end and unit (its offset in .debug_info) of every run of code that has debug information.
+    """Return begin, end and unit (its offset in .debug_info) of every range of code with debug information.
 
-    GCC lists them in .debug_aranges; units of other compilers (Rust's) are asked one by one.
+    GCC lists them in .debug_aranges; units of other compilers (Rust) are read one by one.
     """
     section = dwarf.debug_aranges_sec
     found = list(_aranges(section.stream.getvalue())) if section is not None else []
@@ -310,15 +310,15 @@ def _unit_ranges(dwarf: Any) -> list[tuple[int, int, int]]:
     for unit in dwarf.iter_CUs():
         if unit.cu_offset not in listed:
             found += [(begin, end, unit.cu_offset) for begin, end in _spans(unit.get_top_DIE(), dwarf)]
-    # A linker leaves functions that it discarded at address 0, or 1.
+    # Linkers leave discarded functions at address 0 or 1.
     return sorted(entry for entry in found if entry[0] > 1 and entry[1] > entry[0])
 
 
 def _aranges(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield begin, end and unit of the entries of .debug_aranges (DWARF 4, section 6.1.2).
 
-    pyelftools ends a unit's list at the first pair of zeros. That is what the standard says, but the linker leaves such
-    pairs for discarded functions, so that half of an app's functions would be missing.
+    pyelftools ends a unit's list at the first pair of zeros. This follows the standard, but the linker leaves such
+    pairs for discarded functions, so half of an app's functions would be missing.
     """
     offset = 0
     while offset + 16 <= len(data):
@@ -354,7 +354,7 @@ def _sequences(program: Any) -> Iterator[_Sequence]:
 
 
 def _files(program: Any, unit: Any) -> dict[int, str]:
-    """Return the paths of the files that a line table names by number (from 1; in DWARF 5 from 0)."""
+    """Return the paths of a line table's files by number (from 1; in DWARF 5 from 0)."""
     header = program.header
     top = unit.get_top_DIE().attributes.get("DW_AT_comp_dir")
     base = _text(top.value) if top is not None else ""
@@ -376,7 +376,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def _entries(unit: _Unit, dwarf: Any, address: int) -> Iterator[Any]:
-    """Yield the entry of the function at *address*, then those of the calls inlined there, outermost first."""
+    """Yield the entry of the function at *address*, then those of its inlined calls there, outermost first."""
     top = unit.compilation.get_top_DIE()
     here = [die for die in top.iter_children() if die.tag == "DW_TAG_subprogram" and _covers(die, dwarf, address)]
     while here:
@@ -395,7 +395,7 @@ def _covers(die: Any, dwarf: Any, address: int) -> bool:
 
 
 def _spans(die: Any, dwarf: Any) -> Iterator[tuple[int, int]]:
-    """Yield the runs of addresses that an entry is for (DW_AT_low_pc and DW_AT_high_pc, or DW_AT_ranges)."""
+    """Yield the address ranges of an entry (DW_AT_low_pc and DW_AT_high_pc, or DW_AT_ranges)."""
     attributes = die.attributes
     if "DW_AT_ranges" in attributes:
         yield from _range_list(die, dwarf)
@@ -420,7 +420,7 @@ def _range_list(die: Any, dwarf: Any) -> Iterator[tuple[int, int]]:
 
 
 def _name(die: Any) -> str | None:
-    """Return the name of a function; the entry of an inlined call or of a method's body refers to another for it."""
+    """Return the name of a function; for inlined calls and method bodies it is in another entry."""
     while "DW_AT_name" not in die.attributes:
         reference = next(
             (key for key in ("DW_AT_abstract_origin", "DW_AT_specification") if key in die.attributes), None
@@ -443,5 +443,5 @@ def _text(value: bytes | str) -> str:
 
 def _damaged(path: Path, error: Exception) -> FirmwareError:
     return FirmwareError(
-        f"the ELF file {path} is damaged: {type(error).__name__}: {error}", hint="build the app again, or copy it again"
+        f"the ELF file {path} is damaged: {type(error).__name__}: {error}", hint="build or copy the app again"
     )

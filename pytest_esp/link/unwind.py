@@ -1,7 +1,7 @@
-"""A stack without frame pointers, as frames: the call frame information of the ELF over the words of a panic's dump.
+"""Unwinds a stack without frame pointers, with the ELF's call frame information and the stack dump of a panic.
 
 ESP-IDF on RISC-V prints the registers and the first kilobyte of the stack, but no backtrace (unless the app was built
-with frame pointers). Source: DWARF 4, section 6.4 (call frame information); RISC-V ELF psABI (DWARF register numbers).
+with frame pointers). Sources: DWARF 4, section 6.4 (call frame information); RISC-V ELF psABI (DWARF register numbers).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_CIE = 0xFFFFFFFF  # what .debug_frame has instead of a CIE's offset where the entry itself is a CIE
+_CIE = 0xFFFFFFFF  # marks a CIE in .debug_frame; other entries have their CIE's offset here
 _MOST_FRAMES = 64
 
 RA = 1
@@ -28,7 +28,7 @@ _NUMBERS = {name: number for number, name in enumerate(_NAMES)}
 
 @dataclass(frozen=True)
 class _Description:
-    """Where a frame description entry lies in .debug_frame, and which addresses it is for."""
+    """The position of a frame description entry in .debug_frame, and its address range."""
 
     begin: int
     end: int
@@ -37,12 +37,12 @@ class _Description:
 
 
 class CallFrames:
-    """The call frame information of one RISC-V ELF: .debug_frame, and .eh_frame where an app was built with it.
+    """The call frame information of a RISC-V ELF: .debug_frame, and .eh_frame if the app was built with it.
 
-    Only the entries that a crash needs are decoded: pyelftools takes a second or more for all those of a large app.
+    Only the entries that a crash needs are decoded: pyelftools takes a second or more for all entries of a large app.
 
     Args:
-        dwarf: what pyelftools makes of the ELF's debug sections (``ELFFile.get_dwarf_info()``).
+        dwarf: pyelftools' debug information of the ELF (``ELFFile.get_dwarf_info()``).
     """
 
     def __init__(self, dwarf: Any) -> None:
@@ -54,7 +54,7 @@ class CallFrames:
         self._eh_entries: list[Any] = dwarf.EH_CFI_entries() if dwarf.has_EH_CFI() else []
 
     def row(self, pc: int) -> Mapping[Any, Any] | None:
-        """Return the rules for the frame of *pc*, one per saved register and one for ``"cfa"``; None if it has none."""
+        """Return the rules for the frame of *pc*, one per saved register and one for ``"cfa"``; None if unknown."""
         entry = self._entry(pc)
         if entry is None:
             return None
@@ -74,7 +74,7 @@ class CallFrames:
     def _parse(self, description: _Description) -> Any:
         from elftools.dwarf.callframe import CallFrameInfo
 
-        # A section of two entries, the CIE and the one that refers to it, so that nothing else is parsed.
+        # Build a section with only this entry and its CIE, so that nothing else is parsed.
         cie = _slice(self._data, description.cie)
         fde = bytearray(_slice(self._data, description.offset))
         struct.pack_into("<I", fde, 4, 0)
@@ -85,12 +85,12 @@ class CallFrames:
 def unwind(frames: CallFrames, registers: Mapping[str, int], memory: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
     """Return the frames of a crash, innermost first, as pairs of PC and SP; the PCs of callers are return addresses.
 
-    It ends where the dump ends, where a frame repeats, at a function without call frame information, and where a task
-    began.
+    Unwinding stops at the end of the dump, at a repeated frame, at a function without call frame information, and at
+    the start of the task.
 
     Args:
         frames: the app's call frame information.
-        registers: as the panic names them (MEPC, RA, SP, ``S0/FP`` ...).
+        registers: the registers by their names in the panic (MEPC, RA, SP, ``S0/FP`` ...).
         memory: the words of the stack dump by address.
     """
     state = {_NUMBERS[name]: value for name, value in registers.items() if name in _NUMBERS}
@@ -100,18 +100,18 @@ def unwind(frames: CallFrames, registers: Mapping[str, int], memory: Mapping[int
         found.append((pc, state.get(SP, 0)))
         caller = _caller(frames, pc if len(found) == 1 else pc - 1, state, memory)
         if caller is None and len(found) == 1 and state.get(RA):
-            # A jump to nowhere, or a function in ROM: its caller is still in RA, and the stack is the caller's.
+            # A jump to an invalid address, or a function in ROM: RA still holds the caller, and SP is the caller's.
             caller = state
         if caller is None or not caller.get(RA) or caller.get(SP, 0) < state.get(SP, 0):
             break
         pc = caller[RA]
-        # What was called has overwritten RA: from here on it is known only where a function saved it.
+        # The callee has overwritten RA: from here on it is known only where a function saved it.
         state = {register: value for register, value in caller.items() if register != RA}
     return tuple(found)
 
 
 def _caller(frames: CallFrames, pc: int, state: Mapping[int, int], memory: Mapping[int, int]) -> dict[int, int] | None:
-    """Return the registers of the caller of the frame at *pc*; RA is missing from them where it cannot be known."""
+    """Return the registers of the caller of the frame at *pc*, without RA if it is unknown."""
     row = frames.row(pc)
     if row is None or row["cfa"].reg not in state:
         return None
@@ -135,16 +135,16 @@ def _value(rule: Any, cfa: int, state: Mapping[int, int], memory: Mapping[int, i
         return (cfa + rule.arg) & 0xFFFFFFFF
     if rule.type == "REGISTER":
         return state.get(rule.arg)
-    return None  # undefined: no caller; an expression: no compiler for these chips writes one
+    return None  # undefined: there is no caller; expressions are not used by the compilers for these chips
 
 
 def _index(data: bytes) -> list[_Description]:
-    """Return where the entries of .debug_frame are, without those of discarded functions (at address 0)."""
+    """Return the positions of the entries of .debug_frame, without those of discarded functions (at address 0)."""
     found: list[_Description] = []
     offset = 0
     while offset + 16 <= len(data):
         length, cie, begin, size = struct.unpack_from("<IIII", data, offset)
-        if length >= 0xFFFFFFF0:  # 64-bit DWARF, which is not used for 32-bit chips, or no sense
+        if length >= 0xFFFFFFF0:  # 64-bit DWARF, which is not used for 32-bit chips, or damaged data
             break
         if cie != _CIE and begin and cie + 4 <= len(data):
             found.append(_Description(begin, begin + size, offset, cie))

@@ -148,7 +148,7 @@ def test_any_place_with_the_tags_will_do(lab):
     lab.client("-p", "near", "acquire")
     (lease,) = rack.lease(Requirement(chips=("esp32c3",)), purpose="a test", timeout=5)
     assert lease.place.name == "far"
-    with pytest.raises(LeaseError, match="timed out after .* waiting for left"):
+    with pytest.raises(LeaseError, match="waiting for left"):
         rack.lease("left", purpose="a test", timeout=0)
     lease.release()
 
@@ -158,7 +158,7 @@ def test_who_wants_two_takes_none_while_there_is_one(lab):
     lab.client("-p", "near", "acquire")
     log = lab.folder / "coordinator.log"
     before = log.read_text().count("far: place acquired")
-    with pytest.raises(LeaseError, match="timed out after .* waiting for 2 of 2 boards"):
+    with pytest.raises(LeaseError, match="waiting for 2 of 2 boards"):
         rack.lease(Requirement(boards=("c3-1", "c3-2"), count=2), purpose="a test", timeout=0.3)
     assert log.read_text().count("far: place acquired") == before
     assert not lab.client("reservations").strip()
@@ -230,7 +230,7 @@ def test_a_place_that_somebody_else_got_meanwhile(lab, rack):
         lab.client("-p", "near", "release", "--kick")
         lab.client("-p", "near", "acquire")
         until(lambda: not lease.held)
-        with pytest.raises(PortError, match=r"its port failed: .* labgrid place near"):
+        with pytest.raises(PortError, match=r"the port failed: .* labgrid place near"):
             esp.chip.identify()
         with pytest.raises(PortError, match="labgrid place near"):  # and it stays so
             esp.chip.identify()

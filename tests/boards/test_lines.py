@@ -174,8 +174,8 @@ def without_lines(tmp_path, monkeypatch, flash_of, build_of):
 @pytest.mark.parametrize(
     ("app", "message"),
     [
-        (Restarting, r"it started by itself, its ROM says rst:0xc \(RTC_SW_CPU_RST\)"),
-        (Ticking, "it did not start, and what it ran goes on"),
+        (Restarting, r"not reset by EN; the ROM reports rst:0xc \(RTC_SW_CPU_RST\)"),
+        (Ticking, "the running app continued without a boot"),
         (Silent, "no boot banner came"),
     ],
 )

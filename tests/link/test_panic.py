@@ -88,7 +88,7 @@ def test_a_dump_that_lost_bytes_is_decoded_as_far_as_it_goes(esp32_elf):
     assert functions(crash) == ["app_main", "main_task", "vPortTaskWrapper"]
     assert crash.elf_matches is None  # the line with the hash is among what was lost
     assert crash.elf_sha256 is None
-    assert "does not tell whether that ELF is the firmware's" in crash.describe()
+    assert "does not show whether it is the firmware's ELF" in crash.describe()
 
 
 def test_the_hash_that_the_boot_log_showed_stands_in_for_a_lost_one(esp32_elf, c3_elf):
@@ -146,8 +146,7 @@ def test_without_an_elf_there_are_addresses_and_a_hint():
         "#0 0x400d5260",
         "#1 0x400d316e",
         "#2 0x400daa61",
-        "hint: with the ELF file of this build (its SHA-256 begins with ab81a733d), "
-        "these addresses become functions and lines",
+        "hint: provide the ELF file of this build (its SHA-256 begins with ab81a733d) to see functions and lines",
     ]
 
 
