@@ -18,14 +18,14 @@ def parse_size(value: int | str) -> int:
         ValueError: if *value* is not a size.
     """
     if isinstance(value, bool) or not isinstance(value, (int, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"invalid size {value!r}: expected bytes as an integer, or a string like '4MB' or '0x1000'")
+        raise ValueError(f"expected bytes as an integer, or a string like '4MB' or '0x1000', not {value!r}")
     if isinstance(value, int):
         if value < 0:
-            raise ValueError(f"invalid size {value}: expected a non-negative number of bytes")
+            raise ValueError(f"expected a non-negative number of bytes, not {value}")
         return value
     match = _SIZE.fullmatch(value.strip())
     if match is None:
-        raise ValueError(f"invalid size {value!r}: expected e.g. '4MB', '64K', '0x1000' or '4096'")
+        raise ValueError(f"expected e.g. '4MB', '64K', '0x1000' or '4096', not {value!r}")
     return (
         int(match["number"].replace("_", ""), 0 if match["number"][:2].lower() == "0x" else 10)
         * _FACTOR[match["unit"].lower()]

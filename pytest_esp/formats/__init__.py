@@ -1,1 +1,1 @@
-"""Formats of bytes in files and in flash, without a board."""
+"""File and flash formats. This package does not access boards."""

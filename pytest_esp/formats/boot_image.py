@@ -1,7 +1,8 @@
-"""What ROM and bootloader check of an image in flash.
+"""The checks that ROM and bootloader make on an image in flash.
 
-esptool and esp-idf-defs parse images too, but count the checksum byte by byte (100 ms per MB), stop at the first
-error, and do not know every chip; a boot looks at an image in one or two milliseconds and words its own errors.
+esptool and esp-idf-defs parse images too, but they compute the checksum byte by byte (100 ms per MB), stop at the
+first error, and do not support every chip. This module takes one or two milliseconds, and gives the bootloader's error
+messages.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from esp_idf_defs.app_description import AppDescription
 from pytest_esp.formats.checksum import checksum
 
 Read = Callable[[int, int], bytes]
-"""Reads *size* bytes at an address of the flash."""
+"""Reads *size* bytes at a flash address."""
 
 MAGIC = 0xE9
-HEADER_SIZE = 24  # 8 bytes that all chips share and 16 that the ESP8266 lacks
+HEADER_SIZE = 24  # 8 bytes on all chips, and 16 more except on the ESP8266
 _BOOTLOADER_MAGIC = 0x50
 _BOOTLOADER = struct.Struct("<8x32s24s16x")  # esp_bootloader_desc_t: magic, reserved, version, then these
 _MAX_SEGMENTS = 16
@@ -27,12 +28,12 @@ _LONGEST_SEGMENT = 16 * 1024 * 1024
 
 
 class ImageError(Exception):
-    """An image cannot be started; the text is what the bootloader says."""
+    """An image cannot be started; the message is the bootloader's."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment: where it lies in flash, where it goes, and its length in bytes."""
+    """A segment: its offset in flash, its load address, and its length in bytes."""
 
     offset: int
     address: int
@@ -41,7 +42,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class BootloaderDescription:
-    """What a bootloader tells of itself (``esp_bootloader_desc_t``); *compiled* is empty in reproducible builds."""
+    """A bootloader's descriptor (``esp_bootloader_desc_t``); *compiled* is empty in reproducible builds."""
 
     idf_version: str
     compiled: str
@@ -55,8 +56,8 @@ class Image:
         size: bytes from the header to the end of the hash.
         min_revision, max_revision: major * 100 + minor; a max of 0 or 0xFFFF is no limit.
         app: the app descriptor, if its first segment begins with one.
-        bootloader: the same of a bootloader.
-        flash_mode, flash_frequency, flash_size: codes of the header.
+        bootloader: the bootloader descriptor, likewise.
+        flash_mode, flash_frequency, flash_size: the codes in the header.
     """
 
     entry: int
@@ -73,12 +74,12 @@ class Image:
 
 
 def read_image(read: Read, offset: int, limit: int, *, extended: bool = True) -> Image:
-    """Read and check the image at *offset*, which may be *limit* bytes long.
+    """Read and check the image at *offset*, of at most *limit* bytes.
 
     *extended* is False for the ESP8266, whose header has 8 bytes and no hash.
 
     Raises:
-        ImageError: if it is no image, is cut, or its checksum or hash is wrong.
+        ImageError: if it is not an image, is truncated, or its checksum or hash is wrong.
     """
     header = read(offset, HEADER_SIZE)
     magic, count, mode, size_and_frequency, entry = struct.unpack_from("<BBBBI", header)

@@ -1,6 +1,6 @@
-"""Builds as build systems leave them: ESP-IDF, Arduino, PlatformIO, and single images.
+"""Finds the builds of ESP-IDF, Arduino and PlatformIO, and single images.
 
-They are found by names, listings and headers alone; `firmware` loads them.
+Only file names, listings and headers are read; `firmware` loads the builds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pytest_esp.formats.partition_table import Partition, default_app, otadata_o
 from pytest_esp.formats.regions import Source, check_regular, contents_of, joined, unreadable
 
 USUAL_APP_OFFSET = 0x10000
-"""Where the app lies in the partition tables that ESP-IDF, Arduino and PlatformIO come with."""
+"""The app's address in the default partition tables of ESP-IDF, Arduino and PlatformIO."""
 
 _TABLE_OFFSET = 0x8000
 _TABLE_SEARCH = range(0x1000, 0x20000, 0x1000)
@@ -35,12 +35,12 @@ _ELF_MAGIC = b"\x7fELF"
 
 @dataclass(frozen=True)
 class Build:
-    """A build that was found, not loaded yet.
+    """A build that was found, but not loaded yet.
 
     Attributes:
-        chip: None if neither a listing nor an image tells.
-        files: by address.
-        app_offset: where the app lies, if that is known.
+        chip: the chip; None if neither a listing nor an image gives it.
+        files: the files by address.
+        app_offset: the app's address, if known.
         lone_app: see `Firmware.needs_slot`.
     """
 
@@ -53,7 +53,7 @@ class Build:
 
 
 def builds_in(path: Path) -> list[Build]:
-    """Return the builds at *path* (see `Firmware.open`), by headers and listings alone.
+    """Return the builds at *path* (see `Firmware.open`), reading only headers and listings.
 
     Raises:
         FirmwareError: if there is none.
@@ -65,11 +65,11 @@ def builds_in(path: Path) -> list[Build]:
 
 
 def _builds_in(path: Path) -> list[Build]:
-    # os.path.isfile and isdir, unlike Path.is_file, answer for names that no file can have, too.
+    # Unlike Path.is_file, os.path.isfile and isdir do not raise for invalid names.
     if os.path.isfile(path):
         return [_image_file(path)]
     if not os.path.isdir(path):
-        raise FirmwareError(f"the firmware {path} does not exist", hint="give a build folder or an image; is it built?")
+        raise FirmwareError(f"the firmware {path} does not exist", hint="build the project, or use another path")
     if (build := _build_folder(path)) is not None:
         return [build]
     folders = sorted(
@@ -82,13 +82,13 @@ def _builds_in(path: Path) -> list[Build]:
 
 
 def _folders_in(parent: Path) -> list[Path]:
-    """Return the folders in a folder, but for links that lead to where nothing may be opened: nobody has named them."""
+    """Return the folders in a folder, without links to places that may not be opened."""
     entries = parent.iterdir() if os.path.isdir(parent) else ()
     return [entry for entry in entries if os.path.isdir(entry) and allows(entry)]
 
 
 def _if_file(path: Path) -> Path | None:
-    """Return the path of a file that a build may have; None if it has not."""
+    """Return *path* if the file exists, else None."""
     place = resolve(path)
     return place if place.is_file() else None
 
@@ -98,15 +98,15 @@ def _no_build(path: Path) -> FirmwareError:
     if elf is not None:
         return _only_an_elf(elf)
     return FirmwareError(
-        f"{path} is no build folder, and has none in it: there is no flasher_args.json, no Arduino or PlatformIO build",
-        hint="give the folder `build`, or an address and a file",
+        f"{path} does not contain a build: no flasher_args.json, and no Arduino or PlatformIO build was found",
+        hint="use the folder `build`, or an address and a file",
     )
 
 
 def _only_an_elf(elf: Path) -> FirmwareError:
     return FirmwareError(
-        f"{elf} is an ELF file, which cannot be flashed, and there are no images beside it",
-        hint="give the build folder, or make an image: esptool --chip CHIP elf2image FILE",
+        f"{elf} is an ELF file, which cannot be flashed, and there is no image next to it",
+        hint="use the build folder, or make an image: esptool --chip CHIP elf2image FILE",
     )
 
 
@@ -148,7 +148,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FirmwareError(f"{path} is damaged: {error}", hint="build the project again") from error
     if not isinstance(content, dict):
-        raise FirmwareError(f"{path} is damaged: it holds no object", hint="build the project again")
+        raise FirmwareError(f"{path} is damaged: expected a JSON object", hint="build the project again")
     return cast(dict[str, Any], content)
 
 
@@ -158,9 +158,9 @@ def _only(paths: Iterator[Path]) -> Path | None:
 
 
 def _platformio(folder: Path) -> Build | None:
-    """Return a build of PlatformIO: the program, as ELF and image, beside its bootloader and partition table.
+    """Return a PlatformIO build: the program, as ELF and image, with its bootloader and partition table.
 
-    Its builds for ESP-IDF have a ``flasher_args.json`` as well, which names images that are not there.
+    PlatformIO's builds for ESP-IDF also have a ``flasher_args.json``, but it lists images that do not exist.
     """
     elf = _only(folder.glob("*.elf"))
     names = (folder / "bootloader.bin", folder / "partitions.bin", elf and elf.with_suffix(".bin"))
@@ -171,7 +171,7 @@ def _platformio(folder: Path) -> Build | None:
 
 
 def _arduino(folder: Path) -> Build | None:
-    """Return a build of Arduino: ``NAME.ino.bin`` and, but for the ESP8266, its bootloader and partition table."""
+    """Return an Arduino build: ``NAME.ino.bin`` and, except on the ESP8266, its bootloader and partition table."""
     app = _only(folder.glob("*.ino.bin"))
     if app is None:
         return None
@@ -182,7 +182,7 @@ def _arduino(folder: Path) -> Build | None:
 
 
 def _single_image(folder: Path) -> Build | None:
-    """Return a build that is one image: Arduino's merged one, or a program of PlatformIO for the ESP8266."""
+    """Return a build with one image: Arduino's merged image, or PlatformIO's program for the ESP8266."""
     image = _only(folder.glob("*.merged.bin"))
     if image is None and (elf := _only(folder.glob("*.elf"))) is not None:
         image = elf.with_suffix(".bin")
@@ -190,14 +190,16 @@ def _single_image(folder: Path) -> Build | None:
 
 
 def _assemble(folder: Path, bootloader: Path, table: Path, app: Path, elf: Path | None) -> Build:
-    """Return a build whose offsets no file lists: they follow from the chip and the partition table."""
+    """Return a build without a listing: the offsets follow from the chip and the partition table."""
     chip = chip_of(_head(bootloader)) or chip_of(_head(app))
     if chip is None:
-        raise FirmwareError(f"{app} does not tell its chip", hint="is it an image? Build the project again")
+        raise FirmwareError(
+            f"{app} does not contain a chip ID", hint="check that it is an image; build the project again"
+        )
     partitions = _partitions(table)
     slot = default_app(partitions)
     if slot is None:
-        raise FirmwareError(f"{table} has no partition for an app")
+        raise FirmwareError(f"{table} has no app partition")
     files: list[tuple[int | str, Source]] = [
         (CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET, bootloader),
         (_TABLE_OFFSET, table),
@@ -205,7 +207,7 @@ def _assemble(folder: Path, bootloader: Path, table: Path, app: Path, elf: Path 
     ]
     otadata = otadata_of(partitions)
     if otadata is not None:
-        # Blank otadata makes the bootloader start the first slot, whatever an earlier update has written there.
+        # With blank otadata the bootloader starts the first slot, whatever an earlier update has selected.
         selection = _if_file(folder / "boot_app0.bin")
         files.append((otadata.offset, b"\xff" * otadata.size if selection is None else selection))
     return Build(folder, chip, tuple(files), elf=elf, app_offset=slot.offset)
@@ -222,7 +224,7 @@ def _partitions(table: Path) -> tuple[Partition, ...]:
 
 
 def _image_file(path: Path) -> Build:
-    """Return what a file is: a whole flash from address 0, or an app alone."""
+    """Return the build in an image file: a whole flash from address 0, or only an app."""
     data = _head(path, _TABLE_SEARCH.stop)
     if data.startswith(_ELF_MAGIC):
         raise _only_an_elf(path)
@@ -237,27 +239,28 @@ def _image_file(path: Path) -> Build:
         return Build(path, merged_for, ((0, path),), _elf_of_merged(path))
     if (made_for := chip_of(data)) is None:
         raise FirmwareError(
-            f"{path} needs an address: it is neither an app's image nor a whole flash",
-            hint="say where in flash it belongs, e.g. 0x10000",
+            f"{path} needs an address: it is neither an app image nor a whole flash",
+            hint="specify its flash address, e.g. 0x10000",
         )
     if data[AppDescription.FIRMWARE_BINARY_OFFSET] == _BOOTLOADER_DESCRIPTOR_MAGIC:
         raise FirmwareError(
-            f"{path} is a bootloader", hint=f"write it to {CHIP_DEFS[made_for].BOOTLOADER_FLASH_OFFSET:#x}, or an app"
+            f"{path} is a bootloader",
+            hint=f"write it to {CHIP_DEFS[made_for].BOOTLOADER_FLASH_OFFSET:#x}, or use an app image",
         )
     return Build(path, made_for, ((USUAL_APP_OFFSET, path),), elf_or_none, lone_app=True)
 
 
 def _container(path: Path) -> Build:
-    """Return what an Intel HEX or UF2 file has, each part for its own address."""
+    """Return the build in an Intel HEX or UF2 file, with the address of each part."""
     files = joined(parts_of(contents_of(path), str(path)), str(path))
     chips = {chip for _, data in files if (chip := chip_of(data[:APP_HEAD_SIZE])) is not None}
     if len(chips) > 1:
-        raise FirmwareError(f"{path} has images for {' and '.join(sorted(chips))}", hint="build it again")
+        raise FirmwareError(f"{path} has images for different chips: {', '.join(sorted(chips))}", hint="build it again")
     return Build(path, next(iter(chips), None), tuple(files), _if_file(path.with_suffix(".elf")))
 
 
 def _chip_of_merged(data: bytes) -> str | None:
-    """Return the chip of an image of a whole flash: a bootloader where the chip has it, and a partition table."""
+    """Return the chip of a whole-flash image, from a bootloader at its address and a partition table."""
     for offset in _BOOTLOADER_OFFSETS:
         chip = chip_of(data[offset : offset + APP_HEAD_SIZE])
         if chip is not None and offset == CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET:

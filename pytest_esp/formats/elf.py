@@ -1,6 +1,6 @@
-"""ELF files of Espressif chips, looked through before anything is made of them.
+"""Reads and checks ELF files of Espressif chips.
 
-esptool's own reader takes what is left of a section that is cut, and tells errors in many ways.
+esptool's reader accepts truncated sections, and reports errors in many ways.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _XTENSA = ("esp8266", "esp32", "esp32s2", "esp32s3")
 _ARCHITECTURES = {"EM_XTENSA": "xtensa", "EM_RISCV": "riscv"}
 _ALLOC, _WRITE, _EXECUTE = 2, 1, 4  # SHF_...
 _NO_CONTENT = "SHT_NOBITS"
-# In esptool's memory maps: what only fills an image, and a window that spans memories and the holes between them.
+# Entries of esptool's memory maps to ignore: padding of images, and a window over memories and the gaps between them.
 _NO_MEMORY = ("PADDING", "MEM_INTERNAL")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section that has a place in the chip's memory. Address and size in bytes.
+    """A section in the chip's memory. Address and size are in bytes.
 
     Attributes:
-        in_image: whether its content is in the image; the others (``.bss``) are only given room.
+        in_image: whether its contents are in the image; other sections (``.bss``) only occupy memory.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Symbol:
-    """A function or a variable. Address and size in bytes."""
+    """A function or a variable. Address and size are in bytes."""
 
     name: str
     address: int
@@ -52,11 +52,11 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Elf:
-    """An ELF file that is whole.
+    """A complete ELF file.
 
     Attributes:
         architecture: "xtensa" or "riscv".
-        sections: those with a place in memory, by address.
+        sections: the sections in memory, ordered by address.
     """
 
     source: str
@@ -67,47 +67,48 @@ class Elf:
 
     @functools.cached_property
     def symbols(self) -> tuple[Symbol, ...]:
-        """Functions and variables that have a size, the largest first; of several names for one place the first."""
+        """Functions and variables with a size, the largest first; of several names for one address, the first."""
         try:
             return tuple(_symbols(_open(self.data), {section.name for section in self.sections}))
         except Exception as error:  # see `read_elf`
             raise _damaged(self.source, error) from error
 
     def fitting_chips(self) -> tuple[str, ...]:
-        """Return the chips that have memory wherever this file wants it."""
+        """Return the chips whose memory fits this file."""
         return tuple(chip for chip in CHIP_DEFS if not self.why_not_for(chip) and not self.homeless(chip))
 
     def why_not_for(self, chip: str) -> str | None:
-        """Return why it cannot run on *chip*, if so."""
+        """Return why it cannot run on *chip*; None if it can."""
         wanted = "xtensa" if chip in _XTENSA else "riscv"
         if self.architecture != wanted:
-            return f"it is {self.architecture} code, and the {chip} is {wanted}"
+            return f"it contains {self.architecture} code, but the {chip} is {wanted}"
         if not memories_at(chip, self.entry):
-            return f"its entry point {self.entry:#x} is in no memory of the {chip}"
+            return f"its entry point {self.entry:#x} is outside the memory of the {chip}"
         return None
 
     def homeless(self, chip: str) -> tuple[str, ...]:
-        """Return the names of the sections that lie in no memory of *chip* that esptool knows."""
+        """Return the names of the sections outside the memory of *chip*, by esptool's memory map."""
         return tuple(one.name for one in self.sections if not memories_at(chip, one.address))
 
 
 def memories_at(chip: str, address: int) -> tuple[str, ...]:
-    """Return the names of a chip's memories at *address*, as esptool has them (``MEMORY_MAP``)."""
+    """Return esptool's names of a chip's memories at *address* (``MEMORY_MAP``)."""
     spans = cast("list[tuple[int, int, str]]", CHIP_DEFS[chip].MEMORY_MAP)
     return tuple(name for start, end, name in spans if start <= address < end and name not in _NO_MEMORY)
 
 
 def read_elf(elf_file: FileName) -> Elf:
-    """Read an ELF file, and check that all of it is there.
+    """Read an ELF file, and check that it is complete.
 
     Raises:
-        FirmwareError: if it is missing, damaged, cut, no ELF file of an Espressif chip, or has nothing to load.
+        FirmwareError: if it is missing, damaged, truncated, not an ELF file of an Espressif chip, or has nothing to
+            load.
     """
     return parse_elf(read_file(elf_file, "ELF file"), str(elf_file))
 
 
 def is_elf(data: bytes) -> bool:
-    """Return whether *data* begins as an ELF file does."""
+    """Return whether *data* begins like an ELF file."""
     return data.startswith(b"\x7fELF")
 
 
@@ -118,12 +119,12 @@ def parse_elf(data: bytes, source: str) -> Elf:
         FirmwareError: see `read_elf`.
     """
     if not is_elf(data):
-        raise FirmwareError(f"{source} is no ELF file", hint="it is what the linker makes: *.elf in the build folder")
+        raise FirmwareError(f"{source} is not an ELF file", hint="use the linker's output, *.elf in the build folder")
     try:
         return _read(data, source)
     except FirmwareError:
         raise
-    except Exception as error:  # pyelftools documents none: its own, of struct, KeyError, assertions ...
+    except Exception as error:  # not documented by pyelftools: its own, struct.error, KeyError, assertions
         raise _damaged(source, error) from error
 
 
@@ -132,7 +133,7 @@ def _read(data: bytes, source: str) -> Elf:
     machine = str(elf["e_machine"])
     if machine not in _ARCHITECTURES or elf.elfclass != 32 or not elf.little_endian:
         kind = f"{machine.removeprefix('EM_')}, {elf.elfclass} bits"
-        raise FirmwareError(f"{source} is an ELF file for {kind}: no Espressif chip")
+        raise FirmwareError(f"{source} is an ELF file for another processor: {kind}")
     _check_bounds(elf, len(data), source)
     found = [
         Section(
@@ -147,7 +148,7 @@ def _read(data: bytes, source: str) -> Elf:
         if one["sh_flags"] & _ALLOC and one["sh_size"] and one["sh_addr"]
     ]
     if not any(section.in_image for section in found):
-        raise FirmwareError(f"{source} has nothing to load", hint="is it an object file? Give what the linker made")
+        raise FirmwareError(f"{source} has nothing to load", hint="use the linker's output, not an object file")
     return Elf(
         source=source,
         data=data,
@@ -176,8 +177,8 @@ def _check_bounds(elf: Any, length: int, source: str) -> None:
     for name, offset, size in parts:
         if offset + size > length:
             raise FirmwareError(
-                f"{source} is cut: its {name} needs {offset + size:#x} bytes, and the file has {length:#x}",
-                hint="build it again, or copy it again",
+                f"{source} is truncated: {name} needs {offset + size:#x} bytes, but the file has {length:#x}",
+                hint="build or copy it again",
             )
 
 
@@ -196,4 +197,4 @@ def _symbols(elf: Any, sections: set[str]) -> Iterable[Symbol]:
 
 def _damaged(source: str, error: Exception) -> FirmwareError:
     words = str(error) or type(error).__name__
-    return FirmwareError(f"{source} is damaged: {words}", hint="build it again, or copy it again")
+    return FirmwareError(f"{source} is damaged: {words}", hint="build or copy it again")

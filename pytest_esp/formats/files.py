@@ -1,8 +1,8 @@
 """Reading and writing files, and which an operation may open: any for fixtures and the command line, for a client those
 inside the roots.
 
-Every file that an operation opens for its caller goes through `resolve`, whether the caller names it or another file
-does. The confinement belongs to the context of a call; threads and processes that work for the call enter it again.
+Every file that an operation opens for its caller goes through `resolve`, whether the caller or another file gives its
+name. The confinement belongs to the context of a call; threads and processes that work for the call enter it again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Access = Literal["read", "write"]
 
 @dataclass(frozen=True)
 class PathRole:
-    """Marks a parameter of an operation as a path, and says what it is opened for."""
+    """Marks a parameter of an operation as a path, and gives its access mode."""
 
     access: Access
 
@@ -35,7 +35,7 @@ class PathRole:
 
 
 ReadPath = Annotated[FileName, PathRole("read")]
-"""A file or folder that an operation reads. Where the call is confined, it is resolved before the operation begins."""
+"""A file or folder that an operation reads. In confined calls, it is resolved before the operation begins."""
 
 WritePath = Annotated[FileName, PathRole("write")]
 """A file or folder that an operation writes, resolved like a `ReadPath`."""
@@ -43,13 +43,13 @@ WritePath = Annotated[FileName, PathRole("write")]
 
 @dataclass(frozen=True)
 class Confinement:
-    """What a client may open; all paths are absolute and have no links in them.
+    """The files that a client may open. All paths are absolute and without links.
 
     Attributes:
         roots: folders whose files may be read and written; relative names start at the first one.
-        readable: files outside of them that may be read, too.
-        protected: files inside of them that may not be written.
-        hint: how somebody else can allow more.
+        readable: files outside the roots that may be read.
+        protected: files inside the roots that may not be written.
+        hint: how the user can allow more.
     """
 
     roots: tuple[Path, ...]
@@ -62,13 +62,13 @@ _confinement: ContextVar[Confinement | None] = ContextVar("pytest_esp_confinemen
 
 
 def confinement() -> Confinement | None:
-    """Return what confines the running call; None where any file may be opened."""
+    """Return the confinement of the running call; None if any file may be opened."""
     return _confinement.get()
 
 
 @contextlib.contextmanager
 def confined(to: Confinement | None) -> Generator[None]:
-    """Let `resolve` refuse what *to* does not allow."""
+    """Confine `resolve` to the files that *to* allows."""
     token = _confinement.set(to)
     try:
         yield
@@ -77,15 +77,15 @@ def confined(to: Confinement | None) -> Generator[None]:
 
 
 def resolve(path: FileName, access: Access = "read", *, named_by: Path | None = None) -> Path:
-    """Return the path to open: as given, or absolute and without links where the call is confined.
+    """Return the path to open: as given, or absolute and without links if the call is confined.
 
     Args:
         path: a file or folder.
-        access: what for.
-        named_by: the file that has *path* in it, which is then relative to that file's folder.
+        access: how it will be opened.
+        named_by: the file that contains *path*, which is then relative to that file's folder.
 
     Raises:
-        RefusedError: if the call is confined, and *path* leads out of its roots, is protected, or cannot be a path.
+        RefusedError: if the call is confined, and *path* is outside its roots, protected, or not a valid path.
     """
     limits = _confinement.get()
     given = named_by.parent / path if named_by is not None else Path(path)
@@ -95,19 +95,19 @@ def resolve(path: FileName, access: Access = "read", *, named_by: Path | None = 
         place = Path(*limits.roots[:1], given.expanduser()).resolve()
     except (ValueError, OSError, RuntimeError) as error:
         if limits.roots:
-            raise RefusedError(f"{os.fspath(path)!r} is not a path: {error}") from error
+            raise RefusedError(f"{os.fspath(path)!r} is not a valid path: {error}") from error
         raise _nothing_allowed(path, limits) from error
     if access == "write" and place in limits.protected:
-        raise RefusedError(f"{path} may not be written here", hint="name another file")
+        raise RefusedError(f"{path} may not be written here", hint="use another file")
     allowed = any(place.is_relative_to(root) for root in limits.roots)
     if allowed or (access == "read" and place in limits.readable):
         return place
     if not limits.roots:
         raise _nothing_allowed(path, limits)
-    words = f"{named_by} names {path}, which" if named_by is not None else f"{path}"
+    words = f"{path}, from {named_by}," if named_by is not None else f"{path}"
     inside = " or ".join(map(str, limits.roots))
     raise RefusedError(
-        f"{words} lies outside the folders that may be used", hint=f"use a path inside {inside}, or {limits.hint}"
+        f"{words} is outside the folders that may be used", hint=f"use a path inside {inside}, or {limits.hint}"
     )
 
 
@@ -129,42 +129,42 @@ def allows(path: FileName) -> bool:
 
 
 def new_file(name: FileName, overwrite: bool) -> Path:
-    """Return the path of a file that is to be written.
+    """Return the path of a file to write.
 
     Raises:
-        OperationError: if it is there already and *overwrite* is false.
+        OperationError: if it exists and *overwrite* is false.
         RefusedError: see `resolve`.
     """
     path = resolve(name, "write")
     if path.exists() and not overwrite:
-        raise OperationError(f"{path} exists already", hint="name another file, or ask for overwrite")
+        raise OperationError(f"{path} exists already", hint="use another file name, or enable overwrite")
     return path
 
 
 def read_file(name: FileName, what: str) -> bytes:
-    """Return the content of a file; *what* it is meant to be is for messages, e.g. ``"ELF file"``.
+    """Return the contents of a file; *what* describes it in messages, e.g. ``"ELF file"``.
 
     Raises:
-        FirmwareError: if it cannot be read, is no regular file, or is empty.
+        FirmwareError: if it cannot be read, is not a regular file, or is empty.
     """
     path = resolve(name)
     try:
         if path.exists() and not path.is_file():
-            raise FirmwareError(f"the {what} {path} is no regular file", hint="name a file")
+            raise FirmwareError(f"the {what} {path} is not a regular file", hint="use a regular file")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise FirmwareError(f"the {what} {path} cannot be read: {reason or error}") from error
     if not data:
-        raise FirmwareError(f"the {what} {path} is empty", hint="a build that went wrong? Build it again")
+        raise FirmwareError(f"the {what} {path} is empty", hint="build it again")
     return data
 
 
 def known_chip(name: str) -> str:
-    """Return a chip as esptool names it, by that name or the vendor's (``"ESP32-C3"``), as esptool itself takes both.
+    """Return esptool's name of a chip, from that name or Espressif's (``"ESP32-C3"``); esptool also accepts both.
 
     Raises:
-        OperationError: if it is none.
+        OperationError: if the chip is unknown.
     """
     bare = name.strip().lower().replace("-", "")
     if bare not in CHIP_DEFS:
@@ -173,7 +173,7 @@ def known_chip(name: str) -> str:
 
 
 def save(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it, so that no half file has the right name.
+    """Write a temporary file and rename it, so that *path* is never incomplete.
 
     Raises:
         OperationError: if it cannot be written.

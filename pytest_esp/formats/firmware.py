@@ -1,4 +1,4 @@
-"""A build of an app: the images to flash, the chip they are for, and the ELF file that decodes its crashes."""
+"""Builds: the images to flash, their chip, and the ELF file for decoding crashes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _APP_ALIGNMENT = 0x10000  # of app partitions
 
 @dataclass(frozen=True)
 class Firmware:
-    """What is to be flashed, loaded and checked before any board is touched.
+    """Firmware to flash. It is loaded and checked before any board is accessed.
 
     Attributes:
-        regions: ordered by address.
-        chip: that it is for, as esptool names it; None if nothing tells.
-        path: the build folder or file; None for what came as bytes or pairs.
-        elf: the ELF file of the app; None if there is none, or only one of another build.
-        elf_problem: why an ELF file that lies beside the images is not `elf`.
-        app: what the app says of itself; None for data, and for apps without a descriptor.
-        needs_slot: it is an app alone; its address is the usual one, and the board's partition table knows better.
+        regions: the regions, ordered by address.
+        chip: esptool's name of its chip; None if unknown.
+        path: the build folder or file; None for bytes and pairs.
+        elf: the app's ELF file; None if there is none, or only that of another build.
+        elf_problem: why the ELF file next to the images is not used.
+        app: the app's descriptor; None for data, and for apps without a descriptor.
+        needs_slot: whether it is only an app, at the usual address; the board's partition table has the right one.
     """
 
     regions: tuple[Region, ...]
@@ -44,16 +44,16 @@ class Firmware:
     def open(cls, path: str | os.PathLike[str], chip: str | None = None) -> Firmware:
         """Load the build at *path*.
 
-        That is a build folder of ESP-IDF (``flasher_args.json``), of Arduino (``sketch.ino.bin`` and what belongs to
-        it) or of PlatformIO (``.pio/build/ENV``); a folder that has such folders in it, or in its ``build`` or
-        ``.pio/build``; a merged image for address 0; Intel HEX or UF2; or the image of an app alone.
+        This is a build folder of ESP-IDF (``flasher_args.json``), Arduino (``sketch.ino.bin`` and its other files) or
+        PlatformIO (``.pio/build/ENV``); a folder with such folders in it, or in its ``build`` or ``.pio/build``; a
+        merged image for address 0; an Intel HEX or UF2 file; or the image of an app.
 
         Args:
-            path: of the folder or file.
-            chip: as esptool names it: takes the build for this chip, where there are several.
+            path: the folder or file.
+            chip: esptool's name of the chip, to select one of several builds.
 
         Raises:
-            FirmwareError: if there is no such build, several would do, or a file of it is missing or damaged.
+            FirmwareError: if there is no such build, several match, or one of its files is missing or damaged.
         """
         place = Path(path)
         found = builds_in(place)
@@ -63,14 +63,12 @@ class Firmware:
             raise FirmwareError(f"{place} has no build for {chip}, only for {chips}")
         if len(fitting) > 1:
             names = ", ".join(f"{build.path.name} ({build.chip or 'any chip'})" for build in fitting)
-            raise FirmwareError(
-                f"{place} has {len(fitting)} builds that would do: {names}", hint="name one of these folders"
-            )
+            raise FirmwareError(f"{place} has {len(fitting)} matching builds: {names}", hint="use one of these folders")
         return _load_build(fitting[0])
 
     @property
     def identity(self) -> str:
-        """64 hex digits that tell builds apart: the SHA-256 of the app's ELF, else of all there is to flash."""
+        """The build's ID, 64 hex digits: the SHA-256 of the app's ELF, else of all data to flash."""
         if self.app is not None and int(self.app.elf_sha256, 16):
             return self.app.elf_sha256
         digest = hashlib.sha256()
@@ -80,44 +78,44 @@ class Firmware:
 
     @property
     def name(self) -> str:
-        """For messages: the project and its version, else the path, else what is to be flashed."""
+        """The name for messages: project and version, else the path, else the sources."""
         if self.app is not None:
             return f"{self.app.project} {self.app.version}"
         return str(self.path) if self.path is not None else ", ".join(region.source for region in self.regions)
 
     def in_slot(self, slot: Partition) -> Firmware:
-        """Return an app that `needs_slot` for *slot*.
+        """Return an app that `needs_slot`, moved to *slot*.
 
         Raises:
-            FirmwareError: if it is too large for it.
+            FirmwareError: if it is too large for the slot.
         """
         (region,) = self.regions
         if region.size > slot.size:
             raise FirmwareError(
-                f"{region.source} has {region.size:#x} bytes, but the partition {slot.name} only {slot.size:#x}",
-                hint="is the partition table in flash another than that of its build? Nothing was written",
+                f"{region.source} has {region.size:#x} bytes, but partition {slot.name} has only {slot.size:#x}",
+                hint="check that the partition table in flash is from the same build; nothing was written",
             )
         return replace(self, regions=(replace(region, address=slot.offset),), needs_slot=False)
 
 
 Contents = Firmware | Source | Pairs
-"""What can be written: an opened build; the path of one; contents or a file for one address; or pairs of both."""
+"""What can be written: an opened build; a build's path; bytes or a file for one address; or pairs of both."""
 
 
 def load(contents: Contents, address: int | str | None = None) -> Firmware:
-    """Return what *contents* names.
+    """Return *contents* as firmware.
 
     Raises:
-        FirmwareError: if a file is missing, unreadable or empty, an address is missing or wrong, or regions overlap.
+        FirmwareError: if a file is missing, unreadable or empty, an address is missing or invalid, or regions overlap.
     """
     if isinstance(contents, (bytes, str, os.PathLike)):
         if address is not None:
             return Firmware(make_regions([(address, contents)]))
         if isinstance(contents, bytes):
-            raise FirmwareError("the address is missing", hint="say where in flash it belongs, e.g. 0x10000")
+            raise FirmwareError("the address is missing", hint="specify the flash address, e.g. 0x10000")
         return Firmware.open(contents)
     if address is not None:
-        raise FirmwareError("a build and pairs have addresses of their own", hint=f"leave out the address {address}")
+        raise FirmwareError("builds and pairs already have addresses", hint=f"omit the address {address}")
     return contents if isinstance(contents, Firmware) else Firmware(make_regions(contents))
 
 
@@ -138,7 +136,7 @@ def _load_build(build: Build) -> Firmware:
 
 
 def _app_in(regions: tuple[Region, ...], offset: int | None) -> App | None:
-    """Return the descriptor of the app at *offset*, or of the first one that begins where an app partition can."""
+    """Return the descriptor of the app at *offset*, or of the first app at a valid address of an app partition."""
     for region in regions:
         first = -(-region.address // _APP_ALIGNMENT) * _APP_ALIGNMENT
         for address in range(first, region.end, _APP_ALIGNMENT):
@@ -160,7 +158,7 @@ def _why_not_its_elf(elf: Path, app: App | None) -> str | None:
         return None
     return (
         f"{elf} is not the ELF file of this app: its SHA-256 begins with {found[:9]}, "
-        f"the app's descriptor says {app.elf_sha256[:9]}; build the project again"
+        f"but the app's descriptor has {app.elf_sha256[:9]}; build the project again"
     )
 
 

@@ -1,4 +1,4 @@
-"""What an image says of itself: the chip and revisions that it is for, and which app it is."""
+"""Reads chip, revisions and app descriptor of images."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _MOST_SEGMENTS = 16
 _HIGHEST_SPI_MODE = 5
 _NO_LIMIT = 0xFFFF
 _MEMORY_OF_8266 = (range(0x3FFE8000, 0x3FFFC000), range(0x40100000, 0x40110000), range(0x40200000, 0x40300000))
-# Where a merged image, which begins at 0, has images of its own: the bootloaders of all chips, and the usual app.
+# The offsets of images in a merged image, which begins at 0: the bootloaders of all chips, and the usual app.
 _MERGED_OFFSETS = (*sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}), 0x10000)
 
 APP_HEAD_SIZE = AppDescription.FIRMWARE_BINARY_OFFSET + AppDescription.SIZE
-"""Bytes of an app's image up to the end of its descriptor."""
+"""The size, in bytes, of an app image up to the end of its descriptor."""
 
 
 @dataclass(frozen=True)
 class App:
-    """What an app says of itself (``esp_app_desc_t`` of ESP-IDF, which Arduino's and PlatformIO's apps have, too).
+    """An app's descriptor (``esp_app_desc_t`` of ESP-IDF; apps of Arduino and PlatformIO have it, too).
 
     Attributes:
         compiled: date and time; None in reproducible builds.
-        elf_sha256: of the ELF file that it was made from, 64 hex digits; zeros if the build tool left them out.
+        elf_sha256: the SHA-256 of its ELF file, 64 hex digits; zeros if the build tool did not set it.
     """
 
     project: str
@@ -40,7 +40,7 @@ class App:
 
 
 def app_of(image: bytes) -> App | None:
-    """Return the descriptor of an app image (its first `APP_HEAD_SIZE` bytes will do); None if it has none."""
+    """Return the descriptor of an app image; None if it has none. The first `APP_HEAD_SIZE` bytes are enough."""
     if not image.startswith(bytes([MAGIC])):
         return None
     found = AppDescription.from_bytes_or_none(image[AppDescription.FIRMWARE_BINARY_OFFSET : APP_HEAD_SIZE])
@@ -50,9 +50,9 @@ def app_of(image: bytes) -> App | None:
 
 
 def check_image(region: Region, chip: str, revision: int | None) -> None:
-    """Check that the images in a region are for *chip* of that *revision* (major * 100 + minor; None: any).
+    """Check that the images in a region are for *chip* with that *revision* (major * 100 + minor; None: any).
 
-    What is no image is not looked at; images for the ESP8266 do not tell their chip. Layout of the header:
+    Other data is ignored. Images for the ESP8266 do not contain their chip. Layout of the header:
     ``esp_image_header_t`` of ESP-IDF (``esp_app_format.h``).
 
     Raises:
@@ -75,9 +75,9 @@ def check_image(region: Region, chip: str, revision: int | None) -> None:
 
 
 def chip_of(image: bytes) -> str | None:
-    """Return the chip that an image's header names; None if it is no header.
+    """Return the chip in an image's header; None if it is not an image header.
 
-    Every byte that can only have few values is looked at: arbitrary data must not pass for an image.
+    Every byte with few valid values is checked, so that arbitrary data is not taken for an image.
     """
     if len(image) < _HEADER_SIZE or image[0] != MAGIC or not 0 < image[1] <= _MOST_SEGMENTS:
         return None
@@ -88,7 +88,7 @@ def chip_of(image: bytes) -> str | None:
 
 
 def is_of_8266(image: bytes) -> bool:
-    """Return whether this is an image for the ESP8266: its first segment goes to where that chip has memory."""
+    """Return whether this is an image for the ESP8266: its first segment is loaded into that chip's memory."""
     if len(image) < 16 or image[0] != MAGIC or not 0 < image[1] <= _MOST_SEGMENTS:
         return False
     return any(int.from_bytes(image[8:12], "little") in memory for memory in _MEMORY_OF_8266)

@@ -1,4 +1,4 @@
-"""A SPI NOR flash chip: what is in it, and what it answers on its SPI bus."""
+"""A simulated SPI NOR flash chip: its contents, and its responses on the SPI bus."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pytest_esp.units import format_size
 
 SECTOR = 0x1000
 BLOCK = 0x10000
-MANUFACTURER = 0xC8  # GigaDevice, whose GD25Q family many modules carry
+MANUFACTURER = 0xC8  # GigaDevice, whose GD25Q family is used in many modules
 _KIND = 0x40  # memory type byte of the GD25Q family
 _SMALLEST, _LARGEST = 256 * 1024, 128 * 1024 * 1024
 
 # Dwords 1 and 3 to 9 of the basic table: 4 KB erase by 0x20, 3-byte addresses, 32 and 64 KB erase by 0x52 and 0xD8,
-# fast reads as the GD25Q family has them.
+# and the fast reads of the GD25Q family.
 _SFDP_TABLE = (0xFFF120E5, 0x6B08EB44, 0xBB423B08, 0xFFFFFFFE, 0xFFFF, 0xEB21FFFF, 0x520F200C, 0xFF00D810)
 
 _WREN, _WRDI, _WEVSR = 0x06, 0x04, 0x50
@@ -32,24 +32,24 @@ class NorFlash:
     """A NOR flash of *size* bytes: programming only clears bits, erasing sets them.
 
     Args:
-        size: bytes, a power of two from 256 KB to 128 MB.
-        path: a file that holds the contents; it is made, blank (0xFF), if it is missing. Without one the
-            contents live in memory, and only the pages that were written take any.
-        private: keep what is written in memory and leave the file as it is, until `save`.
+        size: in bytes, a power of two from 256 KB to 128 MB.
+        path: the file with the contents; a blank one (0xFF) is created if it is missing. Without a file the contents
+            are in memory, and only written pages use any.
+        private: keep changes in memory and do not modify the file until `save`.
 
     Attributes:
-        stuck: cells that do not erase any more, for tests: address -> mask of bits that stay 0.
-        bytes_programmed, sectors_erased: how much was written since this object was made.
+        stuck: cells that cannot be erased, for tests: address -> mask of bits that stay 0.
+        bytes_programmed, sectors_erased: the amount written since this object was created.
 
     Raises:
-        BackendError: for an impossible size, or a file that cannot be used or has another size.
+        BackendError: for an invalid size, or a file that cannot be used or has another size.
     """
 
     def __init__(self, size: int, path: Path | None = None, *, private: bool = False) -> None:
         if not _SMALLEST <= size <= _LARGEST or size & (size - 1):
             raise BackendError(
-                f"a flash of {size} bytes does not exist",
-                hint="sizes are powers of two from 256KB to 128MB, e.g. 4MB",
+                f"invalid flash size: {size} bytes",
+                hint="use a power of two from 256KB to 128MB, e.g. 4MB",
             )
         self.size = size
         self.path = path
@@ -63,7 +63,7 @@ class NorFlash:
 
     @classmethod
     def open(cls, path: Path, size: int | None = None) -> NorFlash:
-        """Return the flash in the file *path*, of the file's own size if *size* is None (4 MB for a new one)."""
+        """Return the flash in the file *path*. If *size* is None, use the file's size, or 4 MB for a new file."""
         if size is None:
             size = path.stat().st_size if path.exists() and path.stat().st_size else 4 * 1024 * 1024
         return cls(size, path)
@@ -71,7 +71,7 @@ class NorFlash:
     # -- contents
 
     def read(self, address: int, size: int) -> bytes:
-        """Return *size* bytes from *address*; addresses wrap at the end, as the chip's own counter does."""
+        """Return *size* bytes from *address*. Addresses wrap at the end, as in a real chip."""
         address %= self.size
         data = bytes(self._bytes[address : address + size])
         while len(data) < size:
@@ -79,7 +79,7 @@ class NorFlash:
         return data
 
     def program(self, address: int, data: bytes) -> None:
-        """Write *data*: every bit that is 0 in it becomes 0, the others keep their value."""
+        """Write *data*: its 0 bits are cleared in flash, the other bits do not change."""
         address %= self.size
         room = self.size - address
         if len(data) > room:
@@ -110,40 +110,40 @@ class NorFlash:
         return hashlib.md5(self.read(address, size), usedforsecurity=False).digest()
 
     def flip(self, address: int, mask: int = 1) -> None:
-        """Turn the bits of *mask* at *address*, past the rules of NOR: a worn cell, for tests."""
+        """Invert the bits of *mask* at *address*, as in a worn cell, for tests."""
         self._bytes[address] ^= mask
 
     def save(self) -> None:
-        """Let what a private flash holds take the place of its file, in one step, and close it.
+        """Replace the file by the contents of this private flash, atomically, and close the flash.
 
         Raises:
-            BackendError: if the file cannot be written; it is what it was then.
+            BackendError: if the file cannot be written; it is then unchanged.
         """
         assert self.path is not None
-        file = self.path.resolve()  # not a link that leads to it
+        file = self.path.resolve()  # do not replace a link
         part = _part_of(file)
         try:
             with part.open("wb") as copy:
                 copy.write(self._bytes)
             shutil.copymode(file, part)
-            self.close()  # Windows replaces no file that is mapped
+            self.close()  # Windows cannot replace a mapped file
             part.replace(file)
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()
             raise BackendError(
-                f"the flash image {file} cannot be written: {error.strerror}", hint="is there room on its disk?"
+                f"the flash image {file} cannot be written: {error.strerror}", hint="check the free disk space"
             ) from error
 
     def close(self) -> None:
-        """Write everything to the file, if there is one and this flash is not private, and let go of it."""
+        """Close the flash; write all changes to its file unless it is private."""
         if self.path is not None and isinstance(self._bytes, mmap.mmap) and not self._bytes.closed:
             if not self._private:
                 self._bytes.flush()
             self._bytes.close()
 
     def _apply_stuck_bits(self, address: int, size: int) -> None:
-        """Clear what is listed in `stuck` and lies in a region."""
+        """Clear the bits of `stuck` in a region."""
         for stuck, mask in self.stuck.items():
             if address <= stuck < address + size:
                 self._bytes[stuck] &= ~mask & 0xFF
@@ -158,7 +158,7 @@ class NorFlash:
         return bytes([MANUFACTURER, _KIND, capacity if capacity < 26 else capacity - 26 + 0x20])
 
     def command(self, opcode: int, address: int, data: bytes, read_size: int) -> bytes:
-        """Run one SPI command (JEDEC opcodes) and return *read_size* bytes of what the chip shifts out."""
+        """Run an SPI command (JEDEC opcodes) and return *read_size* bytes of the chip's response."""
         answer = self._answer(opcode, address, read_size)
         if answer is None:
             self._write_command(opcode, address, data)
@@ -166,14 +166,14 @@ class NorFlash:
         return answer[:read_size].ljust(read_size, b"\xff")
 
     def _answer(self, opcode: int, address: int, read_size: int) -> bytes | None:
-        """Return what a command that only reads shifts out; None for the others."""
+        """Return the response to a read command; None for other commands."""
         answers: dict[int, Callable[[], bytes]] = {
             0x9F: lambda: self.jedec_id,
             0x5A: lambda: self.sfdp()[address : address + read_size],
             0x05: lambda: bytes([self.status[0] | (2 if self._write_enabled else 0)]),
             0x35: lambda: bytes(self.status[1:2]),
             0x15: lambda: bytes(self.status[2:3]),
-            0x4B: self._unique_id,  # behind four dummy bytes
+            0x4B: self._unique_id,  # after four dummy bytes
             0xAB: self._signature,
             0x90: self._signature,
             0x03: lambda: self.read(address, read_size),
@@ -229,7 +229,7 @@ class NorFlash:
 
 
 def _blank_memory(size: int) -> bytearray | mmap.mmap:
-    """Return *size* bytes of 0xFF; on Linux as a private view of pages that all blank flashes share."""
+    """Return *size* bytes of 0xFF; on Linux as a copy-on-write mapping of pages that all blank flashes share."""
     descriptor = _shared_blank(size)
     if descriptor is None:
         return bytearray(b"\xff") * size
@@ -256,18 +256,18 @@ def _map(path: Path, size: int, private: bool) -> mmap.mmap:
             if found != size:
                 raise BackendError(
                     f"the flash image {path} has {found} bytes, not {size} ({format_size(size)})",
-                    hint="give the flash size that it was made with, or another file",
+                    hint="use the flash size that it was created with, or another file",
                 )
             return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY if private else mmap.ACCESS_WRITE)
     except OSError as error:
         raise BackendError(
             f"the flash image {path} cannot be used: {error.strerror}",
-            hint="it must be a writable file in a folder that exists, on a disk with room for it",
+            hint="it must be a writable file in an existing folder, with enough free disk space",
         ) from error
 
 
 def _create_blank(path: Path, size: int) -> None:
-    """Make the file beside its place and rename it: a kill leaves no half image with the right name."""
+    """Create a temporary file and rename it, so that *path* is never an incomplete image."""
     part = _part_of(path)
     with part.open("wb") as file:
         for _ in range(0, size, 1 << 18):

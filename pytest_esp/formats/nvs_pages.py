@@ -1,6 +1,6 @@
-"""The pages of an NVS partition as bytes: made by Espressif's generator, read back here.
+"""Reads the pages of an NVS partition, and makes them with Espressif's generator.
 
-Source: "Non-Volatile Storage Library", section Internals, of ESP-IDF's guide. No board is needed.
+Source: "Non-Volatile Storage Library", section Internals, of ESP-IDF's guide.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NvsData = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class NvsEntry:
-    """One value; *type* is ``"u8"`` ... ``"i64"``, ``"string"`` or ``"blob"``, whose value is hex digits."""
+    """A value; *type* is ``"u8"`` to ``"i64"``, ``"string"`` or ``"blob"`` (the value is hex digits)."""
 
     namespace: str
     key: str
@@ -54,11 +54,11 @@ class NvsPage:
     """One page of 4 KB.
 
     Attributes:
-        state: ``"empty"``, ``"active"``, ``"full"``, ``"freeing"``, ``"corrupt"`` (so marked, or not blank where it
-            should be), or ``"damaged"`` if its header's checksum is wrong.
+        state: ``"empty"``, ``"active"``, ``"full"``, ``"freeing"``, ``"corrupt"`` (marked as such, or not blank where
+            it should be), or ``"damaged"`` if its header's checksum is wrong.
         sequence, version: None unless the page is in use.
-        written, erased, free: how many of its 126 entries are.
-        encrypted: whether no entry of it can be read, as with NVS encryption and without the right key.
+        written, erased, free: the number of its 126 entries in each state.
+        encrypted: whether none of its entries can be read, as with NVS encryption and without the right key.
     """
 
     number: int
@@ -73,12 +73,12 @@ class NvsPage:
 
 @dataclass(frozen=True)
 class NvsContents:
-    """What an NVS partition holds.
+    """The contents of an NVS partition.
 
     Attributes:
         entries: all values that an app can read, by namespace and key.
-        encrypted: whether there are pages that only the right key opens.
-        problems: entries and pages that are damaged, and values that no app can read.
+        encrypted: whether some pages cannot be read without the right key.
+        problems: damaged entries and pages, and values that an app cannot read.
     """
 
     namespaces: tuple[str, ...]
@@ -90,7 +90,7 @@ class NvsContents:
 
 @dataclass(frozen=True)
 class _Item:
-    """One entry of a page, with the data that follows it."""
+    """An entry of a page, with the data that follows it."""
 
     namespace: int
     type: int
@@ -101,17 +101,19 @@ class _Item:
 
 
 def read_pages(data: bytes, key: bytes | None = None) -> NvsContents:
-    """Return what an NVS partition holds.
+    """Return the contents of an NVS partition.
 
     Args:
         data: the whole partition.
-        key: of NVS encryption, 64 bytes, as the generator's key file and the nvs_keys partition begin.
+        key: the NVS encryption key: the first 64 bytes of the generator's key file or the nvs_keys partition.
 
     Raises:
-        OperationError: if the size is not that of whole pages, or the key is not 64 bytes long.
+        OperationError: if the size is not a multiple of the page size, or the key is not 64 bytes long.
     """
     if not data or len(data) % PAGE:
-        raise OperationError(f"{len(data)} bytes are no NVS partition", hint="it is made of pages of 4096 bytes")
+        raise OperationError(
+            f"invalid size of an NVS partition: {len(data)} bytes", hint="expected a multiple of 4096 bytes"
+        )
     if key is not None and len(key) != KEY_SIZE:
         raise OperationError(f"an NVS key has {KEY_SIZE} bytes, not {len(key)}")
     problems: list[str] = []
@@ -138,7 +140,7 @@ def _page(raw: bytes, number: int, key: bytes | None, problems: list[str]) -> tu
     state = cast(Any, _STATES.get(state_word, "damaged"))
     if state == "empty" and raw == b"\xff" * PAGE:
         return NvsPage(number, "empty", None, None, 0, 0, _ENTRIES, False), []
-    if state in ("empty", "corrupt"):  # ESP-IDF's library reads nothing from it
+    if state in ("empty", "corrupt"):  # ESP-IDF's library ignores the page
         problems.append(f"page {number}: it is {'not blank' if state == 'empty' else 'marked as corrupt'}")
         return NvsPage(number, "corrupt", None, None, 0, 0, 0, False), []
     if state == "damaged" or zlib.crc32(raw[4:28], 0xFFFFFFFF) != struct.unpack_from("<I", raw, 28)[0]:
@@ -147,20 +149,20 @@ def _page(raw: bytes, number: int, key: bytes | None, problems: list[str]) -> tu
     bits = int.from_bytes(raw[32:64], "little")
     states = [bits >> 2 * index & 3 for index in range(_ENTRIES)]
     version = 0x100 - raw[8]  # version 1 is written as 0xff, version 2 as 0xfe
-    # The library writes an active page from its first empty entry on, and keeps nothing that lies behind.
+    # The library continues an active page at its first empty entry, and ignores everything after it.
     end = states.index(_EMPTY) if state == "active" and _EMPTY in states else _ENTRIES
     good, bad = _items(raw, number, states, end, key) if version <= _NEWEST_VERSION else ([], [])
     encrypted = bool(bad) and not good
     if version > _NEWEST_VERSION:
-        problems.append(f"page {number}: it is of version {version}, which is unknown")
+        problems.append(f"page {number}: unknown version {version}")
     elif not encrypted:
-        problems += [f"page {number}, entry {index}: its checksum is wrong, or it is cut" for index in bad]
+        problems += [f"page {number}, entry {index}: wrong checksum, or truncated" for index in bad]
     written, erased, free = (states.count(kind) for kind in (_WRITTEN, _ERASED, _EMPTY))
     return NvsPage(number, state, sequence, version, written, erased, free, encrypted), good
 
 
 def _items(raw: bytes, number: int, states: list[int], end: int, key: bytes | None) -> tuple[list[_Item], list[int]]:
-    """Return the entries that are right, and the places of those that are not; from *end* on none is."""
+    """Return the valid entries before *end*, and the indices of the invalid ones."""
     good: list[_Item] = []
     bad: list[int] = []
     index = 0
@@ -217,10 +219,10 @@ def _entries(items: list[_Item], names: dict[int, str], problems: list[str]) -> 
     for item in newest.values():
         value = _value(item, chunks)
         if item.namespace not in names:
-            problems.append(f"{item.key}: it is in namespace {item.namespace}, which has no name")
+            problems.append(f"{item.key}: its namespace {item.namespace} does not have a name")
         elif value is None:
             what = f"{names[item.namespace]}.{item.key}"
-            problems.append(f"{what}: it is not complete, or of the unknown type {item.type:#04x}")
+            problems.append(f"{what}: incomplete, or of unknown type {item.type:#04x}")
         else:
             yield NvsEntry(names[item.namespace], item.key, *value)
 
@@ -248,24 +250,24 @@ def make_pages(values: NvsData | str | Path, size: int, key: bytes | None = None
     """Return an NVS partition of *size* bytes, made by Espressif's generator.
 
     Args:
-        values: see `NvsData`; or a CSV file as that generator takes it (files that it names are relative to it).
-        size: of the partition, at least 0x3000.
-        key: of NVS encryption, 64 bytes.
+        values: see `NvsData`; or a CSV file for that generator (files in it are relative to it).
+        size: the size of the partition, at least 0x3000.
+        key: the NVS encryption key, 64 bytes.
 
     Raises:
-        OperationError: if a value does not fit its type, a name is too long, or they need more room.
+        OperationError: if a value does not fit its type, a name is too long, or the partition is too small.
     """
     from esp_idf_nvs_partition_gen import nvs_partition_gen as generator
 
     if size % PAGE or size < _LEAST_PAGES * PAGE:
         raise OperationError(
-            f"an NVS partition cannot have {size:#x} bytes", hint="a multiple of 0x1000, from 0x3000 on"
+            f"invalid size of an NVS partition: {size:#x} bytes", hint="use a multiple of 0x1000, at least 0x3000"
         )
     if key is not None and len(key) != KEY_SIZE:
         raise OperationError(f"an NVS key has {KEY_SIZE} bytes, not {len(key)}")
     rows = _rows_of_csv(Path(values)) if isinstance(values, (str, Path)) else _rows(values)
     out = io.BytesIO()
-    # One page is kept free: the library moves entries into it.
+    # One page stays free: the library moves entries into it.
     partition = generator.nvs_open(out, size - PAGE, generator.Page.VERSION2, key is not None, key)
     for name, encoding, value in rows:
         _check_name(name)
@@ -279,7 +281,7 @@ def make_pages(values: NvsData | str | Path, size: int, key: bytes | None = None
             raise OperationError(
                 f"there is no room for {name!r} in {size:#x} bytes"
                 if room
-                else f"the value of {name!r} is wrong: {error}",
+                else f"the value of {name!r} is invalid: {error}",
                 hint="make the partition larger" if room else f"it does not fit {encoding}",
             ) from error
     generator.nvs_close(partition)
@@ -288,7 +290,7 @@ def make_pages(values: NvsData | str | Path, size: int, key: bytes | None = None
 
 def _check_name(name: str) -> None:
     if not 0 < len(name.encode()) <= _LONGEST_KEY:
-        raise OperationError(f"{name!r} is no name for a key or a namespace", hint=f"1 to {_LONGEST_KEY} bytes")
+        raise OperationError(f"invalid key or namespace {name!r}", hint=f"use 1 to {_LONGEST_KEY} bytes")
 
 
 _Row = tuple[str, str, Any]
@@ -317,7 +319,7 @@ def _encoded(name: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, bytes):
         return "hex2bin", value.hex()
     raise OperationError(
-        f"the value of {name!r} is of no type that NVS knows", hint="text, number, bytes, or type and value"
+        f"the value of {name!r} has an unsupported type", hint="use text, a number, bytes, or type and value"
     )
 
 
@@ -326,7 +328,7 @@ def _typed(name: str, kind: str, value: Any) -> tuple[str, Any]:
         try:
             return kind, int(value, 0) if isinstance(value, str) else int(value)
         except (TypeError, ValueError) as error:
-            raise OperationError(f"the value of {name!r} is no number") from error
+            raise OperationError(f"the value of {name!r} is not a number") from error
     if kind == "string" and isinstance(value, str):
         return kind, value
     if kind in ("blob", "hex", "hex2bin", "base64") and isinstance(value, (str, bytes)):
@@ -334,7 +336,7 @@ def _typed(name: str, kind: str, value: Any) -> tuple[str, Any]:
             return "hex2bin", value.hex()
         return ("base64" if kind == "base64" else "hex2bin"), value
     known = ", ".join([*_NUMBERS.values(), "string", "blob (hex digits)", "base64"])
-    raise OperationError(f"{name!r} has no value of the type {kind}", hint=f"types: {known}")
+    raise OperationError(f"the value of {name!r} does not match its type {kind}", hint=f"types: {known}")
 
 
 def _rows_of_csv(path: Path) -> Iterator[_Row]:
@@ -346,7 +348,7 @@ def _rows_of_csv(path: Path) -> Iterator[_Row]:
         raise OperationError(f"{path} cannot be read: {error}") from error
     table = csv.DictReader(lines)
     if not {"key", "type", "encoding", "value"} <= set(table.fieldnames or ()):
-        raise OperationError(f"{path} is no CSV for NVS", hint="its first line is key,type,encoding,value")
+        raise OperationError(f"{path} is not an NVS CSV file", hint="its first line must be key,type,encoding,value")
     for row in table:
         name, kind, encoding, value = (str(row[column] or "") for column in ("key", "type", "encoding", "value"))
         if kind == "namespace":
@@ -358,7 +360,7 @@ def _rows_of_csv(path: Path) -> Iterator[_Row]:
         elif kind == "file":
             yield (name, *_file_value(path, encoding, value))
         else:
-            raise OperationError(f"{path}: {name!r} is of no kind {kind!r}", hint="namespace, data, file")
+            raise OperationError(f"{path}: {name!r} has the unknown type {kind!r}", hint="use namespace, data or file")
 
 
 def _file_value(path: Path, encoding: str, name: str) -> tuple[str, Any]:

@@ -1,6 +1,6 @@
-"""New partition tables: from CSV, from plain data, or by the name of a usual layout. No board is needed.
+"""Builds partition tables from CSV, from plain data, or from the name of a common layout.
 
-Source: chapter "Partition Tables" of ESP-IDF's guide. The binary, with its MD5, is written by esp-idf-defs.
+Source: chapter "Partition Tables" of ESP-IDF's guide. esp-idf-defs writes the binary, with its MD5.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pytest_esp.names import nearest
 from pytest_esp.units import format_size
 
 Layout = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-"""The name of a usual layout, a CSV file or its text, or rows (bare, or under ``partitions`` of a mapping)."""
+"""The name of a common layout, a CSV file or its text, or rows (a list, or a mapping with the list ``partitions``)."""
 
 APP_ALIGNMENT = 0x10000
 _LONGEST_NAME = 16
@@ -34,13 +34,13 @@ _KEYS = ("name", "type", "subtype", "offset", "size", "flags")
 
 @dataclass(frozen=True)
 class BuiltTable:
-    """A new partition table. Sizes in bytes.
+    """A new partition table. Sizes are in bytes.
 
     Attributes:
-        data: the binary, with its MD5, to be flashed at *table_offset*.
-        csv: the same as text, with every offset filled in.
-        flash_size: that it was checked against; *free* is what it leaves of it behind the last partition.
-        warnings: what is allowed, but probably not meant.
+        data: the binary, with its MD5, for *table_offset*.
+        csv: the same as text, with all offsets.
+        flash_size: the flash size that it was checked against; *free* is the space after the last partition.
+        warnings: what is allowed, but probably not intended.
     """
 
     partitions: tuple[Partition, ...]
@@ -54,20 +54,20 @@ class BuiltTable:
 
 
 def build(layout: Layout, flash_size: int | str, *, table_offset: int | str = PARTITION_TABLE_OFFSET) -> BuiltTable:
-    """Return a table that was checked: alignment (apps to 64 KB), overlaps, names, subtypes, and the flash's size.
+    """Build a table and check its alignment (64 KB for apps), overlaps, names, subtypes, and the flash size.
 
     Args:
-        layout: see `Layout` and `LAYOUTS`; a row has name, type, subtype, size, and maybe offset and flags.
-        flash_size: of the board.
-        table_offset: where the table itself will lie.
+        layout: see `Layout` and `LAYOUTS`; a row has name, type, subtype, size, and optionally offset and flags.
+        flash_size: the board's flash size.
+        table_offset: the address of the table.
 
     Raises:
-        OperationError: if it is wrong in any of these; says in which line or partition.
+        OperationError: if one of these checks fails; the message gives the line or partition.
     """
     size, offset = size_argument(flash_size, "flash size"), size_argument(table_offset, "offset of the table")
     text = _csv_of(layout, size)
-    if "$" in text:  # esp-idf-defs would put environment variables there
-        raise OperationError("the partition CSV has a '$'", hint="write the value itself")
+    if "$" in text:  # esp-idf-defs would expand environment variables
+        raise OperationError("the partition CSV contains a '$'", hint="replace the variable by its value")
     try:
         table = PartitionTable.from_csv(text, offset)
         for entry in table:
@@ -78,7 +78,7 @@ def build(layout: Layout, flash_size: int | str, *, table_offset: int | str = PA
     except OperationError:
         raise
     except Exception as error:  # esp-idf-defs raises several kinds
-        raise OperationError(f"the partition table is wrong: {error}") from error
+        raise OperationError(f"invalid partition table: {error}") from error
     partitions = parse(data)
     if not partitions:
         raise OperationError("the partition table is empty", hint=f"layouts: {', '.join(LAYOUTS)}")
@@ -107,20 +107,22 @@ def build_ota(
     """Return a table for updates over the air.
 
     Args:
-        flash_size: of the board.
-        app_size: of every app; by default as much as there is room for.
-        slots: how many OTA partitions there are, 2 to 16.
-        factory: whether there is a factory app, too.
-        nvs_size: of the NVS partition.
-        storage: ``"littlefs"``, ``"spiffs"`` or ``"fat"`` for a file system in what is left.
+        flash_size: the board's flash size.
+        app_size: the size of each app partition; by default the largest possible.
+        slots: the number of OTA partitions, 2 to 16.
+        factory: whether to add a factory app.
+        nvs_size: the size of the NVS partition.
+        storage: ``"littlefs"``, ``"spiffs"`` or ``"fat"`` for a file system in the remaining space.
 
     Raises:
-        OperationError: if there is no room, or an argument is wrong.
+        OperationError: if it does not fit, or an argument is invalid.
     """
     if not 2 <= slots <= 16:
-        raise OperationError(f"{slots} OTA partitions do not work", hint="2 to 16: one runs while another is written")
+        raise OperationError(
+            f"invalid number of OTA partitions: {slots}", hint="use 2 to 16: one runs while another is written"
+        )
     if storage not in (None, "littlefs", "spiffs", "fat"):
-        raise OperationError(f"there is no file system {storage!r}", hint="littlefs, spiffs, fat")
+        raise OperationError(f"unknown file system {storage!r}", hint="use littlefs, spiffs or fat")
     size = size_argument(flash_size, "flash size")
     names = [*(["factory"] if factory else []), *(f"ota_{number}" for number in range(slots))]
     nvs = size_argument(nvs_size, "size of the NVS")
@@ -130,8 +132,8 @@ def build_ota(
     app = largest if app_size is None else size_argument(app_size, "size of the app")
     if not 0 < app <= largest:
         raise OperationError(
-            f"{len(names)} apps of {format_size(app)} do not fit into a flash of {format_size(size)}",
-            hint=f"the largest that fits is {format_size(largest)}",
+            f"{len(names)} apps of {format_size(app)} do not fit into {format_size(size)} of flash",
+            hint=f"the largest possible size is {format_size(largest)}",
         )
     rows = [_row("nvs", "data", "nvs", nvs), _row("otadata", "data", "ota", _OTADATA_SIZE)]
     rows += [_row("phy_init", "data", "phy", _PHY_SIZE), *(_row(name, "app", name, app) for name in names)]
@@ -163,7 +165,7 @@ LAYOUTS: dict[str, Callable[[int], str | list[dict[str, Any]]]] = {
     ),
     "factory_two_ota": lambda size: build_ota(size, factory=True).csv,
 }
-"""Usual layouts, as functions of the flash size: the single ones and sizes of ESP-IDF, and tables for updates."""
+"""Common layouts, as functions of the flash size: those of ESP-IDF, and tables for updates over the air."""
 
 
 def _csv_of(layout: Layout, flash_size: int) -> str:
@@ -184,7 +186,8 @@ def _csv_of(layout: Layout, flash_size: int) -> str:
     if layout.endswith(".csv"):
         return _file(Path(layout))
     raise OperationError(
-        f"there is no layout {layout!r}", hint=f"nearest: {nearest(layout, LAYOUTS)}; or a CSV file, its text, or rows"
+        f"there is no layout {layout!r}",
+        hint=f"nearest: {nearest(layout, LAYOUTS)}; or use a CSV file, its text, or rows",
     )
 
 
@@ -192,17 +195,17 @@ def _file(path: Path) -> str:
     try:
         return resolve(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise OperationError(f"{path} cannot be read: {reason}") from error
 
 
 def _line(row: Any) -> str:
     if not isinstance(row, Mapping):
-        raise OperationError(f"{row!r} is no row of a table", hint=f"a row has {', '.join(_KEYS)}")
+        raise OperationError(f"{row!r} is not a row of a table", hint=f"a row has {', '.join(_KEYS)}")
     row = cast(Mapping[str, Any], row)
     unknown = [key for key in row if key not in _KEYS]
     if unknown:
-        raise OperationError(f"a row has no {unknown[0]!r}", hint=f"it has {', '.join(_KEYS)}")
+        raise OperationError(f"unknown key {unknown[0]!r} in a row", hint=f"use {', '.join(_KEYS)}")
     missing = [key for key in ("name", "type", "size") if row.get(key) in (None, "")]
     if missing:
         raise OperationError(f"the row {dict(row)} has no {missing[0]}")
@@ -212,7 +215,7 @@ def _line(row: Any) -> str:
         cells[3] = f"{size_argument(row['offset'], 'offset'):#x}"
     cells[5] = flags if isinstance(flags, str) else ":".join(flags)
     if any(mark in str(cell) for cell in cells for mark in ",\n#"):
-        raise OperationError(f"a cell of the row {dict(row)} has a comma, a '#' or a line break in it")
+        raise OperationError(f"a cell of the row {dict(row)} contains a comma, a '#' or a line break")
     return ",".join(map(str, cells))
 
 
@@ -222,26 +225,24 @@ def _line(row: Any) -> str:
 def _check_name(name: str) -> None:
     length = len(name.encode())
     if not 0 < length <= _LONGEST_NAME:
-        raise OperationError(
-            f"the name {name!r} of a partition has {length} bytes", hint=f"1 to {_LONGEST_NAME}: a longer one is cut"
-        )
+        raise OperationError(f"the partition name {name!r} has {length} bytes", hint=f"use 1 to {_LONGEST_NAME} bytes")
 
 
 def _check_subtypes(partitions: Sequence[Partition]) -> None:
     counts = Counter(part.subtype for part in partitions if part.type == "app")
     for subtype, count in counts.items():
         if count > 1:
-            raise OperationError(f"there are {count} app partitions {subtype}", hint="a subtype names one slot")
+            raise OperationError(f"there are {count} app partitions {subtype}", hint="use each app subtype once")
     slots = ota_slots(partitions)
     if slots and otadata_of(partitions) is None:
         raise OperationError(
-            "there are OTA partitions, but no otadata",
-            hint="add a row: otadata, data, ota, , 0x2000; it says which one to start",
+            "there are OTA partitions, but no otadata partition, which selects one of them",
+            hint="add a row: otadata, data, ota, , 0x2000",
         )
     if [part.subtype for part in slots] != [f"ota_{number}" for number in range(len(slots))]:
         raise OperationError(
             f"the OTA partitions are {', '.join(part.subtype for part in slots)}",
-            hint="they count from ota_0, without gaps",
+            hint="number them from ota_0, without gaps",
         )
 
 
@@ -250,8 +251,8 @@ def _warnings(partitions: Sequence[Partition]) -> list[str]:
     sizes = {part.size for part in slots}
     types = {(part.type, part.subtype) for part in partitions}
     found = {
-        "no app partition: nothing can be started": default_app(partitions) is None,
-        "one OTA partition alone: an update cannot be written while it runs": len(slots) == 1
+        "no app partition: the board has nothing to start": default_app(partitions) is None,
+        "only one OTA partition: an update cannot be written while it runs": len(slots) == 1
         and ("app", "factory") not in types,
         "OTA partitions of different sizes: an update must fit into the smallest": len(sizes) > 1,
         "otadata without OTA partitions": otadata_of(partitions) is not None and not slots,

@@ -1,4 +1,4 @@
-"""A partition table as bytes and as text: ESP-IDF's format, as esp-idf-defs reads and writes it."""
+"""Partition tables in ESP-IDF's binary and CSV formats, read and written with esp-idf-defs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ENTRY_SIZE = 32
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition; offset and size in bytes. Types and subtypes are names where ESP-IDF has one, else ``0x40``."""
+    """A partition; offset and size are in bytes. Types and subtypes are ESP-IDF's names, or numbers like ``0x40``."""
 
     name: str
     type: str
@@ -36,32 +36,32 @@ def parse(data: bytes) -> tuple[Partition, ...]:
     """
     try:
         table = PartitionTable.from_binary(data)
-    except Exception as error:  # esp-idf-defs raises several kinds, some of them bare
+    except Exception as error:  # esp-idf-defs raises several kinds, including Exception
         raise OperationError(f"the partition table is damaged: {error}", hint="flash it again") from error
     return tuple(_partition(entry) for entry in table)
 
 
 def from_csv(text: str) -> bytes:
-    """Return the binary table, with its MD5, of a CSV as ESP-IDF writes it.
+    """Return the binary table, with its MD5, for a CSV in ESP-IDF's format.
 
     Raises:
-        OperationError: if the CSV is wrong; with esp-idf-defs's own words and line.
+        OperationError: if the CSV is invalid; with the message and line from esp-idf-defs.
     """
     try:
         table = PartitionTable.from_csv(text)
         table.verify()
         return table.to_binary()
     except Exception as error:
-        raise OperationError(f"the partition CSV is wrong: {error}") from error
+        raise OperationError(f"invalid partition CSV: {error}") from error
 
 
 def has_md5(data: bytes) -> bool:
-    """Return whether a binary table has an MD5 of itself."""
+    """Return whether a binary table has an MD5."""
     return any(data.startswith(MD5_PARTITION_BEGIN[:2], entry) for entry in range(0, len(data), _ENTRY_SIZE))
 
 
 def otadata_of(partitions: Iterable[Partition]) -> Partition | None:
-    """Return the partition that says which slot to start, if there is one."""
+    """Return the otadata partition, which selects the slot to start, if there is one."""
     return next((part for part in partitions if (part.type, part.subtype) == ("data", "ota")), None)
 
 
@@ -72,7 +72,7 @@ def ota_slots(partitions: Iterable[Partition]) -> list[Partition]:
 
 
 def default_app(partitions: Iterable[Partition]) -> Partition | None:
-    """Return what the bootloader starts where otadata names nothing: the factory app, else the first slot."""
+    """Return the partition that the bootloader starts if otadata is blank: the factory app, else the first slot."""
     table = list(partitions)
     factory = [part for part in table if (part.type, part.subtype) == ("app", "factory")]
     return next(iter((*factory, *ota_slots(table))), None)

@@ -1,4 +1,4 @@
-"""Serial Flash Discoverable Parameters (JEDEC standard JESD216): what a flash chip says of itself."""
+"""Serial Flash Discoverable Parameters (JEDEC standard JESD216), which flash chips provide."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _BASIC_TABLE = 0xFF00
 _MOST_DWORDS = 23  # of the basic table in JESD216F
 _ADDRESSING = {0: "3", 1: "3 or 4", 2: "4"}
 _QUAD_ENABLE = {
-    0: "none: there is no such bit",
+    0: "none: the chip does not have such a bit",
     1: "bit 1 of status register 2, written with register 1 by 0x01",
     2: "bit 6 of status register 1",
     3: "bit 7 of status register 2, by 0x3E",
-    4: "bit 1 of status register 2, written with register 1 by 0x01; one byte alone leaves it",
+    4: "bit 1 of status register 2, written with register 1 by 0x01; writing one byte does not change it",
     5: "bit 1 of status register 2, read by 0x35 and written by 0x01",
     6: "bit 1 of status register 2, read by 0x35 and written by 0x31",
 }
@@ -29,7 +29,7 @@ _QUAD_ENABLE = {
 
 @dataclass(frozen=True)
 class SfdpTable:
-    """One parameter table: its id (0xFF00 is JEDEC's basic one), revision, and where it lies (bytes)."""
+    """A parameter table: its ID (0xFF00 is JEDEC's basic table), revision, address and size in bytes."""
 
     id: int
     revision: str
@@ -39,7 +39,7 @@ class SfdpTable:
 
 @dataclass(frozen=True)
 class EraseType:
-    """A size of erase (bytes), and its opcode."""
+    """An erase size in bytes, and its opcode."""
 
     size: int
     opcode: int
@@ -47,7 +47,7 @@ class EraseType:
 
 @dataclass(frozen=True)
 class FastRead:
-    """A fast read: lines for command, address and data (``"1-4-4"``), opcode, and clocks before the data."""
+    """A fast read: lines for command, address and data (``"1-4-4"``), opcode, and wait clocks before the data."""
 
     lines: str
     opcode: int
@@ -57,14 +57,14 @@ class FastRead:
 
 @dataclass(frozen=True)
 class Sfdp:
-    """What the header and the basic table say.
+    """The values from the header and the basic table.
 
     Attributes:
-        revision: of the header.
-        size: of the flash in bytes.
+        revision: the header's revision.
+        size: the flash size in bytes.
         address_bytes: ``"3"``, ``"3 or 4"`` or ``"4"``.
-        page_size: bytes that one program command takes; None where the table does not tell.
-        quad_enable: which bit switches the four-line reads on; None where the table does not tell.
+        page_size: the size of a program command in bytes; None if the table does not contain it.
+        quad_enable: the bit that enables four-line reads; None if the table does not contain it.
     """
 
     revision: str
@@ -78,21 +78,21 @@ class Sfdp:
 
 
 def parse(read: Read) -> Sfdp:
-    """Return what *read* finds.
+    """Parse the parameters that *read* returns.
 
     Raises:
-        OperationError: if there are no such parameters, or they make no sense.
+        OperationError: if there are no parameters, or they are invalid.
     """
     header = read(0, _HEADER_SIZE)
     if not header.startswith(_SIGNATURE):
         raise OperationError(
             "the flash has no SFDP parameters",
-            hint="older chips have none; esp_flash_size_detect tells its size by other means",
+            hint="older chips do not have them; detect the flash size by its ID instead",
         )
     tables = tuple(_table(read(_HEADER_SIZE * number, _HEADER_SIZE)) for number in range(1, header[6] + 2))
     basic = next((table for table in tables if table.id == _BASIC_TABLE), None)
     if basic is None or basic.size < 9 * 4:
-        raise OperationError("the SFDP parameters have no basic table", hint="they are damaged, or not of JESD216")
+        raise OperationError("the SFDP parameters have no basic table", hint="they are damaged, or not from JESD216")
     count = min(basic.size // 4, _MOST_DWORDS)
     words = struct.unpack(f"<{count}I", read(basic.address, count * 4))
     return Sfdp(
@@ -113,16 +113,16 @@ def _table(header: bytes) -> SfdpTable:
 
 
 def _tells(words: tuple[int, ...], index: int) -> bool:
-    """Return whether a table has that word, and something in it: tables of revision 1.0 end after nine."""
+    """Return whether a table has a non-zero word at *index*: tables of revision 1.0 end after nine words."""
     return len(words) > index and words[index] not in (0, 0xFFFFFFFF)
 
 
 def _size(word: int) -> int:
-    """Return the bytes of a density: bits less one, or a power of two of bits."""
+    """Return the size in bytes for a density word: the number of bits minus one, or a power of two of bits."""
     if word & 1 << 31:
         exponent = word & 0x7FFFFFFF
         if not 3 <= exponent < 64:
-            raise OperationError(f"the SFDP density {word:#x} makes no sense")
+            raise OperationError(f"invalid SFDP density {word:#x}")
         return 1 << exponent - 3
     return (word + 1) // 8
 

@@ -1,4 +1,4 @@
-"""The stub flashers that esptool brings."""
+"""esptool's stub flashers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from esptool.util import strip_chip_name
 
 @functools.cache
 def stub_entries(chip_name: str) -> frozenset[int]:
-    """Return the entry points of every stub flasher that the installed esptool has for a ``CHIP_NAME``."""
+    """Return the entry points of all stub flashers that the installed esptool has for a ``CHIP_NAME``."""
     # Some chips have a stub per silicon revision, e.g. esp32p4 and esp32p4rc1.
     stem = re.compile(re.escape(strip_chip_name(chip_name)) + r"(rc\d+|-.*)?")
     files = (

@@ -125,7 +125,7 @@ def test_what_does_not_belong_is_refused_in_the_same_words(qemu_esp, build_of, o
         esp.flash.write(foreign, over=over)
     with pytest.raises(FirmwareError, match=r"is an image for the ESP32 \(esp32\), not for the ESP32-C3"):
         esp.flash.write((foreign / "bootloader" / "bootloader.bin").read_bytes(), 0, over=over)
-    with pytest.raises(FirmwareError, match=r"needs flash up to 0x200001, but there are 2MB"):
+    with pytest.raises(FirmwareError, match=r"needs flash up to 0x200001, but the board has 2MB"):
         esp.flash.write([(0, b"first"), (0x1FFFFF, b"12")], over=over)
     for operation in (esp.flash.read, esp.flash.md5):
         with pytest.raises(OperationError, match="beyond the flash of 2MB"):

@@ -90,7 +90,7 @@ def test_an_elf_of_another_build_is_not_used(idf, tmp_path):
         elf.write(b"changed")
     firmware = Firmware.open(build)
     assert firmware.elf is None
-    assert f"says {firmware.app.elf_sha256[:9]}; build the project again" in firmware.elf_problem
+    assert f"has {firmware.app.elf_sha256[:9]}; build the project again" in firmware.elf_problem
 
 
 def test_project_description_names_the_elf(idf, tmp_path):
@@ -114,7 +114,7 @@ def test_real_builds(firmware_folder, name):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "is damaged"), ("[]", "holds no object"), ("{}", "is damaged"), ('{"flash_files": 7}', "is damaged")],
+    [("{", "is damaged"), ("[]", "expected a JSON object"), ("{}", "is damaged"), ('{"flash_files": 7}', "is damaged")],
 )
 def test_a_damaged_listing(tmp_path, content, words):
     (tmp_path / "flasher_args.json").write_text(content)
@@ -233,7 +233,7 @@ def test_a_damaged_partition_table(project):
     with pytest.raises(FirmwareError, match=r"partitions\.bin: the partition table is damaged"):
         Firmware.open(project)
     table.write_bytes(from_csv("nvs, data, nvs, 0x9000, 0x5000"))
-    with pytest.raises(FirmwareError, match="no partition for an app"):
+    with pytest.raises(FirmwareError, match="has no app partition"):
         Firmware.open(project)
 
 
@@ -262,7 +262,7 @@ def test_an_app_alone_on_a_blank_board_goes_to_the_usual_place(esp_of, idf, chip
 def test_an_app_that_is_too_large_for_its_partition(esp_of, idf, chip):
     esp = esp_of(chip)
     esp.flash.write([(0x8000, from_csv("app, app, factory, 0x10000, 4K"))])
-    with pytest.raises(FirmwareError, match=r"but the partition app only 0x1000"):
+    with pytest.raises(FirmwareError, match=r"but partition app has only 0x1000"):
         esp.flash.write(parts_of(idf)[2])
 
 
@@ -284,11 +284,11 @@ def test_what_is_no_firmware(idf, tmp_path, build_of):
     c3_bootloader = parts_of(build_of("esp32c3"))[0]
     shutil.copyfile(elf, tmp_path / "alone.elf")
     for path, words in (
-        (data, "needs an address: it is neither an app's image nor a whole flash"),
+        (data, "needs an address: it is neither an app image nor a whole flash"),
         (table, "needs an address"),
         (tmp_path / "nowhere", "does not exist"),
         (tmp_path / "alone.elf", "is an ELF file, which cannot be flashed"),
-        (tmp_path, r"alone\.elf is an ELF file, which cannot be flashed, and there are no images"),
+        (tmp_path, r"alone\.elf is an ELF file, which cannot be flashed, and there is no image"),
         ("x" * 5000, "does not exist"),
         ("nul\0byte", "does not exist"),
     ):
@@ -301,7 +301,7 @@ def test_what_is_no_firmware(idf, tmp_path, build_of):
         Firmware.open(data)
     assert "write it to 0x0" in caught.value.hint
     (tmp_path / "alone.elf").unlink()
-    with pytest.raises(FirmwareError, match="is no build folder, and has none in it"):
+    with pytest.raises(FirmwareError, match="does not contain a build"):
         Firmware.open(tmp_path)
 
 
@@ -339,7 +339,7 @@ def test_a_folder_with_a_build_for_each_chip(build_of):
         assert Firmware.open(folder, chip).path == folder / chip
     with pytest.raises(FirmwareError, match="has no build for esp32s3, only for esp32, esp32c3"):
         Firmware.open(folder, "esp32s3")
-    with pytest.raises(FirmwareError, match=r"2 builds that would do: esp32 \(esp32\), esp32c3 \(esp32c3\)"):
+    with pytest.raises(FirmwareError, match=r"2 matching builds: esp32 \(esp32\), esp32c3 \(esp32c3\)"):
         Firmware.open(folder)
 
 

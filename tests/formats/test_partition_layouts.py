@@ -69,18 +69,18 @@ def row(name="app", kind="app", subtype="factory", size="1MB", **more):
         ([row(), row("b")], "2 app partitions factory"),
         ([row(), row()], "unique"),
         ([row("a", subtype="ota_0"), row("b", subtype="ota_1")], "no otadata"),
-        ([row("o", "data", "ota", "0x2000"), row("b", subtype="ota_1")], "count from ota_0"),
+        ([row("o", "data", "ota", "0x2000"), row("b", subtype="ota_1")], "number them from ota_0"),
         ([row("o", "data", "ota", "0x1000")], "0x2000"),
         ([row("tiny", "data", "nvs", "0x2000")], "readonly"),
         ([row(sise=3)], "no 'sise'"),
         ([row(name="a,b")], "comma"),
         ([row(size="much")], "size is wrong"),
         ([row(flags="secret")], "unknown flag"),
-        (["app"], "is no row"),
+        (["app"], "is not a row"),
         ([], "empty"),
         ({"rows": []}, "no list 'partitions'"),
         ("two_otas", "no layout 'two_otas'"),
-        ("$HOME, app, factory, , 1M", r"has a '\$'"),
+        ("$HOME, app, factory, , 1M", r"contains a '\$'"),
     ],
 )
 def test_what_is_wrong_is_said(layout, words):
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_said(layout, words):
 def test_what_is_odd_is_said():
     table = build("nvs, data, nvs, , 0x3000\no, data, ota, , 0x2000\na, app, ota_0, , 1M\nb, app, ota_1, , 512K", "4MB")
     assert ["different sizes" in words for words in table.warnings] == [True]
-    assert "nothing can be started" in build("nvs, data, nvs, , 0x3000", "4MB").warnings[0]
+    assert "nothing to start" in build("nvs, data, nvs, , 0x3000", "4MB").warnings[0]
 
 
 def test_updates_with_everything():
@@ -110,7 +110,7 @@ def test_updates_with_everything():
         ({"app_size": 0}, "do not fit"),
         ({"slots": 1}, "1 OTA partitions"),
         ({"slots": 17}, "17 OTA partitions"),
-        ({"storage": "ntfs"}, "no file system 'ntfs'"),
+        ({"storage": "ntfs"}, "unknown file system 'ntfs'"),
         ({"nvs_size": "4MB"}, "do not fit"),
     ],
 )

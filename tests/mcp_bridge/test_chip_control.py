@@ -77,7 +77,7 @@ REFUSED = [
     ("esp_load_test_firmware", {"port": "c3", "chip": "esp33"}, "no self-test for the esp33"),
     ("esp_recover_chip", {"port": "guarded"}, "does not allow 'write'"),
     ("esp_recover_chip", {"port": "guarded", "erase_app": True}, "does not allow 'erase'"),
-    ("esp_elf_to_ram_binary", {"elf_file": "boards.toml", "chip_type": "esp32"}, "is no ELF file"),
+    ("esp_elf_to_ram_binary", {"elf_file": "boards.toml", "chip_type": "esp32"}, "is not an ELF file"),
     ("esp_elf_to_ram_binary", {"elf_file": "boards.toml", "chip_type": "esp33"}, "no chip 'esp33'"),
 ]
 

@@ -16,7 +16,7 @@ def test_memory(server):
     for change, error in [
         ({"address": 0}, "nothing is mapped at 0x0"),
         ({"address": "0x42000000"}, "lies in IROM"),
-        ({"address": "there"}, "address is wrong"),
+        ({"address": "there"}, "invalid address"),
         ({"size": 0}, "cannot be read"),
         ({"output_file": "ram.bin"}, "exists already"),
         ({"output_file": "../ram.bin"}, "outside the folders"),

@@ -136,8 +136,8 @@ def test_a_test_without_a_build_for_its_boards_is_skipped(project, strict, marke
     ("marker", "words"),
     [
         ("'nowhere'", "the firmware */nowhere does not exist"),
-        ("'test_it.py'", "*test_it.py needs an address: it is neither an app's image nor a whole flash*"),
-        ("'two'", "*two has 2 builds that would do*"),
+        ("'test_it.py'", "*test_it.py needs an address: it is neither an app image nor a whole flash*"),
+        ("'two'", "*two has 2 matching builds*"),
     ],
 )
 def test_a_build_that_is_named_and_not_there_is_a_failure(project, marker, words, workers):

@@ -240,7 +240,7 @@ def replace_app(build, contents):
 
 WRONG_BUILDS = {
     "missing": (shutil.rmtree, "the firmware */build does not exist"),
-    "empty": (lambda build: (shutil.rmtree(build), build.mkdir()), "*/build is no build folder*"),
+    "empty": (lambda build: (shutil.rmtree(build), build.mkdir()), "*/build does not contain a build*"),
     "pipe": (lambda build: (shutil.rmtree(build), os.mkfifo(build)), "the firmware */build does not exist"),
     "no JSON": (
         lambda build: (build / "flasher_args.json").write_text("{"),
@@ -255,10 +255,10 @@ WRONG_BUILDS = {
         "*/flasher_args.json is damaged: *chip is*",
     ),
     "no app": (lambda build: replace_app(build, None), "*/pytest_esp_test.bin cannot be read: No such file*"),
-    "app is a pipe": (lambda build: replace_app(build, "pipe"), "*/pytest_esp_test.bin is no regular file*"),
+    "app is a pipe": (lambda build: replace_app(build, "pipe"), "*/pytest_esp_test.bin is not a regular file*"),
     "app is huge": (
         lambda build: replace_app(build, "huge"),
-        "*/pytest_esp_test.bin has 1099511627776 bytes: no flash is so large*",
+        "*/pytest_esp_test.bin has 1099511627776 bytes, more than any flash*",
     ),
 }
 

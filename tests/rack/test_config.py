@@ -85,7 +85,7 @@ def test_a_real_board_may_not_be_burnt_unless_it_says_so(tmp_path):
         ('[boards.a]\nbackend = "sim"\nchip = "esp32c33"\n', 3, ["'esp32c33'", "nearest: esp32c3"]),
         ('[boards.a]\nbackend = "sin"\nchip = "esp32"\n', 2, ["'sin'", "sim"]),
         ('[boards.a]\nchip = "esp32"\n', 1, ["`backend` is missing"]),
-        (SIM + 'flash_size = "four"\n', 4, ["invalid size 'four'"]),
+        (SIM + 'flash_size = "four"\n', 4, ["not 'four'"]),
         (SIM + "count = 0\n", 4, ["greater than or equal to 1"]),
         (SIM + 'port = "/dev/ttyUSB0"\n', 4, ["`port` is for serial boards"]),
         ('[boards.a]\nbackend = "serial"\nchip = "esp32"\n', 1, ["needs its `port`"]),

@@ -90,7 +90,7 @@ def test_it_is_saved(esp_of, tmp_path):
         (0x3FC90000, 0, "0 bytes"),
         (0x3FC90000, "2MB", "cannot be read"),
         (0xFFFFFFFC, 8, "cannot be read"),
-        ("here", 4, "the address is wrong"),
+        ("here", 4, "invalid address"),
     ],
 )
 def test_what_is_refused_before_the_wire_is_touched(esp_of, address, size, error):

@@ -54,10 +54,10 @@ def test_an_image_lies_beside_its_elf_file_and_overwrites_nothing(elf_file, chip
 @pytest.mark.parametrize(
     ("made_for", "wanted", "words", "hint"),
     [
-        ("esp32", "esp32c3", "xtensa code, and the esp32c3 is riscv", "esp32"),
-        ("esp32c3", "esp32", "riscv code, and the esp32 is xtensa", "esp32c3"),
-        ("esp32", "esp32s3", "entry point 0x4008040c is in no memory of the esp32s3", "esp32"),
-        ("esp32c3", "esp32c6", "is in no memory of the esp32c6", "esp32c3"),
+        ("esp32", "esp32c3", "xtensa code, but the esp32c3 is riscv", "esp32"),
+        ("esp32c3", "esp32", "riscv code, but the esp32 is xtensa", "esp32c3"),
+        ("esp32", "esp32s3", "entry point 0x4008040c is outside the memory of the esp32s3", "esp32"),
+        ("esp32c3", "esp32c6", "is outside the memory of the esp32c6", "esp32c3"),
         ("esp32c3", "esp32p4", r"\.data, \.bss lie in no memory of the esp32p4", "esp32c3"),
     ],
 )
@@ -92,7 +92,7 @@ def test_settings_that_do_not_exist(build_of, tmp_path, arguments, words, hint):
 def test_what_is_no_elf_file(tmp_path, build_of):
     for content, words in [
         (b"", "is empty"),
-        (b"\xe9 an image", "is no ELF file"),
+        (b"\xe9 an image", "is not an ELF file"),
         (b"\x7fELF", "is damaged"),
         (amd64(build_of("esp32") / "pytest_esp_test.elf"), "for X86_64, 32 bits"),
     ]:
@@ -101,7 +101,7 @@ def test_what_is_no_elf_file(tmp_path, build_of):
             elf_to_image(tmp_path / "x.elf", "esp32")
     with pytest.raises(FirmwareError, match="cannot be read"):
         elf_to_image(tmp_path / "missing.elf", "esp32")
-    with pytest.raises(FirmwareError, match="no regular file"):
+    with pytest.raises(FirmwareError, match="not a regular file"):
         elf_to_image(tmp_path, "esp32")
 
 
@@ -144,7 +144,7 @@ def test_content_that_is_not_there_is_no_zeros(build_of, tmp_path):
     (table,) = struct.unpack_from("<I", data, 32)
     struct.pack_into("<I", data, table + 3 * 40 + 20, len(data))  # the size of .text
     (tmp_path / "x.elf").write_bytes(data)
-    with pytest.raises(FirmwareError, match=r"is cut: its section 3 \(\.text\) needs"):
+    with pytest.raises(FirmwareError, match=r"is truncated: section 3 \(\.text\) needs"):
         elf_to_image(tmp_path / "x.elf", "esp32c3")
 
 

@@ -61,7 +61,7 @@ def test_parts_may_share_a_sector(tmp_path):
         ({"files": {0: "a"}}, FirmwareError, "no file tells its chip"),
         ({"files": {}}, FirmwareError, "nothing to merge"),
         ({"files": {0: "missing"}}, FirmwareError, "missing cannot be read"),
-        ({"files": {"much": "a"}}, FirmwareError, "address is wrong"),
+        ({"files": {"much": "a"}}, FirmwareError, "invalid address"),
         ({"files": {0: "hex"}, "chip": "esp32"}, FirmwareError, "hex is Intel HEX, which has addresses of its own"),
         ({"files": {0x8000000: "a"}, "chip": "esp32"}, FirmwareError, "beyond the largest flash"),
         ({"files": {0: "a"}, "chip": "esp33"}, OperationError, "no chip 'esp33'"),

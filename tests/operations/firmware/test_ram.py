@@ -123,7 +123,7 @@ def test_what_cannot_be_converted(tmp_path):
     (tmp_path / "text").write_text("no ELF")
     elf = FIRMWARE / "esp32c3" / "pytest_esp_test.elf"
     for source, chip, error in [
-        (tmp_path / "text", "esp32", "is no ELF file"),
+        (tmp_path / "text", "esp32", "is not an ELF file"),
         (tmp_path / "none", "esp32", "cannot be read"),
         (elf, "esp33", "no chip 'esp33'"),
         (elf, "esp32", "is not for the esp32: it is riscv code"),  # its addresses are those of another chip

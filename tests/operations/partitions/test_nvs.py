@@ -84,7 +84,7 @@ def test_damage_is_told():
     data[64 + 2 * 32 + 33] ^= 1  # in the text
     contents = read_pages(bytes(data))
     assert as_table(contents) == {("a", "number"): ("u32", 5)}
-    assert "entry 2: its checksum is wrong" in contents.problems[0]
+    assert "entry 2: wrong checksum" in contents.problems[0]
     data[4] ^= 1
     contents = read_pages(bytes(data))
     assert contents.pages[0].state == "damaged"
@@ -109,10 +109,10 @@ def test_the_newest_of_two_values_counts(order):
     ("values", "words"),
     [
         ({"a": {"key": {"type": "u8", "value": 300}}}, "value of 'key' is wrong"),
-        ({"a": {"key": {"type": "u8", "value": "many"}}}, "is no number"),
-        ({"a": {"key": {"type": "u7", "value": 1}}}, "of the type u7"),
-        ({"a": {"key": None}}, "of no type that NVS knows"),
-        ({"a": {"a key that is too long": 1}}, "is no name"),
+        ({"a": {"key": {"type": "u8", "value": "many"}}}, "is not a number"),
+        ({"a": {"key": {"type": "u7", "value": 1}}}, "its type u7"),
+        ({"a": {"key": None}}, "has an unsupported type"),
+        ({"a": {"a key that is too long": 1}}, "invalid key or namespace"),
         ({"a": 5}, "has no keys"),
         ({"a": {"key": {"type": "blob", "value": "xyz"}}}, "value of 'key' is wrong"),
         ({"a": {"key": "x" * 5000}}, "value of 'key' is wrong"),
