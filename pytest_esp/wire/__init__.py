@@ -1,1 +1,1 @@
-"""Bytes and control lines only: what lies between a host and the UART of a chip."""
+"""The connection between a host and a chip's UART: bytes and control lines."""

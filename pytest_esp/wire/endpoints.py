@@ -1,8 +1,8 @@
-"""Where other programs reach a virtual board: TCP sockets, RFC 2217 servers and ptys, all on the wire's loop.
+"""Endpoints at which other programs reach a virtual board: TCP sockets, RFC 2217 servers and ptys.
 
-Every endpoint serves one client at a time: a second TCP client is refused at once. (The kernel lets anybody open a pty
-a second time; both then share the bytes, as on a real serial port that is not opened exclusively.) What a device says
-while nobody is connected is lost, as on a real UART.
+Every endpoint serves one client at a time: a second TCP client is refused at once. (The kernel allows a pty to be
+opened a second time; both clients then share the bytes, as on a serial port that is not opened exclusively.) Output of
+a device while no client is connected is lost, as on a real UART.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pytest_esp.wire.loop import loop, on_loop, run
 from pytest_esp.wire.pty_watch import PtyWatch
 from pytest_esp.wire.wire import ROM_BAUDRATE, HostSide, Wire
 
-_BACKLOG = 8 * 1024 * 1024  # bytes kept for a client that does not read; what comes then is lost
-_PTY_LOOK = 0.02  # seconds between looks for a client of a pty that has none: the kernel tells of none
+_BACKLOG = 8 * 1024 * 1024  # bytes kept for a client that does not read; more is lost
+_PTY_LOOK = 0.02  # seconds between checks for a client of a pty: the kernel sends no event
 
 
 class Endpoint(Protocol):
-    """One address at which a wire is served."""
+    """An address at which a wire is served."""
 
     @property
     def url(self) -> str:
-        """The address, with the port number that was really taken."""
+        """The address, with the actual port number."""
         ...
 
     @property
@@ -41,17 +41,17 @@ class Endpoint(Protocol):
         ...
 
     def close(self) -> None:
-        """Disconnect the client and free the address. Closing twice is harmless."""
+        """Disconnect the client and free the address. Closing twice has no effect."""
         ...
 
 
 def serve(wire: Wire, url: str, *, name: str = "") -> Endpoint:
     """Serve *wire* at ``rfc2217://HOST:PORT``, ``socket://HOST:PORT`` (port 0: any free one) or ``pty:PATH``.
 
-    ``pty:`` alone picks a path. *name* is what a message calls the board.
+    ``pty:`` alone picks a path. *name* is the board's name, for messages.
 
     Raises:
-        PortError: if the address is malformed or cannot be taken.
+        PortError: if the address is invalid or cannot be used.
     """
     try:
         if url.startswith("pty:"):
@@ -63,7 +63,7 @@ def serve(wire: Wire, url: str, *, name: str = "") -> Endpoint:
         raise PortError(
             f"cannot listen on {url}: {error.strerror or error}",
             board=name or None,
-            hint="choose another port or path (port 0 picks a free one)",
+            hint="use another port or path (port 0 picks a free one)",
         ) from error
     except ValueError as error:
         raise PortError(f"{url!r} is not a valid address: {error}", board=name or None) from error
@@ -95,7 +95,7 @@ class _TcpEndpoint:
         return int(self._client is not None)
 
     def connect(self, client: _TcpClient, *, control_lines: bool) -> HostSide | None:
-        """Give the wire to *client* unless somebody else has it."""
+        """Give the wire to *client* unless another client has it."""
         if self._client is not None or self._wire.gone is not None:
             return None
         self._client = client
@@ -104,7 +104,7 @@ class _TcpEndpoint:
         )
 
     def leave(self, client: _TcpClient) -> None:
-        """Take it back."""
+        """Take the wire back from *client*."""
         if self._client is client:
             self._client = None
 
@@ -122,7 +122,7 @@ class _TcpEndpoint:
 
 
 class _TcpClient(asyncio.Protocol):
-    """A raw TCP client: bytes, no lines."""
+    """A raw TCP client: bytes without control lines."""
 
     CONTROL_LINES = False
 
@@ -140,7 +140,7 @@ class _TcpClient(asyncio.Protocol):
             self.welcome(self._host)
 
     def welcome(self, host: HostSide) -> None:
-        """Greet a client that was let in."""
+        """Set up an accepted client."""
 
     def data_received(self, data: bytes) -> None:
         if self._host is not None:
@@ -155,20 +155,20 @@ class _TcpClient(asyncio.Protocol):
             host.close()
 
     def abort(self) -> None:
-        """Disconnect, without waiting for what is still to be sent."""
+        """Disconnect without sending pending data."""
         self._transport.abort()
         self.connection_lost(None)
 
     def deliver(self, data: bytes) -> None:
-        """Send bytes of the device; called on any thread, kept in order by the loop's queue."""
+        """Send bytes from the device. Callable from any thread; the loop's queue keeps the order."""
         on_loop(self.send, self.encode(data))
 
     def encode(self, data: bytes) -> bytes:
-        """Return *data* as it goes over this transport."""
+        """Return *data* as it is sent over this transport."""
         return data
 
     def send(self, data: bytes) -> None:
-        """Send *data* as it is (on the loop's thread)."""
+        """Send *data* unchanged (on the loop's thread)."""
         if self._host is None or self._transport.is_closing():
             return
         if self._transport.get_write_buffer_size() < _BACKLOG:
@@ -176,19 +176,19 @@ class _TcpClient(asyncio.Protocol):
 
 
 class _Rfc2217Client(_TcpClient):
-    """A Telnet client with the com port option (RFC 2217); pyserial's `PortManager` speaks the protocol."""
+    """A Telnet client with the com port option (RFC 2217), handled by pyserial's `PortManager`."""
 
     CONTROL_LINES = True
 
     def welcome(self, host: HostSide) -> None:
-        host.set_lines(True, True)  # as a kernel opens a port; a client that sets neither leaves them so
+        host.set_lines(True, True)  # as after opening a local port; some clients never set them
         self._manager = rfc2217.PortManager(cast(Any, _HostPort(host)), cast(Any, _Replies(self.send)))
 
     def data_received(self, data: bytes) -> None:
         if self._host is None:
             return
         if b"\xff" in data or self._manager.mode != rfc2217.M_NORMAL or self._manager.suboption is not None:
-            # The manager answers negotiations as it filters; bytes before a command reach the chip before it.
+            # The manager answers negotiations while it filters. Bytes before a command reach the chip before it.
             data = self._filter(data)
         if data:
             self._host.send(data)
@@ -197,7 +197,7 @@ class _Rfc2217Client(_TcpClient):
         plain = bytearray()
         start = 0
         while start < len(data):
-            # Bulk data goes by in one piece up to the next IAC, a command byte by byte.
+            # Data is passed on in one piece up to the next IAC, commands are handled byte by byte.
             if self._manager.mode == rfc2217.M_NORMAL and self._manager.suboption is None:
                 end = data.find(b"\xff", start)
                 end = len(data) if end < 0 else end
@@ -216,14 +216,14 @@ class _Rfc2217Client(_TcpClient):
 
 
 class _Replies:
-    """The connection as `PortManager` wants it."""
+    """Adapts the connection for `PortManager`."""
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
         self.write = send
 
 
 class _HostPort:
-    """A wire's host side as `PortManager` wants a serial port: settings that are kept, lines that act."""
+    """Adapts a wire's host side to the serial port that `PortManager` expects."""
 
     def __init__(self, host: HostSide) -> None:
         self._host = host
@@ -263,10 +263,10 @@ class _HostPort:
         self._host.set_lines(self._dtr, self._rts)
 
     def reset_input_buffer(self) -> None:
-        """Nothing is kept on this side."""
+        """Do nothing: there is no buffer on this side."""
 
     def reset_output_buffer(self) -> None:
-        """Nothing is kept on this side."""
+        """Do nothing: there is no buffer on this side."""
 
 
 # -- ptys
@@ -275,9 +275,8 @@ class _HostPort:
 class _PtyEndpoint:
     """A pseudo terminal in raw mode.
 
-    Without a client its master end only ever says "hung up". Clients that come and go are told by a `PtyWatch`; where
-    the system has none, the master is looked at again and again, and a client that follows another at once looks like
-    the same one.
+    Without a client, its master end only reports "hung up". A `PtyWatch` reports clients that open and close it. On
+    systems without inotify the master is polled, and a client that follows another one at once is not noticed.
     """
 
     def __init__(self, wire: Wire, path: str) -> None:
@@ -353,9 +352,9 @@ class _PtyEndpoint:
             if not changes and self._is_hung_up():
                 self._openers = 0
             elif not changes:
-                changes = self._watch.changes()  # somebody who has come since is told of by now
+                changes = self._watch.changes()  # includes a client that has connected since
                 if changes[:1] != [True]:
-                    self._openers = max(self._openers, 1)  # the kernel merges two opens that nobody has heard of yet
+                    self._openers = max(self._openers, 1)  # the kernel merges two unread open events
             if self._openers:
                 continue
             if not changes:
@@ -363,7 +362,7 @@ class _PtyEndpoint:
             self._leave()
 
     def _hear_last_words(self) -> None:
-        """Take what a client wrote before it closed; nobody else has written since."""
+        """Read what a client wrote before it closed; nobody else has written since."""
         with contextlib.suppress(OSError):  # EIO at its end
             while self._host is not None:
                 self._host.send(os.read(self._master, 1 << 16))
@@ -392,7 +391,7 @@ class _PtyEndpoint:
             return
         except OSError:  # EIO: the last client closed
             if self._watch is not None:
-                loop().remove_reader(self._master)  # the watch says the rest
+                loop().remove_reader(self._master)  # the watch reports further changes
                 return
             self._leave()
             self._look_for_client()
@@ -437,7 +436,7 @@ def _watch(device: str) -> PtyWatch | None:
 
 
 def _link(link: Path, device: str) -> None:
-    """Point *link* at *device* in one step; only a link that leads nowhere any more is replaced."""
+    """Point *link* at *device* atomically. Only a dangling link is replaced."""
     if link.is_symlink() and not link.exists():
         link.unlink()
     os.symlink(device, link)

@@ -1,6 +1,6 @@
-"""What can go wrong on a wire, switched on for a test: spoilt bytes, latency, a port that vanishes, resets.
+"""Fault injection on a wire: lost and corrupted bytes, latency, a port that vanishes, and resets.
 
-All of it works for any device behind a `Wire`: a simulated chip, a QEMU machine, or a real port behind a proxy.
+It works for any device behind a `Wire`: a simulated chip, a QEMU machine, or a real port behind a proxy.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 ResetCause = Literal["reset", "brownout"]
 
-_BROWNOUT = b"\r\nBrownout detector was triggered\r\n\r\n"  # what ESP-IDF says last
+_BROWNOUT = b"\r\nBrownout detector was triggered\r\n\r\n"  # ESP-IDF's last output
 
 
 @dataclass
 class Fault:
-    """What happens to the bytes of one direction. Probabilities are from 0 to 1.
+    """Faults of one direction. Probabilities are from 0 to 1.
 
     Attributes:
         lose, corrupt, double: probabilities per byte.
-        cut: probability per chunk that its tail is lost, from a random byte on.
-        silent_after: after so many bytes no more come through; None for never.
-        latency: seconds that every byte comes later.
-        seed: the same seed brings the same faults.
-        passed: bytes that have come through so far.
+        cut: probability per chunk that its end is lost, from a random byte on.
+        silent_after: the number of bytes after which all are lost; None for never.
+        latency: the delay of every byte, in seconds.
+        seed: the same seed gives the same faults.
+        passed: the number of bytes that have passed so far.
     """
 
     lose: float = 0.0
@@ -52,7 +52,7 @@ class Fault:
         self._late = deque()
 
     def apply(self, data: bytes) -> bytes:
-        """Return what comes out for *data*."""
+        """Return *data* with faults applied."""
         if self.cut and data and self._random.random() < self.cut:
             data = data[: self._random.randrange(len(data))]
         if self.lose or self.corrupt or self.double:
@@ -63,7 +63,7 @@ class Fault:
         return data
 
     def carry(self, data: bytes, deliver: Callable[[bytes], None]) -> None:
-        """Hand what comes out for *data* to *deliver*, now or later, in order; called with the wire's lock held."""
+        """Apply faults to *data* and pass it to *deliver*, now or later, in order. The caller holds the wire's lock."""
         data = self.apply(data)
         if not self.latency and not self._late:
             deliver(data)
@@ -93,16 +93,16 @@ class Fault:
 
 @dataclass
 class Faults:
-    """The faults of a wire. Counts are of bytes that hosts send, from the moment when the faults were switched on.
+    """The faults of a wire. Byte counts are of data from hosts since the faults were enabled.
 
     Attributes:
-        to_device, to_host: what happens to the bytes.
-        vanish_after: after so many bytes the port vanishes, as if its cable were pulled; None for never.
-        vanish_seconds: and so many seconds later it is back; None: not by itself (`Wire.come_back`).
-        reset_after: after so many bytes, in the middle of whatever goes on, the chip is reset; None for never.
-        reset_cause: by its reset line, or by a brownout.
-        boot_loop: so many seconds after each start the chip starts anew, unless it is in its loader; None: it does not.
-        sent: bytes that hosts have sent so far.
+        to_device, to_host: the faults of each direction.
+        vanish_after: the number of bytes after which the port vanishes, as with a pulled cable; None for never.
+        vanish_seconds: seconds until it returns; None: only by `Wire.come_back`.
+        reset_after: the number of bytes after which the chip is reset; None for never.
+        reset_cause: the cause of that reset: the reset line, or a brownout.
+        boot_loop: seconds after each start at which the chip restarts, unless it is in its loader; None for never.
+        sent: the number of bytes that hosts have sent so far.
     """
 
     to_device: Fault = field(default_factory=Fault)
@@ -116,7 +116,7 @@ class Faults:
     _biting: Timer | None = field(init=False, default=None, repr=False, compare=False)
 
     def send(self, wire: Wire, data: bytes) -> None:
-        """Carry what a host sends to the device; called with the wire's lock held."""
+        """Carry *data* from a host to the device. The caller holds the wire's lock."""
         for limit, happens in ((self.vanish_after, self._vanish), (self.reset_after, self._reset)):
             if limit is not None and self.sent <= limit < self.sent + len(data):
                 head, self.sent = data[: limit - self.sent], self.sent + len(data)
@@ -127,7 +127,7 @@ class Faults:
         self._carry(wire, data)
 
     def transmit(self, wire: Wire, data: bytes) -> None:
-        """Carry what the device sends to the hosts; called with the wire's lock held."""
+        """Carry *data* from the device to the hosts. The caller holds the wire's lock."""
         if self.boot_loop is not None and self._biting is None:
             self._bite_later(wire)
         self.to_host.carry(data, wire.deliver)
@@ -162,11 +162,11 @@ class Faults:
 
 
 def restart(wire: Wire, cause: ResetCause) -> None:
-    """Reset the device of a wire in the middle of whatever it does; it starts what its flash holds.
+    """Reset the device of a wire at once; it starts from its flash.
 
     Args:
-        wire: whose device.
-        cause: a brownout says so, as ESP-IDF's detector does.
+        wire: the wire of the device.
+        cause: the cause; for a brownout, the message of ESP-IDF's detector is printed first.
     """
     with wire.lock:
         if wire.device is None:

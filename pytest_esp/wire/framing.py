@@ -1,13 +1,14 @@
-"""How packets lie on the wire: SLIP (RFC 1055), as the serial protocol uses it.
+"""SLIP framing (RFC 1055), as the serial protocol uses it.
 
-``C0 ... C0`` is a frame, with ``DB DC`` for C0 and ``DB DD`` for DB inside. Both loaders and both ends use it.
+``C0 ... C0`` is a frame, with ``DB DC`` for C0 and ``DB DD`` for DB inside. ROM and stub loaders use it in both
+directions.
 """
 
 from __future__ import annotations
 
 END = b"\xc0"
-_LIMIT = 1 << 17  # no packet is longer; more without an end is noise
-_NOISE = 512  # bytes of it that are kept, for messages
+_LIMIT = 1 << 17  # bytes; longer packets are noise
+_NOISE = 512  # bytes of noise that are kept for messages
 
 
 def encode(packet: bytes) -> bytes:
@@ -16,7 +17,7 @@ def encode(packet: bytes) -> bytes:
 
 
 class Decoder:
-    """Cuts a byte stream into packets, in time linear in its length; what lies between frames is `noise`."""
+    """Splits a byte stream into packets, in linear time. Bytes between frames are `noise`."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -25,7 +26,7 @@ class Decoder:
         self.noise = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the packets that *data* completes. An empty frame is the gap between two: no packet."""
+        """Return the packets that *data* completes. Empty frames are ignored."""
         packets: list[bytes] = []
         *ends, rest = data.split(END)
         for end in ends:
@@ -45,12 +46,12 @@ class Decoder:
 
     @property
     def is_inside(self) -> bool:
-        """Whether a frame has begun that has not ended."""
+        """Whether a frame has begun but not ended."""
         return self._inside
 
     @property
     def leftover(self) -> bytes:
-        """The bytes since the last frame, and the noise before: what a chip says that does not speak the protocol."""
+        """The noise and the bytes since the last frame: output of a chip that does not use the protocol."""
         return (self.noise + b"".join(self._pieces))[-_NOISE:]
 
     def _add_noise(self, data: bytes) -> None:

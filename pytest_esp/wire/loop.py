@@ -17,7 +17,7 @@ _owner = 0
 
 
 def loop() -> asyncio.AbstractEventLoop:
-    """Return the process's loop; it is started when first asked for, and anew in a forked child."""
+    """Return the process's loop. It is started at the first call, and again in a forked child."""
     global _loop, _owner, _thread
     if _loop is not None and _owner == os.getpid():
         return _loop
@@ -30,7 +30,7 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 def on_loop(call: Callable[..., None], *args: Any) -> None:
-    """Run *call* on the loop's thread, after everything that was handed to it before."""
+    """Run *call* on the loop's thread, after all earlier calls."""
     running = loop()
     if threading.current_thread() is _thread:
         running.call_soon(call, *args)
@@ -39,12 +39,12 @@ def on_loop(call: Callable[..., None], *args: Any) -> None:
 
 
 def settle() -> None:
-    """Wait until the loop has done what was handed to it so far; not to be called on the loop's own thread."""
+    """Wait until the loop has finished all earlier calls. Do not call this on the loop's thread."""
     if _loop is None or _owner != os.getpid():
         return
     done = threading.Event()
     on_loop(done.set)
-    done.wait(10.0)  # seconds; no longer, should the interpreter be about to end
+    done.wait(10.0)  # seconds; limited in case the interpreter is shutting down
 
 
 class Timer:
@@ -60,7 +60,7 @@ class Timer:
             self._handle = loop().call_later(delay, self._fire)
 
     def cancel(self) -> None:
-        """Make sure that the call does not start any more. Harmless from any thread, and afterwards."""
+        """Keep the call from starting. Callable from any thread, and after the call."""
         self._call = None
 
     def _fire(self) -> None:
@@ -77,7 +77,7 @@ def call_later(delay: float, call: Callable[[], None]) -> Timer:
 
 
 def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = 10.0) -> T:
-    """Run *coroutine* on the loop and return its result; not to be called on the loop's own thread.
+    """Run *coroutine* on the loop and return its result. Do not call this on the loop's thread.
 
     Raises:
         TimeoutError: if it takes longer than *timeout* seconds.

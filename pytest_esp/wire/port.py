@@ -1,6 +1,6 @@
-"""A serial port without a port: a virtual board's wire as pyserial shows a port, with no latency."""
+"""A virtual board's wire with the interface of a pyserial port, without latency."""
 
-# pyserial's stubs leave out the protected attributes that its subclasses are made of.
+# pyserial's type stubs lack the protected attributes that subclasses need.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import serial
 
 from pytest_esp.wire.wire import ROM_BAUDRATE, HostSide, Wire
 
-_MOST_KEPT = 8 * 1024 * 1024  # bytes that nobody reads; what comes then is lost
+_MOST_KEPT = 8 * 1024 * 1024  # unread bytes; more is lost
 
 
 class VirtualPort(serial.SerialBase):
-    """The host's end of *wire* in the same process, with the interface of `serial.Serial`.
+    """The host's end of *wire* in this process, with the interface of `serial.Serial`.
 
-    `write` runs the device in the caller's thread, so a simulated chip has answered when it returns. Usable by one
-    reader and one writer thread at a time, as a pyserial port is.
+    `write` runs the device in the caller's thread, so a simulated chip has responded when it returns. Like a pyserial
+    port, it can be used by one reader thread and one writer thread at a time.
 
     Args:
-        wire: what to connect to.
-        name: what `port` and `name` say, e.g. ``"sim:virtual-s3"``.
+        wire: the wire to connect to.
+        name: the value of `port` and `name`, e.g. ``"sim:virtual-s3"``.
     """
 
     def __init__(self, wire: Wire, name: str, baudrate: int = ROM_BAUDRATE) -> None:
@@ -45,10 +45,11 @@ class VirtualPort(serial.SerialBase):
     # -- opening and closing
 
     def open(self) -> None:
-        """Connect to the wire. Both lines go up together, which resets nothing (as pyserial does on Linux).
+        """Connect to the wire. Both lines are asserted together, which does not reset the chip (as with pyserial on
+        Linux).
 
         Raises:
-            serial.SerialException: if it is open, or has vanished.
+            serial.SerialException: if the port is open, or has vanished.
         """
         if self.is_open:
             raise serial.SerialException(f"{self.name} is already open")
@@ -64,11 +65,11 @@ class VirtualPort(serial.SerialBase):
 
     @property
     def other_connections(self) -> int:
-        """How many others have connected to the wire since this port was made."""
+        """The number of other hosts that have connected to the wire since this port was created."""
         return self._wire.connections - self._connections_before - self._connections_of_ours
 
     def close(self) -> None:
-        """Leave the wire; the lines go down together."""
+        """Disconnect from the wire. Both lines are released together."""
         host, self._host = self._host, None
         self.is_open = False
         if host is not None:
@@ -78,7 +79,7 @@ class VirtualPort(serial.SerialBase):
             self._arrived.notify_all()
 
     def lose(self, reason: str) -> None:
-        """Let the port vanish, as a pulled cable does: reads and writes raise SerialException from now on."""
+        """Make the port vanish, as with a pulled cable: reads and writes raise SerialException from now on."""
         with self._arrived:
             self._lost = reason
             self._arrived.notify_all()
@@ -88,7 +89,7 @@ class VirtualPort(serial.SerialBase):
     # -- bytes
 
     def read(self, size: int = 1, /) -> bytes:
-        """Return up to *size* bytes; fewer only when `timeout` seconds have passed.
+        """Return *size* bytes, or fewer after `timeout` seconds.
 
         Raises:
             serial.SerialException: if the port is closed or was lost.
@@ -113,7 +114,7 @@ class VirtualPort(serial.SerialBase):
             self._check_open()
 
     def write(self, data: Any, /) -> int:
-        """Send *data*; the device has taken it when this returns."""
+        """Send *data*; the device has received it when this returns."""
         host = self._host
         if host is None or self._lost:
             self._check_open()
@@ -123,7 +124,7 @@ class VirtualPort(serial.SerialBase):
 
     @property
     def in_waiting(self) -> int:
-        """Number of bytes that can be read at once."""
+        """The number of bytes that can be read without waiting."""
         if self._lost and not self._received:
             self._check_open()
         return len(self._received)
@@ -132,7 +133,7 @@ class VirtualPort(serial.SerialBase):
         """Do nothing: nothing is ever buffered on the way out."""
 
     def reset_input_buffer(self) -> None:
-        """Drop what was received and not read."""
+        """Discard received data."""
         with self._arrived:
             self._received.clear()
 
@@ -140,9 +141,10 @@ class VirtualPort(serial.SerialBase):
         """Do nothing: nothing is ever buffered on the way out."""
 
     def divert(self, sink: Callable[[bytes], None] | None, on_loss: Callable[[str], None] | None) -> None:
-        """Hand what has arrived, and what will, to *sink* instead of keeping it for `read`; None ends that.
+        """Pass received data, including data not read yet, to *sink* instead of `read`; None ends this.
 
-        *on_loss* is told if the port vanishes. Both are called with the port's lock held: they must not read it.
+        *on_loss* is called with the reason if the port vanishes. Both are called with the port's lock held, and must
+        not read the port.
         """
         with self._arrived:
             self._sink, self._on_loss = sink, on_loss
@@ -184,7 +186,7 @@ class VirtualPort(serial.SerialBase):
         self._update_lines()
 
     def _update_break_state(self) -> None:
-        """Do nothing: no chip of ours looks at a break."""
+        """Do nothing: virtual chips ignore breaks."""
 
     cts = dsr = cd = property(lambda self: True)
     ri = property(lambda self: False)

@@ -1,4 +1,4 @@
-"""A real port behind a `Wire`, so that faults can be put in front of it and other programs can share it."""
+"""A real port behind a `Wire`, for fault injection and for sharing it with other programs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import serial
 from pytest_esp.wire.reset import drive_lines, hard_reset
 from pytest_esp.wire.wire import Wire
 
-_POLL = 0.05  # seconds until the reader looks whether it is to end
+_POLL = 0.05  # seconds after which the reader checks whether to end
 
 
 class PortProxy:
-    """The device of a wire that is a serial port: what hosts send goes out, and what comes in goes to all hosts.
+    """A serial port as the device of a wire: data from hosts is sent to the port, its data goes to all hosts.
 
     Args:
-        port: open; the proxy owns it from now on.
+        port: the open port, which the proxy owns from now on.
     """
 
-    is_in_loader = False  # nobody knows
-    """A real chip does not tell: a boot loop goes on in its loader, too."""
+    is_in_loader = False
+    """Unknown for a real chip: a boot loop continues in its loader, too."""
 
     def __init__(self, port: Any) -> None:
         self._port = port
@@ -33,18 +33,18 @@ class PortProxy:
         self._reader.start()
 
     def close(self) -> None:
-        """Close the port. Closing twice is harmless."""
+        """Close the port. Closing twice has no effect."""
         self._closed.set()
         if threading.current_thread() is not self._reader:
             self._reader.join(2.0)
         self._port.close()
 
     def receive(self, data: bytes) -> None:
-        """Send *data* out of the port."""
+        """Send *data* to the port."""
         self._guarded(lambda: self._port.write(data))
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
-        """Drive the port's lines."""
+        """Set the port's lines."""
         self._guarded(lambda: drive_lines(self._port, dtr, rts))
 
     def set_baudrate(self, baudrate: int) -> None:
@@ -57,10 +57,10 @@ class PortProxy:
         self._guarded(change)
 
     def host_left(self, control_lines: bool) -> None:
-        """Leave the chip as it is."""
+        """Do nothing: the chip keeps its state."""
 
     def restart(self, reason: str) -> None:
-        """Pulse EN by the port's lines; a real supply is left alone, whatever the *reason*."""
+        """Pulse EN through the port's lines. The power supply is not switched, whatever the *reason*."""
         self._guarded(lambda: hard_reset(self._port))
 
     def _guarded(self, work: Any) -> None:
@@ -73,7 +73,7 @@ class PortProxy:
         while not self._closed.is_set():
             try:
                 data = self._port.read(max(1, self._port.in_waiting))
-            except (OSError, serial.SerialException, TypeError) as error:  # TypeError: pyserial's port closed meanwhile
+            except (OSError, serial.SerialException, TypeError) as error:  # TypeError: the port was closed meanwhile
                 self._lost(error)
                 return
             if data:

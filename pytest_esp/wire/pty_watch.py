@@ -1,7 +1,7 @@
-"""Tells when programs open and close a pty's device.
+"""Watches when programs open and close a pty's device.
 
-The master end of a pty only says "hung up" while nobody has the device open: one client that leaves while the next
-one comes goes unnoticed. Linux tells of every single open and close through inotify.
+The master end of a pty only reports "hung up" while the device is not open, so it does not show that one client closes
+it and the next one opens it. Linux reports every open and close through inotify.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class PtyWatch:
     """The opens and closes of one device, in order.
 
     Attributes:
-        descriptor: becomes readable when there is something to tell.
+        descriptor: becomes readable when there are events.
 
     Raises:
-        OSError: if this system has no inotify, or no watch is left (/proc/sys/fs/inotify).
+        OSError: if this system does not have inotify, or the limit of watches is reached (/proc/sys/fs/inotify).
     """
 
     def __init__(self, device: str) -> None:
@@ -38,7 +38,7 @@ class PtyWatch:
             raise error
 
     def changes(self) -> list[bool]:
-        """Return what happened since the last call: True for an open, False for a close."""
+        """Return the events since the last call: True for an open, False for a close."""
         try:
             data = os.read(self.descriptor, 1 << 16)
         except BlockingIOError:

@@ -10,32 +10,33 @@ from typing import Any, Protocol
 from pytest_esp.wire.loop import Timer, call_later
 
 SLOW_HOST_RISE_TIME = 0.25
-"""Seconds for boards that are served to other programs. esptool's classic reset lets EN rise when it asserts DTR and
-pulls the strap when it releases RTS, one round trip later: 50 to 100 ms over stock pyserial's RFC 2217 client, which
-polls for every answer. Twice that leaves room for a loaded machine; a hard reset starts the app this much later."""
+"""Rise time, in seconds, for boards that are served to other programs. In esptool's classic reset, EN rises when DTR is
+asserted, and the strap goes low when RTS is released, one round trip later: 50 to 100 ms with pyserial's RFC 2217
+client, which polls for every response. Twice that leaves room for a loaded machine. A hard reset starts the app this
+much later."""
 
 
 _HOLD = 0.1
-"""Seconds that EN stays low, as in esptool's hard reset: long enough for any capacitor at EN."""
+"""Seconds for which EN stays low, as in esptool's hard reset: long enough for any capacitor at EN."""
 
 
 class ControlLines(Protocol):
-    """The part of a pyserial port that drives the circuit."""
+    """The part of a pyserial port's interface that sets the control lines."""
 
     dtr: Any
     rts: Any
 
 
 def drive_lines(port: ControlLines, dtr: bool, rts: bool) -> None:
-    """Set both lines of *port* (True is asserted), whatever they are now.
+    """Set both lines of *port* (True is asserted), from any state.
 
-    DTR goes on before RTS changes, and off after it. So EN goes low only if the lines end as RTS without DTR: from both
-    asserted to both released, for example, the chip runs on. Both lines are always written, since the state that
-    pyserial remembers may be wrong: esptool also sets them past it. DTR comes last, because the ``usbser.sys`` of
-    Windows sends a change of RTS only with the next write of DTR.
+    DTR is asserted before RTS changes, and released after it. So EN goes low only if the final state is RTS without
+    DTR: from both asserted to both released, for example, the chip keeps running. Both lines are always written, since
+    the state that pyserial remembers may be wrong: esptool also sets the lines directly. DTR is written last, because
+    Windows' ``usbser.sys`` sends a change of RTS only with the next write of DTR.
 
     Raises:
-        OSError: if the port is lost or has no such lines.
+        OSError: if the port was lost or does not have these lines.
     """
     if dtr:
         port.dtr = True
@@ -44,13 +45,13 @@ def drive_lines(port: ControlLines, dtr: bool, rts: bool) -> None:
 
 
 def hard_reset(port: ControlLines) -> None:
-    """Reset the chip by EN, with its boot strap high, from any state of the lines; release both lines.
+    """Reset the chip by EN, with its boot strap high, from any state of the lines, and release both lines.
 
-    A pulse of RTS alone is not enough: the kernel and pyserial open a port with both lines asserted, and EN stays high
-    as long as DTR is.
+    Pulsing RTS is not enough: the kernel and pyserial open a port with both lines asserted, and EN stays high while
+    DTR is asserted.
 
     Raises:
-        OSError: if the port is lost or has no such lines.
+        OSError: if the port was lost or does not have these lines.
     """
     drive_lines(port, dtr=False, rts=True)
     time.sleep(_HOLD)
@@ -60,18 +61,18 @@ def hard_reset(port: ControlLines) -> None:
 class AutoResetCircuit:
     """Turns the state of RTS and DTR into resets.
 
-    EN is low while RTS and not DTR; the strap (IO0, or IO9 on the C series) is low while DTR and not RTS; both
-    asserted, or none, leaves both high (ESP32 devkit schematics). While EN is low the chip is held. When it rises,
-    the chip does not look at its strap at once: the capacitor at EN needs *rise_time* seconds. If the strap is low
-    by then the chip starts its ROM loader, else the app. A strap that goes low within the rise time decides at once,
-    so that a slow host (stock pyserial over RFC 2217 leaves 50 to 100 ms between DTR and RTS) still gets its
-    loader every time.
+    EN is low while only RTS is asserted; the strap (IO0, or IO9 on the C series) is low while only DTR is asserted. If
+    both or neither are asserted, both are high (ESP32 devkit schematics). While EN is low, the chip is held in reset.
+    When EN rises, the chip does not read its strap at once: the capacitor at EN needs *rise_time* seconds. If the strap
+    is low by then, the chip starts its ROM loader, else the app. A strap that goes low within the rise time decides at
+    once, so that slow hosts (with pyserial's RFC 2217 client, 50 to 100 ms pass between DTR and RTS) always reach the
+    loader.
 
     Args:
         on_hold: called when EN goes low.
         on_reset: called with True (strap low: loader) or False (app) when the chip starts.
-        rise_time: seconds; 0 looks at the strap at once.
-        lock: held while a callback runs from the timer's thread (the wire's lock).
+        rise_time: in seconds; 0 reads the strap at once.
+        lock: the wire's lock, held while a callback runs on the timer's thread.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class AutoResetCircuit:
         self._rising: Timer | None = None
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
-        """Take the host's lines (True is asserted)."""
+        """Handle a change of the host's lines (True is asserted)."""
         en_low = rts and not dtr
         strap_low = dtr and not rts
         if en_low:
@@ -108,7 +109,7 @@ class AutoResetCircuit:
             self._on_reset(True)
 
     def cancel(self) -> None:
-        """Forget a start that is under way (the chip was reset by other means)."""
+        """Cancel a pending start, after the chip was reset in another way."""
         if self._rising is not None:
             self._rising.cancel()
             self._rising = None

@@ -1,12 +1,11 @@
-"""A client for remote serial ports (RFC 2217) that is quick enough to reset a chip with.
+"""A client for remote serial ports (RFC 2217) that is fast enough to reset a chip into its loader.
 
-pyserial's own client polls every 50 ms for each answer, waits for the answer to every change of RTS and DTR, and
-negotiates all settings anew whenever anything is set, the time-out included. Over it the gap between DTR and RTS is so
-long that a real chip starts its app instead of its loader. This one is a subclass that keeps pyserial's protocol and
-waits on events.
+pyserial's client polls for each response every 50 ms, waits for the response to every change of RTS and DTR, and
+negotiates all settings again whenever one is set, even the timeout. The time between DTR and RTS becomes so long that
+a real chip starts its app instead of its loader. This subclass keeps pyserial's protocol, but waits on events.
 """
 
-# pyserial's stubs leave out the protected attributes that its subclasses are made of.
+# pyserial's type stubs lack the protected attributes that subclasses need.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from typing import Any
 import serial
 from serial import rfc2217
 
-_LOST = "the connection to the remote port is lost"
+_LOST = "the connection to the remote port was lost"
 _HANDLERS = "pytest_esp.wire.handlers"
 
 
 def register() -> None:
-    """Make ``serial.serial_for_url("rfc2217://...")`` use this client, in this process."""
+    """Let ``serial.serial_for_url("rfc2217://...")`` use this client in this process."""
     if _HANDLERS not in serial.protocol_handler_packages:
         serial.protocol_handler_packages.insert(0, _HANDLERS)
 
 
 class Serial(rfc2217.Serial):
-    """A remote port. `serial.rfc2217.Serial` documents what it can do; only its waiting is different."""
+    """A remote port. See `serial.rfc2217.Serial`; only the waiting is different."""
 
     _barred: str | None = None
 
@@ -41,7 +40,7 @@ class Serial(rfc2217.Serial):
         """Connect and negotiate.
 
         Raises:
-            serial.SerialException: if the server does not answer, or does not speak RFC 2217.
+            serial.SerialException: if the server does not respond, or does not support RFC 2217.
         """
         if self._barred is not None:
             raise serial.SerialException(self._barred)
@@ -55,7 +54,7 @@ class Serial(rfc2217.Serial):
         super().open()
 
     def close(self) -> None:
-        """Disconnect. pyserial sleeps 0.3 s here for the sake of slow servers; a server that is one needs none."""
+        """Disconnect, without the 0.3 s that pyserial sleeps here for slow servers."""
         self.is_open = False
         connection, self._socket = self._socket, None
         if connection is not None:
@@ -67,7 +66,7 @@ class Serial(rfc2217.Serial):
             thread.join(2)
 
     def lose(self, reason: str) -> None:
-        """Disconnect for good: reads, writes and `open` raise SerialException with *reason* from now on."""
+        """Disconnect permanently: reads, writes and `open` raise SerialException with *reason* from now on."""
         self._barred = reason
         with self._changed:
             self._loss, self._lost = reason, True
@@ -81,7 +80,7 @@ class Serial(rfc2217.Serial):
     def _reconfigure_port(self) -> None:
         if self._socket is None:
             raise serial.PortNotOpenError()
-        self._write_timeout = None  # the base class refuses any other; a lost server shows as a broken connection
+        self._write_timeout = None  # the base class refuses others; a lost server is a broken connection
         settings = (self._baudrate, self._bytesize, self._parity, self._stopbits, self._xonxoff, self._rtscts)
         if settings == self._settings:
             return
@@ -102,11 +101,11 @@ class Serial(rfc2217.Serial):
         self._settings = settings
 
     def rfc2217_set_control(self, value: bytes) -> None:
-        """Ask for a change of a line and go on: the server handles requests in order, so the timing is kept."""
+        """Request a change of a line without waiting: the server handles requests in order, so the timing is kept."""
         self._rfc2217_options["control"].set(value)
 
     def rfc2217_send_purge(self, value: bytes) -> None:
-        """Ask the server to drop what it holds, and wait until it has."""
+        """Request that the server discards its buffered data, and wait for it."""
         option = self._rfc2217_options["purge"]
         option.set(value)
         self._wait_until(option.is_ready, "a purge")
@@ -114,7 +113,7 @@ class Serial(rfc2217.Serial):
     def _wait_until(self, done: Callable[[], bool], what: str) -> None:
         with self._changed:
             if not self._changed.wait_for(lambda: self._lost or done(), self._network_timeout) or self._lost:
-                raise serial.SerialException(f"the remote port does not confirm {what} (RFC 2217)")
+                raise serial.SerialException(f"the remote port did not confirm {what} (RFC 2217)")
 
     def _telnet_process_subnegotiation(self, suboption: bytes) -> None:
         super()._telnet_process_subnegotiation(suboption)
@@ -125,16 +124,16 @@ class Serial(rfc2217.Serial):
 
     @property
     def in_waiting(self) -> int:
-        """Number of bytes that can be read at once."""
+        """The number of bytes that can be read without waiting."""
         if not self.is_open:
             raise serial.PortNotOpenError()
         return len(self._received)
 
     def read(self, size: int = 1) -> bytes:
-        """Return up to *size* bytes; fewer only after `timeout` seconds.
+        """Return *size* bytes, or fewer after `timeout` seconds.
 
         Raises:
-            serial.SerialException: if the connection is lost.
+            serial.SerialException: if the connection was lost.
         """
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         with self._changed:
@@ -155,20 +154,20 @@ class Serial(rfc2217.Serial):
         """Send *data*.
 
         Raises:
-            serial.SerialException: if the connection is lost.
+            serial.SerialException: if the connection was lost.
         """
         if self._lost:
             raise serial.SerialException(self._loss)
         return super().write(data)
 
     def reset_input_buffer(self) -> None:
-        """Drop what was received, here and at the server."""
+        """Discard received data, here and at the server."""
         self.rfc2217_send_purge(rfc2217.PURGE_RECEIVE_BUFFER)
         with self._changed:
             self._received.clear()
 
     def divert(self, sink: Callable[[bytes], None] | None, on_loss: Callable[[str], None] | None) -> None:
-        """Hand what has arrived, and what will, to *sink* (see `wire.port.VirtualPort.divert`)."""
+        """Pass received data to *sink* (see `wire.port.VirtualPort.divert`)."""
         with self._changed:
             self._sink, self._on_loss = sink, on_loss
             if sink is not None and self._received:
@@ -178,7 +177,7 @@ class Serial(rfc2217.Serial):
                 on_loss(self._loss)
 
     def _telnet_read_loop(self) -> None:
-        """Receive until the connection ends (the thread that the base class starts)."""
+        """Receive until the connection ends, on the thread that the base class starts."""
         pending = b""
         connection = self._socket
         try:
@@ -200,7 +199,7 @@ class Serial(rfc2217.Serial):
                     self._on_loss(self._loss)
 
     def _take(self, data: bytes) -> bytes:
-        """Sort *data* into plain bytes and Telnet commands; return the beginning of a command that is not whole."""
+        """Separate *data* into plain bytes and Telnet commands; return the beginning of an incomplete command."""
         plain = bytearray()
         while data:
             head, mark, data = data.partition(b"\xff")
@@ -222,7 +221,7 @@ class Serial(rfc2217.Serial):
         return data if data.startswith(b"\xff") else b""
 
     def _command(self, data: bytes, plain: bytearray) -> bytes | None:  # noqa: PLR0911 - one per kind of command
-        """Handle the command that follows an IAC; return what comes after it, or None if it is not whole yet."""
+        """Handle the command after an IAC; return the data after it, or None if it is incomplete."""
         code = data[:1]
         if not code:
             return None

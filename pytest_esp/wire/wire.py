@@ -1,4 +1,4 @@
-"""One UART between a device (a simulated chip, a QEMU machine) and its hosts."""
+"""A UART connection between a device (a simulated chip, a QEMU machine) and its hosts."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ if TYPE_CHECKING:
     from pytest_esp.wire.faults import Faults
 
 ROM_BAUDRATE = 115200
-"""Baud of every ROM loader whose crystal has the usual frequency; a console begins at it, too."""
+"""The baud rate of ROM loaders (with the usual crystal frequency), and of consoles at their start."""
 
 
 class Device(Protocol):
-    """What sits at the far end of a virtual wire.
+    """The device at the end of a virtual wire.
 
-    All methods may be called from any thread, but never two at once: the wire's lock is held.
+    All methods may be called from any thread, but not at the same time: the wire's lock is held.
     """
 
     def receive(self, data: bytes) -> None:
-        """Take *data*, as sent by a host."""
+        """Receive *data* from a host."""
         ...
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
-        """Take the state of the host's control lines (True is asserted, i.e. the pin is low)."""
+        """Handle a change of the host's control lines (True is asserted, i.e. the pin is low)."""
         ...
 
     def set_baudrate(self, baudrate: int) -> None:
-        """Take the baud rate that the host's port now has."""
+        """Handle a change of the host's baud rate."""
         ...
 
     def host_left(self, control_lines: bool) -> None:
-        """A host closed its side; *control_lines* says whether its transport carries RTS and DTR."""
+        """Handle that a host has closed its side; *control_lines* says whether its transport has RTS and DTR."""
         ...
 
     def restart(self, reason: str) -> None:
-        """Start what its flash holds anew, at once, for *reason* (as the ROM calls it): for `faults`."""
+        """Restart from flash at once, with the ROM's reset *reason*: for `faults`."""
         ...
 
     @property
     def is_in_loader(self) -> bool:
-        """Whether a loader runs: for `faults`."""
+        """Whether the loader is running: for `faults`."""
         ...
 
 
 class HostSide:
-    """One host's end of a `Wire`. Made by `Wire.connect`; usable from any thread."""
+    """A host's end of a `Wire`, from `Wire.connect`. Usable from any thread."""
 
     def __init__(
         self,
@@ -74,19 +74,19 @@ class HostSide:
                 self._wire.device.receive(data)
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
-        """Drive the control lines."""
+        """Set the control lines."""
         with self._wire.lock:
             if self._reaches and self._wire.device is not None:
                 self._wire.device.set_lines(dtr, rts)
 
     def set_baudrate(self, baudrate: int) -> None:
-        """Tell the device the baud rate of this host's port."""
+        """Set the baud rate of this host's port."""
         with self._wire.lock:
             if self._reaches and self._wire.device is not None:
                 self._wire.device.set_baudrate(baudrate)
 
     def deliver(self, data: bytes) -> None:
-        """Hand *data* from the device to the host (called by the wire)."""
+        """Pass *data* from the device to the host (called by the wire)."""
         self._sink(data)
 
     @property
@@ -94,12 +94,12 @@ class HostSide:
         return not self._closed and self._wire.gone is None
 
     def lose(self, reason: str) -> None:
-        """Tell the host that its port has vanished (called by the wire)."""
+        """Notify the host that its port has vanished (called by the wire)."""
         if self._on_loss is not None:
             self._on_loss(reason)
 
     def close(self) -> None:
-        """Leave the wire. Closing twice is harmless."""
+        """Disconnect from the wire. Closing twice has no effect."""
         with self._wire.lock:
             if self._closed:
                 return
@@ -110,12 +110,12 @@ class HostSide:
 
 
 class Wire:
-    """Carries bytes between one device and any number of hosts; what the device sends reaches all of them.
+    """Carries bytes between a device and any number of hosts. Output of the device reaches all hosts.
 
-    `lock` serialises everything that touches the device; it is re-entrant, so a device may transmit while it receives.
+    `lock` serializes all access to the device. It is re-entrant, so a device may transmit while it receives.
 
     Attributes:
-        gone: why nothing passes now, because the port has vanished; None while it is there.
+        gone: why the port has vanished; None if it has not.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Wire:
         self.gone: str | None = None
         self._hosts: list[HostSide] = []
         self.connections = 0
-        """How many hosts have been attached so far; see `wire.port.VirtualPort.other_connections`."""
+        """The number of hosts that have connected so far; see `wire.port.VirtualPort.other_connections`."""
 
     def connect(
         self,
@@ -134,9 +134,9 @@ class Wire:
         control_lines: bool,
         on_loss: Callable[[str], None] | None = None,
     ) -> HostSide:
-        """Attach a host. *sink* is called with every chunk the device sends; it must not block.
+        """Connect a host. *sink* is called with every chunk that the device sends; it must not block.
 
-        *on_loss* is told the reason if the port vanishes.
+        *on_loss* is called with the reason if the port vanishes.
         """
         host = HostSide(self, sink, control_lines, on_loss)
         with self.lock:
@@ -145,7 +145,7 @@ class Wire:
         return host
 
     def disconnect(self, host: HostSide) -> None:
-        """Forget *host* (called by `HostSide.close`)."""
+        """Remove *host* (called by `HostSide.close`)."""
         if host in self._hosts:
             self._hosts.remove(host)
 
@@ -158,7 +158,7 @@ class Wire:
                 self.deliver(data)
 
     def deliver(self, data: bytes) -> None:
-        """Hand bytes that have come through to every host."""
+        """Pass bytes, after faults, to every host."""
         with self.lock:
             if self.gone is None:
                 for host in tuple(self._hosts):
@@ -167,11 +167,11 @@ class Wire:
     # -- a port that vanishes
 
     def vanish(self, reason: str = "its cable was pulled", seconds: float | None = None) -> None:
-        """Let the port vanish for every host: whoever uses it fails, and nobody can connect.
+        """Make the port vanish for every host: using it and connecting to it fail.
 
         Args:
-            reason: what they are told.
-            seconds: until it is back; None: until `come_back`.
+            reason: the reason for the hosts' exceptions.
+            seconds: the time until it returns; None: until `come_back`.
         """
         with self.lock:
             self.gone = reason
@@ -181,6 +181,6 @@ class Wire:
             call_later(seconds, self.come_back)
 
     def come_back(self) -> None:
-        """Let the port be there again; hosts must connect anew."""
+        """Restore the port; hosts must connect again."""
         with self.lock:
             self.gone = None

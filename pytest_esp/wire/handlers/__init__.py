@@ -1,1 +1,1 @@
-"""URL handlers that pyserial finds by their names (``serial.protocol_handler_packages``)."""
+"""URL handlers for pyserial, which finds them by name (``serial.protocol_handler_packages``)."""
