@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,11 +60,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that is wrong, or worth a look."""
+    """Something that is wrong, or worth a look; *count* is how often the same was found."""
 
     severity: Severity
     section: str
     what: str
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def diagnostic_report(
         board=link.board.name,
         chip=identity["chip_type"] if identity else None,
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        notices=tuple(sorted(_notices(sections), key=lambda notice: ("high", "medium", "info").index(notice.severity))),
+        notices=_counted(_notices(sections)),
         sections=tuple(sections),
         flash_map=svg,
         partition_picture=_partition_picture(sections),
@@ -260,6 +262,12 @@ def _flash_map(sections: list[Section]) -> str | None:
             sections[number] = Section(section.name, section.title, data)
             return picture
     return None
+
+
+def _counted(notices: Iterator[Notice]) -> tuple[Notice, ...]:
+    """Return each notice once with its count, the worst first."""
+    found = [replace(notice, count=count) for notice, count in Counter(notices).items()]
+    return tuple(sorted(found, key=lambda notice: ("high", "medium", "info").index(notice.severity)))
 
 
 def _notices(sections: list[Section]) -> Iterator[Notice]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html as escaping
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_esp.units import format_size
@@ -28,6 +30,7 @@ pre { background: #f6f8fa; padding: .6rem; overflow-x: auto; font-size: .8rem; }
 _ADDRESSES = ("address", "offset", "begin", "tcb", "pc", "sp", "value", "flash_id")
 _SIZES = ("size", "flash_size", "read_bytes")
 _SHA_DIGITS = 9  # that ESP-IDF prints of an app's ELF file
+_MOST_BOOTS = 3  # of one kind, each in a row of its own
 _MOST_DIGITS = 96  # of data, in hexadecimal
 _ROW = 16
 
@@ -36,7 +39,10 @@ def markdown(report: DiagnosticReport) -> str:
     """Return a report as Markdown."""
     lines = [f"# Diagnostic report: {report.board}", "", f"{report.chip or 'no chip'}, {report.made}", ""]
     lines += ["## Notices", ""]
-    lines += [f"- **{notice.severity}** ({notice.section}): {_inline(notice.what)}" for notice in report.notices]
+    lines += [
+        f"- **{notice.severity}** ({notice.section}): {_inline(_counted(notice.what, notice.count))}"
+        for notice in report.notices
+    ]
     if not report.notices:
         lines.append("None.")
     for section in report.sections:
@@ -98,8 +104,8 @@ def _html_notices(report: DiagnosticReport) -> Iterator[str]:
         yield "<p>None.</p>"
         return
     rows = "".join(
-        f'<tr class="{notice.severity}"><td>{notice.severity}</td>'
-        f'<td><a href="#{notice.section}">{notice.section}</a></td><td>{_safe(notice.what)}</td></tr>\n'
+        f'<tr class="{notice.severity}"><td>{notice.severity}</td><td><a href="#{notice.section}">{notice.section}</a>'
+        f"</td><td>{_safe(_counted(notice.what, notice.count))}</td></tr>\n"
         for notice in report.notices
     )
     yield f"<table>\n{rows}</table>"
@@ -146,13 +152,34 @@ def _parts(data: Mapping[str, Any]) -> tuple[Rows, list[tuple[str, list[str], Ro
         if isinstance(value, list) and value and isinstance(value[0], dict):
             records = cast("list[dict[str, Any]]", value)
             header = [name for name in records[0] if name != "fields"] + (["fields"] if "fields" in records[0] else [])
-            tables.append((_words(key), header, [[_shown(one.get(name), name) for name in header] for one in records]))
+            rows = [[_shown(one.get(name), name) for name in header] for one in records]
+            tables.append((_words(key), header, _fewer_boots(records, rows) if key == "boots" else rows))
         elif isinstance(value, dict) and value:
             mapping = cast("dict[str, Any]", value)
             tables.append((_words(key), ["", ""], [[name, _shown(one, name)] for name, one in mapping.items()]))
         else:
             simple.append([_words(key), _shown(value, key)])
     return simple, tables
+
+
+def _fewer_boots(boots: Sequence[Mapping[str, Any]], rows: Rows) -> Rows:
+    """Return the rows of boots with one row that counts those between the first and the last of equal ones."""
+    shown: Rows = []
+    for _, run in groupby(zip(boots, rows, strict=True), key=lambda pair: _kind_of_boot(pair[0])):
+        equal = [row for _, row in run]
+        if len(equal) > _MOST_BOOTS:
+            more = [f"{len(equal) - 2} more of these", *[""] * (len(equal[0]) - 1)]
+            equal = [equal[0], more, equal[-1]]
+        shown += equal
+    return shown
+
+
+def _kind_of_boot(boot: Mapping[str, Any]) -> object:
+    return boot["reason"], boot["after_crash"], boot["to_app"] is None, [phase["name"] for phase in boot["phases"]]
+
+
+def _counted(text: str, count: int) -> str:
+    return f"{text} ({count} times)" if count > 1 else text
 
 
 def _words(key: str) -> str:
@@ -190,6 +217,8 @@ def _shortened(text: str, key: str) -> str:
 def _listed(items: list[Any], key: str) -> str:
     if key == "phases":
         return "; ".join(f"{one['name']} {one['begin']:.3f} s" for one in items)
+    if key == "crashes":
+        return "; ".join(_counted(_shown(text, key), count) for text, count in Counter(items).items())
     return "; ".join(_frame(one) if _is_frame(one) else _shown(one, key) for one in items)
 
 

@@ -2,12 +2,14 @@
 
 import html.parser
 import time
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from pytest_esp.errors import OperationError, StoppedError
 from pytest_esp.operations.diagnostics.core_image import from_file
+from pytest_esp.rack.config import load_rack
 
 TABLE = [
     {"name": "nvs", "type": "data", "subtype": "nvs", "offset": 0x9000, "size": 0x6000},
@@ -162,6 +164,29 @@ def test_a_file_that_is_there_already(esp_of, tmp_path):
     with pytest.raises(OperationError, match="exists already"):
         esp_of("esp32").diagnostics.diagnostic_report(output_file=path)
     assert path.read_text() == "mine"
+
+
+def test_a_boot_loop_is_told_once(make_esp, build_of, tmp_path, monkeypatch):
+    """One notice with its count; the first and the last boot in full, and how many there were between them."""
+    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    (tmp_path / "boards.toml").write_text(
+        '[boards.one]\nbackend = "sim"\nchip = "esp32c3"\napp = "selftest_app:CrashLoop"\n'
+    )
+    esp = make_esp(load_rack(tmp_path / "boards.toml"), "one")
+    esp.flash.write(build_of("esp32c3"))
+    report = esp.diagnostics.diagnostic_report(duration=2.0)
+    boots, crashes = report["performance"].data["boots"], report["performance"].data["crashes"]
+    assert len(crashes) > 4
+    (told,) = [notice for notice in report.notices if notice.what == crashes[0]]
+    assert told.count == crashes.count(crashes[0])
+    text = report.markdown()
+    assert text.count(f"{told.count} times)") == 2  # the notice, and the section's own line
+    rows = text.partition("boots")[2].partition("\n\n")[2].split("\n\n")[0].splitlines()[2:]
+    assert [row.split("|")[1].strip()[-13:] for row in rows].count("more of these") == 1
+    assert len(rows) < len(boots)
+    assert f"{boots[0]['at']:.4g}" in rows[0]
+    Page(report.html())
 
 
 @pytest.mark.qemu
