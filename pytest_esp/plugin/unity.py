@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _RECORD = "esp_unity_case"
 """Attribute of a subtest's report: the case as plain data, for junit.xml."""
 _RECORDS = "esp_unity_cases"
-"""Attribute of a test's report: all its cases, for a pytest without subtests."""
+"""Attribute of a test's report: all its cases, for a run with ``-p no:subtests``."""
 
 _CURRENT = pytest.StashKey[dict[str, Any]]()
 _UNREPORTED = pytest.StashKey[list[dict[str, Any]]]()
@@ -51,7 +51,7 @@ class Unity:
         self._request = request
         self._item: pytest.Item = request.node
         self._links = links
-        self._has_subtests = hasattr(pytest, "Subtests") and request.config.pluginmanager.hasplugin("subtests")
+        self._has_subtests = request.config.pluginmanager.hasplugin("subtests")
 
     def menu(self, *, boot_timeout: float = _BOOT_TIMEOUT) -> Menu:
         """Return the cases that the app on the first board offers; see `operations.unity.menu`."""
@@ -94,8 +94,7 @@ class Unity:
         """Run the cases that match all arguments, each as a subtest; see `operations.unity.run_all`.
 
         Multi-device cases run on all boards of the test, and are skipped if there are too few. Ignored cases are
-        skipped. pytest before version 9 has no subtests: there, the test fails at the end with a list of the failed
-        cases.
+        skipped. With ``-p no:subtests`` the test fails at the end, with a list of the failed cases.
         """
         from pytest_esp.operations import unity
 

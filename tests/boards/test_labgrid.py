@@ -37,7 +37,7 @@ def run(rack_file, code):
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
-def cli(*arguments, timeout=20):
+def cli(*arguments, timeout=60):
     return subprocess.run(
         [sys.executable, "-c", "from pytest_esp.cli.main import main; main()", *map(str, arguments)],
         capture_output=True,
