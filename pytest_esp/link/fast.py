@@ -17,6 +17,7 @@ from esptool.loader import DEFAULT_TIMEOUT, MAX_TIMEOUT, ESPLoader
 from esptool.util import FatalError, UnsupportedCommandError
 
 from pytest_esp.formats.checksum import checksum
+from pytest_esp.link.esptool_private import port_of
 from pytest_esp.wire.framing import Decoder, encode
 
 _ROM_INVALID = 0x05  # status of a command that the ROM does not support
@@ -41,7 +42,7 @@ class FastLoader(ESPLoader):
 
     def write(self, packet: bytes) -> None:
         """Send one packet."""
-        self._port.write(encode(packet))
+        port_of(self).write(encode(packet))
 
     def read(self) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride] - esptool has no types
         """Return the next packet.
@@ -49,23 +50,23 @@ class FastLoader(ESPLoader):
         Raises:
             FatalError: if no packet arrived within the port's timeout; the message has other received data.
         """
-        deadline = None
+        deadline, port = None, port_of(self)
         while not self._packets:
-            data = self._port.read(self._port.in_waiting or 1)
+            data = port.read(port.in_waiting or 1)
             if not data:
                 raise FatalError(_silence(self._decoder.leftover))
             self._packets = self._decoder.feed(data)
             if not self._packets:
                 # A chip that was reset meanwhile may print other output for ever.
                 now = time.monotonic()
-                deadline = deadline or now + (self._port.timeout or MAX_TIMEOUT)
+                deadline = deadline or now + (port.timeout or MAX_TIMEOUT)
                 if now > deadline + (_LONGEST_FRAME if self._decoder.is_inside else 0.0):
                     raise FatalError(_silence(self._decoder.leftover))
         return self._packets.pop(0)
 
     def flush_input(self) -> None:
         """Discard received data."""
-        self._port.reset_input_buffer()
+        port_of(self).reset_input_buffer()
         self._decoder = Decoder()
         self._packets = []
 
@@ -88,7 +89,7 @@ class FastLoader(ESPLoader):
             FatalError: if there is no response in *timeout* seconds, or only responses to other commands.
             UnsupportedCommandError: if the ROM does not support the command.
         """
-        port = self._port
+        port = port_of(self)
         saved = port.timeout
         wait = min(timeout, type(self).longest_wait, MAX_TIMEOUT)
         if wait != saved:
@@ -117,8 +118,9 @@ class FastLoader(ESPLoader):
 
     def _drain(self) -> None:
         """Read until the line is quiet: some ROMs refuse a command several times."""
-        self._port.timeout = 0.02
-        while self._port.read(self._port.in_waiting or 1):
+        port = port_of(self)
+        port.timeout = 0.02
+        while port.read(port.in_waiting or 1):
             pass
         self.flush_input()
 
@@ -132,11 +134,12 @@ class FastLoader(ESPLoader):
             return self.read_flash_slow(offset, length, progress_fn)
         request = struct.pack("<IIII", offset, length, self.FLASH_SECTOR_SIZE, 64)
         self.check_command("read flash", self.ESP_CMDS["READ_FLASH"], request)
-        saved, self._port.timeout = self._port.timeout, min(DEFAULT_TIMEOUT, type(self).longest_wait)
+        port = port_of(self)
+        saved, port.timeout = port.timeout, min(DEFAULT_TIMEOUT, type(self).longest_wait)
         try:
             return self._receive_flash(offset, length, progress_fn)
         finally:
-            self._port.timeout = saved
+            port.timeout = saved
 
     def _receive_flash(self, offset: int, length: int, progress_fn: Any) -> bytes:
         parts: list[bytes] = []

@@ -65,10 +65,9 @@ def capture(transcript: Transcript, progress: Progress | None = None) -> Generat
 def _install() -> None:
     # Each time, as a program that also uses esptool may have set another logger in between.
     if not isinstance(EspLog.instance, _DispatchingLog):
-        from esptool.reset import ResetStrategy
+        from pytest_esp.link.esptool_private import warn_by
 
-        # esptool bound this one warning to its own logger at import, so replacing the logger does not affect it.
-        cast(Any, ResetStrategy).print_once = staticmethod(_warn)
+        warn_by(_warn)
         EspLog.set_logger(_DispatchingLog(cast(EspLogBase, EspLog.instance or EspLog())))
 
 

@@ -16,6 +16,7 @@ from esptool.util import FatalError, NotImplementedInROMError, NotSupportedError
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import EspError, LinkError, OperationError, PortError, StoppedError, WrongChipError
 from pytest_esp.formats.stubs import stub_entries
+from pytest_esp.link.esptool_private import bind, finish_connecting, replace_burn_hooks
 from pytest_esp.link.fast import FastLoader, fast_class
 from pytest_esp.link.logs import Progress, Transcript, capture
 from pytest_esp.wire.wire import ROM_BAUDRATE
@@ -136,24 +137,21 @@ class Session:
 
             self._espefuse = init_commands(esp=esp, do_not_confirm=True)
             self._burn_by_rom(self._espefuse)
-        _bind(self._espefuse, esp)
+        bind(self._espefuse, esp)
         return self._espefuse
 
     def _burn_by_rom(self, commands: Any) -> None:
         """Let *commands* burn through the ROM, as espefuse does: its timing is wrong once the stub has run."""
-        efuses = commands.efuses
-        set_up = efuses.efuse_controller_setup
 
-        def set_up_in_rom() -> None:  # espefuse calls this before it writes the registers to burn
-            _bind(commands, self._fresh_rom())
+        def set_up_in_rom(set_up: Callable[[], None]) -> None:  # before espefuse writes the registers to burn
+            bind(commands, self._fresh_rom())
             self._espefuse = commands
             set_up()
 
         def reconnect(_esp: object) -> FastLoader:  # after a burn of security eFuses; espefuse would close the port
             return self.reconnect()
 
-        efuses.efuse_controller_setup = set_up_in_rom
-        efuses.reconnect_chip = reconnect
+        replace_burn_hooks(commands, set_up=set_up_in_rom, reconnect=reconnect)
 
     def _fresh_rom(self) -> FastLoader:
         """Return the ROM loader at its default baud rate, with nothing run since a reset by this session."""
@@ -228,7 +226,7 @@ class Session:
         self._entered_by_reset = enter is None
         esp.secure_download_mode = _secure_download(esp)
         if not esp.secure_download_mode:
-            esp._post_connect()  # the rest of `ESPLoader.connect`
+            finish_connecting(esp)
         if self._ram_block is not None:
             esp.ESP_RAM_BLOCK = self._ram_block
         self._esp = esp
@@ -339,11 +337,6 @@ def _translate(message: str, attempted: str, board: str) -> EspError:
             hint="check the board's power and boot pins; the next operation resets it and tries again",
         )
     return OperationError(text, attempted=attempted, board=board)
-
-
-def _bind(commands: Any, esp: Any) -> None:
-    """Let espefuse's *commands* use *esp*."""
-    commands.esp = commands.efuses._esp = esp
 
 
 def _identify(esp: FastLoader) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -43,9 +42,7 @@ from pytest_esp.plugin.unity import UnityReports, unity
 from pytest_esp.plugin.wanted import uses_session_board
 from pytest_esp.plugin.worker import Worker
 from pytest_esp.plugin.xdist import BARRIERS, CHANNEL, Controller
-
-if TYPE_CHECKING:
-    from _pytest.terminal import TerminalReporter
+from pytest_esp.versions import VersionError
 
 __all__ = [
     "board",
@@ -95,7 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _announce(config: pytest.Config, line: str) -> None:
-    reporter: TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+    reporter: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or reporter.verbosity < 1:
         return
     capture = config.pluginmanager.get_plugin("capturemanager")
@@ -110,7 +107,10 @@ def _announce(config: pytest.Config, line: str) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Plan every test, before ``-m`` and ``-k`` select."""
-    plan_items(config, items)
+    try:
+        plan_items(config, items)
+    except VersionError as error:
+        raise pytest.UsageError(str(error)) from error
     problems = problems_of(config)
     if not problems:
         group_by_board(items)

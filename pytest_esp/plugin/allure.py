@@ -18,6 +18,7 @@ from allure_commons.types import AttachmentType
 from pytest_esp.plugin.bench import Usage
 from pytest_esp.plugin.reports import mask_inside
 from pytest_esp.secrets import hide, hide_bytes, known
+from pytest_esp.versions import required
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -95,6 +96,17 @@ def unity_case(name: str) -> Generator[Callable[[str], None]]:
     """Record a test case of an app as a step of the running test; yield a function that attaches its log."""
     with allure.step(name):
         yield lambda log: allure.attach(log, f"log of {name}", AttachmentType.TEXT) if log else None
+
+
+def drop_result(item: pytest.Item) -> None:
+    """Leave *item* out of the report; allure-pytest writes a result for everything that passes through the protocol.
+
+    Raises:
+        VersionError: if the installed allure-pytest has changed.
+    """
+    listener: Any = item.config.pluginmanager.get_plugin("allure_listener")
+    if uuid := required(listener, "_cache", "allure-pytest").pop(item.nodeid):
+        listener.allure_logger.drop_test(uuid)
 
 
 @contextlib.contextmanager

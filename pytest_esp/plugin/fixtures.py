@@ -11,6 +11,7 @@ from pytest_esp.errors import EspError, RackError
 from pytest_esp.plugin.bench import Bench, Held
 from pytest_esp.plugin.firmware import bring_up, choose, policy_of
 from pytest_esp.plugin.options import options_of
+from pytest_esp.plugin.pytest_private import current_item
 from pytest_esp.plugin.reports import record_properties
 from pytest_esp.plugin.selection import Plan, make_plan, plan_of, rack_of
 from pytest_esp.plugin.wanted import MarkerError
@@ -168,7 +169,7 @@ def faults(_esp_held: list[Held]) -> Generator[BoardFaults]:
 @pytest.fixture(scope="session", name="_esp_session_held")
 def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held:
     """The session's board, leased by the first test that needs it."""
-    item = _current_item(request)
+    item = current_item(request)
     bench = item.config.stash[BENCH]
     try:
         held = bench.take_for_session(item, _plan(item))
@@ -177,11 +178,6 @@ def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held
     except EspError as error:
         pytest.fail(str(error), pytrace=False)
     return held
-
-
-def _current_item(request: pytest.FixtureRequest) -> pytest.Function:
-    # A session fixture's request has no public way to the test being set up.
-    return request._pyfuncitem  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Elements of junit.xml for the test cases of an app. Imported only in runs that have such cases.
 
-pytest has no public way to add an element to its report, so this uses ``_pytest.junitxml`` (8.2 to 9.2).
+pytest has no public way to add an element to its report, so this uses the objects of ``_pytest.junitxml``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
-from _pytest.junitxml import bin_xml_escape, xml_key
+
+from pytest_esp.plugin.pytest_private import add_outcome, add_output, junit_report
 
 _WITH_OUTPUT = ("system-out", "out-err", "all")
 
@@ -25,7 +26,7 @@ class JunitCases:
     """
 
     def __init__(self, config: pytest.Config, report: pytest.TestReport) -> None:
-        self._xml: Any = config.stash.get(xml_key, None)
+        self._xml: Any = junit_report(config)
         self._report = report
         self._nodes = 0
         self._duration = 0.0
@@ -81,8 +82,8 @@ class JunitCases:
             return
         tag = "skipped" if record.get("status") == "ignored" else "failure"
         message = str(record.get("message") or record.get("status"))
-        element._add_simple(tag, bin_xml_escape(message), record.get("text"))
+        add_outcome(element, tag, message, record.get("text"))
 
     def _add_log(self, element: Any, record: Mapping[str, Any]) -> None:
         if self._xml.logging in _WITH_OUTPUT and record.get("log"):
-            element._write_content(self._report, record["log"], "system-out")
+            add_output(element, self._report, record["log"])

@@ -13,8 +13,6 @@ from pytest_esp.plugin.bench import Usage
 from pytest_esp.secrets import hide, hide_in, known
 
 if TYPE_CHECKING:
-    from _pytest.terminal import TerminalReporter
-
     from pytest_esp.plugin.bench import Held
 
 _USAGE = "esp_usage"
@@ -186,7 +184,7 @@ class RackSummary:
             usage = Usage(**record)
             self._rows.setdefault(usage.board, _Row(usage.chip, usage.backend)).add(usage, outcome)
 
-    def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show a table of the boards that were used."""
         if not self._rows or terminalreporter.verbosity < -1:
             return

@@ -21,6 +21,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScheduling
 from xdist.workermanage import WorkerController
 
+from pytest_esp.plugin.xdist_private import have_same_collection
+
 _SLOW = 0.1  # seconds; a worker with tests this slow needs only one more test in its queue
 _DEEPEST = 16
 
@@ -84,7 +86,7 @@ class RackScheduling(LoadScheduling):
             super().schedule()
             return
         if self.collection is None:
-            if not self._check_nodes_have_same_collection():
+            if not have_same_collection(self):
                 return
             self.collection = next(iter(self.node2collection.values()))
             self._add(range(len(self.collection)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -14,6 +14,7 @@ from pytest_esp.errors import FirmwareError, RackError
 from pytest_esp.names import nearest
 from pytest_esp.plugin.firmware import NOT_NAMED, policy_of, sources_of, why_not
 from pytest_esp.plugin.options import KINDS, options_of
+from pytest_esp.plugin.pytest_private import compile_markers, module_of_fixture
 from pytest_esp.plugin.wanted import MarkerError, Wanted, uses_board, uses_session_board, wanted
 
 if TYPE_CHECKING:
@@ -183,9 +184,7 @@ def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 def _names_rack(item: pytest.Item) -> bool:
     """Return whether the test uses the plugin's fixture `rack`, not a project's fixture of that name."""
-    # pytest has no public way to ask which fixture a test gets by a name.
-    found: Mapping[str, Sequence[Any]] = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-    return "rack" in found and found["rack"][-1].func.__module__ == _FIXTURES
+    return module_of_fixture(item, "rack") == _FIXTURES
 
 
 def make_plan(item: pytest.Item, *, leases: bool) -> Plan:
@@ -310,24 +309,8 @@ def _selected_by_marker(item: pytest.Item, able: list[BoardSpec]) -> list[BoardS
 
 
 def _marker_expression(config: pytest.Config) -> Callable[[set[str]], bool] | None:
-    # pytest has no public way to evaluate -m. It reports an invalid expression itself, a little later.
-    from _pytest.mark.expression import Expression
-
     text = str(config.getoption("markexpr") or "")
-    if not text:
-        return None
-    try:
-        expression = Expression.compile(text)
-    except (SyntaxError, pytest.UsageError):
-        return None
-
-    def select(names: set[str]) -> bool:
-        def matches(name: str, /, **_: str | int | bool | None) -> bool:
-            return name in names
-
-        return expression.evaluate(matches)
-
-    return select
+    return compile_markers(text) if text else None
 
 
 # -- running

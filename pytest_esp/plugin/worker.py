@@ -10,6 +10,7 @@ import pytest
 
 from pytest_esp import secrets
 from pytest_esp.plugin.bench import Bench, unit_of
+from pytest_esp.plugin.pytest_private import tear_down
 from pytest_esp.plugin.selection import plan_of, problems_of
 
 
@@ -94,10 +95,12 @@ class Worker:
         if item is not self._barrier:
             self._barrier.previous = item
             return None
-        _leave_no_allure_result(item)
-        state = item.session._setupstate  # pyright: ignore[reportPrivateUsage]
+        if item.config.pluginmanager.hasplugin("allure_listener"):
+            from pytest_esp.plugin import allure
+
+            allure.drop_result(item)
         call = pytest.CallInfo.from_call(
-            lambda: state.teardown_exact(nextitem),
+            lambda: tear_down(item.session, nextitem),
             "teardown",
             reraise=(KeyboardInterrupt, pytest.exit.Exception),
         )
@@ -113,10 +116,3 @@ def _demand(item: pytest.Item) -> tuple[list[str], int, str, str]:
         return [], 0, "", ""
     unit = unit_of(item, plan)
     return list(plan.boards), plan.wanted.count, "" if unit is None else "|".join(unit), plan.firmware_key
-
-
-def _leave_no_allure_result(item: pytest.Item) -> None:
-    # allure-pytest writes a result for every item that runs through the protocol, and has no way to exclude one.
-    listener = item.config.pluginmanager.get_plugin("allure_listener")
-    if listener is not None and (uuid := listener._cache.pop(item.nodeid)):
-        listener.allure_logger.drop_test(uuid)

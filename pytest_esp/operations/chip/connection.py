@@ -16,6 +16,7 @@ from esptool.util import FatalError
 
 from pytest_esp.boards.board import Board
 from pytest_esp.errors import LinkError, OperationError, PortError
+from pytest_esp.link.esptool_private import port_of, try_to_connect
 from pytest_esp.link.link import Link
 from pytest_esp.link.session import Session
 from pytest_esp.operations.chip.identity import check_baudrate
@@ -81,10 +82,8 @@ def _enter(link: Link, strategy: Strategy) -> Callable[[Any], None]:
         if strategy.name == "board":
             link.board.reset(bootloader=True)
             return _greet(esp, link.board.boot_seconds)
-        reset = _LINES[strategy.name](esp._port) if strategy.name in _LINES else None
-        # One attempt of `ESPLoader.connect`: five times SYNC, and what the boot log says about the mode.
-        error = esp._connect_attempt(reset, "default-reset" if reset else "no-reset")
-        if error is not None:
+        reset = _LINES[strategy.name](port_of(esp)) if strategy.name in _LINES else None
+        if (error := try_to_connect(esp, reset)) is not None:
             raise error
 
     return enter

@@ -16,6 +16,7 @@ from pytest_esp.errors import LinkError, OperationError
 from pytest_esp.formats.regions import size_argument
 from pytest_esp.link.boot import BOOT_TIMEOUT, start_app
 from pytest_esp.link.console import ConsoleError
+from pytest_esp.link.esptool_private import port_of
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.results import Address
@@ -274,7 +275,7 @@ def _into_loader(link: Link, by: ResetBy) -> str | None:
             esp.flash_begin(0, 0)
             answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
         link.port.baudrate = ROM_BAUDRATE
-        banner = _banner(esp._port, max(link.board.boot_seconds, 1.0))
+        banner = _banner(port_of(esp), max(link.board.boot_seconds, 1.0))
         if not _says_hello(esp):
             raise LinkError(
                 "its loader does not answer after the reset", hint="it has started the app: a hard reset keeps it there"
@@ -315,7 +316,7 @@ def answer_only(esp: Any, command: int, data: bytes) -> bytes:
         OperationError: if the loader refuses.
     """
     esp.command(command, data, wait_response=False)
-    port = esp._port
+    port = port_of(esp)
     saved, port.timeout = port.timeout, _ANSWER_TIMEOUT
     came = bytearray()
     try:
