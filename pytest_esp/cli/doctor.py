@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 
 _DISTRIBUTION = "pytest-esp"
 _NEEDED = ("esptool", "pyserial", "pytest")
+_IMPORTS = (
+    ("esptool", "pytest_esp.link.session", "boards cannot be used"),
+    ("esptool", "espefuse.efuse_interface", "eFuses cannot be read or burnt"),
+    ("pytest-xdist", "pytest_esp.plugin.scheduling", "pytest -n does not run"),
+    ("fastmcp", "mcp_bridge.bridge", "the MCP server does not start"),
+    ("allure-pytest", "pytest_esp.plugin.allure", "pytest --alluredir does not run"),
+    ("grpcio-reflection", "grpc_reflection.v1alpha.reflection_pb2_grpc", "boards of labgrid labs cannot be used"),
+)
+"""A package, a module that imports it with what it needs itself, and what does not work if that fails."""
 _OPTIONAL = {
     "pytest-xdist": ("xdist", "tests use one board after the other"),
     "fastmcp": ("mcp", "there is no MCP bridge"),
@@ -55,6 +65,11 @@ class Section:
     title: str
     data: Any = None
     findings: list[Finding] = field(default_factory=list[Finding])
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether something here stops a run."""
+        return any(finding.level == "wrong" for finding in self.findings)
 
     def ok(self, text: str) -> None:
         """Add what is as it should be."""
@@ -96,8 +111,14 @@ def doctor_command(path: Path | None, as_json: bool) -> None:
 
 def examine(path: Path | None) -> dict[str, Section]:
     """Return what was found, by the section's name in the JSON object; *path* names the rack file."""
-    boards, rack = _rack(path)
-    return {"packages": _packages(), "rack": boards, "folders": _folders(rack), "qemu": _qemu(), "ports": _ports()}
+    packages = _packages()
+    try:
+        boards, rack = _rack(path)
+    except ImportError:
+        if not packages.is_wrong:
+            raise
+        return {"packages": packages}  # the rest needs what is broken
+    return {"packages": packages, "rack": boards, "folders": _folders(rack), "qemu": _qemu(), "ports": _ports()}
 
 
 # -- packages
@@ -108,8 +129,8 @@ def _packages() -> Section:
     section = Section("Packages", {"python": platform.python_version(), _DISTRIBUTION: __version__, **versions})
     here = [f"{name} {version}" for name, version in versions.items() if version]
     section.ok(", ".join([f"Python {platform.python_version()}", f"{_DISTRIBUTION} {__version__}", *here]))
-    for text in _misfits():
-        section.wrong(text, f"pip install --upgrade {_DISTRIBUTION}, in the environment {sys.prefix}")
+    for text, needed in [*_misfits(), *_broken(versions)]:
+        section.wrong(text, f"pip install --upgrade '{needed}', in the environment {sys.prefix}")
     for name, (extra, without) in _OPTIONAL.items():
         if versions[name] is None:
             section.note(f"without {name} {without}", f"pip install '{_DISTRIBUTION}[{extra}]'")
@@ -130,22 +151,33 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _misfits() -> Iterator[str]:
-    """Yield what is missing or too old of what the distribution requires."""
+def _broken(versions: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
+    """Yield which packages cannot be imported by what uses them, and what to install."""
+    for name, module, consequence in _IMPORTS:
+        try:
+            if versions[name]:
+                importlib.import_module(module)
+        except Exception as error:
+            yield f"{consequence} with {name} {versions[name]}: {type(error).__name__}: {error}", name
+
+
+def _misfits() -> Iterator[tuple[str, str]]:
+    """Yield what is missing, too old or too new of what the distribution requires, and what to install."""
     from packaging.requirements import Requirement
 
     try:
         requirements = [Requirement(text) for text in metadata.requires(_DISTRIBUTION) or ()]
     except metadata.PackageNotFoundError:
-        yield f"{_DISTRIBUTION} runs without being installed: pytest does not know its plugin"
+        yield f"{_DISTRIBUTION} runs without being installed: pytest does not know its plugin", _DISTRIBUTION
         return
     for requirement in requirements:
         extra_only = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
         version = _version(requirement.name)
         if version is None and not extra_only:
-            yield f"{requirement.name} is missing"
+            yield f"{requirement.name} is missing", f"{requirement.name}{requirement.specifier}"
         elif version is not None and not requirement.specifier.contains(version, prereleases=True):
-            yield f"{requirement.name} is {version}, and {requirement.specifier} is needed"
+            needed = str(requirement.specifier)
+            yield f"{requirement.name} is {version}, and {needed} is needed", f"{requirement.name}{needed}"
 
 
 # -- the rack

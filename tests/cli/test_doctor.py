@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -260,7 +261,51 @@ class TestPackages:
         install("esptool", "4.8.1")
         result = doctor("--rack", rack(SIM))
         assert result.exit_code == 1
-        assert "esptool is 4.8.1, and >=5.3 is needed" in result.stdout
+        assert re.search(r"esptool is 4\.8\.1, and \S*>=5\.\d+ is needed", result.stdout)
+        assert re.search(r"hint: pip install --upgrade 'esptool\S*>=5\.\d+'", result.stdout)
+
+    def test_one_that_is_too_new_is_a_problem(self, rack, install):
+        install("pytest", "99.0")
+        result = doctor("--rack", rack(SIM))
+        assert result.exit_code == 1
+        assert re.search(r"pytest is 99\.0, and \S*<\d\S* is needed", result.stdout)
+
+    @pytest.fixture
+    def with_broken(self, rack, home):
+        """Run it where these modules cannot be imported, although the versions of their packages are right."""
+
+        def run(*modules):
+            (home / "site").mkdir()
+            for module in modules:
+                (home / "site" / f"{module}.py").write_text("raise ImportError('cannot import name X')")
+            result = subprocess.run(
+                [sys.executable, "-c", "from pytest_esp.cli.main import main; main()", "doctor", "--rack", rack(SIM)],
+                env=os.environ | {"PYTHONPATH": str(home / "site")},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert result.returncode == 1, result.stderr
+            return result.stdout
+
+        return run
+
+    def test_those_that_cannot_be_imported_are_problems(self, with_broken):
+        output = with_broken("fastmcp", "xdist", "allure_commons", "grpc_reflection", "reedsolo")
+        for problem in (
+            "the MCP server does not start with fastmcp",
+            "pytest -n does not run with pytest-xdist",
+            "pytest --alluredir does not run with allure-pytest",
+            "boards of labgrid labs cannot be used with grpcio-reflection",
+            "eFuses cannot be read or burnt with esptool",
+        ):
+            assert re.search(rf"{problem} \d\S*: ImportError: cannot import name X", output)
+        assert "Folders" in output
+
+    def test_without_a_working_esptool_nothing_else_is_looked_at(self, with_broken):
+        output = with_broken("esp_pylib")
+        assert re.search(r"boards cannot be used with esptool \d\S*: ImportError: cannot import name X", output)
+        assert "Folders" not in output
 
     def test_one_that_breaks_pyserial_is_a_problem(self, rack, install):
         install("pyserial-labgrid", "3.4.0.1")
