@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools.base import ToolResult
@@ -158,7 +159,7 @@ def offer(
             shown[one.name],
             inspect.Parameter.KEYWORD_ONLY,
             default=one.default,
-            annotation=Annotated[one.annotation, Field(description=one.description)],
+            annotation=Annotated[_from_json(one.annotation), Field(description=one.description)],
         )
         for one in operation.parameters
         if one.name in shown
@@ -172,6 +173,13 @@ def offer(
         read_only=read_only,
     )  # fmt: skip
     return marks(method)
+
+
+def _from_json(annotation: Any) -> Any:
+    """Return the type of a parameter without ``bytes``, which JSON does not have."""
+    if get_origin(annotation) not in (Union, UnionType) or bytes not in get_args(annotation):
+        return annotation
+    return Union[tuple(one for one in get_args(annotation) if one is not bytes)]  # noqa: UP007 - their number differs
 
 
 class Call:

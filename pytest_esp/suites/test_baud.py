@@ -16,5 +16,5 @@ def test_flash_reads_the_same_at(board: Board, esp: Esp, baudrate: int) -> None:
     if not board.virtual and baudrate > board.spec.baud:
         pytest.skip(f"boards.toml limits the board to {board.spec.baud} baud")
     before = esp.flash.read(0, 2048).data
-    assert esp.chip.change_baudrate(baudrate).baudrate == baudrate
+    assert esp.chip.change_baudrate(baudrate).baud == baudrate
     assert esp.flash.read(0, 2048).data == before

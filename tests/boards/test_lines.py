@@ -55,7 +55,7 @@ def test_other_operations_reset_it_too(devkit, lines):
     assert op(board, "chip-monitor", "reset=true", "until=Hello world!")["matched"] == "Hello world!"
     assert op(board, "diagnostics-performance-profile", "duration=1")["boots"]
     assert op(board, "chip-connect")["attempt"] == 1
-    assert op(board, "chip-recover", "wait=1")["state"] == "running"
+    assert op(board, "chip-recover", "wait_seconds=1")["state"] == "running"
 
 
 @every_state
@@ -181,13 +181,13 @@ def without_lines(tmp_path, monkeypatch, flash_of, build_of):
 )
 def test_a_reset_that_did_not_happen_is_an_error(without_lines, app, message):
     with pytest.raises(LinkError, match=message):
-        Esp(without_lines(app)).chip.reset("app", wait=1)
+        Esp(without_lines(app)).chip.reset("app", wait_seconds=1)
 
 
 @pytest.mark.parametrize(
     "start",
     [
-        lambda esp: esp.chip.run_firmware(wait=0.1),
+        lambda esp: esp.chip.run_firmware(wait_seconds=0.1),
         lambda esp: esp.chip.monitor(0.1, reset=True),
         lambda esp: esp.diagnostics.performance_profile(0.1),
         lambda esp: esp.link.boot(),
@@ -213,7 +213,7 @@ def test_the_output_begins_at_the_boot(devkit):
             reset(bootloader)
 
         link.reset = reset_late
-        run = esp.chip.run_firmware(wait=0.5)
+        run = esp.chip.run_firmware(wait_seconds=0.5)
         assert run.output.startswith("ESP-ROM:")
         assert run.lines[0] == (0.0, "ESP-ROM:esp32c3-api1-20210207")
         assert esp.chip.monitor(0.5, reset=True).lines[0][1].startswith("ESP-ROM:")

@@ -119,7 +119,7 @@ def test_the_same_writes_and_erases_leave_the_same_flash(pair):
 @pytest.mark.parametrize("to", ["bootloader", "app"])
 def test_a_reset_leads_where_it_should(pair, to):
     def ask(esp):
-        result = esp.chip.reset(to, wait=20.0)
+        result = esp.chip.reset(to, wait_seconds=20.0)
         return {"mode": result.mode, "then": answer(esp.chip.identify).get("mac")}
 
     check(pair, reset=ask)

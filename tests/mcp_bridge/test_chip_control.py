@@ -61,7 +61,7 @@ def test_answers_fit_their_schemas(server):
 
 REFUSED = [
     ("esp_connect_advanced", {"port": "c3", "baud": -1}, "-1 is no baud rate"),
-    ("esp_connect_advanced", {"port": "c3", "retries": 0}, "0 attempts"),
+    ("esp_connect_advanced", {"port": "c3", "retries": 0}, "retries must be at least 1"),
     ("esp_connect_advanced", {"port": "c4"}, "no board 'c4'"),
     ("esp_test_connection", {"port": "c3", "rounds": 0}, "0 rounds"),
     ("esp_run_firmware", {"port": "c3", "wait_seconds": 1e9}, "too short or too long"),
@@ -177,7 +177,7 @@ def test_a_connection_tells_what_is_true_and_stays(server):
         "failures": [],
     }
     measured = server.call("esp_test_connection", port="c3", rounds=2)
-    assert (measured["highest_stable"], measured["errors"], measured["stub"]) == (921600, 0, True)
+    assert (measured["highest_stable"], measured["errors"], measured["stub_loaded"]) == (921600, 0, True)
     assert server.call("esp_connect_advanced", port="c3", use_stub=False)["stub_loaded"] is False
 
 
@@ -211,8 +211,9 @@ def test_an_elf_file_becomes_a_program_and_is_loaded(server):
     run = server.call("esp_load_ram", port="c3", firmware="app.ram.bin", until="not run", wait_seconds=5)
     assert run["matched"]
     assert "machine code is not run" in run["output"]  # a simulated chip
-    assert int(run["entry"], 16) == made["entry"]
-    assert run["bytes_loaded"] == sum(size for _, size in run["segments"])
+    assert run["image"]["entry"] == made["entry"]
+    assert int(made["entry_hex"], 16) == made["entry"]
+    assert run["bytes_loaded"] == sum(segment["size"] for segment in run["image"]["segments"])
 
 
 @pytest.mark.qemu

@@ -113,32 +113,34 @@ class Connection:
     """A connection that holds: later operations on the same link use it.
 
     Attributes:
-        baudrate: at which the link runs now; what was asked for, or less if the chip did not answer at that.
+        baud: rate at which the link runs now; what was asked for, or less if the chip did not answer at that.
         attempt: the number of the attempt that succeeded, from 1.
         strategy: of that attempt: the reset, and the baud rate of the first SYNC.
-        stub: whether the stub flasher runs.
+        stub_loaded: whether the stub flasher runs.
         failures: the attempts before it, and baud rates that were too high.
         seconds: all that it took.
     """
 
-    chip: str
-    baudrate: int
+    chip_type: str
+    baud: int
     attempt: int
     strategy: str
-    stub: bool
+    stub_loaded: bool
     failures: tuple[Attempt, ...]
     seconds: float
 
 
 @operation(Effect.READ, group="chip")
-def connect(link: Link, baudrate: int | None = None, retries: int = 7, use_stub: bool = True) -> Connection:
-    """Connect to the chip's loader anew, by several strategies, and keep the connection for what comes.
+def connect(link: Link, baud: int | None = None, retries: int = 7, use_stub: bool = True) -> Connection:
+    """Connect to the chip's loader by several strategies (resets, lower baud rates), and keep the connection.
+
+    For a board whose chip does not answer, or to go on at another baud rate. If nothing helps, recover goes further.
 
     Source: the reset sequences of ``esptool.reset``.
 
     Args:
-        baudrate: for what follows; that of boards.toml if None, 115200 on a virtual board.
-        retries: attempts at most.
+        baud: rate for what follows; that of boards.toml if None, 115200 on a virtual board.
+        retries: attempts at most, at least 1.
         use_stub: run the stub flasher, where the chip has one.
 
     Raises:
@@ -146,17 +148,23 @@ def connect(link: Link, baudrate: int | None = None, retries: int = 7, use_stub:
         WrongChipError: if it is another chip than boards.toml says.
     """
     begun = time.monotonic()
-    wanted = (ROM_BAUDRATE if link.board.virtual else link.board.spec.baud) if baudrate is None else baudrate
+    wanted = (ROM_BAUDRATE if link.board.virtual else link.board.spec.baud) if baud is None else baud
     check_baudrate(wanted)
     if retries < 1:
-        raise OperationError(f"{retries} attempts are none", hint="1 or more")
+        raise OperationError(f"retries must be at least 1, not {retries}")
     ways = strategies(link)
     attempt, strategy, failures = _connect(link, itertools.islice(itertools.cycle(ways), retries))
     speed, too_fast = _run_at(link, strategy, wanted, use_stub)
     failures += too_fast
     session = link.session
     return Connection(
-        session.chip, speed, attempt, str(strategy), session.is_stub, tuple(failures), time.monotonic() - begun
+        chip_type=session.chip,
+        baud=speed,
+        attempt=attempt,
+        strategy=str(strategy),
+        stub_loaded=session.is_stub,
+        failures=tuple(failures),
+        seconds=round(time.monotonic() - begun, 3),
     )
 
 
@@ -183,7 +191,7 @@ def _connect(link: Link, ways: Iterator[Strategy]) -> tuple[int, Strategy, list[
     raise LinkError(
         f"it does not answer, by any of {len(failures)} attempts; the last: {failures[-1].error}",
         details={"attempts": [f"{failed.strategy}: {failed.error}" for failed in failures]},
-        hint="is it powered, is its boot pin free, and is this its port? esp.chip.recover goes further",
+        hint="is it powered, is its boot pin free, and is this its port? recover the chip: that goes further",
     )
 
 
@@ -228,7 +236,7 @@ class SpeedReport:
         bytes_per_second: of the blocks that were read; None without any.
     """
 
-    baudrate: int
+    baud: int
     rounds: int
     sync_errors: int
     register_errors: int
@@ -250,32 +258,32 @@ class ConnectionTest:
     Attributes:
         highest_stable: the highest baud rate without an error; None if there is none.
         errors: of all rates.
-        stub: whether the stub flasher answered, or the ROM.
+        stub_loaded: whether the stub flasher answered, or the ROM.
     """
 
-    chip: str
+    chip_type: str
     speeds: tuple[SpeedReport, ...]
     highest_stable: int | None
     errors: int
-    stub: bool
+    stub_loaded: bool
     seconds: float
 
 
 @operation(Effect.READ, group="chip")
-def check_connection(link: Link, rounds: int = 8, highest: int = 921600) -> ConnectionTest:
+def check_connection(link: Link, rounds: int = 8, highest_baud: int = 921600) -> ConnectionTest:
     """Measure the link: SYNC, register echo and MD5 round trips, at rising baud rates.
 
     The link goes on at the rate at which it was. In secure download mode only SYNC can be tried.
 
     Args:
-        rounds: how often, at each rate.
-        highest: baud rate to end at.
+        rounds: how often each is tried, at each rate.
+        highest_baud: the last rate that is tried.
 
     Raises:
         LinkError: if the chip does not answer at the start.
         OperationError: for arguments that make no sense.
     """
-    check_baudrate(highest)
+    check_baudrate(highest_baud)
     if not 0 < rounds <= 1000:
         raise OperationError(f"{rounds} rounds are too few or too many", hint="1 to 1000")
     begun = time.monotonic()
@@ -284,20 +292,20 @@ def check_connection(link: Link, rounds: int = 8, highest: int = 921600) -> Conn
     reports: list[SpeedReport] = []
     with session.use("testing the connection", stub=stub, flash=True) as esp:
         is_stub, before = bool(esp.IS_STUB), int(link.port.baudrate)
-    for speed in _rising(session, highest):
+    for speed in _rising(session, highest_baud):
         report = _try_speed(session, speed, rounds, stub)
         reports.append(report)
         if report.errors:
             break
     _go_back(session, before)
-    stable = [report.baudrate for report in reports if not report.errors]
+    stable = [report.baud for report in reports if not report.errors]
     return ConnectionTest(
-        session.chip,
-        tuple(reports),
-        max(stable, default=None),
-        sum(report.errors for report in reports),
-        is_stub,
-        time.monotonic() - begun,
+        chip_type=session.chip,
+        speeds=tuple(reports),
+        highest_stable=max(stable, default=None),
+        errors=sum(report.errors for report in reports),
+        stub_loaded=is_stub,
+        seconds=round(time.monotonic() - begun, 3),
     )
 
 

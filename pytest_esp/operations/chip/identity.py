@@ -6,6 +6,7 @@ import contextlib
 import re
 import struct
 import time
+import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -134,14 +135,32 @@ def _identity_of_a_locked_chip(chip: str, esp: Any, connected: float) -> ChipIde
     )
 
 
+@dataclass(frozen=True)
+class MacAddress:
+    """The base MAC address, ``"7c:df:a1:00:00:01"``; None in secure download mode."""
+
+    mac_address: str | None
+
+
+@operation(Effect.READ, group="chip")
+def read_mac(link: Link) -> MacAddress:
+    """Return the chip's base MAC address.
+
+    Raises:
+        LinkError: if it does not answer; WrongChipError: if it is not the chip that boards.toml promises.
+    """
+    with link.session.use("reading the MAC address", stub=False) as esp:
+        return MacAddress(None if esp.secure_download_mode else bytes(esp.read_mac("BASE_MAC")).hex(":"))
+
+
 def flash_size_of(flash_id: int) -> int | None:
     """Return the size in bytes that a flash id stands for (``esptool.cmds.DETECTED_FLASH_SIZES``), if it is known."""
     name = DETECTED_FLASH_SIZES.get(flash_id >> 16)
     return parse_size(name) if name else None
 
 
-ResetBy = Literal["hard", "soft", "watchdog"]
-"""*hard*: by EN, or a virtual board's own reset; *soft*: the loader restarts the chip; *watchdog*: the RTC's does."""
+ResetMode = Literal["hard-reset", "soft-reset", "watchdog-reset"]
+"""By EN (or a virtual board's own reset), by the loader, by the RTC's watchdog; the words are esptool's."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +169,14 @@ class ResetResult:
 
     Attributes:
         mode: where it is now.
-        by: how it was reset.
+        reset_mode: how it was reset.
         reason: the reset reason that its ROM printed, e.g. ``"POWERON"``; None if it was not seen.
         seconds: from the reset to the proof.
         output: what the console said (to the app only), without ANSI sequences.
     """
 
     mode: Literal["app", "bootloader"]
-    by: ResetBy
+    reset_mode: ResetMode
     reason: str | None
     seconds: float
     output: str
@@ -165,47 +184,52 @@ class ResetResult:
 
 @operation(Effect.READ, group="chip")
 def reset(
-    link: Link, to: Literal["app", "bootloader"] = "app", by: ResetBy = "hard", wait: float = BOOT_TIMEOUT
+    link: Link,
+    to: Literal["app", "bootloader"] = "app",
+    reset_mode: ResetMode = "hard-reset",
+    wait_seconds: float = BOOT_TIMEOUT,
 ) -> ResetResult:
-    """Reset the chip into the app or the bootloader, and check by what it then does.
+    """Reset the chip into its app or its bootloader, and check by what it then does.
 
     The bootloader proves itself by an answer to SYNC, the app by the ROM's banner on the console. The banner has to
     give the reason that fits: power-on or the reset pin after a hard reset, the watchdog after a reset by it.
 
     Args:
-        to: where to.
-        by: how. After a soft reset the boot strap is still that of the loader: only an ESP8266 starts its app then.
-        wait: seconds that the app has for its banner.
+        to: what starts after the reset.
+        reset_mode: how. After a soft reset the boot strap is still that of the loader: only an ESP8266 starts its app
+            then. Some chips have no watchdog reset.
+        wait_seconds: seconds that the app has for its banner.
 
     Raises:
         LinkError: if the proof does not come.
-        OperationError: for another *to* or *by*, or if this chip cannot be reset so.
+        OperationError: for another *to* or *reset_mode*, or if this chip cannot be reset so.
     """
     if to not in ("app", "bootloader"):
         raise OperationError(f"there is no reset to {to!r}", hint="use 'app' or 'bootloader'")
-    if by not in ("hard", "soft", "watchdog"):
-        raise OperationError(f"there is no reset by {by!r}", hint="use 'hard', 'soft' or 'watchdog'")
+    if reset_mode not in typing.get_args(ResetMode):
+        words = "', '".join(typing.get_args(ResetMode))
+        raise OperationError(f"there is no reset mode {reset_mode!r}", hint=f"use one of '{words}'")
     begun = time.monotonic()
     if to == "bootloader":
-        reason = _into_loader(link, by)
-        return ResetResult("bootloader", by, reason, time.monotonic() - begun, "")
-    if by == "hard":
-        boot = start_app(link, wait)
+        reason = _into_loader(link, reset_mode)
+        return ResetResult("bootloader", reset_mode, reason, time.monotonic() - begun, "")
+    if reset_mode == "hard-reset":
+        boot = start_app(link, wait_seconds)
         if boot is None:
             raise _no_banner()
-        return ResetResult("app", by, boot.reason, boot.seconds, link.console.text_since(boot.mark))
+        return ResetResult("app", reset_mode, boot.reason, boot.seconds, link.console.text_since(boot.mark))
     console = link.console
     console.skip()  # the banner of an earlier boot proves nothing
     mark = console.mark()
-    _restart(link, by)
-    output = _boot_log(link, mark, wait)
+    _restart(link, reset_mode)
+    output = _boot_log(link, mark, wait_seconds)
     console.rewind(mark)  # a test may look for any of it
     reason = reset_reason(output)
-    if by == "watchdog" and "WDT" not in (reason or ""):
+    if reset_mode == "watchdog-reset" and "WDT" not in (reason or ""):
         raise LinkError(
             f"it started, but not by the watchdog: the ROM says {reason}", attempted="reset by the watchdog"
         )
-    return ResetResult("app", by, reason, time.monotonic() - begun, output)
+    return ResetResult("app", reset_mode, reason, time.monotonic() - begun, output)
 
 
 def reset_reason(boot_log: str) -> str | None:
@@ -233,15 +257,15 @@ def _no_banner() -> LinkError:
     )
 
 
-def _restart(link: Link, by: ResetBy) -> None:
+def _restart(link: Link, reset_mode: ResetMode) -> None:
     """Let the loader restart the chip."""
     session = link.session
     if session.is_stub:
         session.drop()  # only the ROM can start the app, and only it lets the watchdog bite at once
-    with session.use(f"{by} reset", stub=False, flash=by == "soft") as esp:
-        _check_not_locked(esp, by)
+    with session.use(reset_mode, stub=False, flash=reset_mode == "soft-reset") as esp:
+        _check_not_locked(esp, reset_mode)
         link.console.expect_reset()
-        if by == "watchdog":
+        if reset_mode == "watchdog-reset":
             _bite(esp, download=False)
         else:
             _start_app(esp)
@@ -259,17 +283,17 @@ def _start_app(esp: Any) -> None:
     answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
 
 
-def _into_loader(link: Link, by: ResetBy) -> str | None:
+def _into_loader(link: Link, reset_mode: ResetMode) -> str | None:
     """Reset into the loader and return the reason that the ROM gives, where its banner can be seen."""
-    if by == "hard":
+    if reset_mode == "hard-reset":
         link.reset(bootloader=True)
         return None
     session = link.session
     if session.is_stub:
         session.drop()
-    with session.use(f"{by} reset", stub=False, flash=by == "soft") as esp:
-        _check_not_locked(esp, by)
-        if by == "watchdog":
+    with session.use(reset_mode, stub=False, flash=reset_mode == "soft-reset") as esp:
+        _check_not_locked(esp, reset_mode)
+        if reset_mode == "watchdog-reset":
             _bite(esp, download=True)
         else:
             esp.flash_begin(0, 0)
@@ -334,9 +358,9 @@ def answer_only(esp: Any, command: int, data: bytes) -> bytes:
     return b""
 
 
-def _check_not_locked(esp: Any, by: ResetBy) -> None:
+def _check_not_locked(esp: Any, reset_mode: ResetMode) -> None:
     if esp.secure_download_mode:
-        raise OperationError(f"in secure download mode there is no {by} reset", hint="use the hard one")
+        raise OperationError(f"in secure download mode there is no {reset_mode}", hint="use hard-reset")
 
 
 def _bite(esp: Any, *, download: bool) -> None:
@@ -362,20 +386,23 @@ def _bite(esp: Any, *, download: bool) -> None:
 class LinkSpeed:
     """The baud rate at which the chip answers."""
 
-    baudrate: int
+    baud: int
 
 
 @operation(Effect.READ, group="chip")
-def change_baudrate(link: Link, baudrate: int) -> LinkSpeed:
-    """Go on at *baudrate*, once the chip has answered at that rate.
+def change_baudrate(link: Link, baud: int) -> LinkSpeed:
+    """Go on at another baud rate, once the chip has answered at it.
+
+    Args:
+        baud: the new rate.
 
     Raises:
         LinkError: if it does not.
         OperationError: on a ROM that cannot change it (ESP8266 without stub), or if it is no baud rate.
     """
-    check_baudrate(baudrate)
-    link.session.change_baudrate(baudrate)
-    return LinkSpeed(baudrate)
+    check_baudrate(baud)
+    link.session.change_baudrate(baud)
+    return LinkSpeed(baud)
 
 
 def check_baudrate(baudrate: int) -> None:
@@ -392,13 +419,16 @@ def check_baudrate(baudrate: int) -> None:
 class RegisterValue:
     """The 32-bit word at an address."""
 
-    address: int
-    value: int
+    address: Address
+    value: Address
 
 
 @operation(Effect.READ, group="chip")
 def read_register(link: Link, address: int | str) -> RegisterValue:
-    """Return the 32-bit word at *address* (``ESPLoader.read_reg``).
+    """Return the 32-bit word at an address (``ESPLoader.read_reg``).
+
+    Args:
+        address: of the register, a multiple of 4: 0x3ff00000 or "0x3ff00000".
 
     Raises:
         OperationError: if the address is no multiple of 4, or the chip does not let it be read.

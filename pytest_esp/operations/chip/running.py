@@ -17,6 +17,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.chip.identity import reset_reason
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.results import Address
 
 State = Literal["running", "crashed", "boot loop", "not bootable", "silent"]
 
@@ -47,7 +48,7 @@ class FirmwareRun:
     reason: str | None
     project: str | None
     version: str | None
-    offset: int | None
+    offset: Address | None
     output: str
     lines: tuple[tuple[float, str], ...]
     matched: bool | None
@@ -56,35 +57,35 @@ class FirmwareRun:
 
 @operation(Effect.READ, group="chip")
 def run_firmware(
-    link: Link, wait: float = 3.0, until: str | None = None, *, progress: Progress | None = None
+    link: Link, wait_seconds: float = 3.0, until: str | None = None, *, progress: Progress | None = None
 ) -> FirmwareRun:
     """Start the app in flash by a reset and return its first output, and whether it crashed.
 
     Args:
-        wait: seconds to listen, 300 at most; a crash ends it.
+        wait_seconds: how long to listen, 300 s at most; a crash ends it.
         until: text that ends it.
         progress: called with seconds done and to do, every second.
 
     Raises:
         PortError: if the port is lost. LinkError: if the chip was not reset.
     """
-    said, crash, start = _listen(link, wait, until, reset=True, progress=progress)
+    said, crash, start = _listen(link, wait_seconds, until, reset=True, progress=progress)
     output = link.console.text_since(start)
     state: State = "running" if crash is None else _state(crash.kind)
     if state == "running" and _BAD_8266.search(output):
         state = "not bootable"
     offset = _OFFSET.findall(output)
     return FirmwareRun(
-        state if output.strip() else "silent",
-        said.crash,
-        reset_reason(output),
-        _last(_PROJECT, output),
-        _last(_VERSION, output),
-        int(offset[-1], 16) if offset else None,
-        output,
-        said.lines,
-        None if until is None or crash is not None else said.matched is not None,
-        said.duration_seconds,
+        state=state if output.strip() else "silent",
+        crash=said.crash,
+        reason=reset_reason(output),
+        project=_last(_PROJECT, output),
+        version=_last(_VERSION, output),
+        offset=int(offset[-1], 16) if offset else None,
+        output=output,
+        lines=said.lines,
+        matched=None if until is None or crash is not None else said.matched is not None,
+        seconds=said.duration_seconds,
     )
 
 
@@ -108,28 +109,28 @@ class ConsoleText:
 @operation(Effect.READ, group="chip")
 def monitor(
     link: Link,
-    duration: float = 5.0,
+    duration_seconds: float = 5.0,
     until: str | None = None,
     *,
     reset: bool = False,
-    elf: ReadPath | None = None,
+    elf_file: ReadPath | None = None,
     progress: Progress | None = None,
 ) -> ConsoleText:
     """Return what the app prints for some time, or until a text comes; a crash ends it, too.
 
     Args:
-        duration: seconds, 300 at most.
+        duration_seconds: how long to listen, 300 s at most.
         until: text that ends it.
-        reset: whether the app is started anew first.
-        elf: the app's ELF file, by which a crash is decoded; it is kept for the next one.
+        reset: restart the app first.
+        elf_file: the app's ELF file, by which a crash is decoded; it is kept for the next one.
         progress: called with seconds done and to do, every second.
 
     Raises:
         PortError: if the port is lost. LinkError: if the chip was not reset. OperationError: for a duration that is
             none.
     """
-    link.console.elf = resolve(elf) if elf is not None else link.console.elf
-    said, _, _ = _listen(link, duration, until, reset=reset, progress=progress)
+    link.console.elf = resolve(elf_file) if elf_file is not None else link.console.elf
+    said, _, _ = _listen(link, duration_seconds, until, reset=reset, progress=progress)
     return said
 
 

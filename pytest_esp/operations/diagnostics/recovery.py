@@ -43,7 +43,7 @@ class Recovery:
         next: what to do now, in words; None if all is well.
     """
 
-    chip: str
+    chip_type: str
     state: str
     steps: tuple[RecoveryStep, ...]
     next: str | None
@@ -52,9 +52,10 @@ class Recovery:
 
 @operation(Effect.ERASE, group="chip", without={"erase_app": Effect.WRITE})
 def recover(link: Link, erase_app: bool = False, wait_seconds: float = 5.0) -> Recovery:
-    """Bring a board back: its loader first, by every way there is, then its app.
+    """Bring back a board that does not answer, or whose app crashes; each measure is reported.
 
-    Nothing is written, unless *erase_app* is given and the app cannot live; then that app's partition is erased.
+    In this order: reset, power cycle, other boot resets, lower baud rates, ROM without stub, then a boot. Nothing is
+    written, unless *erase_app* is given and the app crashes or cannot be started; then its partition is erased.
 
     Args:
         erase_app: erase an app that crashes within *wait_seconds*, or cannot be started.
@@ -77,7 +78,9 @@ def recover(link: Link, erase_app: bool = False, wait_seconds: float = 5.0) -> R
         _skip(steps, "erase app", "it was not asked for")
     elif _step(steps, "erase app", lambda: _erase(link)):
         state = "erased"
-    return Recovery(chip, state, tuple(steps), _next(state), time.monotonic() - begun)
+    return Recovery(
+        chip_type=chip, state=state, steps=tuple(steps), next=_next(state), seconds=time.monotonic() - begun
+    )
 
 
 def _next(state: str) -> str | None:
@@ -162,7 +165,7 @@ def _try_stub(link: Link, steps: list[RecoveryStep]) -> None:
 
 def _boot(link: Link, steps: list[RecoveryStep], wait: float) -> FirmwareRun:
     begun = time.monotonic()
-    run = run_firmware(link, wait=wait)
+    run = run_firmware(link, wait)
     outcome: Outcome = "worked" if run.state == "running" else "failed"
     detail = run.crash or f"the app is {run.state}"
     steps.append(RecoveryStep("boot", outcome, detail, time.monotonic() - begun))

@@ -13,6 +13,7 @@ class ChipFace(Face):
     """`pytest_esp.operations.chip.identity`, `details`, `connection`, `ram`, `running` and `recovery`."""
 
     identify = bound(identity.identify)
+    read_mac = bound(identity.read_mac)
     reset = bound(identity.reset)
     change_baudrate = bound(identity.change_baudrate)
     read_register = bound(identity.read_register)

@@ -50,7 +50,7 @@ class RamRun:
 def load_ram(
     link: Link,
     firmware: ReadPath | bytes,
-    wait: float = 1.0,
+    wait_seconds: float = 1.0,
     until: str | None = None,
     *,
     progress: Progress | None = None,
@@ -61,7 +61,7 @@ def load_ram(
 
     Args:
         firmware: an image whose segments lie in RAM only, or an ELF file of such a program.
-        wait: seconds to listen.
+        wait_seconds: how long to listen.
         until: text that ends the listening.
         progress: called with seconds listened and to listen, every second.
 
@@ -73,10 +73,15 @@ def load_ram(
     """
     begun = time.monotonic()
     image, heard = _load(link, firmware)
-    found = link.console.listen(wait, until, tick=ticks(progress, wait))
+    found = link.console.listen(wait_seconds, until, tick=ticks(progress, wait_seconds))
     matched = None if until is None else found is not None
-    size = sum(size for _, size in image.segments)
-    return RamRun(image, size, heard(), matched, time.monotonic() - begun)
+    return RamRun(
+        image=image,
+        bytes_loaded=sum(segment.size for segment in image.segments),
+        output=heard(),
+        matched=matched,
+        seconds=round(time.monotonic() - begun, 3),
+    )
 
 
 def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImage, Callable[[], str]]:
@@ -173,30 +178,36 @@ def self_test_image(chip: str) -> bytes:
     if chip not in SELF_TEST_CHIPS:
         raise OperationError(
             f"there is no self-test for the {chip}",
-            hint=f"for {', '.join(SELF_TEST_CHIPS)} there is; load a program of your own with load_ram",
+            hint=f"for {', '.join(SELF_TEST_CHIPS)} there is; load a program of your own into RAM",
         )
     return (Path(__file__).with_name("selftest") / f"{chip}.bin").read_bytes()
 
 
 @operation(Effect.WRITE, group="chip")
-def self_test(link: Link, wait: float = 10.0) -> SelfTest:
+def self_test(link: Link, wait_seconds: float = 10.0, chip_type: str | None = None) -> SelfTest:
     """Load a small program into RAM that tests RAM, CRC, timer and UART (both ways), and return what it found.
 
     The flash stays as it is. A simulated chip runs no machine code: its app class has to play the program.
 
     Args:
-        wait: seconds that the tests have.
+        wait_seconds: seconds that the tests have.
+        chip_type: refuse a board that is another chip.
 
     Raises:
-        OperationError: if there is none for this chip, it says nothing, or the board runs no machine code.
+        OperationError: if there is none for this chip, it is not *chip_type*, it says nothing, or the board runs no
+            machine code.
         LinkError: if the chip does not answer; CrashError: if the program crashes.
     """
     begun = time.monotonic()
+    if chip_type is not None:
+        self_test_image(chip_type)  # raises where there is none
+        _check_is(chip_type, link.board.spec.chip)
     with link.session.use("self-test", stub=False):
+        _check_is(chip_type, link.session.chip)
         data = self_test_image(link.session.chip)
     image, heard = _load(link, data)
     try:
-        _expect(link, [_READY, _NOT_RUN], wait)
+        _expect(link, [_READY, _NOT_RUN], wait_seconds)
         if _NOT_RUN in heard():
             raise OperationError(
                 "this simulated chip runs no machine code",
@@ -204,19 +215,24 @@ def self_test(link: Link, wait: float = 10.0) -> SelfTest:
             )
         line = secrets.token_hex(32)
         link.console.write(line + "\n")
-        _expect(link, _END, wait)
+        _expect(link, _END, wait_seconds)
     except _SilenceError:
         output = heard().strip()
         raise OperationError(
-            f"the self-test did not end within {wait:g} s",
+            f"the self-test did not end within {wait_seconds:g} s",
             details={"output": output},
             hint=f"it said {output[-200:]!r}" if output else "nothing came: is the console on this port?",
         ) from None
     output = heard()
-    tests = _tests(output, line, data, image.chip)
+    tests = _tests(output, line, data, image.chip_type)
     ended_well = re.search(r"^self-test: PASS", output, re.MULTILINE) is not None
     passed = ended_well and all(test.passed for test in tests) and len(tests) == 5
     return SelfTest(passed, tests, image, output, time.monotonic() - begun)
+
+
+def _check_is(chip_type: str | None, found: str) -> None:
+    if chip_type is not None and found not in ("auto", chip_type):
+        raise OperationError(f"this board is an {found}, not an {chip_type}")
 
 
 def _tests(output: str, line: str, image: bytes, chip: str) -> tuple[SelfTestItem, ...]:

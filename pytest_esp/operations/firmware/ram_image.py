@@ -15,8 +15,17 @@ from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, 
 from pytest_esp.formats.images import chip_of
 from pytest_esp.operations.firmware.elf_image import FlashSettings, image_of
 from pytest_esp.operations.registry import file_operation
+from pytest_esp.operations.results import Address
 
 _IN_FLASH = {"IROM", "DROM"}  # names in the memory maps of esptool's chips: what the cache shows of the flash
+
+
+@dataclass(frozen=True)
+class RamSegment:
+    """One part of a program: where in RAM it lies, and its size in bytes."""
+
+    address: Address
+    size: int
 
 
 @dataclass(frozen=True)
@@ -25,37 +34,39 @@ class RamImage:
 
     Attributes:
         entry: the address at which it begins.
-        segments: address and size in bytes of each part.
         path: the file it is in; None if it was given as bytes.
     """
 
-    chip: str
-    entry: int
-    segments: tuple[tuple[int, int], ...]
+    chip_type: str
+    entry: Address
+    segments: tuple[RamSegment, ...]
     path: Path | None
 
     @classmethod
     def of(cls, image: Any, chip: str, path: Path | None) -> Self:
         """Return what `loadable` has returned, in short."""
-        return cls(chip, image.entrypoint, tuple((part.addr, len(part.data)) for part in image.segments), path)
+        segments = tuple(RamSegment(part.addr, len(part.data)) for part in image.segments)
+        return cls(chip_type=chip, entry=image.entrypoint, segments=segments, path=path)
 
 
 @file_operation(group="chip")
-def elf_to_ram_image(elf_file: ReadPath, chip: str, output_file: WritePath, *, overwrite: bool = False) -> RamImage:
+def elf_to_ram_image(
+    elf_file: ReadPath, chip_type: str, output_file: WritePath | None = None, *, overwrite: bool = False
+) -> RamImage:
     """Make an image for `load_ram` from an ELF file, all of whose segments lie in RAM (``esptool elf2image``).
 
     Args:
         elf_file: the program as its linker made it.
-        chip: a name of ``esptool.CHIP_LIST``.
-        output_file: the image.
-        overwrite: write over a file that is there.
+        chip_type: as esptool names it, e.g. esp32c3.
+        output_file: the image; if None, NAME.ram.bin beside the ELF file.
+        overwrite: whether *output_file* may exist already.
 
     Raises:
         FirmwareError: if it is no ELF file, damaged, or not for this chip's RAM.
         OperationError: if the file exists or cannot be written, or there is no such chip.
     """
-    chip = known_chip(chip)
-    target = new_file(output_file, overwrite)
+    chip = known_chip(chip_type)
+    target = new_file(output_file or Path(elf_file).with_suffix(".ram.bin"), overwrite)
     image = ram_image_of(read_elf(elf_file), chip)
     parsed = loadable(image, chip, str(elf_file))
     save(target, image)

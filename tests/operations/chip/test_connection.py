@@ -47,19 +47,19 @@ def resets_that_miss(esp, count, monkeypatch):
 
 def test_the_first_strategy_does_it_and_the_link_stays_warm(esp):
     found = esp.chip.connect()
-    assert (found.chip, found.baudrate, found.attempt, found.stub) == (esp.link.board.chip, 115200, 1, True)
+    assert (found.chip_type, found.baud, found.attempt, found.stub_loaded) == (esp.link.board.chip, 115200, 1, True)
     assert (found.strategy, found.failures) == ("board at 115200 baud", ())
     assert chip_of(esp).mode == "stub"
     assert esp.chip.identify().connection_time_seconds == 0
 
 
 def test_what_was_asked_for_is_what_the_chip_does(esp):
-    found = esp.chip.connect(baudrate=460800, use_stub=False)
-    assert (found.baudrate, found.stub) == (460800, False)
+    found = esp.chip.connect(baud=460800, use_stub=False)
+    assert (found.baud, found.stub_loaded) == (460800, False)
     assert chip_of(esp).mode == "bootloader"
     assert chip_of(esp).baudrate == pytest.approx(460800, rel=0.01)
-    again = esp.chip.connect(baudrate=921600)
-    assert (again.baudrate, again.stub, chip_of(esp).mode) == (921600, True, "stub")
+    again = esp.chip.connect(baud=921600)
+    assert (again.baud, again.stub_loaded, chip_of(esp).mode) == (921600, True, "stub")
     assert esp.flash.read(0, 16).data == b"\xff" * 16
 
 
@@ -67,7 +67,7 @@ def test_a_reset_that_misses_is_tried_again(esp_of, monkeypatch):
     esp = esp_of("esp32c3")
     resets_that_miss(esp, 1, monkeypatch)
     found = esp.chip.connect()
-    assert (found.attempt, found.strategy, found.baudrate) == (3, "board at 57600 baud", 115200)
+    assert (found.attempt, found.strategy, found.baud) == (3, "board at 57600 baud", 115200)
     assert [failure.strategy for failure in found.failures] == ["board at 115200 baud", "no-reset at 115200 baud"]
     assert esp.chip.identify().mac_address == chip_of(esp).mac
 
@@ -76,7 +76,7 @@ def test_a_line_that_is_too_long_for_115200_baud(esp_of, monkeypatch):
     esp = esp_of("esp32c3")
     too_long_a_line(esp, 57600, monkeypatch)
     found = esp.chip.connect()
-    assert (found.strategy, found.baudrate, found.stub) == ("board at 57600 baud", 57600, True)
+    assert (found.strategy, found.baud, found.stub_loaded) == ("board at 57600 baud", 57600, True)
     assert found.attempt == 3
     assert [failure.strategy for failure in found.failures] == [
         "board at 115200 baud",
@@ -89,8 +89,8 @@ def test_a_line_that_is_too_long_for_115200_baud(esp_of, monkeypatch):
 def test_a_baud_rate_that_the_line_does_not_carry(esp_of, monkeypatch):
     esp = esp_of("esp32")
     too_long_a_line(esp, 300_000, monkeypatch)
-    found = esp.chip.connect(baudrate=921600)
-    assert found.baudrate == 230400
+    found = esp.chip.connect(baud=921600)
+    assert found.baud == 230400
     assert [failure.strategy for failure in found.failures] == ["921600 baud", "460800 baud"]
 
 
@@ -107,19 +107,19 @@ def test_a_chip_that_never_answers(esp_of, monkeypatch):
 
 
 def test_the_rom_of_an_esp8266_has_one_baud_rate(esp_of):
-    found = esp_of("esp8266").chip.connect(baudrate=230400, use_stub=False)
-    assert (found.baudrate, found.stub) == (115200, False)
+    found = esp_of("esp8266").chip.connect(baud=230400, use_stub=False)
+    assert (found.baud, found.stub_loaded) == (115200, False)
     assert "does not support" in found.failures[0].error
 
 
 def test_arguments_that_make_no_sense(esp_of):
     esp = esp_of("esp32c3")
     for call in (
-        lambda: esp.chip.connect(baudrate=0),
+        lambda: esp.chip.connect(baud=0),
         lambda: esp.chip.connect(retries=0),
         lambda: esp.chip.check_connection(rounds=0),
         lambda: esp.chip.check_connection(rounds=-1),
-        lambda: esp.chip.check_connection(highest=-1),
+        lambda: esp.chip.check_connection(highest_baud=-1),
     ):
         with pytest.raises(OperationError):
             call()
@@ -140,7 +140,7 @@ def test_a_port_with_control_lines(served, monkeypatch):
     monkeypatch.setattr(FastLoader, "longest_wait", 3.0)
     found = served("esp32c3").chip.connect()
     assert found.strategy in ("classic at 115200 baud", "classic-long at 115200 baud")
-    assert (found.baudrate, found.stub) == (230400, True)  # as boards.toml says
+    assert (found.baud, found.stub_loaded) == (230400, True)  # as boards.toml says
 
 
 def test_another_chip_is_no_reason_to_try_on(served, monkeypatch):
@@ -154,8 +154,8 @@ def test_another_chip_is_no_reason_to_try_on(served, monkeypatch):
 
 def test_a_good_link(esp):
     found = esp.chip.check_connection(rounds=4)
-    assert (found.highest_stable, found.errors, found.stub) == (921600, 0, True)
-    assert [speed.baudrate for speed in found.speeds] == [115200, 230400, 460800, 921600]
+    assert (found.highest_stable, found.errors, found.stub_loaded) == (921600, 0, True)
+    assert [speed.baud for speed in found.speeds] == [115200, 230400, 460800, 921600]
     for speed in found.speeds:
         assert (speed.rounds, speed.errors) == (4, 0)
         assert 0 < speed.latency <= speed.worst_latency
@@ -169,7 +169,7 @@ def test_a_link_that_ends_at_a_baud_rate(esp_of, monkeypatch):
     too_long_a_line(esp, 300_000, monkeypatch)
     found = esp.chip.check_connection(rounds=2)
     assert found.highest_stable == 230400
-    assert [(speed.baudrate, speed.errors > 0) for speed in found.speeds] == [
+    assert [(speed.baud, speed.errors > 0) for speed in found.speeds] == [
         (115200, False),
         (230400, False),
         (460800, True),
@@ -200,8 +200,8 @@ def test_registers_that_forget_are_counted(esp_of, monkeypatch, spoil):
 
 def test_secure_download_mode_answers_sync_only(esp_of):
     found = esp_of("locked").chip.check_connection(rounds=2)
-    assert (found.errors, found.stub) == (0, False)
-    assert [speed.baudrate for speed in found.speeds] == [115200, 230400, 460800, 921600]
+    assert (found.errors, found.stub_loaded) == (0, False)
+    assert [speed.baud for speed in found.speeds] == [115200, 230400, 460800, 921600]
     assert found.speeds[0].latency is None
     assert found.speeds[0].bytes_per_second is None
 

@@ -65,7 +65,7 @@ def test_a_chip_that_says_nothing_after_a_reset_is_an_error(esp_of, monkeypatch)
     esp.chip.identify()
     monkeypatch.setattr(chip_of(esp), "transmit", lambda data: None)
     with pytest.raises(LinkError, match="no boot banner came") as caught:
-        esp.chip.reset("app", wait=0.05)
+        esp.chip.reset("app", wait_seconds=0.05)
     assert caught.value.board == "esp32c3"
 
 
@@ -73,16 +73,16 @@ def test_there_are_two_places_and_three_resets(esp_of):
     with pytest.raises(OperationError, match="there is no reset to 'mars'") as caught:
         esp_of("esp32c3").chip.reset("mars")
     assert "'app' or 'bootloader'" in caught.value.hint
-    with pytest.raises(OperationError, match="there is no reset by 'hammer'"):
-        esp_of("esp32c3").chip.reset("app", by="hammer")
+    with pytest.raises(OperationError, match="there is no reset mode 'hammer'"):
+        esp_of("esp32c3").chip.reset("app", reset_mode="hammer")
 
 
 @pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32c3", "esp32p4"])
 def test_the_watchdog_starts_the_app_and_the_rom_says_so(esp_of, chip):
     esp = esp_of(chip)
     esp.flash.info()  # the stub runs
-    result = esp.chip.reset("app", by="watchdog")
-    assert (result.mode, result.by, result.reason) == ("app", "watchdog", "RTCWDT_RTC_RST")
+    result = esp.chip.reset("app", reset_mode="watchdog-reset")
+    assert (result.mode, result.reset_mode, result.reason) == ("app", "watchdog-reset", "RTCWDT_RTC_RST")
     assert chip_of(esp).mode == "app"
     assert esp.chip.identify().chip_type == chip
 
@@ -90,31 +90,31 @@ def test_the_watchdog_starts_the_app_and_the_rom_says_so(esp_of, chip):
 @pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32p4"])
 def test_the_watchdog_keeps_a_chip_with_usb_in_its_loader(esp_of, chip):
     esp = esp_of(chip)
-    result = esp.chip.reset("bootloader", by="watchdog")
+    result = esp.chip.reset("bootloader", reset_mode="watchdog-reset")
     assert (result.mode, result.reason) == ("bootloader", "RTCWDT_RTC_RST")
     assert chip_of(esp).mode == "bootloader"
 
 
 @pytest.mark.parametrize(
-    ("chip", "to", "by", "error"),
+    ("chip", "to", "reset_mode", "error"),
     [
-        ("esp32", "app", "watchdog", "cannot be reset by its watchdog"),
-        ("esp32c6", "app", "watchdog", "cannot be reset by its watchdog"),
-        ("esp32c3", "bootloader", "watchdog", "cannot be told to stay in its loader"),
-        ("esp32c3", "app", "soft", "boot strap was latched"),
-        ("locked", "app", "watchdog", "in secure download mode there is no watchdog reset"),
+        ("esp32", "app", "watchdog-reset", "cannot be reset by its watchdog"),
+        ("esp32c6", "app", "watchdog-reset", "cannot be reset by its watchdog"),
+        ("esp32c3", "bootloader", "watchdog-reset", "cannot be told to stay in its loader"),
+        ("esp32c3", "app", "soft-reset", "boot strap was latched"),
+        ("locked", "app", "watchdog-reset", "in secure download mode there is no watchdog-reset"),
     ],
 )
-def test_resets_that_a_chip_cannot(esp_of, chip, to, by, error):
+def test_resets_that_a_chip_cannot(esp_of, chip, to, reset_mode, error):
     esp = esp_of(chip)
     with pytest.raises(OperationError, match=error):
-        esp.chip.reset(to, by=by)
+        esp.chip.reset(to, reset_mode=reset_mode)
     assert esp.chip.reset(to).mode == to  # the hard one does it
 
 
 def test_a_soft_reset_starts_the_app_of_an_esp8266(esp_of):
     esp = esp_of("esp8266")
-    result = esp.chip.reset("app", by="soft")
+    result = esp.chip.reset("app", reset_mode="soft-reset")
     assert (result.mode, result.reason) == ("app", None)  # its ROM gives a number only
     assert "rst cause:2" in result.output
     assert chip_of(esp).mode == "app"
@@ -125,7 +125,7 @@ def test_a_reset_that_ends_elsewhere_is_an_error(esp_of, monkeypatch):
     esp.chip.identify()
     monkeypatch.setattr(chip_of(esp), "_download_boot_is_forced", lambda: False)
     with pytest.raises(LinkError, match="its loader does not answer"):
-        esp.chip.reset("bootloader", by="watchdog")
+        esp.chip.reset("bootloader", reset_mode="watchdog-reset")
     assert esp.chip.identify().chip_type == "esp32s3"
 
 
@@ -138,7 +138,7 @@ def test_a_soft_reset_on_qemu_leads_into_the_loader(tmp_path, monkeypatch, need_
     (tmp_path / "boards.toml").write_text(f'[boards.q]\nbackend="qemu"\nchip="{chip}"\nflash_size="2MB"\n')
     rack = load_rack(tmp_path / "boards.toml")
     with Link(make_board(rack.board("q"), rack)) as link:
-        result = chip_operations.reset(link, "bootloader", "soft")
+        result = chip_operations.reset(link, "bootloader", "soft-reset")
         assert (result.mode, result.reason) == ("bootloader", reason)
         assert chip_operations.identify(link).chip == chip
 
@@ -188,7 +188,7 @@ def test_info_of_an_esp8266(esp_of):
 
 def test_the_baud_rate_changes_under_a_warm_link(esp):
     for baudrate in (230400, 921600, 115200):
-        assert esp.chip.change_baudrate(baudrate).baudrate == baudrate
+        assert esp.chip.change_baudrate(baudrate).baud == baudrate
         assert chip_of(esp).baudrate == pytest.approx(baudrate, rel=0.01)
         assert esp.flash.read(0, 16).data == b"\xff" * 16
     for nonsense in (-1, 0, 1 << 32):

@@ -39,7 +39,7 @@ def outcomes(recovery):
 
 
 def test_first_output(with_app):
-    run = with_app("hello").chip.run_firmware(wait=5, until="Hello world!")
+    run = with_app("hello").chip.run_firmware(wait_seconds=5, until="Hello world!")
     assert (run.state, run.matched, run.crash, run.reason) == ("running", True, None, "POWERON")
     assert (run.project, run.version, run.offset) == ("pytest_esp_test", "1.0.0", 0x10000)
     assert run.output.startswith("ESP-ROM:esp32c3")
@@ -51,31 +51,31 @@ def test_first_output(with_app):
 def test_what_the_app_said_before_does_not_count(with_app):
     esp = with_app("hello")
     for _ in range(2):
-        run = esp.chip.run_firmware(wait=0.1)
+        run = esp.chip.run_firmware(wait_seconds=0.1)
         assert run.output.count("ESP-ROM") == run.output.count("Hello world!") == 1
-    assert esp.chip.run_firmware(wait=0.05, until="Goodbye").matched is False
+    assert esp.chip.run_firmware(wait_seconds=0.05, until="Goodbye").matched is False
 
 
 def test_an_app_that_crashes(with_app):
-    run = with_app("selftest_app:CrashLoop").chip.run_firmware(wait=5)
+    run = with_app("selftest_app:CrashLoop").chip.run_firmware(wait_seconds=5)
     assert run.state == "crashed"
     assert "Store access fault" in run.crash
     assert run.project == "pytest_esp_test"
 
 
 def test_nothing_to_start(board):
-    run = board().chip.run_firmware(wait=1)
+    run = board().chip.run_firmware(wait_seconds=1)
     assert (run.state, run.project, run.offset) == ("not bootable", None, None)
     assert "blank" in run.crash
-    assert board(chip="esp8266").chip.run_firmware(wait=0.05).state == "not bootable"
+    assert board(chip="esp8266").chip.run_firmware(wait_seconds=0.05).state == "not bootable"
 
 
 def test_an_app_that_says_nothing(with_app, monkeypatch):
     esp = with_app("hello")
     monkeypatch.setattr(esp.link.board.simulated, "transmit", lambda data: None)
-    assert esp.chip.run_firmware(wait=0.05).state == "silent"
+    assert esp.chip.run_firmware(wait_seconds=0.05).state == "silent"
     with pytest.raises(OperationError, match="0 s are too short"):
-        esp.chip.run_firmware(wait=0)
+        esp.chip.run_firmware(wait_seconds=0)
 
 
 def test_what_the_app_says_later(with_app):
@@ -83,7 +83,7 @@ def test_what_the_app_says_later(with_app):
     said = esp.chip.monitor(5, "Hello world!", reset=True)
     assert (said.matched, said.crash, said.lines[0][0]) == ("Hello world!", None, 0.0)
     assert esp.chip.monitor(0.1).lines == ()
-    esp.chip.monitor(0.1, elf=FIRMWARE / "esp32c3" / "pytest_esp_test.elf")
+    esp.chip.monitor(0.1, elf_file=FIRMWARE / "esp32c3" / "pytest_esp_test.elf")
     assert esp.link.console.elf == FIRMWARE / "esp32c3" / "pytest_esp_test.elf"
     with pytest.raises(OperationError, match="301 s are too short or too long"):
         esp.chip.monitor(301)
@@ -111,7 +111,7 @@ def test_listening_can_be_stopped(with_app, listen):
 
 def test_a_board_that_is_well(with_app):
     found = with_app("hello").chip.recover(wait_seconds=0.1)
-    assert (found.chip, found.state, found.next) == ("esp32c3", "running", None)
+    assert (found.chip_type, found.state, found.next) == ("esp32c3", "running", None)
     assert list(outcomes(found)) == STEPS
     assert [name for name, outcome in outcomes(found).items() if outcome == "worked"] == ["reset", "stub", "boot"]
 
@@ -141,7 +141,7 @@ def test_a_crashing_app_is_erased_and_nothing_else(with_app):
     assert found.steps[-1].detail == "factory: 0x40000 bytes at 0x10000"
     assert esp.flash.read(0x10000, 0x40000).data == b"\xff" * 0x40000
     assert (esp.flash.md5(0, 0x8000), esp.partitions.read()) == (head, table)
-    assert esp.chip.run_firmware(wait=1).state == "not bootable"
+    assert esp.chip.run_firmware(wait_seconds=1).state == "not bootable"
 
 
 def test_an_app_that_lives_is_never_erased(with_app):
@@ -231,7 +231,7 @@ def test_a_boot_loop_on_qemu_is_ended(board, need_qemu):
     need_qemu("esp32c3")
     esp = board(backend="qemu", flash_size="2MB")
     esp.flash.write(FIRMWARE / "esp32c3")
-    esp.chip.run_firmware(wait=20, until="ready")
+    esp.chip.run_firmware(wait_seconds=20, until="ready")
     esp.link.console.write("abort\n")
     esp.link.console.expect("Rebooting", timeout=20, ignore_crashes=True)
     found = esp.chip.recover(erase_app=True, wait_seconds=2)

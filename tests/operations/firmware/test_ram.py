@@ -36,7 +36,7 @@ def test_a_program_runs_without_touching_the_flash(board):
     assert esp.link.session.is_stub  # which has to make room
     result = esp.chip.load_ram(ram.self_test_image("esp32c3"), until="Hello world!")
     assert (result.output, result.matched) == ("Hello world!\r\n", True)
-    assert result.bytes_loaded == sum(size for _, size in result.image.segments)
+    assert result.bytes_loaded == sum(segment.size for segment in result.image.segments)
     assert esp.link.board.simulated.mode == "ram-app"
     assert esp.flash.md5(0, 0x10000) == before
 
@@ -46,10 +46,12 @@ def test_what_lies_in_ram_is_what_esptool_finds_in_the_image(board, tmp_path):
     data = ram.self_test_image("esp32c3")
     file = tmp_path / "program.bin"
     file.write_bytes(data)
-    image = esp.chip.load_ram(file, wait=0.01).image
+    image = esp.chip.load_ram(file, wait_seconds=0.01).image
     known = cmds.LoadFirmwareImage("esp32c3", data)
     assert (image.entry, image.path) == (known.entrypoint, file)
-    assert image.segments == tuple((segment.addr, len(segment.data)) for segment in known.segments)
+    assert [(part.address, part.size) for part in image.segments] == [
+        (segment.addr, len(segment.data)) for segment in known.segments
+    ]
     bus = esp.link.board.simulated.bus
     for segment in known.segments:
         words = [bus.read(segment.addr + at) for at in range(0, len(segment.data), 4)]
@@ -57,7 +59,7 @@ def test_what_lies_in_ram_is_what_esptool_finds_in_the_image(board, tmp_path):
 
 
 def test_text_that_does_not_come(board):
-    result = sim(board, "hello").chip.load_ram(ram.self_test_image("esp32c3"), wait=0.05, until="Goodbye")
+    result = sim(board, "hello").chip.load_ram(ram.self_test_image("esp32c3"), wait_seconds=0.05, until="Goodbye")
     assert (result.matched, result.output) == (False, "Hello world!\r\n")
 
 
@@ -155,7 +157,7 @@ def test_the_self_test_passes_on_qemu(board, need_qemu, chip):
 def test_an_elf_file_runs_in_ram(board, need_qemu):
     need_qemu("esp32c3")
     esp = board(backend="qemu", chip="esp32c3", flash_size="2MB")
-    result = esp.chip.load_ram(FIRMWARE / "esp32c3" / "pytest_esp_test.elf", wait=10, until="ready")
+    result = esp.chip.load_ram(FIRMWARE / "esp32c3" / "pytest_esp_test.elf", wait_seconds=10, until="ready")
     assert "pytest-esp test firmware" in result.output
     esp.link.console.write("echo from RAM\n")
     esp.link.console.expect("from RAM")
@@ -178,7 +180,7 @@ def test_a_chip_that_runs_no_machine_code_proves_nothing(board):
     with pytest.raises(OperationError, match="runs no machine code"):
         sim(board, "silent").chip.self_test()
     with pytest.raises(OperationError, match=r"did not end within 0\.05 s"):
-        sim(board, "selftest_app:Mute").chip.self_test(wait=0.05)
+        sim(board, "selftest_app:Mute").chip.self_test(wait_seconds=0.05)
 
 
 def test_a_chip_without_a_self_test(esp_of):

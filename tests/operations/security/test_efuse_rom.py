@@ -40,11 +40,11 @@ def change_baudrate(esp):
 
 
 def connect_faster(esp):
-    esp.chip.connect(baudrate=460800)
+    esp.chip.connect(baud=460800)
 
 
 def connect_faster_without_stub(esp):
-    esp.chip.connect(baudrate=460800, use_stub=False)
+    esp.chip.connect(baud=460800, use_stub=False)
 
 
 def find_a_running_stub(esp):

@@ -1,0 +1,40 @@
+"""Every parameter of every tool has a description, and no module of the server needs one that needs it."""
+
+import graphlib
+
+import grimp
+import pytest
+
+from mcp_bridge.components import COMPONENT_REGISTRY
+
+NOT_CONVERTED = {
+    "partition_manager",
+    "firmware_builder",
+    "ota_manager",
+    "diagnostics",
+    "production_tools",
+    "idf_integration",
+    "product_catalog",
+}
+
+
+@pytest.mark.parametrize("component", COMPONENT_REGISTRY)
+def test_every_parameter_is_described(request, serve, component):
+    if component in NOT_CONVERTED:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="its operations do not describe all parameters yet"))
+    tools = serve(components=(component,)).list_tools()
+    assert tools
+    bare = {
+        f"{name}({parameter})"
+        for name, tool in tools.items()
+        for parameter, schema in tool.input_schema["properties"].items()
+        if not schema.get("description")
+    }
+    assert not bare
+
+
+def test_imports_have_no_circle():
+    graph = grimp.build_graph("mcp_bridge")
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    del imports["mcp_bridge.components"]  # loads them by name
+    assert list(graphlib.TopologicalSorter(imports).static_order())
