@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mcp_bridge.tool import progress
+from mcp_bridge.calls import progress
 from pytest_esp.boards.board import Board
 from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError

@@ -16,7 +16,8 @@ from mcp_bridge.components import COMPONENT_REGISTRY, component_class
 from mcp_bridge.components.base import Component
 from mcp_bridge.policy import Confine, Policy
 from mcp_bridge.prompts import add_prompts
-from mcp_bridge.resources import Seen, add_resources
+from mcp_bridge.resources import add_resources
+from mcp_bridge.seen import Seen
 from mcp_bridge.settings import Settings
 from mcp_bridge.tool import register
 from pytest_esp import HOMEPAGE, __version__

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastmcp import FastMCP
 
+from mcp_bridge.components.base import Shared
 from mcp_bridge.tool import tools_of
 from pytest_esp import __version__
 from pytest_esp.errors import EspError, OperationError
 from pytest_esp.rack.spec import BACKENDS
 from pytest_esp.rack.state import state_of
 from pytest_esp.secrets import hide, hide_in
-
-if TYPE_CHECKING:
-    from mcp_bridge.bridge import Bridge
 
 _JSON = "application/json"
 _LINES = 100
@@ -49,27 +45,7 @@ _VIEWS = {
 }
 
 
-class Seen:
-    """The last successful answer of each tool about each board."""
-
-    def __init__(self) -> None:
-        self._answers: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
-        self._lock = threading.Lock()
-
-    def remember(self, board: str, tool: str, answer: dict[str, Any]) -> None:
-        """Keep an answer."""
-        with self._lock:
-            self._answers[board, tool] = (time.monotonic(), answer)
-
-    def of(self, board: str, tools: Iterable[str]) -> dict[str, Any]:
-        """Return the answers of *tools* about *board*, each with its age in seconds."""
-        now = time.monotonic()
-        with self._lock:
-            found = {tool: self._answers[board, tool] for tool in tools if (board, tool) in self._answers}
-        return {tool: {"age_seconds": round(now - at, 1), **answer} for tool, (at, answer) in found.items()}
-
-
-def add_resources(app: FastMCP[Any], bridge: Bridge) -> None:
+def add_resources(app: FastMCP[Any], bridge: Shared) -> None:
     """Add all resources to *app*."""
 
     def add(uri: str, name: str, description: str, read: Callable[..., Any]) -> None:
@@ -114,7 +90,7 @@ def _guarded(read: Callable[[], Any]) -> str:
         return _text({"success": False, "error": error.message, "port": error.board, "hint": error.hint})
 
 
-def _chips(bridge: Bridge) -> dict[str, Any]:
+def _chips(bridge: Shared) -> dict[str, Any]:
     from esptool.targets import CHIP_DEFS
 
     from pytest_esp.qemu.machines import MACHINES
@@ -131,7 +107,7 @@ def _chips(bridge: Bridge) -> dict[str, Any]:
     return {"devices": [_device(bridge, name) for name in bridge.rack.boards], "chips": rows}
 
 
-def _device(bridge: Bridge, name: str) -> dict[str, Any]:
+def _device(bridge: Shared, name: str) -> dict[str, Any]:
     """Return a board, what its entry says that it has, and what its chip has said of itself."""
     spec = bridge.boards.resolve(name)
     seen = bridge.seen.of(spec.name, ("esp_detect_chip", "esp_get_chip_info"))
@@ -140,7 +116,7 @@ def _device(bridge: Bridge, name: str) -> dict[str, Any]:
     return {**_state(bridge, name), "features": list(spec.features), **flash, **seen, **hint}
 
 
-def _status(bridge: Bridge) -> str:
+def _status(bridge: Shared) -> str:
     health: dict[str, Any] = {}
     for name, component in bridge.components.items():
         try:
@@ -151,13 +127,13 @@ def _status(bridge: Bridge) -> str:
     return _text({"version": __version__, "components": health, "rack": bridge.rack.name, "boards": boards})
 
 
-def _state(bridge: Bridge, name: str) -> dict[str, Any]:
+def _state(bridge: Shared, name: str) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
     board = {"board": spec.name, "chip": spec.chip, "backend": spec.backend}
     return board | state_of(spec, bridge.rack).to_dict()
 
 
-def _config(bridge: Bridge) -> str:
+def _config(bridge: Shared) -> str:
     settings = bridge.settings
     return _text(
         {
@@ -171,7 +147,7 @@ def _config(bridge: Bridge) -> str:
     )
 
 
-def _capabilities(bridge: Bridge) -> str:
+def _capabilities(bridge: Shared) -> str:
     tools = {name: sorted(tools_of(component)) for name, component in bridge.components.items()}
     return _text({"components": tools, "backends": list(BACKENDS)})
 
@@ -207,24 +183,24 @@ def _idf() -> str:
     return _guarded(read)
 
 
-def _view(bridge: Bridge, tools: tuple[str, ...]) -> Callable[[], str]:
+def _view(bridge: Shared, tools: tuple[str, ...]) -> Callable[[], str]:
     return lambda: _text({"boards": [_view_of(bridge, name, tools) for name in bridge.rack.boards]})
 
 
-def _view_of(bridge: Bridge, name: str, tools: tuple[str, ...]) -> dict[str, Any]:
+def _view_of(bridge: Shared, name: str, tools: tuple[str, ...]) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
     found = bridge.seen.of(spec.name, tools)
     hint = f"call {tools[0]} first" if tools else "no tool is loaded that tells this: see --components"
     return {"board": spec.name, **found} if found else {"board": spec.name, "hint": hint}
 
 
-def _board(bridge: Bridge, name: str) -> dict[str, Any]:
+def _board(bridge: Shared, name: str) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
     entry = spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     return {**_state(bridge, name), "entry": entry, "seen": bridge.seen.of(spec.name, ("esp_detect_chip",))}
 
 
-def _console(bridge: Bridge, name: str, lines: str) -> dict[str, Any]:
+def _console(bridge: Shared, name: str, lines: str) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
     if not lines.isdecimal():
         raise OperationError(f"{lines!r} is no number of lines", hint="e.g. ?lines=20", board=spec.name)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools.base import ToolResult
@@ -20,18 +18,16 @@ from mcp.types import InputRequiredResult, ToolAnnotations
 from pydantic import Field, TypeAdapter
 
 from mcp_bridge.answers import check_finite, defect, error_answer, file_error, value_error
+from mcp_bridge.calls import Call, progress
+from mcp_bridge.components.base import Component
 from mcp_bridge.consent import ask
 from pytest_esp.errors import EspError, StoppedError
 from pytest_esp.operations.registry import Effect, argument_descriptions, description, operation_of
 from pytest_esp.operations.results import as_shown, to_dict
 from pytest_esp.secrets import hide, hide_in
 
-if TYPE_CHECKING:
-    from mcp_bridge.components.base import Component
-
 F = TypeVar("F", bound=Callable[..., Any])
 
-_PROGRESS_PERIOD = 0.1  # seconds
 _MARK = "__esp_tool__"
 
 _ERROR_SCHEMA: dict[str, Any] = {
@@ -182,39 +178,6 @@ def _from_json(annotation: Any) -> Any:
     return Union[tuple(one for one in get_args(annotation) if one is not bytes)]  # noqa: UP007 - their number differs
 
 
-class Call:
-    """One running tool call, for the thread that does the work."""
-
-    def __init__(self, context: Context | None, loop: asyncio.AbstractEventLoop) -> None:
-        self._context = context
-        self._loop = loop
-        self._next = 0.0
-        self.stop = threading.Event()
-
-    def progress(self, done: int, total: int) -> None:
-        """Report progress; the point at which a call that was cancelled ends.
-
-        Raises:
-            StoppedError: if it was.
-        """
-        if self.stop.is_set():
-            raise StoppedError("the call was stopped before it had ended", hint=f"{done} of {total} were done")
-        now = time.monotonic()
-        if self._context is not None and (now >= self._next or done >= total):
-            self._next = now + _PROGRESS_PERIOD
-            asyncio.run_coroutine_threadsafe(self._context.report_progress(done, total), self._loop)
-
-
-_running: ContextVar[Call] = ContextVar("mcp_bridge_call")
-
-
-def progress(done: int, total: int) -> None:
-    """Report the progress of the running call, see `Call.progress`."""
-    call = _running.get(None)
-    if call is not None:
-        call.progress(done, total)
-
-
 def tools_of(component: Component) -> dict[str, tuple[Callable[..., Any], ToolInfo]]:
     """Return the tools of a component by name."""
     found: dict[str, tuple[Callable[..., Any], ToolInfo]] = {}
@@ -348,7 +311,7 @@ async def _in_thread(
     loop = asyncio.get_running_loop()
     running = Call(context, loop)
     variables = copy_context()
-    variables.run(_running.set, running)
+    variables.run(running.begin)
     work = loop.run_in_executor(threads, variables.run, functools.partial(method, **arguments))
     try:
         return await asyncio.wait_for(asyncio.shield(work), info.timeout)

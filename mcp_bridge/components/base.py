@@ -3,10 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
-if TYPE_CHECKING:
-    from mcp_bridge.bridge import Bridge
+from mcp_bridge.boards import BoardPool
+from mcp_bridge.policy import Policy
+from mcp_bridge.seen import Seen
+from mcp_bridge.settings import Settings
+from pytest_esp.rack.rack import Rack
+
+
+class Shared(Protocol):
+    """What the components of a server share.
+
+    Attributes:
+        boards: the boards, leased as they are used.
+        policy: what may be done.
+        seen: the last answers of tools, by board.
+        components: those that are loaded, by name.
+    """
+
+    settings: Settings
+    rack: Rack
+    boards: BoardPool
+    policy: Policy
+    seen: Seen
+    components: dict[str, Component]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A running virtual board; *instance_id* is its name for the ``port`` of every other tool."""
+
+    instance_id: str
+    chip_type: str
+    tcp_port: int
+    socket_uri: str
+    rfc2217_uri: str
+    flash_image: str
+    boot_mode: str
+    pid: int | None
+    hint: str
 
 
 class Component:
@@ -15,12 +52,16 @@ class Component:
     NAME: ClassVar[str]
     SUMMARY: ClassVar[str]
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Shared) -> None:
         self.bridge = bridge
 
     def health_check(self) -> dict[str, Any]:
         """Return ``{"status": "healthy"}`` or what is wrong, from looking."""
         return {"status": "healthy"}
+
+    def instances(self) -> list[Instance]:
+        """Return the virtual boards that it has started."""
+        return []
 
     def plan(self, tool: str, arguments: Mapping[str, Any]) -> str:
         """Return in words what a call of one of its tools would do, for the consent to it."""

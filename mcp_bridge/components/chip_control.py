@@ -70,17 +70,12 @@ class ChipControl(Component):
         return row
 
     def _instances(self, detailed: bool) -> list[dict[str, Any]]:
-        """Return the virtual boards that esp_qemu_start and esp_sim_start have started."""
-        from mcp_bridge.components.qemu_manager import QemuManager
-
-        manager = self.bridge.components.get(QemuManager.NAME)
-        if not isinstance(manager, QemuManager):
-            return []
-        found = [*manager.esp_qemu_list().instances, *manager.esp_sim_list().instances]
+        """Return the virtual boards that this server has started."""
         return [
             self._board(item.instance_id, detailed)
             | {"kind": "instance", "socket_uri": item.socket_uri, "rfc2217_uri": item.rfc2217_uri, "pid": item.pid}
-            for item in found
+            for component in self.bridge.components.values()
+            for item in component.instances()
         ]
 
     def _ports(self, detailed: bool) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ class ProductionTools(Component):
         if tool in ("esp_calibration_data_write", "esp_manufacturing_data_write"):
             with self.bridge.boards.use(arguments.get("port")) as esp:
                 burn = provisioning.plan_user_block(esp.link, arguments["data"])
-            return f"{words}; {burn.new_bits} bit(s) of {burn.name} would be burnt for ever"
+            return f"{words}; {burn.new_bits} bit(s) of {burn.efuse_name} would be burnt for ever"
         return words
 
     def _plan_of_batch(self, arguments: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
-from mcp_bridge.components.base import Component
-from mcp_bridge.tool import progress, tool
+from mcp_bridge.calls import progress
+from mcp_bridge.components.base import Component, Instance, Shared
+from mcp_bridge.tool import tool
 from pytest_esp.boards.board import Board
 from pytest_esp.boards.faults import BoardFaults
 from pytest_esp.boards.qemu import QemuBoard
@@ -30,21 +31,6 @@ _BASE_PORT = "QEMU_BASE_PORT"
 _MAX_INSTANCES = "QEMU_MAX_INSTANCES"
 _ARGUMENTS = {"psram"}
 """What ``extra_args`` may be: features of the module; QEMU's own options would let a caller run anything."""
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A running virtual board; *instance_id* is its name for the ``port`` of every other tool."""
-
-    instance_id: str
-    chip_type: str
-    tcp_port: int
-    socket_uri: str
-    rfc2217_uri: str
-    flash_image: str
-    boot_mode: str
-    pid: int | None
-    hint: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +113,7 @@ class QemuManager(Component):
     NAME: ClassVar[str] = "qemu_manager"
     SUMMARY: ClassVar[str] = "QEMU machines and simulated chips, started on demand"
 
-    def __init__(self, bridge: Any) -> None:
+    def __init__(self, bridge: Shared) -> None:
         super().__init__(bridge)
         self._running: dict[str, _Running] = {}
 
@@ -143,10 +129,17 @@ class QemuManager(Component):
         boot_mode: Literal["flash", "download"] = "flash",
         extra_args: list[str] | None = None,
     ) -> Instance:
-        """Start a QEMU machine that runs real firmware. Its flash is a private copy of flash_image, else blank (0xFF).
+        """Start a QEMU machine that runs real firmware. It ends with esp_qemu_stop, or with this server.
 
-        boot_mode "download" waits in the ROM's loader for esptool. extra_args may have "psram". It ends with
-        esp_qemu_stop, or with this server.
+        Without flash_image its flash is blank (0xFF).
+
+        Args:
+            chip_type: as esptool names it, e.g. esp32c3.
+            flash_image: what its flash holds at first; a private copy is used.
+            flash_size_mb: size of the flash in MB.
+            tcp_port: of the raw socket; a free one if left out.
+            boot_mode: start the app, or wait in the ROM's loader for esptool.
+            extra_args: may have "psram".
         """
         unknown = set(extra_args or ()) - _ARGUMENTS
         if unknown:
@@ -156,7 +149,11 @@ class QemuManager(Component):
 
     @tool(idempotent=True, read_only=False)
     def esp_qemu_stop(self, instance_id: str | None = None) -> Stopped:
-        """Stop a QEMU machine; all of them if none is named."""
+        """Stop a QEMU machine, or all of them.
+
+        Args:
+            instance_id: as the start answered; all of them if left out.
+        """
         return self._stop("qemu", instance_id)
 
     @tool()
@@ -166,12 +163,22 @@ class QemuManager(Component):
 
     @tool()
     def esp_qemu_status(self, instance_id: str) -> InstanceStatus:
-        """Tell whether a QEMU machine runs, and how it is reached."""
+        """Return whether a QEMU machine runs, and how it is reached.
+
+        Args:
+            instance_id: as the start answered.
+        """
         return self._status("qemu", instance_id)
 
     @tool(timeout=120.0, read_only=False)
     def esp_qemu_flash(self, instance_id: str, firmware_path: str, address: int | str | None = None) -> Flashed:
-        """Write firmware (an image for an address, or an ESP-IDF build folder) into a machine's flash and start it."""
+        """Write firmware into a machine's flash and start it.
+
+        Args:
+            instance_id: as the start answered.
+            firmware_path: an image, or an ESP-IDF build folder.
+            address: of an image that does not say where it belongs.
+        """
         path = resolve(firmware_path)
         self._find("qemu", instance_id)
         with self.bridge.boards.use(instance_id) as esp:
@@ -199,6 +206,15 @@ class QemuManager(Component):
         """Start a simulated chip of any kind that esptool knows: loader, flash, eFuses and boot log, no machine code.
 
         Everything may be done to it, also what would brick a real one. It ends with esp_sim_stop, or with this server.
+        Without flash_image its flash is blank (0xFF).
+
+        Args:
+            chip_type: as esptool names it, e.g. esp32c3.
+            flash_image: what its flash holds at first; a private copy is used.
+            flash_size_mb: size of the flash in MB.
+            tcp_port: of the raw socket; a free one if left out.
+            boot_mode: start the app, or wait in the ROM's loader for esptool.
+            secure_download: start in secure download mode.
         """
         return self._start(
             "sim", chip_type, flash_image, flash_size_mb, tcp_port, boot_mode, [], secure_download=secure_download
@@ -206,7 +222,11 @@ class QemuManager(Component):
 
     @tool(idempotent=True, read_only=False)
     def esp_sim_stop(self, instance_id: str | None = None) -> Stopped:
-        """Stop a simulated chip; all of them if none is named."""
+        """Stop a simulated chip, or all of them.
+
+        Args:
+            instance_id: as the start answered; all of them if left out.
+        """
         return self._stop("sim", instance_id)
 
     @tool()
@@ -216,7 +236,11 @@ class QemuManager(Component):
 
     @tool()
     def esp_sim_status(self, instance_id: str) -> InstanceStatus:
-        """Tell whether a simulated chip runs, and how it is reached."""
+        """Return whether a simulated chip runs, and how it is reached.
+
+        Args:
+            instance_id: as the start answered.
+        """
         return self._status("sim", instance_id)
 
     @tool(read_only=False)
@@ -240,12 +264,26 @@ class QemuManager(Component):
         stuck: dict[str, int] | None = None,
         wrong_chip: str | None = None,
     ) -> FaultReport:
-        """Let things go wrong on a simulated chip or QEMU machine. A call without any of them mends everything.
+        """Inject faults into a simulated chip or QEMU machine. A call without any fault ends all of them.
 
-        Bytes of one direction: probabilities, silence after so many bytes, latency in seconds. After so many bytes
-        from the host, in the middle of a write: the port vanishes (for vanish_seconds), or a reset or brownout;
-        0 does it at the next byte. boot_loop: seconds from start to start. Simulated chips only: secure download mode,
-        stuck flash bits (address: mask), a wrong chip.
+        Args:
+            instance_id: as the start answered.
+            direction: of the bytes that lose, corrupt, double, cut, latency and silent_after are about.
+            lose: probability that a byte is lost.
+            corrupt: probability that a byte is changed.
+            double: probability that a byte comes twice.
+            silent_after: bytes until nothing comes any more.
+            seed: of the random numbers.
+            cut: probability that a write loses its end.
+            latency: seconds by which bytes are late.
+            vanish_after: bytes from the host until the port vanishes; 0 is at the next byte.
+            vanish_seconds: how long the port is away; for ever if left out.
+            reset_after: bytes from the host until the chip resets, in the middle of a write; 0 is at the next byte.
+            reset_cause: what the boot log gives as the reason of that reset.
+            boot_loop: seconds from start to start of an app that crashes again and again.
+            secure_download: simulated chips only: the ROM is in secure download mode.
+            stuck: simulated chips only: flash bits that stay 0, mask by address: {"0x10000": 255}.
+            wrong_chip: simulated chips only: answer as this chip.
         """
         running = self._running.get(instance_id) or self._find("sim", instance_id)
         one_way = {"lose": lose, "corrupt": corrupt, "double": double, "cut": cut, "latency": latency, "seed": seed}
@@ -352,8 +390,12 @@ class QemuManager(Component):
             shutil.rmtree(running.folder, ignore_errors=True)
         return Stopped(chosen)
 
+    def instances(self, kind: str | None = None) -> list[Instance]:
+        """Return the virtual boards that run, of one kind or of both."""
+        return [running.describe() for running in self._running.values() if kind in (None, running.kind)]
+
     def _list(self, kind: str) -> InstanceList:
-        found = [running.describe() for running in self._running.values() if running.kind == kind]
+        found = self.instances(kind)
         return InstanceList(found, len(found))
 
     def _status(self, kind: str, instance_id: str) -> InstanceStatus:

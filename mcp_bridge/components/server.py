@@ -67,7 +67,11 @@ class Server(Component):
 
     @tool()
     def esp_health_check(self, detailed: bool = False) -> Health:
-        """Check the server: each component looks at what it depends on. detailed shows the healthy ones, too."""
+        """Check the server: each component looks at what it depends on.
+
+        Args:
+            detailed: show the healthy components, too.
+        """
         found: dict[str, dict[str, Any]] = {}
         for name, component in self.bridge.components.items():
             try:
@@ -79,7 +83,11 @@ class Server(Component):
 
     @tool()
     def esp_list_tools(self, component: str | None = None) -> ToolList:
-        """List the tools of this server by component, with one line each."""
+        """List the tools of this server by component, with one line each.
+
+        Args:
+            component: only this one.
+        """
         chosen = {
             name: {
                 tool_name: (method.__doc__ or "").strip().partition("\n")[0]
@@ -122,14 +130,24 @@ class Server(Component):
 
     @tool(idempotent=True, read_only=False)
     def esp_lease(self, board: str, minutes: float = 10.0, wait_s: float = 0.0) -> LeaseReport:
-        """Keep a board for this server for some minutes (480 at most), so that nobody else takes it between calls."""
+        """Keep a board for this server for some minutes, so that no other process takes it between calls.
+
+        Args:
+            board: its name in the rack.
+            minutes: how long, 480 at most.
+            wait_s: seconds to wait for a board that another process holds.
+        """
         seconds = min(max(minutes, 0.0), 480.0) * 60
         spec = self.bridge.boards.keep(board, seconds, wait=wait_s)
         return LeaseReport(spec.name, True, seconds)
 
     @tool(idempotent=True, read_only=False)
     def esp_release(self, board: str) -> LeaseReport:
-        """Give a board back at once, for pytest runs and others that wait for it."""
+        """Give a board back at once, for pytest runs and others that wait for it.
+
+        Args:
+            board: its name in the rack.
+        """
         self.bridge.boards.release(board)
         return LeaseReport(self.bridge.boards.resolve(board).name, False, 0.0)
 

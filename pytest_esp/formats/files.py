@@ -31,7 +31,8 @@ class PathRole:
     access: Access
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "string"}
+        described = {key: text for key, text in handler(core_schema).items() if key == "description"}
+        return {"type": "string", **described}
 
 
 ReadPath = Annotated[FileName, PathRole("read")]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import serial
 from click.testing import CliRunner
-from pytest_esp.sim.flash import NorFlash
 
 from pytest_esp.boards.registry import make_board
 from pytest_esp.cli.main import cli
 from pytest_esp.errors import LinkError
+from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack

@@ -209,24 +209,24 @@ def test_what_a_board_says_does_not_steer_the_terminal(op):
 
 
 def test_a_burn_prints_its_plan_first(op):
-    burnt = op("efuse-burn", "--board", "c3", "name=UART_PRINT_CONTROL", "value=2", "--json")
+    burnt = op("efuse-burn", "--board", "c3", "efuse_name=UART_PRINT_CONTROL", "value=2", "--json")
     assert json.loads(burnt.stdout)["burnt_bits"] == 1
     assert burnt.stderr == (
         "will be burnt on c3, which cannot be undone on a real board:\n"
         "  UART_PRINT_CONTROL = 2 (1 bit)\n"
         "    UART_PRINT_CONTROL: 00 -> 10\n"
     )
-    mac = op("efuse-burn", "--board", "c3", "name=CUSTOM_MAC", "value=00:11:22:33:44:55").stderr
+    mac = op("efuse-burn", "--board", "c3", "efuse_name=CUSTOM_MAC", "value=00:11:22:33:44:55").stderr
     assert "    CUSTOM_MAC: 0x000000000000 -> 0x554433221100\n" in mac
     key = "5a" * 32
-    secret = op("efuse-burn", "--board", "c3", "name=BLOCK_KEY0", f"value={key}")
+    secret = op("efuse-burn", "--board", "c3", "efuse_name=BLOCK_KEY0", f"value={key}")
     assert "  BLOCK_KEY0 = (a key) (128 bits)\n    BLOCK_KEY0: a key\n" in secret.stderr
     assert key not in secret.output
 
 
 def test_nothing_is_announced_that_is_refused_or_burnt_already(op):
-    assert not op("efuse-burn", "--board", "c3", "name=DIS_PAD_JTAG", "value=0").stderr
-    refused = op("efuse-burn", "--board", "c3", "name=DIS_PAD_JTAG", "value=7", "--json")
+    assert not op("efuse-burn", "--board", "c3", "efuse_name=DIS_PAD_JTAG", "value=0").stderr
+    refused = op("efuse-burn", "--board", "c3", "efuse_name=DIS_PAD_JTAG", "value=7", "--json")
     assert refused.exit_code == 1
     assert not refused.stderr
 

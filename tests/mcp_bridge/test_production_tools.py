@@ -172,7 +172,7 @@ def test_burns_are_asked_for_and_only_when_they_are_meant(server, line):
     data = {"batch": "B7"}
     plan, done = confirmed(server, "esp_manufacturing_data_write", data=data, port="c3", to_efuse=True)
     assert "7 bit(s) of BLOCK_USR_DATA would be burnt for ever" in plan
-    assert (done["efuse"]["name"], done["efuse"]["verified"]) == ("BLOCK_USR_DATA", True)
+    assert (done["efuse"]["efuse_name"], done["efuse"]["verified"]) == ("BLOCK_USR_DATA", True)
     server.call("esp_release", board="c3")
     careful = line(allow=parse_allow("read,write"))
     refused = careful.call("esp_manufacturing_data_write", data=data, port="c3", to_efuse=True)

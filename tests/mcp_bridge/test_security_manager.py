@@ -118,7 +118,7 @@ def test_a_board_that_does_not_answer_has_no_clean_report(server):
 def test_one_efuse(server):
     answer = server.call("esp_efuse_read", port="esp32", efuse_name="FLASH_CRYPT_CNT")
     assert (answer["efuse_name"], answer["value"]) == ("FLASH_CRYPT_CNT", "0")
-    assert answer["details"]["bit_length"] == 7
+    assert answer["bit_length"] == 7
 
 
 def test_an_unknown_efuse(server):
@@ -218,7 +218,7 @@ def test_encryption_from_key_to_boot_and_release(server, firmware_folder):
     arguments = {"port": "c3", "key_file": "key.bin", "firmware_path": "build"}
     plan = server.call("esp_encryption_enable", **arguments)
     assert plan["refused"] is None
-    assert {burn["name"] for burn in plan["burns"]} >= {"BLOCK_KEY0", "SPI_BOOT_CRYPT_CNT", "RD_DIS", "WR_DIS"}
+    assert {burn["efuse_name"] for burn in plan["burns"]} >= {"BLOCK_KEY0", "SPI_BOOT_CRYPT_CNT", "RD_DIS", "WR_DIS"}
     assert server.call("esp_security_audit", port="c3")["posture"]["flash_encryption"] == "disabled"
     arguments["apply"] = True
     asked = server.call("esp_encryption_enable", **arguments)
@@ -238,7 +238,7 @@ def test_an_image_is_encrypted_on_the_host(server):
     (server.folder / "app.bin").write_bytes(b"an app")
     arguments = {"key_file": "key.bin", "input_file": "app.bin", "output_file": "out.bin", "address": "0x10000"}
     answer = server.call("esp_flash_encrypt", **arguments, chip_type="esp32c3")
-    assert (answer["size"], answer["address"]) == (16, "0x10000")
+    assert (answer["size"], answer["address"], answer["address_hex"]) == (16, 0x10000, "0x10000")
     assert (server.folder / "out.bin").read_bytes() != b"an app".ljust(16, b"\xff")
     for change, error in [
         ({}, "exists already"),
@@ -342,7 +342,7 @@ def test_a_burn_is_never_cut_in_the_middle(tmp_path, monkeypatch, how):
     key, ends = os.urandom(32), []
 
     async def run(esp, threads):
-        info = ToolInfo(Effect.BURN, 0.2 if how == "out of time" else 60.0, idempotent=False)
+        info = ToolInfo(Effect.BURN, 0.2 if how == "out of time" else 60.0, idempotent=False, without={})
 
         def burn():
             ends.append(

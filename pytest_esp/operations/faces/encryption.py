@@ -7,9 +7,10 @@ from pytest_esp.operations.security import encryption
 
 
 class EncryptionFace(Face):
-    """`pytest_esp.operations.security.posture.encryption`."""
+    """`pytest_esp.operations.security.encryption`."""
 
     status = bound(encryption.status)
     plan = bound(encryption.plan)
     enable = bound(encryption.enable)
     configure = bound(encryption.configure)
+    encrypt_image = staticmethod(encryption.encrypt_image)

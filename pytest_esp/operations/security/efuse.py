@@ -47,15 +47,17 @@ class Efuse:
     """One eFuse field.
 
     Attributes:
-        value: what it means: bool, int or text, as espefuse shows it.
+        value: as text: ``"0"`` and ``"1"`` for a flag.
+        meaning: the value as espefuse's JSON has it: bool, int or text.
         bits: its raw bits, a string of 0 and 1 with the highest first; None if they cannot be read.
         readable, writeable: whether its protection allows it.
         block, word, bit: where it begins; word and bit are None for a field that is computed from others.
         bit_length, category, description: as espefuse's definition of the chip says.
     """
 
-    name: str
-    value: bool | int | str
+    efuse_name: str
+    value: str
+    meaning: bool | int | str
     bits: str | None
     readable: bool
     writeable: bool
@@ -71,7 +73,7 @@ class Efuse:
 class EfuseSummary:
     """All eFuses of a chip, by name."""
 
-    chip: str
+    chip_type: str
     fields: Mapping[str, Efuse]
 
 
@@ -89,32 +91,33 @@ def read_all(link: Link) -> EfuseSummary:
 
 
 @operation(Effect.READ, group="efuse")
-def read(link: Link, name: str) -> Efuse:
+def read(link: Link, efuse_name: str) -> Efuse:
     """Return one eFuse.
 
     Args:
-        name: as espefuse calls it, or one of its other names; upper or lower case.
+        efuse_name: as espefuse calls it, or one of its other names; upper or lower case.
 
     Raises:
         OperationError: if the chip has none of that name; names the nearest, and ``details["available_efuses"]`` has
             all, the nearest first.
     """
-    with link.session.use(f"reading the eFuse {name}", stub=False) as esp:
+    with link.session.use(f"reading the eFuse {efuse_name}", stub=False) as esp:
         commands = _commands(link, esp)
-        found = _find(commands, name).name
+        found = _find(commands, efuse_name).name
         return _summary(commands)[found]
 
 
 @dataclass(frozen=True)
-class EfuseText:
-    """All eFuses of a chip as espefuse prints them for people; the digits of keys are question marks."""
+class EfuseValues:
+    """All eFuses of a chip as text, without keys: values by name, and what espefuse prints for people."""
 
-    text: str
+    efuses: Mapping[str, str]
+    raw_output: str
 
 
 @operation(Effect.READ, group="efuse")
-def summary(link: Link) -> EfuseText:
-    """Return all eFuses as ``espefuse summary`` prints them.
+def summary(link: Link) -> EfuseValues:
+    """Return all eFuses as ``espefuse summary`` prints them. Keys are not shown.
 
     Raises:
         OperationError: see `read_all`.
@@ -133,7 +136,16 @@ def summary(link: Link) -> EfuseText:
             ):
                 shown = str(field.get_meaning())
                 text = text.replace(shown, re.sub("[0-9a-f]", "?", shown))
-        return EfuseText(text)
+        return EfuseValues(texts(_summary(commands)), text)
+
+
+def texts(fields: Mapping[str, Efuse]) -> dict[str, str]:
+    """Return the values of eFuses by name, without keys."""
+    return {name: "(a key)" if _shows_a_key(field) else field.value for name, field in fields.items()}
+
+
+def _shows_a_key(field: Efuse) -> bool:
+    return field.efuse_name.startswith("BLOCK") and field.category == "security" and "1" in (field.bits or "")
 
 
 # -- burning
@@ -143,7 +155,7 @@ def summary(link: Link) -> EfuseText:
 class BitChange:
     """The bits of a field before and after; None before if they cannot be read, None both if they are a key."""
 
-    name: str
+    efuse_name: str
     before: str | None
     after: str | None
 
@@ -158,7 +170,7 @@ class BurnPlan:
         changes: all fields that change: espefuse burns checksums and versions along with some.
     """
 
-    name: str
+    efuse_name: str
     value: str
     before: str | None
     after: str | None
@@ -167,22 +179,22 @@ class BurnPlan:
 
 
 @operation(Effect.READ, group="efuse")
-def plan(link: Link, name: str, value: EfuseValue) -> BurnPlan:
+def plan(link: Link, efuse_name: str, value: EfuseValue) -> BurnPlan:
     """Return what `burn` with the same arguments would do, and touch nothing.
 
     The checks are espefuse's own: protection, coding scheme, eFuses that must not be burnt together.
 
     Args:
-        name: of the eFuse.
+        efuse_name: as espefuse calls it.
         value: a number or bool, hex digits or bytes for a field of bytes, a MAC address for a MAC.
 
     Raises:
         OperationError: if there is no such eFuse, it cannot be burnt, the value does not fit, or bits that are burnt
             would have to become 0.
     """
-    _remember_if_key(name, value)
-    with link.session.use(f"planning to burn {name}", stub=False) as esp:
-        return _Intent(_commands(link, esp), name, value).plan
+    _remember_if_key(efuse_name, value)
+    with link.session.use(f"planning to burn {efuse_name}", stub=False) as esp:
+        return _Intent(_commands(link, esp), efuse_name, value).plan
 
 
 @dataclass(frozen=True)
@@ -190,24 +202,25 @@ class BurnResult:
     """What a burn did.
 
     Attributes:
-        value_before, value_after: as espefuse shows them; after is None if it cannot be read any more.
+        value_before, value_after: ``"0"`` and ``"1"`` for a flag; after is None if it cannot be read any more.
         burnt_bits: how many bits of the eFuse went from 0 to 1.
         verified: whether the chip has proved it: by the bits that it reads back, or by a loader that is closed now.
             None for a field that cannot be read.
         changes: all fields that were burnt.
     """
 
-    name: str
+    efuse_name: str
     value_requested: str
     value_before: str
     value_after: str | None
     burnt_bits: int
     verified: bool | None
     changes: tuple[BitChange, ...]
+    warning: str = "eFuse burn is IRREVERSIBLE on real hardware"
 
 
 @operation(Effect.BURN, group="efuse")
-def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
+def burn(link: Link, efuse_name: str, value: EfuseValue) -> BurnResult:
     """Burn an eFuse and read it back: irreversible on real hardware.
 
     A real board needs ``"burn"`` in its ``allow``, the eFuse in its ``allow_burn``, and the run's consent
@@ -216,18 +229,18 @@ def burn(link: Link, name: str, value: EfuseValue) -> BurnResult:
     the chip is reset first.
 
     Args:
-        name: of the eFuse.
-        value: see `plan`.
+        efuse_name: as espefuse calls it.
+        value: a number or bool, hex digits or bytes for a field of bytes, a MAC address for a MAC.
 
     Raises:
         RefusedError: if any of these is missing; nothing was touched.
         OperationError: see `plan`; or if the eFuse reads back as something else.
     """
-    _remember_if_key(name, value)
-    require_consent(link, name)
+    _remember_if_key(efuse_name, value)
+    require_consent(link, efuse_name)
     if link.announce:
-        _announce(link, plan_all(link, [(name, value)]))
-    return _uninterrupted(lambda: _burn_and_prove(link, name, value))
+        _announce(link, plan_all(link, [(efuse_name, value)]))
+    return _uninterrupted(lambda: _burn_and_prove(link, efuse_name, value))
 
 
 def plan_all(link: Link, burns: Burns) -> tuple[BurnPlan, ...]:
@@ -261,7 +274,7 @@ def _burn_in_order(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
         try:
             done.append(_burn_and_prove(link, name, value))
         except EspError as error:
-            burnt = [one.name for one in done if one.burnt_bits]
+            burnt = [one.efuse_name for one in done if one.burnt_bits]
             error.details["burnt"] = burnt
             left = ", ".join(other for other, _ in burns[len(done) :])
             error.hint = f"burnt already: {', '.join(burnt) or 'nothing'}; still to be burnt: {left}" + (
@@ -344,8 +357,9 @@ def _summary(commands: Any) -> dict[str, Efuse]:
     raw: dict[str, Any] = json.loads(buffer.contents)
     return {
         name: Efuse(
-            name=name,
-            value=item["value"],
+            efuse_name=name,
+            value=_text(item["value"]),
+            meaning=item["value"],
             bits=_bits(commands.efuses[name].get_bitstring()) if item["readable"] else None,
             readable=item["readable"],
             writeable=item["writeable"],
@@ -397,7 +411,7 @@ class _Intent:
         if not field.is_writeable():
             raise OperationError(f"the eFuse {field.name} is write-protected", hint="that cannot be undone")
         self.secret = _is_key(commands.efuses, field)
-        self.shown = str(field.get())
+        self.shown = _text(field.get())
         before = _bits(field.get_bitstring())
         raw, wanted = _requested(commands, field, value, self.secret)
         self.after = _joined(before, wanted)
@@ -409,7 +423,7 @@ class _Intent:
             )
         self.raw = raw if isinstance(raw, bytes) else int(self.after, 2)
         self.plan = BurnPlan(
-            name=field.name,
+            efuse_name=field.name,
             value=_text(value) if not self.secret else "(a key)",
             before=before if field.is_readable() and not self.secret else None,
             after=self.after if not self.secret else None,
@@ -549,8 +563,8 @@ def _announce(link: Link, plans: Sequence[BurnPlan]) -> None:
     if link.announce and wanted:
         lines = [f"will be burnt on {link.board.name}, which cannot be undone on a real board:"]
         for plan in wanted:
-            lines.append(f"  {plan.name} = {plan.value} ({plan.new_bits} bit{'s' * (plan.new_bits > 1)})")
-            lines += [f"    {change.name}: {_bits_of(change)}" for change in plan.changes]
+            lines.append(f"  {plan.efuse_name} = {plan.value} ({plan.new_bits} bit{'s' * (plan.new_bits > 1)})")
+            lines += [f"    {change.efuse_name}: {_bits_of(change)}" for change in plan.changes]
         link.announce("\n".join(lines))
 
 
@@ -609,7 +623,7 @@ def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
         planned = intent.plan
         before = intent.shown if not intent.secret else "(a key)"
         if not planned.new_bits:
-            return BurnResult(planned.name, planned.value, before, before, 0, True, ())
+            return BurnResult(planned.efuse_name, planned.value, before, before, 0, True, ())
         audit = _Audit(link, planned, bytes(esp.read_mac("BASE_MAC")).hex(":"))
         audit.write("begin")
         try:
@@ -617,25 +631,33 @@ def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
         except BaseException as error:
             audit.write("failed", error=str(error))
             raise
-    after, bits, verified = _proof(link, planned.name, intent.after)
+    after, bits, verified = _proof(link, planned.efuse_name, intent.after)
     audit.write("done", read_back=bits if not intent.secret else None, verified=verified)
     if verified is False:
         found = f"reads back as {bits}, not {intent.after}" if not intent.secret else "reads back as another key"
         raise OperationError(
-            f"the eFuse {planned.name} {found}",
-            attempted=f"burning {planned.name}",
+            f"the eFuse {planned.efuse_name} {found}",
+            attempted=f"burning {planned.efuse_name}",
             hint="the coding scheme or a write protection may be in the way; the bits that were burnt stay burnt",
         )
     if intent.secret and after is not None:
         after = "(a key)"
-    return BurnResult(planned.name, planned.value, before, after, planned.new_bits, verified, planned.changes)
+    return BurnResult(
+        efuse_name=planned.efuse_name,
+        value_requested=planned.value,
+        value_before=before,
+        value_after=after,
+        burnt_bits=planned.new_bits,
+        verified=verified,
+        changes=planned.changes,
+    )
 
 
 def _burn(link: Link, commands: Any, intent: _Intent) -> None:
     # Some burns close espefuse's way in: content with what it then finds or does not find, it leaves the process.
     quiet = capture(Transcript()) if intent.secret else contextlib.nullcontext()
     with quiet, contextlib.suppress(SystemExit):
-        commands.burn_efuse({intent.plan.name: intent.raw})
+        commands.burn_efuse({intent.plan.efuse_name: intent.raw})
     if link.session.chip == "esp32":
         link.session.forget_efuses()  # which fields an ESP32 has depends on what is burnt in others
 
@@ -650,7 +672,7 @@ def _proof(link: Link, name: str, expected: str) -> tuple[str | None, str | None
             return None, None, bool(esp.secure_download_mode)
     # Some chips keep their loader open: the first revisions of the ESP32 do not know UART_DOWNLOAD_DIS.
     now = read(link, name)
-    return str(now.value), now.bits, None if now.bits is None else now.bits == expected
+    return now.value, now.bits, None if now.bits is None else now.bits == expected
 
 
 def _loader_answers(link: Link) -> bool:

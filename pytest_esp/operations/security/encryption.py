@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
-from pytest_esp.formats.files import ReadPath, resolve
+from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, read_file, resolve, save
 from pytest_esp.formats.firmware import Contents, load
 from pytest_esp.formats.images import check_image
 from pytest_esp.formats.partition_table import MAGIC, Partition, parse
-from pytest_esp.formats.regions import Region, check_fits
+from pytest_esp.formats.regions import Region, check_fits, size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations.chip.identity import reset
 from pytest_esp.operations.flash import writing
 from pytest_esp.operations.flash.access import reach
-from pytest_esp.operations.registry import Effect, operation, require
+from pytest_esp.operations.registry import Effect, file_operation, operation, require
+from pytest_esp.operations.results import Address
 from pytest_esp.operations.security import efuse, secure_boot
 from pytest_esp.operations.security.efuse import BurnPlan, Burns, Efuse, EfuseValue
 from pytest_esp.operations.security.findings import COUNTERS
@@ -82,41 +83,102 @@ def encrypt_data(data: bytes, key: bytes, address: int, chip_name: str, config: 
 
 
 @dataclass(frozen=True)
+class EncryptedFile:
+    """An image that was encrypted for *address*; its size in bytes, with padding."""
+
+    output_file: str
+    address: Address
+    size: int
+
+
+@file_operation(group="encryption")
+def encrypt_image(
+    key_file: ReadPath,
+    input_file: ReadPath,
+    output_file: WritePath,
+    address: int | str,
+    chip_type: str,
+    *,
+    overwrite: bool = False,
+) -> EncryptedFile:
+    """Encrypt an image for its address in flash, on the host, as `encrypt_data` does.
+
+    Args:
+        key_file: 32 bytes; 64 for XTS-AES-256; 16 or 32 for an ESP32-C2.
+        input_file: the image.
+        output_file: the encrypted image.
+        address: where in flash the image belongs: 65536, "0x10000" or "64KB".
+        chip_type: as esptool names it, e.g. esp32c3.
+        overwrite: whether *output_file* may exist already.
+
+    Raises:
+        OperationError: for another size of the key, an address that is not aligned, an unknown chip, or a file that
+            exists. FirmwareError: if a file cannot be read.
+    """
+    chip = known_chip(chip_type)
+    path = new_file(output_file, overwrite)
+    place = size_argument(address, "address")
+    key = remember_key(read_file(key_file, "key"))
+    data = encrypt_data(read_file(input_file, "image"), key, place, chip)
+    save(path, data)
+    return EncryptedFile(output_file=str(path), address=place, size=len(data))
+
+
+_ENABLED = "Flash encryption is already enabled on this device."
+_NOT_ENABLED = (
+    "Flash encryption is NOT enabled. It takes (see steps) a key, the eFuse {counter}, the locks of download mode, "
+    "and encrypted firmware. WARNING: this is irreversible on real hardware. Test on QEMU or a simulated chip first: "
+    "the plan of enabling it says which eFuses would be burnt."
+)
+
+
+@dataclass(frozen=True)
 class EncryptionStatus:
     """Whether flash is encrypted, and what is left to do.
 
     Attributes:
+        message: the same in words.
+        key_file: as it was given; it was not read.
+        FLASH_CRYPT_CNT: the count as text, whatever this chip calls its counter.
+        FLASH_CRYPT_CONFIG: the config as text.
         counter: name of the eFuse that counts; *count* is its value, of which an odd number of bits means encrypted.
         config: FLASH_CRYPT_CONFIG of an ESP32; None on others.
         mode: ``"off"``, ``"development"`` (can be switched off again) or ``"release"``.
         steps: what enabling it, or going from development to release, takes, in Espressif's order.
     """
 
-    chip: str
-    encrypted: bool
+    chip_type: str
+    flash_encryption_enabled: bool
+    message: str
+    mode: Literal["off", "development", "release"]
     counter: str
     count: int
     config: int | None
-    mode: Literal["off", "development", "release"]
     steps: tuple[str, ...]
+    key_file: str | None
+    FLASH_CRYPT_CNT: str
+    FLASH_CRYPT_CONFIG: str | None
 
 
 @operation(Effect.READ, group="encryption")
-def status(link: Link) -> EncryptionStatus:
+def status(link: Link, key_file: str | None = None) -> EncryptionStatus:
     """Return whether flash is encrypted, and what enabling it would take. Changes nothing.
+
+    Args:
+        key_file: is mentioned in the result, and not read.
 
     Raises:
         OperationError: if the eFuses cannot be read, or tell nothing of flash encryption.
     """
     summary = efuse.read_all(link)
-    return _status(summary.chip, dict(summary.fields))
+    return _status(summary.chip_type, dict(summary.fields), key_file)
 
 
 def _number(field: Efuse) -> int:
     return int(field.bits or "0", 2)
 
 
-def _status(chip_name: str, fields: dict[str, Efuse]) -> EncryptionStatus:
+def _status(chip_name: str, fields: dict[str, Efuse], key_file: str | None = None) -> EncryptionStatus:
     name = next((name for name in COUNTERS if name in fields), None)
     if name is None:
         raise OperationError(f"espefuse's definitions of the {chip_name} have no flash encryption counter")
@@ -128,7 +190,23 @@ def _status(chip_name: str, fields: dict[str, Efuse]) -> EncryptionStatus:
     mode = "off" if not encrypted else "release" if permanent and locked else "development"
     config = _number(fields["FLASH_CRYPT_CONFIG"]) if "FLASH_CRYPT_CONFIG" in fields else None
     steps = () if mode == "release" else _steps(fields, name, encrypted)
-    return EncryptionStatus(chip_name, encrypted, name, count, config, mode, steps)
+    return EncryptionStatus(
+        chip_type=chip_name,
+        flash_encryption_enabled=encrypted,
+        message=_ENABLED if encrypted else _NOT_ENABLED.format(counter=name),
+        mode=mode,
+        counter=name,
+        count=count,
+        config=config,
+        steps=steps,
+        key_file=key_file,
+        FLASH_CRYPT_CNT=_short(count),
+        FLASH_CRYPT_CONFIG=None if config is None else _short(config),
+    )
+
+
+def _short(number: int) -> str:
+    return f"{number:#x}" if number > 1 else str(number)
 
 
 def _missing(fields: dict[str, Efuse], mode: Mode) -> list[str]:
@@ -171,7 +249,7 @@ class EncryptionPlan:
         refused: why this board or run does not allow it, with the setting that would; None if nothing is in the way.
     """
 
-    chip: str
+    chip_type: str
     mode: Mode
     key_blocks: tuple[str, ...]
     burns: tuple[BurnPlan, ...]
@@ -206,7 +284,10 @@ def plan(
     """Check everything that `enable` with the same arguments checks, say what it would do, and touch nothing.
 
     Args:
-        firmware, key_file, mode, secure_boot_key: see `enable`.
+        firmware: the whole build; see `enable`.
+        key_file: the key; see `enable`.
+        mode: development can be switched off again; release cannot.
+        secure_boot_key: enable secure boot v2 in the same go; see `enable`.
 
     Raises:
         FirmwareError, OperationError: if it cannot be done.
@@ -286,12 +367,12 @@ def _prepare(
 ) -> _Work:
     summary = efuse.read_all(link)
     fields = dict(summary.fields)
-    now = _status(summary.chip, fields)
+    now = _status(summary.chip_type, fields)
     if now.count:
         raise OperationError(f"{now.counter} has bits burnt ({now.count:#x}) already", hint="take a virgin chip")
     key = _read_key(key_file)
     keys = for_flash_key(link, fields, key)
-    regions = _regions(link, firmware, summary.chip)
+    regions = _regions(link, firmware, summary.chip_type)
     last: Burns = []
     if secure_boot_key is not None:
         digest, last = secure_boot.with_encryption(link, fields, regions, secure_boot_key)
@@ -300,14 +381,14 @@ def _prepare(
     pairs = [
         (
             region.address,
-            encrypt_data(region.data, key, region.address, summary.chip) if region in secret else region.data,
+            encrypt_data(region.data, key, region.address, summary.chip_type) if region in secret else region.data,
         )
         for region in regions
     ]
     encrypted = tuple(region.address for region in regions if region in secret)
     plain = tuple(region.address for region in regions if region not in secret)
     first = [*keys.all_burns(), *_burns(fields, now, mode)]
-    return _Work(summary.chip, keys.blocks, first, last, pairs, encrypted, plain)
+    return _Work(summary.chip_type, keys.blocks, first, last, pairs, encrypted, plain)
 
 
 def _check_allowed(link: Link, work: _Work) -> None:
@@ -407,7 +488,7 @@ def configure(link: Link, mode: Mode = "release") -> EncryptionConfigured:
         RefusedError: see `efuse.burn`; nothing was burnt. OperationError: if flash is not encrypted.
     """
     now = status(link)
-    if not now.encrypted:
+    if not now.flash_encryption_enabled:
         raise OperationError("flash is not encrypted", hint="enable flash encryption first")
     fields = dict(efuse.read_all(link).fields)
     names = _missing(fields, mode)

@@ -83,8 +83,8 @@ def key_blocks_of(fields: Fields) -> tuple[KeyBlock, ...]:
 
 def _key_block(block: Efuse, purpose: Efuse | str | None) -> KeyBlock:
     return KeyBlock(
-        name=block.name,
-        purpose=str(purpose.value) if isinstance(purpose, Efuse) else purpose,
+        name=block.efuse_name,
+        purpose=purpose.value if isinstance(purpose, Efuse) else purpose,
         state="read-protected" if not block.readable else "burnt" if "1" in (block.bits or "") else "empty",
         readable=block.readable,
         writeable=block.writeable,
@@ -171,8 +171,8 @@ def _of_the_counter(fields: Fields) -> Iterator[Finding]:
     if counter.writeable and "0" in (counter.bits or ""):
         yield Finding(
             "medium",
-            f"flash encryption can be switched off again: {counter.name} has bits left (development mode)",
-            f"burn all bits of {counter.name}, or write-protect it",
+            f"flash encryption can be switched off again: {counter.efuse_name} has bits left (development mode)",
+            f"burn all bits of {counter.efuse_name}, or write-protect it",
         )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pytest_esp.errors import OperationError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.results import Address
 from pytest_esp.operations.security.efuse import Efuse, read_all
 from pytest_esp.operations.security.findings import (
     COUNTERS,
@@ -32,7 +33,7 @@ class SecurityInfo:
         chip_id, api_version: None on the ESP32-S2, which does not tell them.
     """
 
-    flags: int
+    flags: Address
     flag_names: tuple[str, ...]
     flash_crypt_count: int
     key_purposes: tuple[str, ...]
@@ -42,7 +43,7 @@ class SecurityInfo:
 
 @operation(Effect.READ, group="security")
 def info(link: Link) -> SecurityInfo:
-    """Return the chip's security info.
+    """Return the ROM's security info: flags, flash encryption counter, key purposes (not on an ESP8266 or ESP32).
 
     Raises:
         OperationError: on an ESP8266 or ESP32, whose ROM has no such command (`posture` works on the ESP32).
@@ -51,7 +52,7 @@ def info(link: Link) -> SecurityInfo:
         if not esp.SECURITY_INFO_SUPPORTED:
             raise OperationError(
                 f"the ROM of the {esp.CHIP_NAME} has no security info",
-                hint="its eFuses tell: see security posture",
+                hint="read its security posture, which comes from the eFuses",
             )
         raw = esp.get_security_info(cache=False)
         return SecurityInfo(
@@ -82,7 +83,7 @@ class SecurityPosture:
         findings: what is weak, the worst first.
     """
 
-    chip: str
+    chip_type: str
     flash_encryption: bool | None
     secure_boot: bool
     secure_boot_version: Literal["v1", "v2"] | None
@@ -156,7 +157,7 @@ def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse], without_effect: tu
     encrypted = odd(COUNTERS) if any(name in bits for name in COUNTERS) else None
     download = "disabled" if burnt(_DOWNLOAD_OFF) else "secure" if burnt(_DOWNLOAD_SECURE) else "enabled"
     return SecurityPosture(
-        chip=chip,
+        chip_type=chip,
         flash_encryption=encrypted,
         secure_boot=version is not None,
         secure_boot_version=version,
@@ -165,7 +166,7 @@ def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse], without_effect: tu
         jtag_usb=usb,
         download_mode=download,
         source="efuses",
-        fuses={name: str(fuses[name].value) for name in bits},
+        fuses={name: fuses[name].value for name in bits},
         key_blocks=key_blocks_of(fuses),
         findings=findings_of(Locks(encrypted, version, pads, usb, download), fuses),
     )
@@ -178,7 +179,7 @@ def _posture_by_info(chip: str, told: SecurityInfo) -> SecurityPosture:
     encrypted = bool(told.flash_crypt_count.bit_count() & 1)
     pads = "disabled" if "HARD_DIS_JTAG" in flags else "soft-disabled" if "SOFT_DIS_JTAG" in flags else "open"
     return SecurityPosture(
-        chip=chip,
+        chip_type=chip,
         flash_encryption=encrypted,
         secure_boot=secure_boot,
         secure_boot_version=version,
@@ -187,7 +188,7 @@ def _posture_by_info(chip: str, told: SecurityInfo) -> SecurityPosture:
         jtag_usb="unknown",
         download_mode="secure",
         source="security info",
-        fuses={"SPI_BOOT_CRYPT_CNT": f"{told.flash_crypt_count:#x}", **dict.fromkeys(flags, "True")},
+        fuses={"SPI_BOOT_CRYPT_CNT": f"{told.flash_crypt_count:#x}", **dict.fromkeys(flags, "1")},
         key_blocks=(),
         findings=findings_of(Locks(encrypted, version, pads, "unknown", "secure"), {}),
     )

@@ -58,7 +58,7 @@ class SecureBootPlan:
         refused: why this board or run does not allow it, with the setting that would; None if nothing is in the way.
     """
 
-    chip: str
+    chip_type: str
     version: Version
     key_block: str
     digest: str | None
@@ -90,7 +90,8 @@ def plan_secure_boot(link: Link, firmware: Contents, key_file: ReadPath) -> Secu
     """Check everything that `enable_secure_boot` checks, say what it would do, and touch nothing.
 
     Args:
-        firmware, key_file: see `enable_secure_boot`.
+        firmware: the whole build, signed by that key; see `enable_secure_boot`.
+        key_file: PEM; see `enable_secure_boot`.
 
     Raises:
         FirmwareError: if an image is not signed by this key. OperationError: if the chip or its eFuses do not fit.
@@ -152,7 +153,7 @@ def with_encryption(
         raise OperationError("this ESP32 has secure boot v1 only", hint="enable it first, for itself")
     _check_is_off(now)
     key = _read(key_file)
-    _check_key(now.chip, key)
+    _check_key(now.chip_type, key)
     _check_signatures(regions, key)
     return for_digest(link, fields, digest_of(key), with_key=True), _locks(fields)
 
@@ -178,16 +179,16 @@ def _prepare(link: Link, firmware: Contents, key_file: str | os.PathLike[str]) -
         raise OperationError("flash is encrypted already", hint="on a virgin chip enable secure boot first")
     fields = efuse.read_all(link).fields
     loaded = load(firmware)
-    if loaded.chip not in (None, now.chip):
-        raise FirmwareError(f"this is a build for {loaded.chip}, not for {now.chip}", hint="nothing was burnt")
+    if loaded.chip not in (None, now.chip_type):
+        raise FirmwareError(f"this is a build for {loaded.chip}, not for {now.chip_type}", hint="nothing was burnt")
     if _version(link, now) == "v1":
         return _prepare_v1(link, fields, loaded.regions, key)
-    _check_key(now.chip, key)
+    _check_key(now.chip_type, key)
     digest = digest_of(key)
     burns = for_digest(link, fields, digest)
     signed = _check_signatures(loaded.regions, key)
     return _Work(
-        now.chip,
+        now.chip_type,
         "v2",
         burns.blocks[0],
         digest.hex(),
@@ -198,7 +199,7 @@ def _prepare(link: Link, firmware: Contents, key_file: str | os.PathLike[str]) -
 
 
 def _version(link: Link, now: SecurityPosture) -> Version:
-    return "v1" if now.chip == "esp32" and (identify(link).revision or 0) < _FIRST_REVISION else "v2"
+    return "v1" if now.chip_type == "esp32" and (identify(link).revision or 0) < _FIRST_REVISION else "v2"
 
 
 def _check_is_off(now: SecurityPosture) -> None:

@@ -20,18 +20,24 @@ MAC = "00:11:22:33:44:55"
 
 def test_a_summary_has_every_field(esp):
     summary = esp.efuse.read_all()
-    assert summary.chip == esp.link.board.chip
+    assert summary.chip_type == esp.link.board.chip
     assert len(summary.fields) > 40
     mac = summary.fields["MAC"]
     assert mac.value.startswith(esp.chip.identify().mac_address)
     assert (len(mac.bits), mac.bit_length, mac.readable) == (48, 48, True)
-    assert {field.name for field in summary.fields.values()} == summary.fields.keys()
+    assert {field.efuse_name for field in summary.fields.values()} == summary.fields.keys()
 
 
 def test_one_field_by_any_of_its_names(esp_of):
     esp = esp_of("esp32")
     field = esp.efuse.read("jtag_disable")
-    assert (field.name, field.value, field.bits, field.block) == ("JTAG_DISABLE", False, "0", 0)
+    assert (field.efuse_name, field.value, field.meaning, field.bits, field.block) == (
+        "JTAG_DISABLE",
+        "0",
+        False,
+        "0",
+        0,
+    )
     assert esp.efuse.read("DISABLE_JTAG") == field
     assert esp.efuse.read("CUSTOM_MAC").bit_length == 48  # which espefuse shows only where one is burnt
 
@@ -71,7 +77,7 @@ def test_a_burn_is_planned_done_and_read_back(esp):
 
 def test_what_is_burnt_along_is_in_the_plan(esp_of):
     """A custom MAC of the ESP32 has a version and a checksum of its own."""
-    changes = {change.name: change for change in esp_of("esp32").efuse.plan("CUSTOM_MAC", MAC).changes}
+    changes = {change.efuse_name: change for change in esp_of("esp32").efuse.plan("CUSTOM_MAC", MAC).changes}
     assert {"CUSTOM_MAC", "CUSTOM_MAC_CRC", "MAC_VERSION"} <= changes.keys()
     assert (changes["MAC_VERSION"].before, changes["MAC_VERSION"].after) == ("00000000", "00000001")
 
@@ -80,7 +86,7 @@ def test_what_is_burnt_along_is_in_the_plan(esp_of):
 def test_a_flag_is_burnt_however_it_is_written(esp_of, value):
     esp = esp_of("esp32c3")
     result = esp.efuse.burn("DIS_PAD_JTAG", value)
-    assert (result.value_before, result.value_after, result.burnt_bits) == ("False", "True", 1)
+    assert (result.value_before, result.value_after, result.burnt_bits) == ("0", "1", 1)
     again = esp.efuse.burn("DIS_PAD_JTAG", value)
     assert (again.burnt_bits, again.changes) == (0, ())
 
@@ -220,7 +226,7 @@ def test_efuses_are_virgin_again_at_the_next_lease_and_flash_is_kept(rack):
         with Link(make_board(rack.board("esp32c3"), rack)) as link:
             esp = Esp(link)
             assert esp.flash.read(0x1000, 1).data == expected_flash
-            assert esp.efuse.read("DIS_PAD_JTAG").value is False
+            assert esp.efuse.read("DIS_PAD_JTAG").meaning is False
             esp.flash.write([(0x1000, b"x")])
             esp.efuse.burn("DIS_PAD_JTAG", 1)
 
@@ -233,7 +239,7 @@ def test_a_file_keeps_them(tmp_path, monkeypatch):
     for expected in (False, True):
         with Link(make_board(rack.board("a"), rack)) as link:
             esp = Esp(link)
-            assert esp.efuse.read("DIS_PAD_JTAG").value is expected
+            assert esp.efuse.read("DIS_PAD_JTAG").meaning is expected
             esp.efuse.burn("DIS_PAD_JTAG", 1)
 
 
@@ -293,7 +299,7 @@ def test_a_burn_of_a_real_board_is_in_the_audit_log(real_link):
         Esp(link).efuse.burn("DIS_PAD_JTAG", 1)
         assert len(entries(link)) == 2  # nothing was burnt
     assert (begin["stage"], done["stage"]) == ("begin", "done")
-    assert (begin["name"], begin["before"], begin["after"]) == ("DIS_PAD_JTAG", "0", "1")
+    assert (begin["efuse_name"], begin["before"], begin["after"]) == ("DIS_PAD_JTAG", "0", "1")
     assert (begin["board"], begin["mac"], begin["holder"]) == ("real", "7c:df:a1:00:00:01", "test_x")
     assert (done["read_back"], done["verified"]) == ("1", True)
 
@@ -315,14 +321,14 @@ def test_nothing_is_burnt_that_cannot_be_logged(real_link):
         with pytest.raises(OperationError, match=r"audit log .* cannot be written") as caught:
             Esp(link).efuse.burn("DIS_PAD_JTAG", 1)
         assert caught.value.hint == "nothing was burnt"
-        assert Esp(link).efuse.read("DIS_PAD_JTAG").value is False
+        assert Esp(link).efuse.read("DIS_PAD_JTAG").meaning is False
 
 
 def test_the_text_for_people_hides_keys(esp_of):
     esp = esp_of("esp32c3")
     key = bytes(range(32))
     esp.efuse.burn("BLOCK_KEY0", key)
-    text = esp.efuse.summary().text
+    text = esp.efuse.summary().raw_output
     assert "Security fuses:" in text
     assert "?? ?? ??" in text
     assert key.hex(" ") not in text

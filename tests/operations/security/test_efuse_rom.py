@@ -103,7 +103,7 @@ def test_the_session_works_on(esp_of, burners, chip):
     assert esp.flash.read(0x1000, 6).data == b"before"
     has_stub = bool(esp.link.board.simulated.model.stub_entries)
     assert (esp.link.session.is_stub, esp.link.port.baudrate) == (has_stub, 460800 if has_stub else 115200)
-    assert esp.efuse.read(name).value is True
+    assert esp.efuse.read(name).meaning is True
     assert esp.efuse.burn(name, 1).burnt_bits == 0
     assert esp.link.session.is_stub == has_stub  # where there is nothing to burn, nothing is reset
 

@@ -33,7 +33,7 @@ def test_the_whole_procedure(esp_of, firmware_folder, key_file, chip, mode):
     assert "Loaded app from partition" in done.boot_output
     assert (len(done.encrypted), done.plain) == (3, ())
     status = esp.encryption.status()
-    assert (status.encrypted, status.mode) == (True, mode)
+    assert (status.flash_encryption_enabled, status.mode) == (True, mode)
     assert esp.flash.read(0x10000, 16).data != (build / "hello_world.bin").read_bytes()[:16]
     key = next(block for block in esp.security.posture().key_blocks if block.name == done.key_blocks[0])
     assert (key.state, key.writeable) == ("read-protected", False)
@@ -102,7 +102,7 @@ def test_what_cannot_be_encrypted(key, address, chip, words):
 @pytest.mark.parametrize(("chip", "counter"), [("esp32", "FLASH_CRYPT_CNT"), ("esp32c6", "SPI_BOOT_CRYPT_CNT")])
 def test_what_it_would_take(esp_of, chip, counter):
     status = esp_of(chip).encryption.status()
-    assert (status.encrypted, status.mode, status.counter, status.count) == (False, "off", counter, 0)
+    assert (status.flash_encryption_enabled, status.mode, status.counter, status.count) == (False, "off", counter, 0)
     assert (status.config is None) == (chip != "esp32")
     assert any(counter in step for step in status.steps)
 
@@ -150,7 +150,7 @@ def test_a_plan_names_what_a_real_board_must_allow(real, firmware_folder, key_fi
     link, chip = real("esp32c3", allow_burn=["BLOCK_KEY0"])
     esp = Esp(link)
     plan = esp.encryption.plan(build, key_file)
-    names = [burn.name for burn in plan.burns]
+    names = [burn.efuse_name for burn in plan.burns]
     assert names == ["BLOCK_KEY0", "KEY_PURPOSE_0", "RD_DIS", "WR_DIS", "SPI_BOOT_CRYPT_CNT", "DIS_DOWNLOAD_ICACHE"]
     assert plan.burns[0].after is None  # no plan shows a key
     assert '"SPI_BOOT_CRYPT_CNT"' in plan.refused

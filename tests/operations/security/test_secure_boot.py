@@ -173,7 +173,7 @@ def test_v1_that_does_not_fit(esp_of, signed_v1, keys, firmware_folder):
 def test_a_real_board(real, keys, signed):
     link, chip = real("esp32c3", allow_burn=["SECURE_BOOT_EN"], burns_enabled=True)
     plan = Esp(link).security.plan_secure_boot(signed, keys / "good.pem")
-    names = [burn.name for burn in plan.burns]
+    names = [burn.efuse_name for burn in plan.burns]
     assert "allow_burn" in plan.refused
     with pytest.raises(RefusedError) as caught:
         Esp(link).security.enable_secure_boot(signed, keys / "good.pem")

@@ -99,7 +99,7 @@ class Tools:
 def agree(fields, posture, summary):
     """Compare all eFuses and the key blocks with what espefuse says."""
     # Of a custom MAC address on a port the ESP32's espefuse tells only where one is burnt.
-    assert {name: (one.value, one.readable, one.writeable) for name, one in fields.items()} == {
+    assert {name: (one.meaning, one.readable, one.writeable) for name, one in fields.items()} == {
         name: (one["value"], one["readable"], one["writeable"])
         for name, one in summary.items()
         if not name.startswith("CUSTOM_MAC") or name in fields

@@ -1,0 +1,50 @@
+"""The tool call that runs, as the thread that does its work sees it: its progress, and whether it was stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextvars import ContextVar
+
+from fastmcp import Context
+
+from pytest_esp.errors import StoppedError
+
+_PERIOD = 0.1  # seconds between two reports of progress
+
+_running: ContextVar[Call] = ContextVar("mcp_bridge_call")
+
+
+class Call:
+    """One running tool call, for the thread that does the work."""
+
+    def __init__(self, context: Context | None, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+        self._next = 0.0
+        self.stop = threading.Event()
+
+    def begin(self) -> None:
+        """Make it the call that runs in this context, for `progress`."""
+        _running.set(self)
+
+    def progress(self, done: int, total: int) -> None:
+        """Report progress; the point at which a call that was cancelled ends.
+
+        Raises:
+            StoppedError: if it was.
+        """
+        if self.stop.is_set():
+            raise StoppedError("the call was stopped before it had ended", hint=f"{done} of {total} were done")
+        now = time.monotonic()
+        if self._context is not None and (now >= self._next or done >= total):
+            self._next = now + _PERIOD
+            asyncio.run_coroutine_threadsafe(self._context.report_progress(done, total), self._loop)
+
+
+def progress(done: int, total: int) -> None:
+    """Report the progress of the running call, see `Call.progress`."""
+    call = _running.get(None)
+    if call is not None:
+        call.progress(done, total)
