@@ -23,7 +23,7 @@ count = 4
 
 @pytest.fixture
 def op(tmp_path):
-    """A function that runs an operation on the board leaky-1, or on files, and returns its exit code and output."""
+    """A function that runs an operation on a board or on files, and returns its exit code and output."""
     (tmp_path / "boards.toml").write_text(RACK)
     places = {"PYTEST_ESP_LOCK_DIR": str(tmp_path / "locks"), "PYTEST_ESP_STATE_DIR": str(tmp_path / "state")}
 
@@ -32,7 +32,7 @@ def op(tmp_path):
         variables = os.environ | places | {"PYTHONPATH": str(FOLDER), "PYTEST_ESP_RACK": str(tmp_path / "boards.toml")}
         done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, check=False)
         assert leaks_in(done.stdout + done.stderr) == []
-        return done.returncode, done.stdout + done.stderr
+        return done.returncode, done.stdout if "--json" in arguments else done.stdout + done.stderr
 
     return run
 
