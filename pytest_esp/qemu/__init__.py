@@ -1,1 +1,1 @@
-"""Espressif's QEMU: which machines it has, where it is found, and how it is installed."""
+"""Espressif's QEMU: finding, installing and running it."""

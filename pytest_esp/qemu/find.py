@@ -1,9 +1,9 @@
-"""Finds Espressif's QEMU where its users have it, and asks each build what it can do.
+"""Finds Espressif's QEMU, and determines the machines of each build.
 
-Looked for in this order: ``QEMU_XTENSA_PATH`` and ``QEMU_RISCV_PATH`` (a binary, or the folder that holds it); every
-folder of ``PATH``; the tools of ESP-IDF in ``IDF_TOOLS_PATH`` and in ~/.espressif, newest version first. A build
-without Espressif's machines, as distributions have it, is passed over. What a build answers is kept in the user's cache
-folder until the file changes, so that looking costs no process.
+The search order is: ``QEMU_XTENSA_PATH`` and ``QEMU_RISCV_PATH`` (a binary, or its folder); every folder in ``PATH``;
+the tools of ESP-IDF in ``IDF_TOOLS_PATH`` and in ~/.espressif, newest version first. Builds without Espressif's
+machines, such as those of Linux distributions, are skipped. The properties of a build are cached in the user's cache
+folder until the file changes, so that a search does not start a process.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ INSTALL_HINT = (
 )
 
 _FORMAT = 1  # of the cached files
-_ANSWER_TIME = 10.0  # seconds; a build answers in some 30 ms
+_ANSWER_TIME = 10.0  # seconds; a build answers in about 30 ms
 _FAILURE_KEPT = 30.0  # seconds
-_LIBRARIES_HINT = "Espressif's builds need libgcrypt, GLib, pixman, SDL2 and libslirp of the system: see docs/qemu.md"
+_LIBRARIES_HINT = "install the libraries that it needs: libgcrypt, GLib, pixman, SDL2 and libslirp; see docs/qemu.md"
 
 
 @dataclass(frozen=True)
 class Qemu:
-    """One build of Espressif's QEMU.
+    """A build of Espressif's QEMU.
 
     Attributes:
-        path: the binary, absolute.
-        version: e.g. ``"9.2.2 (esp_develop_9.2.2_20260417)"``; whoever builds it may leave out the second half.
-        machines: names of its machines that are Espressif's.
-        drivers: names of its eFuse devices.
+        path: the absolute path of the binary.
+        version: e.g. ``"9.2.2 (esp_develop_9.2.2_20260417)"``; custom builds may lack the second part.
+        machines: the names of its Espressif machines.
+        drivers: the names of its eFuse devices.
     """
 
     path: Path
@@ -60,13 +60,13 @@ class Qemu:
         """Return the name of the machine's eFuse device in this build.
 
         Raises:
-            BackendError: if it has none of the known ones.
+            BackendError: if it has no known eFuse device for the machine.
         """
         found = next((driver for driver in machine.efuse_drivers if driver in self.drivers), None)
         if found is None:
             raise BackendError(
                 f"{self.path} (QEMU {self.version}) has no eFuse device for {machine.name}: "
-                f"none of {', '.join(machine.efuse_drivers)}",
+                f"expected one of {', '.join(machine.efuse_drivers)}",
                 hint=INSTALL_HINT,
             )
         return found
@@ -74,11 +74,11 @@ class Qemu:
 
 @dataclass(frozen=True)
 class Found:
-    """A binary that was looked at.
+    """A binary that was found.
 
     Attributes:
         origin: where it was found: the name of a variable, ``"PATH"`` or ``"ESP-IDF tools"``.
-        qemu: what it can do; None if it cannot be used.
+        qemu: the build; None if it cannot be used.
         problem: why it cannot be used, without its path; None if it can.
     """
 
@@ -91,7 +91,7 @@ class Found:
 
 
 class _UnusableError(Exception):
-    """Why a binary cannot be used, and what to do about it."""
+    """A binary cannot be used; with the reason and a hint."""
 
     def __init__(self, reason: str, hint: str | None = None) -> None:
         super().__init__(reason)
@@ -102,11 +102,11 @@ _failures: dict[tuple[Path, int, int], tuple[float, _UnusableError]] = {}
 
 
 def find(architecture: Architecture, machine: str | None = None) -> Qemu:
-    """Return the first usable build of *architecture*; the first that has *machine*, if one is named.
+    """Return the first usable build of *architecture*, with *machine* if that is given.
 
     Raises:
-        BackendError: if there is none (it names what was found, and why that will not do), if the environment
-            variable names something that cannot be used, or on Windows, whose sockets QEMU cannot be handed.
+        BackendError: if there is none (the message lists the unusable ones), if the environment variable points to an
+            unusable one, or on Windows, where sockets cannot be passed to QEMU.
     """
     if sys.platform == "win32":
         raise BackendError("QEMU boards are only supported on Linux and macOS", hint="use WSL 2, or a simulated chip")
@@ -119,8 +119,8 @@ def find(architecture: Architecture, machine: str | None = None) -> Qemu:
             problem = f"has no machine {machine}, only {', '.join(sorted(found.qemu.machines))}"
         if found.origin == VARIABLES[architecture]:
             raise BackendError(
-                f"{found.origin} names {found.path}, which {problem}",
-                hint=found.hint or f"let {found.origin} name Espressif's {_binary(architecture)}, or unset it",
+                f"{found.origin} is set to {found.path}, which {problem}",
+                hint=found.hint or f"set {found.origin} to Espressif's {_binary(architecture)}, or unset it",
             )
         problems.append(f"{found.path} {problem}")
     wanted = f"with the machine {machine} " if machine else ""
@@ -131,14 +131,14 @@ def find(architecture: Architecture, machine: str | None = None) -> Qemu:
 
 
 def find_all() -> list[Found]:
-    """Return all binaries of both architectures, in the order in which they are looked at, with what is wrong."""
+    """Return all binaries of both architectures in search order, including unusable ones."""
     return [found for architecture in ARCHITECTURES for found in _look(architecture)]
 
 
 def why_missing(chip: str) -> str | None:
     """Return why no machine of *chip* can be started, as one sentence; None if one can.
 
-    Fit for being called for every test: it looks at files only, once a build has been asked.
+    Fast enough to be called for every test: once a build is cached, it only looks at files.
     """
     try:
         machine = machine_for(chip)
@@ -149,14 +149,14 @@ def why_missing(chip: str) -> str | None:
 
 
 def tools_folders() -> list[Path]:
-    """Return the folders in which ESP-IDF installs its tools: ``IDF_TOOLS_PATH``, ~/.espressif; new tools go first."""
+    """Return the folders of ESP-IDF's tools: ``IDF_TOOLS_PATH``, ~/.espressif. New tools are installed in the first."""
     named = os.environ.get(TOOLS_VARIABLE)
     folders = [_absolute(named)] if named else []
     return list(dict.fromkeys([*folders, _absolute("~/.espressif")]))
 
 
 def look_at(path: Path, architecture: Architecture, origin: str) -> Found:
-    """Return what the binary *path* can do, or why it cannot be used."""
+    """Return the build at *path*, or why it cannot be used."""
     try:
         return Found(architecture, path, origin, _qemu(path, architecture))
     except _UnusableError as error:
@@ -164,7 +164,7 @@ def look_at(path: Path, architecture: Architecture, origin: str) -> Found:
 
 
 def binary_in(folder: Path, architecture: Architecture) -> Path:
-    """Return where the binary is below *folder*, the version's folder in ESP-IDF's tools."""
+    """Return the path of the binary in *folder*, a version's folder in ESP-IDF's tools."""
     return folder / "qemu" / "bin" / _binary(architecture)
 
 
@@ -174,7 +174,7 @@ def _look(architecture: Architecture) -> Iterator[Found]:
 
 
 def _candidates(architecture: Architecture) -> Iterator[tuple[Path, str]]:
-    """Yield the binaries and where they were found, each once, however many names it has."""
+    """Yield each binary once, with its origin."""
     seen: set[str] = set()
     for path, origin in _places(architecture):
         real = os.path.realpath(path)
@@ -192,16 +192,16 @@ def _places(architecture: Architecture) -> Iterator[tuple[Path, str]]:
         if folder and (found := shutil.which(name, path=folder)):
             yield Path(found).absolute(), "PATH"
     for tools in tools_folders():
-        # A name that begins with a dot is an installation under way.
+        # A name that begins with a dot is an installation in progress.
         versions = [path for path in tools.glob(f"tools/qemu-{architecture}/*") if not path.name.startswith(".")]
         for version in sorted(versions, key=lambda path: _version_key(path.name), reverse=True):
-            # os.path: unlike those of pathlib, its answers are no errors where this user may not look.
+            # os.path does not raise for folders that this user may not read, unlike pathlib.
             if os.path.exists(path := binary_in(version, architecture)):
                 yield path, "ESP-IDF tools"
 
 
 def _absolute(name: str) -> Path:
-    return Path(os.path.expanduser(name)).absolute()  # unlike Path.expanduser, it lets users have no home
+    return Path(os.path.expanduser(name)).absolute()  # Path.expanduser raises for users without a home
 
 
 def _binary(architecture: Architecture) -> str:
@@ -209,7 +209,7 @@ def _binary(architecture: Architecture) -> str:
 
 
 def _version_key(name: str) -> tuple[tuple[int, ...], int, str]:
-    """Return what orders names such as esp_develop_9.2.2_20250817: QEMU's version, then the date."""
+    """Return the sort key of a name such as esp_develop_9.2.2_20250817: QEMU's version, then the date."""
     number = re.search(r"\d+(?:\.\d+)+", name)
     date = re.search(r"(?<!\d)\d{8}(?!\d)", name)
     return tuple(int(part) for part in number[0].split(".")) if number else (), int(date[0]) if date else 0, name
@@ -233,9 +233,9 @@ def _qemu(path: Path, architecture: Architecture) -> Qemu:
 
 
 def _remembered(path: Path, size: int, modified: int) -> Qemu:
-    """Return what a binary answers, without asking one that failed again and again.
+    """Return the build of a binary, without starting one that failed again and again.
 
-    For a while only: what it lacks may be installed meanwhile, and the file stays the same.
+    A failure is remembered for a while only: a missing library may be installed without a change of the file.
     """
     key = (path, size, modified)
     when, error = _failures.get(key, (0.0, None))
@@ -250,7 +250,7 @@ def _remembered(path: Path, size: int, modified: int) -> Qemu:
 
 @functools.cache
 def _answers(path: Path, size: int, modified: int) -> Qemu:
-    """Return what a binary answers: from the cache folder, else from itself."""
+    """Return the build of a binary, from the cache or by running it."""
     identity = {"path": str(path), "size": size, "modified": modified}
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     cache = user_cache_path("pytest-esp") / f"qemu-{_FORMAT}-{name}.json"
@@ -265,7 +265,7 @@ def _answers(path: Path, size: int, modified: int) -> Qemu:
         "machines": sorted(qemu.machines),
         "drivers": sorted(qemu.drivers),
     }
-    with contextlib.suppress(OSError):  # without a cache it is only slower
+    with contextlib.suppress(OSError):  # it also works without a cache
         cache.parent.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps(kept))
@@ -277,20 +277,24 @@ def _ask(path: Path) -> Qemu:
     answer = _run(path, "--version")
     version = re.search(r"^QEMU emulator version (.+?)\s*$", answer, re.MULTILINE)
     if version is None:
-        raise _UnusableError(f"is not QEMU: asked for --version, it says {_shortened(answer)!r}")
+        raise _UnusableError(f"is not QEMU: --version printed {_shortened(answer)!r}")
     machines = frozenset(re.findall(r"^(esp\S*)\s", _run(path, "-machine", "help"), re.MULTILINE))
     names = {name for machine in MACHINES.values() if machine.name in machines for name in machine.efuse_drivers}
     return Qemu(path, version[1], machines, frozenset(name for name in sorted(names) if _has_driver(path, name)))
 
 
 def _has_driver(path: Path, name: str) -> bool:
-    """Tell whether a build has a device. To describe one starts no machine, and fails with words only."""
+    """Return whether a build has a device. The query does not start a machine; only its text reports a failure."""
     answer = _run(path, "-device", f"{name},help", must_succeed=False)
     return not re.search("not found|not a valid device", answer)
 
 
 def _run(path: Path, *arguments: str, must_succeed: bool = True) -> str:
-    """Return what the binary prints; an `_UnusableError` says why it does not."""
+    """Return the binary's output.
+
+    Raises:
+        _UnusableError: if it cannot be run.
+    """
     asked = " ".join(arguments)
     try:
         process = subprocess.Popen(
@@ -305,7 +309,7 @@ def _run(path: Path, *arguments: str, must_succeed: bool = True) -> str:
     try:
         output, _ = process.communicate(timeout=_ANSWER_TIME)
     except subprocess.TimeoutExpired:
-        raise _UnusableError(f"did not answer {asked} within {_ANSWER_TIME:g} s") from None
+        raise _UnusableError(f"did not respond to {asked} within {_ANSWER_TIME:g} s") from None
     finally:
         _end(process)
     text = output.decode(errors="replace")
@@ -315,7 +319,7 @@ def _run(path: Path, *arguments: str, must_succeed: bool = True) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that hangs, with what a script started; one that has ended is only cleared away."""
+    """Kill a process that hangs, with its children, and reap it."""
     if process.returncode is not None:
         return
     if sys.platform == "win32":
@@ -329,21 +333,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _why_not_started(error: OSError) -> tuple[str, str | None]:
     if isinstance(error, PermissionError):
         return "is not executable", "chmod +x, or install it again"
-    if isinstance(error, FileNotFoundError):  # it is there: what is missing is the program that loads it
-        return "needs a loader that this system does not have (a binary for another C library?)", None
-    return f"cannot be run here: {error.strerror} (a binary for another kind of machine?)", None
+    if isinstance(error, FileNotFoundError):  # the file exists: its dynamic loader is missing
+        return "needs a dynamic loader that this system does not have (it may be built for another C library)", None
+    return f"cannot be run: {error.strerror} (it may be built for another machine)", None
 
 
 def _why_failed(code: int, asked: str, output: str) -> tuple[str, str | None]:
-    how = f"fails with exit code {code}"
+    how = f"failed with exit code {code}"
     if code < 0:
         with contextlib.suppress(ValueError):  # a signal that Python does not know
-            how = f"dies of {signal.Signals(-code).name}"
+            how = f"was killed by {signal.Signals(-code).name}"
     no_library = "librar" in output.lower() or code == 0xC0000135  # Windows: STATUS_DLL_NOT_FOUND
-    return f"{how} when asked for {asked}, and says {_shortened(output)!r}", _LIBRARIES_HINT if no_library else None
+    return f"{how} for {asked}: {_shortened(output)!r}", _LIBRARIES_HINT if no_library else None
 
 
 def _shortened(text: str) -> str:
-    """Return the first line that says something."""
+    """Return the first non-empty line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:200] if lines else "nothing"

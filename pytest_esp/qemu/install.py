@@ -1,7 +1,7 @@
-"""Installs Espressif's released QEMU where ESP-IDF installs it, so that both find it.
+"""Installs Espressif's QEMU releases into ESP-IDF's tools, so that ESP-IDF finds them, too.
 
-Names, sizes and SHA-256 sums of the archives are those of ESP-IDF's ``tools/tools.json`` (the first is the recommended
-one of ESP-IDF 5.5.5 and of its master branch in July 2026); each holds one folder ``qemu`` with ``bin`` and ``share``.
+Names, sizes and SHA-256 sums of the archives are from ESP-IDF's ``tools/tools.json`` (the first is recommended by
+ESP-IDF 5.5.5 and its master branch in July 2026). Each archive has a folder ``qemu`` with ``bin`` and ``share``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ASSETS_VARIABLE = "IDF_GITHUB_ASSETS"
 RELEASES_PATH = "espressif/qemu/releases/download"
 
 Progress = Callable[[str, int, int], None]
-"""Called with the archive's name, the bytes that are here and the bytes that it has."""
+"""Called with the archive's name, the number of bytes downloaded, and its size in bytes."""
 
-_SILENCE = 30.0  # seconds without a byte
+_SILENCE = 30.0  # timeout in seconds without data
 _BLOCK = 64 * 1024
 
 RELEASES: dict[str, dict[str, tuple[int, str]]] = {
@@ -77,7 +77,7 @@ RELEASES: dict[str, dict[str, tuple[int, str]]] = {
         "riscv32-x86_64-w64-mingw32": (36_274_632, "f49bb5c8f4d6e2cfbf7eeec21eb8ef190a57307778705bc689536ac13bde511c"),
     },
 }
-"""Version -> architecture and platform -> bytes and SHA-256 of the archive; newest version first."""
+"""Version -> architecture and platform -> size in bytes and SHA-256 of the archive; newest version first."""
 
 _PLATFORMS = {
     ("linux", "x86_64"): "x86_64-linux-gnu",
@@ -92,11 +92,11 @@ _PLATFORMS = {
 
 @dataclass(frozen=True)
 class Installed:
-    """A QEMU in the folder of ESP-IDF's tools.
+    """An installed QEMU.
 
     Attributes:
-        already: whether it was there before.
-        found: whether `find` looks in that folder; if not, ``IDF_TOOLS_PATH`` must name it.
+        already: whether it was already installed.
+        found: whether `find` searches that folder; if not, set ``IDF_TOOLS_PATH`` to it.
     """
 
     architecture: Architecture
@@ -108,7 +108,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class _Archive:
-    """A released archive for this platform; *size* in bytes."""
+    """A released archive for this platform; *size* is in bytes."""
 
     version: str
     name: str
@@ -124,16 +124,16 @@ def install(
     version: str | None = None,
     on_progress: Progress | None = None,
 ) -> Installed:
-    """Install a released QEMU, unless it is there, and return it. It is there whole or not at all.
+    """Install a QEMU release, unless it is already installed, and return it. The installation is atomic.
 
-    *tools* is the folder of ESP-IDF's tools (default: ``IDF_TOOLS_PATH``, else ~/.espressif). *url* takes the place of
-    https://github.com/espressif/qemu/releases/download; ``IDF_GITHUB_ASSETS`` takes that of github.com, as in ESP-IDF.
-    *version* is one of `RELEASES`, by default the first. An archive that lies in the folder ``dist`` of the tools,
-    where ESP-IDF keeps them, is not fetched.
+    *tools* is the folder of ESP-IDF's tools (default: ``IDF_TOOLS_PATH``, else ~/.espressif). *url* replaces
+    https://github.com/espressif/qemu/releases/download; ``IDF_GITHUB_ASSETS`` replaces github.com, as in ESP-IDF.
+    *version* is one of `RELEASES`, by default the first. An archive in the folder ``dist`` of the tools, where ESP-IDF
+    keeps them, is not downloaded.
 
     Raises:
-        BackendError: if there is none for this platform, it cannot be fetched, is not what was released, cannot be
-            written, or does not run here.
+        BackendError: if there is no release for this platform, or it cannot be downloaded, has a wrong checksum,
+            cannot be written, or does not run.
     """
     archive = _archive(architecture, version)
     root = tools.expanduser().absolute() if tools else tools_folders()[0]
@@ -142,7 +142,7 @@ def install(
     if not already:
         with _told(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            # Beside its place, so that it can be renamed; hidden, so that it is not taken for an installation.
+            # In the same folder, so that it can be renamed; hidden, so that it is not taken for an installation.
             with tempfile.TemporaryDirectory(
                 prefix=f".{archive.version}.", dir=folder.parent, ignore_cleanup_errors=True
             ) as temporary:
@@ -166,7 +166,7 @@ def _archive(architecture: Architecture, version: str | None) -> _Archive:
 
 
 def _platform() -> str:
-    """Return this platform as the archives name it."""
+    """Return this platform's name in the archives' names."""
     here = (sys.platform, platform.machine().lower())
     if here not in _PLATFORMS:
         raise BackendError(
@@ -193,7 +193,7 @@ def _base(url: str | None) -> str:
 
 
 def _get(archive: _Archive, base: str, dist: Path, temporary: Path, on_progress: Progress | None) -> Path:
-    """Return the archive's file: the one in *dist*, else it is fetched into *temporary*."""
+    """Return the archive's file: the one in *dist*, else download it into *temporary*."""
     path = dist / archive.name
     if path.is_file():
         _check(path, archive, str(path))
@@ -212,7 +212,7 @@ def _fetch(url: str, path: Path, archive: _Archive, dist: Path, on_progress: Pro
         response = urllib.request.urlopen(request, timeout=_SILENCE)
     with response, path.open("wb") as file:
         announced = int(response.headers.get("Content-Length") or archive.size)
-        while done <= archive.size:  # what is longer is something else
+        while done <= archive.size:  # a longer file is wrong
             with _network(url, dist):
                 block = response.read(_BLOCK)
             if not block:
@@ -227,31 +227,31 @@ def _fetch(url: str, path: Path, archive: _Archive, dist: Path, on_progress: Pro
 
 @contextlib.contextmanager
 def _network(url: str, dist: Path) -> Generator[None]:
-    """Say what went wrong with the network."""
+    """Translate network errors."""
     try:
         yield
     except urllib.error.HTTPError as error:
         with error:
-            what = "there is no" if error.code in (404, 410) else f"the server refuses (HTTP {error.code})"
+            what = "there is no" if error.code in (404, 410) else f"the server refused (HTTP {error.code})"
         raise BackendError(f"{what} {url}", hint=_elsewhere(url, dist)) from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         hint = _elsewhere(url, dist)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            hint = "name the certificates of your network in SSL_CERT_FILE, or " + hint
-        raise BackendError(f"{url} cannot be fetched: {_in_words(reason)}", hint=hint) from error
+            hint = "set SSL_CERT_FILE to the certificates of your network, or " + hint
+        raise BackendError(f"cannot download {url}: {_in_words(reason)}", hint=hint) from error
 
 
 def _elsewhere(url: str, dist: Path) -> str:
     return (
-        f"{ASSETS_VARIABLE}=dl.espressif.com/github_assets takes Espressif's own server, https_proxy a proxy; "
-        f"or put the file of that name into {dist} and try again"
+        f"set {ASSETS_VARIABLE}=dl.espressif.com/github_assets to use Espressif's server, https_proxy to use a proxy, "
+        f"or put the file into {dist} and try again"
     )
 
 
 def _in_words(reason: object) -> str:
     if isinstance(reason, TimeoutError):
-        return f"no answer for {_SILENCE:g} s"
+        return f"timed out after {_SILENCE:g} s without data"
     if isinstance(reason, http.client.IncompleteRead):
         return "the download ended early"
     return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
@@ -262,9 +262,9 @@ def _check(path: Path, archive: _Archive, origin: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != archive.sha256:
         raise BackendError(
-            f"{origin} is not what Espressif released: its {path.stat().st_size} bytes have the SHA-256 {found}, "
-            f"and not the {archive.size} bytes with {archive.sha256}",
-            hint="nothing was installed; is it an error page of a proxy, or a file that is not whole?",
+            f"{origin} is not the released archive: it has {path.stat().st_size} bytes and SHA-256 {found}, "
+            f"expected {archive.size} bytes and {archive.sha256}",
+            hint="nothing was installed; check that it is not incomplete, or a proxy's error page",
         )
 
 
@@ -273,13 +273,13 @@ def _unpack(path: Path, folder: Path) -> None:
         raise BackendError("this Python version unpacks archives unsafely", hint="use Python 3.11.4 or newer")
     try:
         with tarfile.open(path, "r:xz") as tar:
-            tar.extractall(folder, filter="data")  # no path, link or device leads out of the folder
+            tar.extractall(folder, filter="data")  # refuses devices, and paths and links that lead out of the folder
     except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
-        raise BackendError(f"{path.name} cannot be unpacked: {error}", hint="nothing was installed") from error
+        raise BackendError(f"cannot unpack {path.name}: {error}", hint="nothing was installed") from error
 
 
 def _put(temporary: Path, folder: Path, architecture: Architecture) -> None:
-    """Rename the unpacked folder into its place."""
+    """Rename the unpacked folder to its final name."""
     new = temporary / "new"
     if not binary_in(new, architecture).is_file():
         raise BackendError(
@@ -290,25 +290,25 @@ def _put(temporary: Path, folder: Path, architecture: Architecture) -> None:
     try:
         new.rename(folder)
     except OSError:
-        if not binary_in(folder, architecture).exists():  # else somebody else has just installed it
+        if not binary_in(folder, architecture).exists():  # else another process has just installed it
             raise
 
 
 @contextlib.contextmanager
 def _told(folder: Path) -> Generator[None]:
-    """Say what went wrong with files."""
+    """Translate file errors."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
         raise BackendError(
-            f"QEMU cannot be installed in {folder}: {error.strerror or error}",
-            hint=("it needs some 100 MB; " if full else "") + f"--tools or {TOOLS_VARIABLE} names another folder",
+            f"cannot install QEMU in {folder}: {error.strerror or error}",
+            hint=("it needs about 100 MB; " if full else "") + f"use another folder, or set {TOOLS_VARIABLE} to one",
         ) from error
 
 
 def _started(folder: Path, architecture: Architecture) -> Qemu:
-    """Return what the installed binary answers."""
+    """Return the installed build."""
     path = binary_in(folder, architecture)
     looked = look_at(path, architecture, "ESP-IDF tools")
     if looked.qemu is None:

@@ -1,4 +1,4 @@
-"""A QEMU machine behind a wire: straps, resets and restarts, as a devkit's reset circuit makes them."""
+"""A QEMU machine behind a wire: boot straps, resets and restarts, like a devkit with a reset circuit."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ if TYPE_CHECKING:
 OnClose = Literal["bootloader", "app", "keep"]
 
 _OPERATION_TIMEOUT = 30.0
-_MEM_END = b"\x00\x06\x08\x00"  # a request, the command, 8 bytes of data; esptool's documentation of the protocol
-_MEM_END_LENGTH = 2 + 2 * 16  # bytes at most: a SLIP packet in which every byte is escaped
+_MEM_END = b"\x00\x06\x08\x00"  # request, command, 8 bytes of data; see esptool's serial protocol documentation
+_MEM_END_LENGTH = 2 + 2 * 16  # bytes, at most: a SLIP packet with every byte escaped
 
 
 class QemuMachine:
-    """A machine that is restarted whenever its boot strap or its flash changes: neither can change while it runs.
+    """A machine. QEMU is restarted when the boot strap or the flash changes: they cannot change while it runs.
 
-    Its wire outlives every restart, so endpoints and ports stay what they are.
+    The wire stays the same across restarts, so endpoints and ports stay connected.
 
     Args:
-        qemu: the program; machine: what it shall be.
-        flash, efuse: the images that it runs on, its own. They may be changed while it is stopped.
-        log: takes what QEMU itself says.
-        psram: whether the module has one, where the chip can.
+        qemu: the program.
+        machine: the machine to run.
+        flash, efuse: its images. They may be changed while it is stopped.
+        log: the file for QEMU's messages.
+        psram: whether the module has PSRAM, if the chip supports it.
         rise_time: see `AutoResetCircuit`.
-        on_close: what a host without reset lines leaves behind when it leaves the ROM's loader.
-        on_death: called with QEMU's last words if it ends by itself, from any thread.
+        on_close: what happens when a host without reset lines disconnects while the ROM's loader runs.
+        on_death: called with QEMU's last output if it ends unexpectedly, on any thread.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class QemuMachine:
             lock=self.wire.lock,
         )
         self._process: QemuProcess | None = None
-        self._wanted: int | None = None  # the strap; None: held in reset, or off
+        self._wanted: int | None = None  # the boot strap; None: held in reset, or off
         self._changes = 0
         self._settling: asyncio.Task[None] | None = None
         self._death: str | None = None
@@ -78,29 +79,29 @@ class QemuMachine:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the running QEMU."""
+        """QEMU's process ID; None while it is stopped."""
         process = self._process
         return process.pid if process is not None else None
 
     @property
     def is_in_loader(self) -> bool:
-        """Whether it was started into the ROM's loader."""
+        """Whether the machine was started into the ROM's loader."""
         return self._wanted == self.machine.strap_download
 
-    # -- for its owner, on any thread but the loop's
+    # -- for the owner, on any thread except the loop's
 
     def reset(self, bootloader: bool) -> None:
-        """Start it anew, into the ROM's loader or what its flash holds, and wait until it runs.
+        """Restart the machine into the ROM's loader or from flash, and wait until it runs.
 
         Raises:
-            BackendError: if it does not start, also not at a second attempt; says what QEMU said.
+            BackendError: if it does not start in two attempts; with QEMU's messages.
         """
         with self.wire.lock:
             self._circuit.cancel()
         self._now(self._strap(bootloader))
 
     def stop(self) -> None:
-        """Stop it: its flash and eFuse files are whole and nobody else's. Stopping twice is harmless."""
+        """Stop the machine. Its flash and eFuse files are then complete. Stopping twice has no effect."""
         with self.wire.lock:
             self._circuit.cancel()
         self._now(None)
@@ -121,27 +122,27 @@ class QemuMachine:
     # -- the wire (`wire.Device`)
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from a host."""
+        """Receive bytes from a host."""
         self._last_bytes = (self._last_bytes + data)[-_MEM_END_LENGTH:]
         process = self._process
         if process is not None:
             process.send(data)
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
-        """Take the host's control lines."""
+        """Handle a change of the host's control lines."""
         self._circuit.set_lines(dtr, rts)
 
     def set_baudrate(self, baudrate: int) -> None:
-        """Take the host's baud rate: the emulated UART takes every one, but some need its pace."""
+        """Handle a change of the host's baud rate: any works, but some chips need its pace."""
         self._baudrate = baudrate
         process = self._process
         if process is not None:
             process.set_baudrate(baudrate)
 
     def host_left(self, control_lines: bool) -> None:
-        """Do what ``on_close`` says after a host that had no lines to reset the chip with.
+        """Apply ``on_close`` after a host without control lines has disconnected.
 
-        Not if the last thing it did was to start a program in RAM (``esptool load-ram``): that is to run.
+        If it has just started a program in RAM (``esptool load-ram``), that keeps running.
         """
         ran_a_program = _is_jump(self._last_bytes)
         self._last_bytes = b""
@@ -149,10 +150,10 @@ class QemuMachine:
             self._want_started(self._on_close == "bootloader")
 
     def restart(self, reason: str) -> None:
-        """Start what flash holds anew; the machine itself knows of no *reason*."""
+        """Restart from flash. QEMU does not support a *reason*."""
         self._want_started(False)
 
-    # -- inside: the loop's thread makes the machine what is wanted
+    # -- inside: the loop's thread brings the machine into the wanted state
 
     def _strap(self, bootloader: bool) -> int:
         return self.machine.strap_download if bootloader else self.machine.strap_flash
@@ -182,7 +183,7 @@ class QemuMachine:
 
     async def _start(self, strap: int) -> None:
         words = ""
-        for _ in range(2):  # a machine that aborts at its start is given a second chance
+        for _ in range(2):  # try again if QEMU aborts at its start
             try:
                 process = QemuProcess(
                     self._command(strap),
@@ -210,7 +211,7 @@ class QemuMachine:
         self.wire.transmit(data)
 
     def _ended(self, words: str) -> None:
-        """Take the end of a machine that was up; one that is being started is looked after by `_start`."""
+        """Handle the end of a running QEMU; `_start` handles one that is being started."""
         process = self._process
         if process is not None and process.is_up:
             self._die(words)
@@ -221,9 +222,9 @@ class QemuMachine:
 
 
 def _is_jump(sent: bytes) -> bool:
-    """Whether what a host sent ends with the command to leave the loader for a program in RAM.
+    """Return whether a host's data ends with the command to run a program in RAM.
 
-    A host that uploads its stub flasher sends the same, and then goes on.
+    A host that uploads the stub flasher sends the same command, but then continues.
     """
     frame = END + sent.removesuffix(END).rpartition(END)[2] + END
     packet = b"".join(Decoder().feed(frame))

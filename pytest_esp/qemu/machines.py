@@ -1,9 +1,9 @@
-"""The chips that Espressif's QEMU emulates, and what each machine is told on the command line.
+"""The chips that Espressif's QEMU emulates, and the command line parameters of each machine.
 
-Sources: the names of machines and drivers, the memory and the straps of the download mode are those of ESP-IDF
-(``tools/idf_py_actions/qemu_ext.py``); the straps of a boot from flash are in the chips' technical reference manuals
-(chapter "Boot Control"); the sizes of the eFuse files are those that ESP-IDF writes. All straps were seen in the boot
-line of QEMU 9.2.2 (``boot:0x12 (SPI_FAST_FLASH_BOOT)``).
+Sources: the names of machines and drivers, the memory and the straps of the download mode are from ESP-IDF
+(``tools/idf_py_actions/qemu_ext.py``); the straps of a boot from flash are from the chips' technical reference manuals
+(chapter "Boot Control"); the sizes of the eFuse files are those that ESP-IDF writes. All straps were verified in the
+boot line of QEMU 9.2.2 (``boot:0x12 (SPI_FAST_FLASH_BOOT)``).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ ARCHITECTURES: tuple[Architecture, ...] = ("xtensa", "riscv32")
 
 @dataclass(frozen=True)
 class Machine:
-    """One emulated chip.
+    """An emulated chip.
 
     Attributes:
-        chip: as esptool names it.
-        name: of QEMU's ``-machine``.
+        chip: esptool's name of the chip.
+        name: the name for QEMU's ``-machine``.
         strap_flash: GPIO_STRAP register for a boot from flash.
         strap_download: GPIO_STRAP register for the ROM's download mode over UART.
-        strap_driver: device whose property ``strap_mode`` holds the strap; it cannot be changed while the machine runs.
-        efuse_drivers: names that the eFuse device goes by in different builds, newest first; property ``drive``.
-        efuse_size: bytes of an eFuse file.
-        watchdog_driver: timer group; its property ``wdt_disable`` keeps the watchdog from biting on a slow host.
-        memory: QEMU's ``-m``: the size of the PSRAM; None where the machine has none.
-        needs_pace: whether its ROM loses what the UART is given faster than at its baud rate (see `pace`).
+        strap_driver: the device whose property ``strap_mode`` is the strap; it cannot be changed at run time.
+        efuse_drivers: names of the eFuse device in different builds, newest first; property ``drive``.
+        efuse_size: the size of an eFuse file in bytes.
+        watchdog_driver: the timer group; its property ``wdt_disable`` disables the watchdog.
+        memory: QEMU's ``-m``, the size of the PSRAM; None if the machine has no PSRAM.
+        needs_pace: whether the ROM loses data that arrives faster than the baud rate (see `pace`).
     """
 
     chip: str
@@ -92,14 +92,14 @@ MACHINES = {
         ),
     )
 }
-"""By chip. Espressif's QEMU has no machine for the other chips, the ESP32-S2 included."""
+"""The machines by chip. Espressif's QEMU does not support other chips, including the ESP32-S2."""
 
 
 def machine_for(chip: str) -> Machine:
-    """Return the machine of *chip*.
+    """Return the machine for *chip*.
 
     Raises:
-        BackendError: if there is none; it names the chips that have one.
+        BackendError: if there is none; the message lists the supported chips.
     """
     if chip not in MACHINES:
         raise BackendError(

@@ -1,8 +1,9 @@
-"""How fast an emulated UART is given its bytes.
+"""Limits the data rate of an emulated UART.
 
-The ROM loaders of the ESP32 and the ESP32-S3 take bytes by an interrupt into a ring of 256, without a look at whether
-it is full: they rely on the pace of a real UART. QEMU keeps that pace by the host's clock, and only while its FIFO of
-128 bytes is full. On a busy host the emulated processor stands while that clock goes on, and bytes are overwritten.
+The ROM loaders of the ESP32 and the ESP32-S3 receive bytes by an interrupt into a ring buffer of 256 bytes, and do not
+check whether it is full: they rely on the pace of a real UART. QEMU keeps that pace by the host's clock, and only while
+its FIFO of 128 bytes is full. On a busy host the emulated processor stops while the clock continues, and bytes are
+overwritten.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from pathlib import Path
 from pytest_esp.wire.wire import ROM_BAUDRATE
 
 _BITS_PER_BYTE = 10
-_HASTE = 2  # a ROM on a processor of its own keeps up with this; esptool gives it 3 s for 6 KB
-_CHUNK, _FIFO = 32, 128  # bytes; the ring has room for a full FIFO and several chunks
+_HASTE = 2  # times the baud rate; an undisturbed ROM keeps up with it, and esptool allows 3 s for 6 KB
+_CHUNK, _FIFO = 32, 128  # bytes; the ring buffer has room for a full FIFO and several chunks
 _UNPACED_CHUNK = 1 << 16
 _LOOK_EVERY = 0.01  # seconds
 
 
 class UartPace:
-    """Says when the UART may be given more: at twice its baud rate, in time that QEMU has had on a processor.
+    """Determines when to send more data to the UART: at twice its baud rate, measured in QEMU's processor time.
 
-    Where that cannot be told (on Linux it can) the host's time has to do.
+    On systems other than Linux, the host's clock is used instead.
 
     Args:
-        pid: of QEMU.
-        baudrate: of the UART, bits per second; may be changed.
+        pid: QEMU's process ID.
+        baudrate: the UART's baud rate; may be changed.
 
     Attributes:
-        is_on: may be put off while a program reads the UART that keeps all it finds, such as esptool's stub flasher.
+        is_on: may be set to False while a program that loses no data reads the UART, such as esptool's stub flasher.
     """
 
     def __init__(self, pid: int, baudrate: int) -> None:
@@ -44,7 +45,7 @@ class UartPace:
 
     @property
     def chunk(self) -> int:
-        """How many bytes may be sent at once."""
+        """The number of bytes that may be sent at once."""
         if not self.is_on:
             return _UNPACED_CHUNK
         return min(_CHUNK * max(self.baudrate, ROM_BAUDRATE) // ROM_BAUDRATE, _FIFO)
@@ -60,14 +61,14 @@ class UartPace:
         return _is_asleep(self._pid)
 
     def count(self, size: int) -> None:
-        """Note that *size* bytes were sent."""
+        """Record that *size* bytes were sent."""
         needed = size * _BITS_PER_BYTE / max(self.baudrate, ROM_BAUDRATE) / _HASTE
         self._due = self._clock() + needed
         self._look = time.monotonic() + _LOOK_EVERY
 
 
 def _clock_of(pid: int) -> Callable[[], float]:
-    """Return the clock of the processor time of a process: clock_getcpuclockid(3), whose result Linux documents."""
+    """Return a clock of a process's processor time, see clock_getcpuclockid(3)."""
     if sys.platform != "linux":
         return time.monotonic
     number = ~pid << 3 | 2
@@ -75,17 +76,17 @@ def _clock_of(pid: int) -> Callable[[], float]:
     def clock() -> float:
         try:
             return time.clock_gettime(number)
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             return float("inf")
 
     return clock
 
 
 def _is_asleep(pid: int) -> bool:
-    """Whether no thread of a process wants a processor: a guest that waits for an interrupt has read everything."""
+    """Return whether all threads of a process sleep: a guest that waits for an interrupt has read everything."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         states = [(thread / "stat").read_bytes().rpartition(b")")[2].split()[0] for thread in threads]
-    except OSError:  # another system, or it has ended
+    except OSError:  # not Linux, or the process has ended
         return False
     return all(state == b"S" for state in states)

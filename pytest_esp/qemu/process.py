@@ -1,4 +1,4 @@
-"""One QEMU process: started on the wire's loop, supervised, and never left behind."""
+"""A QEMU process: started on the wire's loop, supervised, and ended with this process."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from pytest_esp.qemu.machines import Machine
 
 _START_TIMEOUT = 10.0
-_STOP_TIMEOUT = 2.0  # QEMU writes its images back and ends in 4 to 25 ms
-_BACKLOG = 1024 * 1024  # bytes kept for a guest that does not read; what comes then is lost, as on a real UART
+_STOP_TIMEOUT = 2.0  # seconds; QEMU writes its images and ends in 4 to 25 ms
+_BACKLOG = 1024 * 1024  # bytes kept for a guest that does not read; more is lost, as on a real UART
 _LAST_WORDS = 2000
 _GATHER = 0.0005  # seconds
 _TICK = 0.001  # seconds
 _NOISE = ("Adding SPI flash device", "terminating on signal")
 _PR_SET_PDEATHSIG = 1
-_STUB_GREETING = b"\xc0OHAI\xc0"  # in SLIP; the last thing it says before it is spoken to
+_STUB_GREETING = b"\xc0OHAI\xc0"  # in SLIP; the stub's last output before the host's first command
 _ROM_BANNER = b"rst:0x"
-_LOOK_BACK = 64  # bytes; more than both
+_LOOK_BACK = 64  # bytes; longer than both
 
 KERNEL_ENDS_CHILDREN = sys.platform == "linux"
-"""Whether the kernel can be asked to end a process with its parent; else a shell looks after it."""
+"""Whether the kernel can end a process with its parent; else a shell does that."""
 
 
 def command_line(qemu: Qemu, machine: Machine, flash: Path, efuse: Path, *, strap: int, psram: bool) -> list[str]:
-    """Return how to start *machine*, without its serial port and monitor (see `machines` for the sources).
+    """Return the command line for *machine*, without serial port and monitor (see `machines` for the sources).
 
-    The watchdogs of the timer groups are off because the emulated clock is not the host's: on a loaded machine they
-    would bite a healthy app.
+    The watchdogs of the timer groups are disabled because the emulated clock differs from the host's: on a loaded
+    machine they would reset a working app.
     """
     return [
         *(str(qemu.path), "-nographic", "-no-user-config", "-machine", machine.name),
@@ -64,25 +64,25 @@ def command_line(qemu: Qemu, machine: Machine, flash: Path, efuse: Path, *, stra
 
 
 def _escaped(path: Path) -> str:
-    """A comma ends a value on QEMU's command line, two are one; without a leading slash a name may be a protocol's."""
+    """Escape commas, which separate options for QEMU. The path is made absolute: else it may look like a protocol."""
     return str(path.absolute()).replace(",", ",,")
 
 
 class QemuProcess:
-    """A running QEMU and its UART. Its methods are for the loop's thread, but for `send`.
+    """A running QEMU and its UART. Call its methods on the loop's thread, except `send`.
 
-    UART and monitor are pairs of sockets that nobody else can reach; what QEMU itself says goes into *log*. It dies
-    with this process, however that dies: on Linux the kernel kills it, elsewhere a shell that watches a pipe does.
+    UART and monitor are socket pairs, which other programs cannot reach. QEMU ends when this process ends in any way:
+    on Linux the kernel kills it, elsewhere a shell that watches a pipe.
 
     Args:
         command: see `command_line`.
-        log: takes its standard output and error.
-        on_output: called with what the UART sends.
-        on_end: called once when it has ended by itself, with its last words.
-        baudrate: of a UART that loses what comes faster (see `pace`); None for one that does not.
+        log: the file for its standard output and error.
+        on_output: called with the UART's output.
+        on_end: called once with its last output if it ends unexpectedly.
+        baudrate: the baud rate of a UART that needs `pace`; None for others.
 
     Raises:
-        BackendError: if it cannot be started at all.
+        BackendError: if it cannot be started.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class QemuProcess:
         except OSError as error:
             self._uart.close()
             self._monitor.close()
-            raise BackendError(f"{command[0]} cannot be started: {error.strerror or error}") from error
+            raise BackendError(f"cannot start {command[0]}: {error.strerror or error}") from error
         finally:
             uart.close()
             monitor.close()
@@ -120,11 +120,11 @@ class QemuProcess:
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """The process ID."""
         return self._process.pid
 
     async def wait_until_up(self) -> bool:
-        """Wait until the machine is made and runs, and return whether it does; else it has ended, or hangs."""
+        """Wait until the machine runs, and return True; False if QEMU has ended or hangs."""
         answer = asyncio.ensure_future(self._answers())
         ended = asyncio.ensure_future(self._ended.wait())
         await asyncio.wait((answer, ended), timeout=_START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
@@ -134,10 +134,11 @@ class QemuProcess:
         return self.is_up
 
     async def _answers(self) -> bool:
-        """Ask the monitor (QMP) for something, and return whether an answer comes.
+        """Send a command to the monitor (QMP), and return whether a response arrives.
 
-        The monitor greets before there is a machine; it answers from QEMU's main loop, which begins when the machine is
-        made. What is asked is refused, for nothing was negotiated; and so there are no events that fill its socket.
+        The monitor's greeting arrives before the machine exists. Responses come from QEMU's main loop, which starts
+        once the machine exists. The command is refused without negotiation, which is enough, and no events fill the
+        socket.
         """
         with contextlib.suppress(OSError):
             await loop().sock_sendall(self._monitor, b'{"execute": "query-status"}\n')
@@ -149,7 +150,7 @@ class QemuProcess:
         return False
 
     def send(self, data: bytes) -> None:
-        """Send *data* to the UART; from any thread."""
+        """Send *data* to the UART. Callable from any thread."""
         with self._sending:
             idle = not self._backlog
             if idle:
@@ -160,12 +161,12 @@ class QemuProcess:
                     on_loop(self._send_later)
 
     def set_baudrate(self, baudrate: int) -> None:
-        """Give the UART its bytes at another pace, if it needs one."""
+        """Change the pace of the UART's input, if it needs one."""
         if self._pace is not None:
             self._pace.baudrate = baudrate
 
     def _send_now(self, data: bytes | bytearray) -> int:
-        """Return how many bytes were taken; all, if it has ended: that is said on the other path."""
+        """Return the number of bytes sent; all if QEMU has ended, as `_listen` reports that."""
         if self._pace is not None:
             if not self._pace.is_due():
                 return 0
@@ -206,16 +207,16 @@ class QemuProcess:
         loop().remove_reader(self._uart)
         if data:
             self._heed(data)
-            # QEMU sends byte by byte: the first is passed on at once, the next ones together.
+            # QEMU sends byte by byte: pass on the first one at once, and the next ones together.
             loop().call_later(_GATHER, self._listen)
             self._on_output(data)
             return
-        self._ended.set()  # only its end closes the other side
+        self._ended.set()  # the other side is only closed when QEMU ends
         if not self._stopping:
             self._on_end(self.last_words())
 
     def _heed(self, data: bytes) -> None:
-        """Give a stub flasher what QEMU takes: it greets first, then its interrupt puts whole packets into a buffer."""
+        """Turn the pace off while the stub flasher runs, whose interrupt handler buffers whole packets."""
         if self._pace is None:
             return
         self._said = (self._said + data)[-_LOOK_BACK:]
@@ -225,14 +226,14 @@ class QemuProcess:
             self._pace.is_on = True
 
     def last_words(self) -> str:
-        """Return how it ended and what it said itself."""
+        """Return how QEMU ended, and its last messages."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.1)  # its sockets close an instant before it is gone
+            self._process.wait(0.1)  # its sockets close a moment before it ends
         how = _describe(self._process.poll())
         with contextlib.suppress(OSError):
             lines = self._log.read_text(errors="replace")[-_LAST_WORDS:].splitlines()
             said = [line for line in lines if line.strip() and not any(noise in line for noise in _NOISE)]
-            return f"QEMU {how}" + (": " + "; ".join(said) if said else " without a word")
+            return f"QEMU {how}" + (": " + "; ".join(said) if said else " without a message")
         return f"QEMU {how}"
 
     def _listen(self) -> None:
@@ -240,7 +241,7 @@ class QemuProcess:
             loop().add_reader(self._uart, self._readable)
 
     async def stop(self) -> None:
-        """End it, by force if it must be. Stopping twice is harmless."""
+        """End QEMU; kill it if necessary. Stopping twice has no effect."""
         if self._uart.fileno() < 0:
             return
         self._stopping = True
@@ -251,7 +252,7 @@ class QemuProcess:
         self._let_go()
 
     async def _is_gone(self) -> bool:
-        """Wait a little until it has ended, and whatever else held its UART: the child of a script, the guard."""
+        """Wait briefly until QEMU and other holders of its UART, such as a script or the guard, have ended."""
         deadline = time.monotonic() + _STOP_TIMEOUT
         while self._process.poll() is None or not self._ended.is_set():
             if time.monotonic() > deadline:
@@ -260,8 +261,8 @@ class QemuProcess:
         return True
 
     def _signal(self, number: int) -> None:
-        """Send a signal to all of its session: it may have been started by a script."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the latter of one that has ended
+        """Send a signal to its whole session, as a script may have started it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for ended processes
             os.killpg(self._process.pid, number)
 
     def _let_go(self) -> None:
@@ -277,10 +278,10 @@ class QemuProcess:
 
 
 def _loopback_pair() -> tuple[socket.socket, socket.socket]:
-    """Return two connected TCP sockets that nobody else has a hand on.
+    """Return two connected TCP sockets that no other program can use.
 
-    QEMU's UART writes single bytes and drops what does not fit. The buffer of a Unix socket is full after some hundred
-    of them, for each is a packet of its own; TCP's grows to megabytes and puts them together.
+    QEMU's UART writes single bytes and drops what does not fit. The buffer of a Unix socket is full after a few hundred
+    writes, as each is stored separately; TCP's grows to megabytes and joins them.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
@@ -288,14 +289,14 @@ def _loopback_pair() -> tuple[socket.socket, socket.socket]:
             theirs, address = server.accept()
             if address == ours.getsockname():
                 break
-            theirs.close()  # a stranger who guessed the port
+            theirs.close()  # another program that connected to the port
     for end in (ours, theirs):
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return ours, theirs
 
 
 def _describe(code: int | None) -> str:
-    """Return what became of a process; a shell counts the signals from 128 on."""
+    """Return how a process ended. Shells report signals as 128 plus the number."""
     if code is None:
         return "still runs"
     number = -code if code < 0 else code - 128
@@ -311,7 +312,7 @@ def _spawn(command: list[str], ends: tuple[socket.socket, socket.socket], log: P
         *("-chardev", f"socket,id=uart,fd={uart}", "-serial", "chardev:uart"),
         *("-chardev", f"socket,id=qmp,fd={monitor}", "-mon", "chardev=qmp,mode=control"),
     ]
-    # A pipe that nobody drains would stop the guest; a file takes everything.
+    # A file, as a full pipe would stop the guest.
     with log.open("wb") as said:
         if KERNEL_ENDS_CHILDREN:
             return subprocess.Popen(
@@ -320,14 +321,14 @@ def _spawn(command: list[str], ends: tuple[socket.socket, socket.socket], log: P
                 stdout=said,
                 stderr=said,
                 pass_fds=(uart, monitor),
-                preexec_fn=_DieWithOwner(),  # noqa: PLW1509 - it takes no lock that another thread may hold
-                start_new_session=True,  # Ctrl-C is for its owner
+                preexec_fn=_DieWithOwner(),  # noqa: PLW1509 - it does not use locks that another thread may hold
+                start_new_session=True,  # so that Ctrl-C only reaches the owner
             )
         return spawn_guarded(command, (uart, monitor), said.fileno())
 
 
 class _DieWithOwner:
-    """Asks the kernel, in the child, to kill it when the thread that made it ends (prctl(2)); made before the fork."""
+    """Runs in the child: lets the kernel kill it when the thread that started it ends (prctl(2))."""
 
     def __init__(self) -> None:
         self._owner = os.getpid()
@@ -335,5 +336,5 @@ class _DieWithOwner:
 
     def __call__(self) -> None:
         self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self._owner:  # it died before the kernel was asked
+        if os.getppid() != self._owner:  # the owner ended before prctl was called
             os._exit(1)

@@ -1,4 +1,4 @@
-"""What stands in for the app on a simulated chip, which runs no machine code."""
+"""Python classes that replace the app on a simulated chip, which does not run machine code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class SimApp:
-    """Base of the Python classes that play an app. Subclass it and name it in boards.toml (``app = "module:Class"``).
+    """Base class of simulated apps. Subclass it and set ``app = "module:Class"`` in boards.toml.
 
     Args:
-        send: sends bytes on the UART.
-        restart: restarts the chip, as ``esp_restart`` does; takes the reset reason that the ROM prints.
-        boot: how the boot went (the app descriptor is ``boot.app``); None for a program that was loaded into RAM.
+        send: sends bytes to the UART.
+        restart: restarts the chip, like ``esp_restart``; takes the reset reason that the ROM prints.
+        boot: the result of the boot (the app descriptor is ``boot.app``); None for a program that was loaded into RAM.
     """
 
     def __init__(self, send: Callable[[bytes], None], restart: Callable[..., None], boot: BootResult | None) -> None:
@@ -27,25 +27,25 @@ class SimApp:
         self.boot = boot
 
     def start(self) -> None:
-        """Run ``app_main``. It must return at once; use `pytest_esp.call_later` for what comes later."""
+        """Run ``app_main``. It must return at once; use `pytest_esp.call_later` for later actions."""
 
     def receive(self, data: bytes) -> None:
-        """Take what a host sends."""
+        """Receive *data* from a host."""
 
     def stop(self) -> None:
-        """The chip was reset or lost its power: cancel what is under way."""
+        """Cancel pending actions; called when the chip is reset or loses its power."""
 
 
 class SilentApp(SimApp):
-    """The default: says what it is, and nothing else."""
+    """The default app: prints a note, and nothing else."""
 
     def start(self) -> None:
-        """Say that no machine code runs."""
+        """Print that the machine code is not run."""
         self.send(b"[sim] the app's machine code is not run; give the chip an app class, or use QEMU\r\n")
 
 
 class HelloApp(SimApp):
-    """Prints what ESP-IDF's hello_world begins with."""
+    """Prints the first line of ESP-IDF's hello_world."""
 
     def start(self) -> None:
         """Print the greeting."""
@@ -53,26 +53,26 @@ class HelloApp(SimApp):
 
 
 class EchoApp(SimApp):
-    """Sends back what it gets, after the line ``ready``."""
+    """Prints ``ready``, and then echoes its input."""
 
     def start(self) -> None:
-        """Say that it listens."""
+        """Print ``ready``."""
         self.send(b"ready\r\n")
 
     def receive(self, data: bytes) -> None:
-        """Send it back."""
+        """Send *data* back."""
         self.send(data)
 
 
 class CrashApp(SimApp):
-    """Panics at the first byte it gets, and restarts."""
+    """Panics at the first byte of input, and restarts."""
 
     def start(self) -> None:
-        """Say that it waits."""
+        """Print ``ready to crash``."""
         self.send(b"ready to crash\r\n")
 
     def receive(self, data: bytes) -> None:
-        """Panic as a store to address 0 does on a RISC-V chip."""
+        """Print the panic of a store to address 0 on a RISC-V chip, and restart."""
         self.send(
             b"Guru Meditation Error: Core  0 panic'ed (Store access fault). Exception was unhandled.\r\n"
             b"Core  0 register dump:\r\n"
@@ -86,10 +86,10 @@ _BUILT_IN: dict[str, type[SimApp]] = {"silent": SilentApp, "hello": HelloApp, "e
 
 
 def load_app(name: str) -> type[SimApp]:
-    """Return the class that *name* means: ``module:Class``, or one of the built-in ``silent hello echo crash``.
+    """Return the class for *name*: ``module:Class``, or one of the built-in ``silent hello echo crash``.
 
     Raises:
-        BackendError: if there is none.
+        BackendError: if it cannot be loaded, or is not a `SimApp`.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]

@@ -1,4 +1,4 @@
-"""What the ROM and ESP-IDF's second-stage bootloader do with the bytes in flash."""
+"""Simulates the boot by the ROM and ESP-IDF's second-stage bootloader, from the contents of the flash."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _SUBTYPE_OTADATA = 0x00
 
 @dataclass(frozen=True)
 class BootResult:
-    """How a boot went.
+    """The result of a boot.
 
     Attributes:
-        log: what the UART said, until the app's own output.
+        log: the UART's output before the app's.
         started: whether an app was started.
-        app: its descriptor, where it has one.
-        slot: the partition it was started from (None on an ESP8266, or if none could be).
+        app: the app's descriptor, if it has one.
+        slot: the partition that it was started from; None on an ESP8266, or if none was started.
     """
 
     log: bytes
@@ -56,10 +56,10 @@ def boot(
     revision: int,
     read: Callable[[int, int], bytes] | None = None,
 ) -> BootResult:
-    """Boot from *flash* as a chip of *revision* (major * 100 + minor) does after a reset for *reason*.
+    """Boot from *flash* like a chip of *revision* (major * 100 + minor) after a reset with *reason*.
 
-    *read* reads the flash as the CPU sees it (decrypted); by default as it is. The bootloader's one write is made,
-    too: an OTA image that was to prove itself and did not (PENDING_VERIFY) is marked ABORTED.
+    *read* reads the flash as the CPU does (decrypted); by default without decryption. The bootloader's only write is
+    also simulated: an OTA image that was started once but not confirmed (PENDING_VERIFY) is marked ABORTED.
     """
     read = read or flash.read
     if model.is_8266:
@@ -68,7 +68,7 @@ def boot(
     offset: int = model.rom.BOOTLOADER_FLASH_OFFSET
     first = int.from_bytes(read(offset, 4), "little")
     if first & 0xFF != MAGIC:
-        for _ in range(8):  # the ROM goes on until its watchdog bites; eight lines say it
+        for _ in range(8):  # the ROM repeats this until its watchdog resets it; eight lines are enough
             out.plain(f"invalid header: 0x{first:08x}")
         return BootResult(out.data(), started=False)
     try:
@@ -124,7 +124,7 @@ def _second_stage(
 def _read_table(read: Read) -> list[Partition]:
     try:
         table = PartitionTable.from_binary(read(PARTITION_TABLE_OFFSET, _TABLE_SIZE))
-    except Exception as error:  # esp-idf-defs raises errors of several kinds, some bare, for bytes that are no table
+    except Exception as error:  # esp-idf-defs raises several kinds, including Exception, for invalid tables
         text = str(error)
         raise ImageError("Incorrect MD5 checksum" if "MD5" in text else f"partition 0 invalid ({text})") from None
     if not table:
@@ -148,7 +148,7 @@ def _order(flash: NorFlash, read: Read, table: list[Partition], out: BootLog) ->
         return factory + slots + test
     chosen = _chosen_slot(flash, read, otadata[0].offset, len(slots))
     if chosen is not None:
-        # From the chosen one downwards, then the factory app, then upwards (bootloader_utility_load_boot_image).
+        # From the selected one downwards, then the factory app, then upwards (bootloader_utility_load_boot_image).
         return slots[chosen::-1] + factory + slots[chosen + 1 :] + test
     if read(otadata[0].offset, 32) != b"\xff" * 32 or read(otadata[0].offset + SECTOR, 32) != b"\xff" * 32:
         fallback = "falling back to factory" if factory else "and no factory, will try all partitions"
@@ -161,17 +161,17 @@ def _order(flash: NorFlash, read: Read, table: list[Partition], out: BootLog) ->
 
 
 def _chosen_slot(flash: NorFlash, read: Read, otadata: int, count: int) -> int | None:
-    """Return the number of the slot that otadata names, and keep the book of images that are on trial."""
+    """Return the number of the slot that otadata selects, and update the states of unconfirmed images."""
     entries: dict[int, OtaDataSelectEntry] = {}
     for sector in (0, 1):
         address = otadata + sector * SECTOR
         stored = read(address, OtaDataSelectEntry.SIZE)
         entry = OtaDataSelectEntry.from_bytes(stored)
-        # esp-idf-defs 0.1.7 computes the checksum, and compares it with itself.
+        # esp-idf-defs 0.1.7 computes the checksum, but compares it with itself.
         if entry is None or entry.to_bytes()[-4:] != stored[-4:]:
             continue
         if entry.ota_state == OtaImageState.PENDING_VERIFY:
-            # It was started once and did not call esp_ota_mark_app_valid: never again.
+            # It was started once and did not call esp_ota_mark_app_valid, so it is not started again.
             entry.ota_state = OtaImageState.ABORTED
             _rewrite(flash, address, entry)
         if entry.ota_state not in (OtaImageState.INVALID, OtaImageState.ABORTED):

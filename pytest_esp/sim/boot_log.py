@@ -1,6 +1,6 @@
-"""What the ROM and ESP-IDF's second-stage bootloader print of a boot; all of it is told by the bytes in flash.
+"""The boot log of the ROM and ESP-IDF's second-stage bootloader, as far as it follows from the contents of the flash.
 
-What only running code knows is left out: clocks, heaps, and what an app does before ``app_main``.
+What only running code knows is left out: clocks, heaps, and an app's actions before ``app_main``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pytest_esp.formats.boot_image import Image
 from pytest_esp.sim.model import ChipModel
 
 Partition = Any
-"""esp-idf-defs's PartitionDefinition, whose class declares all its fields as None."""
+"""esp-idf-defs' PartitionDefinition, whose class declares all its fields as None."""
 
 SUBTYPE_FACTORY, SUBTYPE_TEST = 0x00, 0x20
 FIRST_OTA, _OTA_SLOTS = 0x10, 16
 
-# Build labels and strap values as the chips print them; a chip without a known label prints its name alone.
+# Build labels and strap values as the chips print them; for chips without a known label, only the name is printed.
 _ROM_LABEL = {
     "esp32s2": "esp32s2-rc4-20191025",
     "esp32s3": "esp32s3-20210327",
@@ -43,12 +43,12 @@ _RESET_CODE = {
 }
 _FLASH_MODES = ("QIO", "QOUT", "DIO", "DOUT", "FAST READ", "SLOW READ")
 _CLOCK_DIVIDERS = {0xF: 1, 0x0: 2, 0x1: 3, 0x2: 4}  # of 80 MHz, by the header's code
-_NO_SPIWP = ("esp32c5", "esp32c61", "esp32p4")  # whose ROMs say nothing of the write-protection pin
-_APP_INIT_SINCE = (5, 2)  # ESP-IDF from which apps describe themselves under this tag
+_NO_SPIWP = ("esp32c5", "esp32c61", "esp32p4")  # their ROMs do not print the write-protection pin
+_APP_INIT_SINCE = (5, 2)  # the first ESP-IDF version whose apps use this tag
 
 
 class BootLog:
-    """Collects lines in the format of ESP-IDF's log, with a plausible time (ms) before each."""
+    """Collects lines in the format of ESP-IDF's log, each with a plausible time in milliseconds."""
 
     def __init__(self, banner: str) -> None:
         self._out = io.StringIO()
@@ -56,7 +56,7 @@ class BootLog:
         self._time = 24
 
     def plain(self, line: str) -> None:
-        """Add a line of the ROM's."""
+        """Add a line from the ROM."""
         self._out.write(line + "\r\n")
 
     def line(self, level: str, tag: str, text: str) -> None:
@@ -74,12 +74,12 @@ class BootLog:
         self.line("E", tag, text)
 
     def data(self) -> bytes:
-        """Return all of it."""
+        """Return the complete log."""
         return self._out.getvalue().encode("utf-8", "replace")
 
 
 def download_banner(model: ChipModel, reason: str) -> bytes:
-    """Return what the ROM prints before it waits for a host."""
+    """Return the ROM's output in download mode."""
     if model.is_8266:
         return b"\r\n ets Jan  8 2013,rst cause:2, boot mode:(1,7)\r\n\r\n"
     strap = 0x3 if model.is_esp32 else 0x5
@@ -88,7 +88,7 @@ def download_banner(model: ChipModel, reason: str) -> bytes:
 
 
 def flash_banner(model: ChipModel, reason: str) -> str:
-    """Return what the ROM prints before it looks into the flash."""
+    """Return the ROM's output before it reads the flash."""
     return _rom_banner(model, reason, _FLASH_STRAP.get(model.chip, 0x8), "SPI_FAST_FLASH_BOOT")
 
 
@@ -102,7 +102,7 @@ def _rom_banner(model: ChipModel, reason: str, strap: int, mode: str) -> str:
 
 
 def _build_date(label: str) -> str:
-    """Return the line with the date that the label ends with."""
+    """Return the line with the build date, which is the end of the label."""
     found = re.search(r"\d{8}$", label)
     if found is None:
         return ""
@@ -111,12 +111,12 @@ def _build_date(label: str) -> str:
 
 
 def version(revision: int) -> str:
-    """Return a revision (major * 100 + minor) as ESP-IDF writes it."""
+    """Return a revision (major * 100 + minor) in ESP-IDF's format."""
     return f"v{revision // 100}.{revision % 100}"
 
 
 def print_loading(out: BootLog, model: ChipModel, loader: Image) -> None:
-    """Print how the ROM reads the flash, and where it puts the bootloader."""
+    """Print the ROM's flash settings, and the load addresses of the bootloader."""
     mode = f"mode:{_flash_mode(loader)}, clock div:{_CLOCK_DIVIDERS.get(loader.flash_frequency, 2)}"
     if model.is_esp32:
         out.plain("configsip: 0, SPIWP:0xee")
@@ -133,8 +133,8 @@ def print_loading(out: BootLog, model: ChipModel, loader: Image) -> None:
 
 
 def print_bootloader(out: BootLog, model: ChipModel, loader: Image, revision: int) -> None:
-    """Print what the bootloader says of itself, the chip, and the flash as its own header has it."""
-    itself = loader.bootloader  # those before ESP-IDF 5.1 have no descriptor
+    """Print the bootloader's version, the chip's revision, and the flash settings from its header."""
+    itself = loader.bootloader  # None for bootloaders before ESP-IDF 5.1
     out.info("boot", f"ESP-IDF {itself.idf_version} 2nd stage bootloader" if itself else "ESP-IDF 2nd stage bootloader")
     if itself is not None and itself.compiled:
         out.info("boot", f"compile time {itself.compiled}")
@@ -183,7 +183,7 @@ def is_ota(part: Partition) -> bool:
 
 
 def print_start(out: BootLog, model: ChipModel, slot: Partition, image: Image, revision: int) -> None:
-    """Print where the app's segments go, and what the app says of itself until it calls ``app_main``."""
+    """Print the app's segments, and the app's description up to the call of ``app_main``."""
     for number, part in enumerate(image.segments):
         out.info(
             "esp_image",
@@ -211,11 +211,11 @@ def print_start(out: BootLog, model: ChipModel, slot: Partition, image: Image, r
 
 
 def _is_mapped(model: ChipModel, address: int) -> bool:
-    """Return whether *address* is where the cache shows the flash, by esptool's memory map."""
+    """Return whether *address* is in memory-mapped flash, by esptool's memory map."""
     return any(start <= address < end and name in ("IROM", "DROM") for start, end, name in model.rom.MEMORY_MAP)
 
 
 def _idf_release(text: str) -> tuple[int, int]:
-    """Return major and minor of an ESP-IDF's version; a branch without a number is a new one."""
+    """Return major and minor of an ESP-IDF version; branches without a number count as new."""
     found = re.match(r"v?(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else _APP_INIT_SINCE

@@ -1,4 +1,4 @@
-"""What a chip has at its addresses: RAM, registers, the SPI controller and the eFuse controller."""
+"""A chip's address space: RAM, registers, the SPI controller and the eFuse controller."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _USR_ADDR, _USR_MISO, _USR_MOSI = 1 << 30, 1 << 28, 1 << 27
 
 
 class Bus:
-    """Routes 32-bit accesses. What is not modelled reads back as it was written, and 0 before.
+    """Routes 32-bit accesses. Addresses that are not simulated read back the written value, initially 0.
 
     Args:
-        watchdog: called with the delay in seconds when the RTC watchdog was told to reset the chip.
-        clock_divider: returns what the UART divides its clock by.
-        flash_attached: tells whether the SPI controller's pins lead to the flash.
+        watchdog: called with the delay in seconds when the RTC watchdog is set to reset the chip.
+        clock_divider: returns the UART's clock divider.
+        flash_attached: returns whether the SPI controller's pins are connected to the flash.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Bus:
         return self._word(address)
 
     def write(self, address: int, value: int, mask: int = 0xFFFFFFFF) -> None:
-        """Write the bits of *mask* to the word at *address*, with what this sets off."""
+        """Write the bits of *mask* to the word at *address*, with all side effects."""
         if self._efuses is not None and address in self._efuses:
             self._efuses.write(address, value, mask)
             return
@@ -71,7 +71,7 @@ class Bus:
             self._watchdog(self._word(self._wdt_timeout) / 136_000)  # the slow clock runs at about 136 kHz
 
     def load(self, address: int, data: bytes) -> None:
-        """Put *data* into memory."""
+        """Write *data* to memory."""
         while data:
             offset = address % _PAGE
             page = self._pages.setdefault(address // _PAGE, bytearray(_PAGE))
@@ -80,7 +80,7 @@ class Bus:
             address, data = address + len(part), data[len(part) :]
 
     def clear(self) -> None:
-        """Forget everything written: the chip lost power."""
+        """Clear all memory, after a loss of power."""
         self._pages.clear()
 
     def _word(self, address: int) -> int:
@@ -90,14 +90,14 @@ class Bus:
         return struct.unpack_from("<I", page, address % _PAGE)[0]
 
     def _run_spi_command(self) -> None:
-        """Do what the SPI controller does with a user command (``ESPLoader.run_spiflash_command`` sets it up)."""
+        """Run a user command on the SPI controller (``ESPLoader.run_spiflash_command`` sets it up)."""
         rom, base = self._model.rom, self._spi_cmd
         user, user1 = self._word(base + rom.SPI_USR_OFFS), self._word(base + rom.SPI_USR1_OFFS)
         opcode = self._word(base + rom.SPI_USR2_OFFS) & 0xFF
         if rom.SPI_MOSI_DLEN_OFFS is not None:
             mosi_bits = self._word(base + rom.SPI_MOSI_DLEN_OFFS) + 1
             miso_bits = self._word(base + rom.SPI_MISO_DLEN_OFFS) + 1
-        else:  # ESP8266: both lengths lie in USR1
+        else:  # ESP8266: both lengths are in USR1
             mosi_bits, miso_bits = (user1 >> 17 & 0x1FF) + 1, (user1 >> 8 & 0x1FF) + 1
         data = b"".join(struct.pack("<I", self._word(base + rom.SPI_W0_OFFS + offset)) for offset in range(0, 64, 4))
         sent = data[: mosi_bits // 8] if user & _USR_MOSI else b""
@@ -105,7 +105,7 @@ class Bus:
         if self._flash_attached():
             answer = self._flash.command(opcode, self._spi_address(user, user1), sent, wanted)
         else:
-            answer = b"\xff" * wanted  # nobody drives the line
+            answer = b"\xff" * wanted  # the line is not driven
         if wanted:
             self.load(base + rom.SPI_W0_OFFS, answer.ljust(-(-wanted // 4) * 4, b"\x00"))
 

@@ -22,41 +22,41 @@ from pytest_esp.wire.reset import AutoResetCircuit
 from pytest_esp.wire.wire import ROM_BAUDRATE, Wire
 
 Mode = Literal["bootloader", "stub", "app", "ram-app", "locked", "held", "off"]
-"""``locked``: download mode was asked for, and is disabled by an eFuse."""
+"""``locked``: download mode was requested, but is disabled by an eFuse."""
 OnClose = Literal["bootloader", "app", "keep"]
 
-_BAUDRATE_TOLERANCE = 0.04  # half a bit in a frame of ten, shared by both ends
-_BOOT_LOOP_PERIOD = 1.0  # seconds until the watchdog bites a chip whose flash holds nothing to start
-# Noise as a UART at the wrong speed sees it: no byte of it can be a frame's end, or text.
+_BAUDRATE_TOLERANCE = 0.04  # half a bit in a frame of ten bits, shared by both ends
+_BOOT_LOOP_PERIOD = 1.0  # seconds until the watchdog resets a chip without a bootable image
+# Noise, as received at the wrong baud rate. No byte of it is a frame's end or text.
 _NOISE = bytes(0x80 | (byte ^ 0x5A) & 0x3F for byte in range(256))
-# Where the ESP32-S3's ROM keeps the pointer that esptool bends to start its stub under secure boot.
+# The address of the pointer in the ESP32-S3's ROM data that esptool changes to start its stub with secure boot.
 _S3_ROM_READ_POINTER = 0x3FCEF688
 
 
 class SimChip:
-    """A chip that answers as a real one does on its UART, but runs no machine code.
+    """A chip that responds like a real one on its UART, but does not run machine code.
 
-    It is a state machine without a thread: what it has to say to some bytes is on its wire when they are taken. All
-    methods but the constructor expect the wire's lock, which `wire.HostSide` holds.
+    It is a state machine without a thread: its response is on the wire when the received bytes have been handled. All
+    methods except the constructor require the wire's lock, which `wire.HostSide` holds.
 
     Args:
-        chip: a name of ``esptool.CHIP_LIST``.
-        flash: its flash; blank, *flash_size* bytes, in memory, if None.
-        efuse_file: keeps the eFuses, in the format of espefuse's emulator; in memory if None.
-        mac: base MAC address, ``"7C:DF:A1:00:00:01"``; that of the eFuse file, or made from *name*, if None.
-        revision: major * 100 + minor; that of the eFuse file, or a current one, if None.
-        secure_download: as if ENABLE_SECURITY_DOWNLOAD were burnt.
-        app: what runs once the bootloader has called ``app_main``.
-        rise_time: see `AutoResetCircuit`; 0 suits hosts in the same process.
-        on_close: what a host without reset lines leaves behind when it closes while a loader runs: the ROM loader, the
-            app, or everything as it is. With ``bootloader``, one that closes on a program in RAM or on a failed boot
-            leaves the ROM loader too, unless it has just started that itself: the next one shall see its output.
-        name: what the MAC address is made from if none is given.
-        wire: what it is connected to; one of its own if None.
+        chip: a name from ``esptool.CHIP_LIST``.
+        flash: its flash; None for a blank flash of *flash_size* bytes in memory.
+        efuse_file: the file for the eFuses, in the format of espefuse's emulator; None for memory.
+        mac: base MAC address, ``"7C:DF:A1:00:00:01"``; None for that of the eFuse file, or one derived from *name*.
+        revision: major * 100 + minor; None for that of the eFuse file, or a current one.
+        secure_download: whether to act as if ENABLE_SECURITY_DOWNLOAD were burned.
+        app: the class that replaces the app after the bootloader has called ``app_main``.
+        rise_time: see `AutoResetCircuit`; use 0 for hosts in the same process.
+        on_close: the state after a host without reset lines has closed its port while a loader runs: the ROM loader,
+            the app, or unchanged. With ``bootloader``, this also applies to a program in RAM and a failed boot, unless
+            the host has just started that: the next host should see its output.
+        name: the MAC address is derived from it if none is given.
+        wire: the wire to connect to; None for a new one.
 
     Raises:
-        BackendError: for an unknown chip, a bad MAC address, files that cannot be used, or an eFuse file of a chip
-            with another MAC address or revision than was asked for.
+        BackendError: for an unknown chip, an invalid MAC address, files that cannot be used, or an eFuse file of a chip
+            with another MAC address or revision than requested.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class SimChip:
 
     @property
     def mac(self) -> str:
-        """The base MAC address as ``7c:df:a1:00:00:01``."""
+        """The base MAC address, e.g. ``7c:df:a1:00:00:01``."""
         return self.mac_bytes.hex(":")
 
     @property
     def is_in_loader(self) -> bool:
-        """Whether the ROM's loader or the stub runs."""
+        """Whether the ROM's loader or the stub is running."""
         return self._loader is not None
 
     @property
@@ -133,7 +133,7 @@ class SimChip:
     # -- starting and stopping
 
     def hold(self) -> None:
-        """Hold the chip in reset: it says nothing and hears nothing."""
+        """Hold the chip in reset: it neither sends nor receives."""
         if self._reboot is not None:
             self._reboot.cancel()
             self._reboot = None
@@ -142,7 +142,7 @@ class SimChip:
         self.mode = "held"
 
     def reset(self, bootloader: bool) -> None:
-        """Start the chip anew: into the ROM's loader, or into what its flash holds."""
+        """Restart the chip into the ROM's loader or from flash."""
         with self.wire.lock:
             self._circuit.cancel()
             self.hold()
@@ -156,14 +156,14 @@ class SimChip:
                 self._boot(reason)
 
     def power_off(self) -> None:
-        """Take the chip's supply away: RAM is lost, nothing answers."""
+        """Switch the chip off: RAM is lost, and it does not respond."""
         with self.wire.lock:
             self.hold()
             self.bus.clear()
             self.mode = "off"
 
     def close(self) -> None:
-        """Stop the chip and write flash and eFuses to their files. Closing twice is harmless."""
+        """Stop the chip and write flash and eFuses to their files. Closing twice has no effect."""
         self.power_off()
         self.flash.close()
         if self.efuses is not None:
@@ -180,7 +180,7 @@ class SimChip:
     def _download_mode_is_disabled(self) -> bool:
         if self.efuses is None:
             return False
-        if self.model.is_esp32:  # the ROM of older ones does not know the eFuse (ESP32 ECO V3 user guide)
+        if self.model.is_esp32:  # older ROMs do not support the eFuse (ESP32 ECO V3 user guide)
             return self.revision >= 300 and bool(self.efuses.field("UART_DOWNLOAD_DIS"))
         return bool(self.efuses.field("DIS_DOWNLOAD_MODE"))
 
@@ -204,7 +204,7 @@ class SimChip:
             app.stop()
 
     def restart(self, reason: str = "RTC_SW_CPU_RST") -> None:
-        """Start what flash holds anew, as ``esp_restart``, a panic or a brownout does; the boot log says *reason*."""
+        """Restart from flash, as after ``esp_restart``, a panic or a brownout; the boot log shows *reason*."""
         self._reset_reason = reason
         self.reset(bootloader=False)
 
@@ -212,9 +212,9 @@ class SimChip:
         self.reset(bootloader=strap_low)
 
     def _watchdog(self, delay: float) -> None:
-        """Reset in *delay* seconds: by then the loader has answered the write that armed the watchdog.
+        """Reset after *delay* seconds: by then the loader has answered the write that armed the watchdog.
 
-        A host that is too slow for the boot strap is also too slow to lock the watchdog's registers meanwhile.
+        A host that is too slow for the boot strap is also too slow to lock the watchdog's registers in this time.
         """
         self._reset_later(min(max(delay, 0.01), 5.0) + self._circuit.rise_time, "RTCWDT_RTC_RST")
 
@@ -239,7 +239,7 @@ class SimChip:
     # -- the wire (`wire.Device`)
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from a host; at another baud rate than the chip's they are noise."""
+        """Receive bytes from a host. If its baud rate differs from the chip's, they are noise."""
         if not self._speeds_fit():
             if self._speed_is_settled or not isinstance(self._loader, RomLoader):
                 return
@@ -251,15 +251,15 @@ class SimChip:
             self._app.receive(data)
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
-        """Take the host's control lines."""
+        """Handle a change of the host's control lines."""
         self._circuit.set_lines(dtr, rts)
 
     def set_baudrate(self, baudrate: int) -> None:
-        """Take the baud rate of the host's port."""
+        """Handle a change of the host's baud rate."""
         self._host_baudrate = baudrate
 
     def host_left(self, control_lines: bool) -> None:
-        """Do what `on_close` says after a host that had no lines to reset the chip with."""
+        """Apply `on_close` after a host without control lines has disconnected."""
         self._host_baudrate = None
         started_it, self._left_the_loader = self._left_the_loader, False
         if control_lines or self._on_close == "keep":
@@ -270,7 +270,7 @@ class SimChip:
             self.reset(bootloader=True)
 
     def transmit(self, data: bytes) -> None:
-        """Send bytes to the hosts; one at another baud rate sees noise."""
+        """Send bytes to the hosts. A host at another baud rate receives noise."""
         self.wire.transmit(data if self._speeds_fit() else data.translate(_NOISE))
 
     @property
@@ -284,7 +284,7 @@ class SimChip:
     def _runs_nothing_from_flash(self) -> bool:
         return self.mode == "ram-app" or (self.mode == "app" and self._app is None)
 
-    # -- what the loaders ask of the chip
+    # -- for the loaders
 
     def autobaud(self) -> None:
         """Measure the host's baud rate, as the ROM does at the first SYNC."""
@@ -297,13 +297,13 @@ class SimChip:
         self.baudrate = self.model.rom_baudrate(baudrate) if isinstance(self._loader, RomLoader) else baudrate
 
     def leave_loader(self) -> None:
-        """Restart into what flash holds, because the host said so."""
+        """Restart from flash, by a command of the host."""
         self._left_the_loader = True
         self._reset_reason = "RTC_SW_SYS_RST"
         self.reset(bootloader=False)
 
     def run_ram(self, entry: int) -> None:
-        """Jump to *entry*: a stub flasher of esptool's, or a program that was loaded into RAM."""
+        """Jump to *entry*: esptool's stub flasher, or another program in RAM."""
         if entry in self.model.stub_entries:
             self._start_stub()
             return
@@ -313,7 +313,7 @@ class SimChip:
         self._start_app(self._app_class, None)
 
     def start_hijacked_stub(self) -> bool:
-        """Start the stub if the ROM's flash read function was bent to it (ESP32-S3 under secure boot)."""
+        """Start the stub if the ROM's pointer to its flash read function was changed (ESP32-S3 with secure boot)."""
         if self.chip != "esp32s3" or self.bus.read(_S3_ROM_READ_POINTER) not in self.model.stub_entries:
             return False
         self._start_stub()
@@ -326,7 +326,7 @@ class SimChip:
         self.transmit(b"\xc0OHAI\xc0")
 
     def security_info(self) -> bytes:
-        """Return the answer to GET_SECURITY_INFO, from the eFuses (``ESPLoader.get_security_info`` reads it)."""
+        """Return the response to GET_SECURITY_INFO, from the eFuses (see ``ESPLoader.get_security_info``)."""
         field = self.efuses.field if self.efuses else _no_field
         flags = 0
         for bit, names in enumerate(_SECURITY_FLAGS):
@@ -341,7 +341,7 @@ class SimChip:
 
     @property
     def flash_is_encrypted(self) -> bool:
-        """Whether the chip decrypts what it reads from flash: an odd number of bits in its counter."""
+        """Whether the chip decrypts flash contents: the counter has an odd number of bits set."""
         if self.efuses is None:
             return False
         counter = "FLASH_CRYPT_CNT" if self.model.is_esp32 else "SPI_BOOT_CRYPT_CNT"
@@ -370,15 +370,15 @@ class SimChip:
     # -- inside
 
     def _take_stored_identity(self, efuses: Efuses, mac: str | None, revision: int | None) -> None:
-        """Be the chip that the eFuse file is of: what is burnt cannot be changed."""
+        """Use MAC address and revision from the eFuse file: burned values cannot be changed."""
         if mac is not None and efuses.mac != self.mac_bytes:
             raise BackendError(
-                f"the eFuse file is that of {efuses.mac.hex(':')}, not of {self.mac}",
+                f"the eFuse file has the MAC address {efuses.mac.hex(':')}, not {self.mac}",
                 hint="remove `mac`, or use another eFuse file",
             )
         if revision is not None and efuses.revision != revision:
             raise BackendError(
-                f"the eFuse file is that of a chip of revision {efuses.revision}, not {revision}",
+                f"the eFuse file has the revision {efuses.revision}, not {revision}",
                 hint="remove `revision`, or use another eFuse file",
             )
         self.mac_bytes, self.revision = efuses.mac, efuses.revision
@@ -387,7 +387,7 @@ class SimChip:
         if self.efuses is None or not self.efuses.has_field("ENABLE_SECURITY_DOWNLOAD"):
             raise BackendError(
                 f"the {self.model.name} has no secure download mode",
-                hint="chips from the ESP32-S2 on have it",
+                hint="use an ESP32-S2 or a newer chip",
             )
         self.efuses.preset("ENABLE_SECURITY_DOWNLOAD", 1)
 
@@ -403,9 +403,9 @@ class SimChip:
         return fixed
 
 
-_SEVENTH_PURPOSE = 12  # what the ROM of a virgin chip says in the place of a seventh key block
+_SEVENTH_PURPOSE = 12  # the ROM's value for a seventh key block, which does not exist, on a new chip
 
-# Bits of the flags word, by the eFuses that set them (names differ from chip to chip).
+# Bits of the flags word by the eFuses that set them; the names depend on the chip.
 _SECURITY_FLAGS = (
     ("SECURE_BOOT_EN",),
     ("SECURE_BOOT_AGGRESSIVE_REVOKE",),

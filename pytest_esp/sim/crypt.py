@@ -1,7 +1,7 @@
-"""Flash encryption as the chips' hardware does it.
+"""Flash encryption, as done by the chips' hardware.
 
 Source: chapter "Flash encryption" of ESP-IDF's guide and the technical reference manuals. `espsecure` computes
-the same for files, but says so to the process's one logger.
+the same for files, but logs to the process's logger.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 _XTS_UNIT = 128
-_TWEAKED_BLOCK = 32  # bytes that share a key on the ESP32
+_TWEAKED_BLOCK = 32  # bytes with the same key on the ESP32
 BLOCK = 16
 
-# The bits of FLASH_CRYPT_CONFIG, low to high, choose the ranges of key bits that the address is mixed into, high
-# to low. Each range holds bits 23 to 5 of the address three times, and then the lowest of them once more.
+# The bits of FLASH_CRYPT_CONFIG, low to high, select the ranges of key bits that are XORed with the address, high
+# to low. Each range has bits 23 to 5 of the address three times, and then the lowest of them once more.
 _RANGE_BITS = (67, 65, 63, 61)
 _FIELD = 19
 
@@ -23,13 +23,13 @@ def xts(key: bytes, address: int, data: bytes, *, decrypt: bool = False) -> byte
 
     Args:
         key: 32 or 64 bytes, in the order of a key file.
-        address: in flash, a multiple of 16; so is the length of *data*.
+        address: the flash address, a multiple of 16. The length of *data* must also be a multiple of 16.
         decrypt: decrypt instead.
     """
     lead = address % _XTS_UNIT
     padded = bytes(lead) + data + bytes(-(lead + len(data)) % _XTS_UNIT)
     half = len(key) // 2
-    # Not `modes.XTS`: OpenSSL refuses two equal halves, which is what a chip has before its key is burnt.
+    # Not `modes.XTS`: OpenSSL refuses keys with two equal halves, such as a chip's key before it is burned.
     context = Cipher(algorithms.AES(key[:half]), modes.ECB())
     mask = _xts_mask(key[half:], address - lead, len(padded))
     masked = _xor(_reverse_units(padded), mask)
@@ -39,7 +39,7 @@ def xts(key: bytes, address: int, data: bytes, *, decrypt: bool = False) -> byte
 
 
 def _xts_mask(key: bytes, address: int, size: int) -> bytes:
-    """Return what is mixed into each block before and after the cipher (IEEE 1619)."""
+    """Return the tweaks that are XORed into the blocks before and after the cipher (IEEE 1619)."""
     starts = b"".join((address + offset).to_bytes(16, "little") for offset in range(0, size, _XTS_UNIT))
     starts = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(starts)
     mask = bytearray()
@@ -58,17 +58,17 @@ def _xor(left: bytes, right: bytes) -> bytes:
 
 
 def _reverse_units(data: bytes) -> bytes:
-    """Turn every unit round: the hardware sees it as one big number."""
+    """Reverse the bytes of every unit: the hardware treats it as one number."""
     return b"".join(data[offset : offset + _XTS_UNIT][::-1] for offset in range(0, len(data), _XTS_UNIT))
 
 
 def esp32(key: bytes, address: int, data: bytes, config: int, *, decrypt: bool = False) -> bytes:
-    """Encrypt *data* for *address* as an ESP32 does: AES-256 with a key that changes every 32 bytes.
+    """Encrypt *data* for *address* like an ESP32: AES-256 with a key that changes every 32 bytes.
 
     Args:
         key: 32 bytes, in the order of a key file.
-        address: in flash, a multiple of 16; so is the length of *data*.
-        config: the eFuse FLASH_CRYPT_CONFIG: which ranges of the key depend on the address.
+        address: the flash address, a multiple of 16. The length of *data* must also be a multiple of 16.
+        config: the eFuse FLASH_CRYPT_CONFIG: the ranges of the key that depend on the address.
         decrypt: decrypt instead.
     """
     number = int.from_bytes(key, "big")
@@ -79,7 +79,7 @@ def esp32(key: bytes, address: int, data: bytes, config: int, *, decrypt: bool =
         size = _TWEAKED_BLOCK - start % _TWEAKED_BLOCK
         block_key = (number ^ _tweak(start, config)).to_bytes(32, "big")
         cipher = Cipher(algorithms.AES(block_key), modes.ECB())
-        # Encrypting is AES's decryption here: the cache, which reads, then needs the encrypting circuit only.
+        # Encryption uses AES decryption, so that the cache, which reads, only needs the encryption circuit.
         context = cipher.encryptor() if decrypt else cipher.decryptor()
         parts.extend(
             context.update(data[offset : offset + BLOCK][::-1])[::-1]
@@ -90,7 +90,7 @@ def esp32(key: bytes, address: int, data: bytes, config: int, *, decrypt: bool =
 
 
 def _tweak(address: int, config: int) -> int:
-    """Return the 256 bits that are mixed into the key for the 32 bytes at *address*."""
+    """Return the 256 bits that are XORed into the key for the 32 bytes at *address*."""
     field = address >> 5 & ((1 << _FIELD) - 1)
     tweak = 0
     for number, bits in enumerate(_RANGE_BITS):

@@ -1,4 +1,4 @@
-"""The eFuses of a simulated chip, burnt by espefuse's own emulator of that chip's eFuse controller."""
+"""The eFuses of a simulated chip, burned by espefuse's emulator of the chip's eFuse controller."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def _load(path: Path) -> bytes:
     except OSError as error:
         raise BackendError(
             f"the eFuse file {path} cannot be read: {error.strerror}",
-            hint="it must be a readable, writable file",
+            hint="use a readable and writable file",
         ) from error
 
 
 class Efuses:
     """The register window of the eFuse controller.
 
-    The registers are plain bytes; espefuse's emulator is asked only when a host writes one.
+    The registers are plain bytes; espefuse's emulator is only used when a host writes a register.
 
     Args:
         model: the chip.
         mac: base MAC address, 6 bytes.
         revision: major * 100 + minor.
-        path: file to keep them in, in the format of espefuse's ``--virt --path-efuse-file``. Keys that can no longer
-            be read are kept beside it, in ``PATH.keys``: the chip still encrypts with them.
-        apb_mhz: returns the frequency of the APB, which times a burn; None for the crystal's.
+        path: the file for the eFuses, in the format of espefuse's ``--virt --path-efuse-file``. Read-protected keys
+            are stored in ``PATH.keys``: the chip still encrypts with them.
+        apb_mhz: returns the frequency of the APB, which times a burn; None for the crystal's frequency.
 
     Attributes:
-        was_stored: whether the file held a chip already; *mac* and *revision* are then without effect.
+        was_stored: whether the file already contained eFuses; *mac* and *revision* then have no effect.
 
     Raises:
         BackendError: if the file cannot be used.
@@ -75,7 +75,7 @@ class Efuses:
         if len(stored) != self.size:
             raise BackendError(
                 f"the eFuse file {self._path} has {len(stored)} bytes, not the {self.size} of an {self._model.chip}",
-                hint="it belongs to another chip; use another file",
+                hint="use another file; this one is from another chip",
             )
         self._registers = bytearray(stored[::-1])
         keys = _load(self._keys_path) if self._keys_path else b""
@@ -94,11 +94,11 @@ class Efuses:
         return struct.unpack_from("<I", self._registers, (address - self.base) & ~3)[0]
 
     def write(self, address: int, value: int, mask: int) -> None:
-        """Write the bits of *mask*; a program or read command acts at once.
+        """Write the bits of *mask*; a program or read command runs at once.
 
-        The emulator stores ``value & mask`` instead of merging and would let the read registers be written, which no
-        chip does: both are put right here. What it cannot encode (a coding error) leaves the fuses as they were, and so
-        does a burn with the timing of another clock, of which nobody knows what a real chip makes.
+        The emulator stores ``value & mask`` instead of merging, and allows writes to the read registers, which chips do
+        not; both are corrected here. The eFuses do not change if it cannot encode the data (a coding error), or if the
+        burn has the timing of another clock, whose result on a real chip is unknown.
         """
         address &= ~3
         if any(first <= address < end for first, end in self._map.read_only):
@@ -112,20 +112,20 @@ class Efuses:
             merged = 0
         try:
             self._emulator.write_reg(address, merged)
-        except Exception:  # the emulator raises FatalError or reedsolo errors for data no chip could program
+        except Exception:  # the emulator raises FatalError or reedsolo errors for data that cannot be programmed
             return
         self._registers[:] = contents(self._emulator)
         self.save()
 
     def clear(self) -> None:
-        """Blank everything but the revision, MAC included: what the reset wire of Espressif's FPGA boards does."""
+        """Clear everything except the revision, including the MAC, like the reset wire of Espressif's FPGA boards."""
         self._keys.clear()
         self._registers[:] = bytes.fromhex(self._map.blank)
         self.save()
 
     @property
     def mac(self) -> bytes:
-        """The base MAC address that is burnt."""
+        """The burned base MAC address."""
         first = self._mac_register
         return (self.read(first + 4) << 32 | self.read(first)).to_bytes(8, "big")[2:]
 
@@ -135,18 +135,18 @@ class Efuses:
 
     @property
     def revision(self) -> int:
-        """The revision that is burnt, major * 100 + minor."""
+        """The burned revision, major * 100 + minor."""
         if not self._model.is_esp32:
             controller = emulator(self._model.chip)
             set_contents(controller, self._registers)
             return controller.get_chip_revision()
-        # The third bit of an ESP32's major version is no eFuse; the emulator takes it for set.
+        # The third bit of an ESP32's major version is not an eFuse; the emulator assumes that it is set.
         word3, word5 = (self.read(self._model.rom.EFUSE_RD_REG_BASE + 4 * word) for word in (3, 5))
         first, second = word3 >> 15 & 1, word5 >> 20 & 1
         return (3 if first and second else first) * 100 + (word5 >> 24 & 3)
 
     def field(self, name: str) -> int:
-        """Return the value of the eFuse *name* as espefuse calls it; 0 if this chip has none of that name."""
+        """Return the value of the eFuse with espefuse's *name*; 0 if this chip does not have it."""
         if name not in self._map.fields:
             return 0
         address, bit, length = self._map.fields[name]
@@ -156,10 +156,10 @@ class Efuses:
         return value >> bit & (1 << length) - 1
 
     def preset(self, name: str, value: int) -> None:
-        """Burn an eFuse as if at the factory, past the programming registers.
+        """Burn an eFuse directly, without the programming registers, as in the factory.
 
         Raises:
-            BackendError: if the chip has no eFuse of that name.
+            BackendError: if the chip does not have an eFuse of that name.
         """
         if name not in self._map.fields:
             raise BackendError(f"the {self._model.name} has no eFuse {name}")
@@ -168,18 +168,18 @@ class Efuses:
         self.save()
 
     def take_back(self, name: str) -> None:
-        """Clear a field, which no chip can do: the end of a fault."""
+        """Clear a field, which is impossible on a real chip, to end a fault."""
         address, bit, length = self._map.fields[name]
         mask = ((1 << length) - 1) << bit
         struct.pack_into("<I", self._registers, address - self.base, self.read(address) & ~mask & 0xFFFFFFFF)
         self.save()
 
     def has_field(self, name: str) -> bool:
-        """Tell whether the chip has an eFuse of that name."""
+        """Return whether the chip has an eFuse of that name."""
         return name in self._map.fields
 
     def save(self) -> None:
-        """Write the file, if there is one, in one step.
+        """Write the file, if there is one, atomically.
 
         Raises:
             BackendError: if it cannot be written.
@@ -194,26 +194,26 @@ class Efuses:
                 self._keys_path.unlink(missing_ok=True)
             _replace(self._path, bytes(self._registers[::-1]))
         except OSError as error:
-            raise BackendError(f"the eFuse file {self._path} cannot be written: {error.strerror}") from error
+            raise BackendError(f"cannot write the eFuse file {self._path}: {error.strerror}") from error
 
     def key(self, block: str) -> bytes:
-        """Return what was burnt into a key block (e.g. ``"BLOCK_KEY0"``), in the order of a flash encryption key file.
+        """Return the key in a key block (e.g. ``"BLOCK_KEY0"``), in the byte order of a flash encryption key file.
 
-        Software sees zeros once a block is read-protected; the chip's flash encryption still uses the key. espefuse
-        burns these keys last byte first.
+        Software reads zeros once a block is read-protected, but the chip's flash encryption still uses the key.
+        espefuse burns these keys with the last byte first.
         """
         return (self._keys.get(block) or self._block_bytes(block))[::-1]
 
     def encryption_key(self) -> bytes:
-        """Return the flash encryption key: 32 bytes, or 64 for XTS-AES-256; zeros where none was burnt.
+        """Return the flash encryption key: 32 bytes, or 64 for XTS-AES-256; zeros if none was burned.
 
         Key purposes: 2 and 3 are the halves of an XTS-AES-256 key, 4 is an XTS-AES-128 key (technical reference
-        manuals, chapter eFuse controller). The ESP32 has BLOCK1 for it. An ESP32-C2 makes its key from half a block
-        unless XTS_KEY_LENGTH_256 is burnt (``espsecure.encrypt_flash_data``).
+        manuals, chapter eFuse controller). The ESP32 uses BLOCK1. An ESP32-C2 derives its key from half a block unless
+        XTS_KEY_LENGTH_256 is burned (``espsecure.encrypt_flash_data``).
         """
         if self._model.is_esp32:
             key = self.key("BLOCK1")
-            return key + key[8:16] if len(key) == 24 else key  # the 3/4 coding scheme leaves room for 24 bytes
+            return key + key[8:16] if len(key) == 24 else key  # with the 3/4 coding scheme, a block has 24 bytes
         if self._model.chip == "esp32c2" and not self.field("XTS_KEY_LENGTH_256"):
             return hashlib.sha256(self.key("BLOCK_KEY0")[16:]).digest()
         keys: dict[int, bytes] = {}
@@ -233,7 +233,7 @@ class Efuses:
         return address == registers.EFUSE_CMD_REG and bool(command & registers.EFUSE_PGM_CMD)
 
     def _is_timed_for_its_clock(self) -> bool:
-        """Tell whether the timing is that of the APB, where it varies (technical reference manuals)."""
+        """Return whether the burn timing matches the APB frequency, where that varies (technical reference manuals)."""
         registers = self._emulator.REGS
         if self._model.is_esp32:
             first, second, divider = registers.EFUSE_CLK_SETTINGS[self._apb_mhz()]
@@ -246,11 +246,11 @@ class Efuses:
         return True
 
     def _remember_key_data(self) -> None:
-        """Keep what the key blocks hold, as the emulator wipes them when they become read-protected."""
+        """Save the key blocks, as the emulator clears them when they become read-protected."""
         for block in self._key_blocks():
             data = self._block_bytes(block)
             if any(data):
-                # Both together: of the ESP32-C2's block one half may be wiped and the other not.
+                # Combine both: on the ESP32-C2, only one half of the block may be cleared.
                 known = self._keys.get(block, bytes(len(data)))
                 self._keys[block] = bytes(one | other for one, other in zip(known, data, strict=True))
 
@@ -266,14 +266,14 @@ class Efuses:
         return bytes(self._registers[address - self.base : address - self.base + size])
 
     def _burn_factory_values(self, mac: bytes) -> None:
-        """Give the chip what its maker burns: the MAC (with its CRC on the ESP32) and the clock calibration."""
+        """Burn the factory's values: the MAC address (with its CRC on the ESP32) and the clock calibration."""
         low, high = int.from_bytes(mac[2:], "big"), int.from_bytes(mac[:2], "big")
         first = self._mac_register
         if self._model.is_esp32:
             high |= _crc8(mac) << 16
             self._burn(self._model.rom.EFUSE_RD_REG_BASE + 16, ESP32_CK8M_FREQ)
         elif self._model.chip == "esp32h4":
-            self.preset("TEMP", 1)  # its grade, without which esptool takes it for an unknown chip
+            self.preset("TEMP", 1)  # the temperature grade; without it, esptool reports an unknown chip
         self._burn(first, low)
         self._burn(first + 4, high)
 
@@ -282,7 +282,7 @@ class Efuses:
 
 
 def _crc8(data: bytes) -> int:
-    """Return the check sum that lies behind an ESP32's MAC address: CRC-8 of Dallas and Maxim."""
+    """Return the checksum after an ESP32's MAC address: the CRC-8 of Dallas and Maxim."""
     value = 0
     for byte in data:
         value ^= byte

@@ -1,7 +1,7 @@
-"""What espefuse knows of a chip's eFuses: where they lie, and what a new chip holds.
+"""The registers of a chip's eFuses and their values on a new chip, from espefuse.
 
-Importing espefuse and letting it parse its YAML takes 0.2 s; the few facts that a simulated chip needs to start are
-therefore kept in the user's cache folder, in a file per version of esptool, chip and revision.
+Importing espefuse and parsing its YAML takes 0.2 s. The data that a simulated chip needs to start is therefore kept in
+the user's cache folder, in one file per esptool version, chip and revision.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _FORMAT = 1  # of the cached files
 
 @dataclass(frozen=True)
 class EfuseMap:
-    """The eFuse controller of one chip.
+    """The eFuse controller of a chip.
 
     Attributes:
-        base: address of its first register.
-        size: bytes of the window.
-        blank: hexadecimal contents of the window of a new chip of that revision, lowest address first.
+        base: the address of its first register.
+        size: the size of the register window in bytes.
+        blank: the window's contents on a new chip of that revision, in hex, lowest address first.
         fields: name of an eFuse -> (address, lowest bit there, number of bits).
         blocks: name or alias of a block -> (address, bytes).
-        read_only: (first, end) of the windows that show the fuses and cannot be written.
+        read_only: (first, end) of the windows that show the eFuses and cannot be written.
     """
 
     base: int
@@ -49,7 +49,7 @@ def efuse_map(chip: str, revision: int) -> EfuseMap:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return EfuseMap(**json.loads(path.read_bytes()))
     found = _ask_espefuse(chip, revision)
-    with contextlib.suppress(OSError):  # without a cache it is only slower
+    with contextlib.suppress(OSError):  # it also works without a cache
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps(asdict(found)))
@@ -58,19 +58,19 @@ def efuse_map(chip: str, revision: int) -> EfuseMap:
 
 
 def emulator(chip: str) -> Any:
-    """Return a blank ``EmulateEfuseController`` of *chip* of its own: making one takes 0.1 s, copying it no time."""
+    """Return a new, blank ``EmulateEfuseController`` of *chip*. It is copied, as creating one takes 0.1 s."""
     controller = copy.copy(_prototype(chip))
     controller.mem = copy.deepcopy(controller.mem)
     return controller
 
 
 def contents(controller: Any) -> bytes:
-    """Return the registers of an emulator, lowest address first (it keeps them the other way round)."""
+    """Return the registers of an emulator, lowest address first. The emulator stores them in reverse."""
     return controller.mem.bytes[::-1]
 
 
 def set_contents(controller: Any, registers: bytes | bytearray) -> None:
-    """Put *registers*, lowest address first, into an emulator."""
+    """Set the registers of an emulator to *registers*, lowest address first."""
     controller.mem = type(controller.mem)(bytes=bytes(registers[::-1]), length=len(registers) * 8)
 
 

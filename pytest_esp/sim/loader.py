@@ -1,7 +1,7 @@
-"""The two programs that speak the serial protocol: the ROM's loader and the stub flasher.
+"""The two programs that implement the serial protocol: the ROM's loader and the stub flasher.
 
-Source: esptool's serial protocol documentation and ``esptool.loader``; for what they leave out, the ROMs themselves and
-esptool's own stub on QEMU, whose answers ``tests/differential`` compares with those of this module.
+Source: esptool's serial protocol documentation and ``esptool.loader``; for what they do not specify, the ROMs and
+esptool's stub on QEMU, whose responses ``tests/differential`` compares with those of this module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[bytes, int], bytes]
 
-# Status codes. The ROM's are in esptool.util.FatalError.WithResult, the stub's in the protocol documentation.
+# Status codes: the ROM's from esptool.util.FatalError.WithResult, the stub's from the protocol documentation.
 ROM_INVALID, ROM_FAILED, ROM_BAD_CHECKSUM = 0x05, 0x06, 0x07
 ROM_READ_FAILED, ROM_READ_TOO_LONG, ROM_INFLATE = 0x09, 0x0A, 0x0B
 STUB_BAD_LENGTH, STUB_BAD_CHECKSUM, STUB_INVALID_COMMAND, STUB_SPI_FAILED = 0xC0, 0xC1, 0xC3, 0xC4
@@ -30,12 +30,12 @@ STUB_NOT_IMPLEMENTED = 0xFF
 
 _SECTOR = 0x1000
 _SYNC_WORD = 0x20120707
-_RUN_USER_CODE = 0xD3  # of the stub; never answered
+_RUN_USER_CODE = 0xD3  # a stub command without a response
 _FASTEST_UART = 20_000_000
 
 
 class CommandError(Exception):
-    """A command fails with this status code; the ROM sends *payload* all the same."""
+    """A command fails with this status code. The ROM still sends *payload*."""
 
     def __init__(self, code: int, payload: bytes = b"") -> None:
         super().__init__(f"status {code:#04x}")
@@ -44,10 +44,10 @@ class CommandError(Exception):
 
 
 class _Programmer:
-    """Puts bytes into flash one after the other, encrypted if the host wants it so.
+    """Writes consecutive bytes to flash, encrypted if the host requests it.
 
     Args:
-        size: bytes that are to come: the last ones fill up a block of the cipher.
+        size: the total number of bytes; the end is padded to a block of the cipher.
     """
 
     def __init__(self, chip: SimChip, address: int, size: int, *, encrypted: bool) -> None:
@@ -58,7 +58,7 @@ class _Programmer:
         self._unencrypted = b""
 
     def put(self, data: bytes) -> None:
-        """Program *data* behind what came before."""
+        """Program *data* after the earlier data."""
         self.address += len(data)
         if not self._encrypted:
             self._chip.flash.program(self.address - len(data), data)
@@ -74,7 +74,7 @@ class _Programmer:
 
 
 class Loader:
-    """What ROM and stub have in common. Commands are methods that take the request's data and checksum."""
+    """The common part of ROM and stub. Commands are methods that take the request's data and checksum."""
 
     def __init__(self, chip: SimChip) -> None:
         self.chip = chip
@@ -102,16 +102,16 @@ class Loader:
         }
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the host and answer every whole packet."""
+        """Receive bytes from the host and answer every complete packet."""
         for packet in self._decoder.feed(data):
             self.packet(packet)
 
     def packet(self, packet: bytes) -> None:
-        """Answer one packet, if it is one."""
+        """Answer a packet if it is valid."""
         raise NotImplementedError
 
     def unknown(self, op: int) -> None:
-        """Answer a command that this loader does not have."""
+        """Answer an unsupported command."""
         raise NotImplementedError
 
     def respond(self, op: int, payload: bytes = b"", error: int = 0) -> None:
@@ -123,7 +123,7 @@ class Loader:
         self.chip.transmit(encode(struct.pack("<BBHI", 1, op, len(data), self.value) + data))
 
     def _run(self, op: int, data: bytes, check: int) -> None:
-        """Run a command, answer, and do what is done after the answer."""
+        """Run a command, respond, and run its follow-up action."""
         command = self.commands.get(op)
         self.value = 0
         if command is None:
@@ -138,7 +138,7 @@ class Loader:
             after()
 
     def _words(self, data: bytes, count: int) -> tuple[int, ...]:
-        """Return the *count* words that a command has."""
+        """Return the *count* words of a command's data."""
         raise NotImplementedError
 
     # -- commands
@@ -155,7 +155,7 @@ class Loader:
         raise NotImplementedError
 
     def _answer_sync(self) -> None:
-        """Send seven of the eight answers; the eighth is the command's."""
+        """Send seven of the eight responses; the eighth is the command's."""
         self.chip.autobaud()
         for _ in range(7):
             self.respond(0x08)
@@ -205,7 +205,7 @@ class Loader:
 
     def _change_baudrate(self, data: bytes, check: int) -> bytes:
         baudrate = self._words(data, 2)[0]
-        # What no UART can do makes a real chip deaf, or crash: here it stays as it is.
+        # An impossible baud rate makes a real chip hang or crash; here it is ignored.
         if 1 <= baudrate <= _FASTEST_UART:
             self._after = lambda: self.chip.set_uart_baudrate(baudrate)
         return b""
@@ -215,9 +215,9 @@ class Loader:
 
 
 class _RomBlocks:
-    """How the ROM takes the blocks of one download: in order, none longer than announced.
+    """The ROM's handling of a download's blocks: in order, and not longer than announced.
 
-    A block whose checksum is wrong is not taken, but counts: sent again it has a number that has passed.
+    A block with a wrong checksum is refused, but counted: when it is sent again, its number is too low.
     """
 
     def __init__(self, count: int, size: int, take: Callable[[bytes], None]) -> None:
@@ -228,11 +228,11 @@ class _RomBlocks:
 
     @property
     def complete(self) -> bool:
-        """Whether as many blocks have come as were announced."""
+        """Whether all announced blocks have arrived."""
         return self._next >= self._count
 
     def block(self, data: bytes, check: int) -> None:
-        """Take one block: 16 bytes of header, and its contents."""
+        """Handle a block: a header of 16 bytes, and its contents."""
         size, sequence = struct.unpack_from("<II", data.ljust(8, b"\x00"))
         content = data[16 : 16 + size]
         if sequence != self._next or size > self._size or len(content) < size:
@@ -244,7 +244,7 @@ class _RomBlocks:
 
 
 class RomLoader(Loader):
-    """The loader in a chip's mask ROM, with its restricted command set in secure download mode."""
+    """The loader in a chip's mask ROM, with a restricted command set in secure download mode."""
 
     _SECURE_COMMANDS = (0x02, 0x03, 0x04, 0x08, 0x0B, 0x0D, 0x0F, 0x10, 0x11, 0x12, 0x14)
     _8266_COMMANDS = (0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0A)
@@ -265,7 +265,7 @@ class RomLoader(Loader):
         self.commands = {op: command for op, command in self.commands.items() if op in ops}
 
     def packet(self, packet: bytes) -> None:
-        """Run one packet. The ROM does not look at the length in its header."""
+        """Handle a packet. The ROM ignores the length in its header."""
         if len(packet) < 8:
             return
         direction, op, check = struct.unpack_from("<BBxxI", packet)
@@ -275,17 +275,17 @@ class RomLoader(Loader):
             self._run(op, packet[8:], check)
 
     def unknown(self, op: int) -> None:
-        """Answer as the ROM does: like a SYNC, eight times, with the error "invalid message"."""
+        """Respond like the ROM: eight times, like a SYNC, with the error "invalid message"."""
         for _ in range(8):
             self.respond(0x08, error=ROM_INVALID)
 
     def respond(self, op: int, payload: bytes = b"", error: int = 0) -> None:
-        """Send a response with a status of 4 bytes (ESP8266: 2), of which the first two say something."""
+        """Send a response with a status of 4 bytes (ESP8266: 2), of which the first two are used."""
         size = 2 if self.chip.model.is_8266 else 4
         self._send(op, payload, bytes([1, error] if error else [0, 0]).ljust(size, b"\x00"))
 
     def _words(self, data: bytes, count: int) -> tuple[int, ...]:
-        """Return the words; the ROM takes what is missing from the packet before, here it is 0."""
+        """Return the words. The ROM takes missing words from the previous packet; here they are 0."""
         return struct.unpack(f"<{count}I", data[: 4 * count].ljust(4 * count, b"\x00"))
 
     def _exact_words(self, data: bytes, count: int) -> tuple[int, ...]:
@@ -318,7 +318,7 @@ class RomLoader(Loader):
         return b""
 
     def _begin(self, data: bytes, *, compressed: bool) -> bytes:
-        # The fifth word, whether to encrypt, came with the ESP32-S2.
+        # The fifth word, whether to encrypt, exists since the ESP32-S2.
         model = self.chip.model
         size, count, block_size, address, *encrypted = self._exact_words(
             data, 4 if model.is_8266 or model.is_esp32 else 5
@@ -359,7 +359,7 @@ class RomLoader(Loader):
     _defl_data = _flash_data
 
     def _flash_end(self, data: bytes, check: int) -> bytes:
-        """Leave the loader in any case: what is missing is complained of first."""
+        """Leave the loader in any case, after an error response if blocks are missing."""
         self._after = self.chip.leave_loader
         if not (self._begun and self._flash.complete):
             raise CommandError(ROM_FAILED)
@@ -392,18 +392,18 @@ class RomLoader(Loader):
 
 
 def _erase_size_8266(address: int, size: int) -> int:
-    """Return what the ESP8266's ROM really erases: it counts the sectors up to the next 64 KB block twice."""
+    """Return the size that the ESP8266's ROM erases: it counts the sectors up to the next 64 KB block twice."""
     sectors = -(-size // _SECTOR)
     head = 16 - address // _SECTOR % 16
     return (2 * sectors if sectors <= head else sectors + head) * _SECTOR
 
 
 class _StubDownload:
-    """How the stub takes a download: block after block, whatever their numbers, erasing as it goes.
+    """The stub's handling of a download: it ignores the blocks' numbers, and erases while it writes.
 
     Attributes:
-        missing: bytes still to come, modulo 2**32: a compressed download that is longer than announced is not noticed
-            before its end.
+        missing: the number of bytes left, modulo 2**32: a compressed download that is longer than announced is only
+            detected at its end.
     """
 
     _WINDOW = 0x8000  # bytes that are inflated before they are written
@@ -418,10 +418,10 @@ class _StubDownload:
         self._erase_end = -(-(address + size) // _SECTOR) * _SECTOR
 
     def begin(self) -> None:
-        """Erase the first sector: that much the stub does before any data come.
+        """Erase the first sector, as the stub does before any data arrives.
 
         Raises:
-            CommandError: if it lies beyond the flash; blocks are taken all the same.
+            CommandError: if it is beyond the flash; blocks are accepted nevertheless.
         """
         if self.missing and self._erased_to + _SECTOR > self._chip.flash.size:
             raise CommandError(STUB_SPI_FAILED)
@@ -429,11 +429,11 @@ class _StubDownload:
             self._erase_to(self._erased_to + _SECTOR)
 
     def plain(self, content: bytes) -> None:
-        """Write a block; what is more than announced is left out."""
+        """Write a block, without data beyond the announced size."""
         self._write(content[: self.missing])
 
     def compressed(self, sequence: int, content: bytes) -> None:
-        """Inflate a block, and write what makes a whole window, or the end."""
+        """Inflate a block, and write complete windows, and the rest at the end."""
         if sequence == 0:
             self._inflated = b""
         try:
@@ -462,22 +462,22 @@ class _StubDownload:
 class StubLoader(Loader):
     """esptool's stub flasher, running in RAM.
 
-    It answers a block, or a request to read, before it does what was asked: if that fails, the next command of whatever
-    kind is not run and has the error for an answer.
+    It responds to a block or a read request before it executes it. If that fails, the next command of any kind is not
+    run, and the response to it is the error.
     """
 
-    _PLUGINS = range(0xD5, 0xE0)  # commands for NAND flash, which a plugin of esptool's would bring
+    _PLUGINS = range(0xD5, 0xE0)  # commands for NAND flash, which need an esptool plugin
 
     def __init__(self, chip: SimChip) -> None:
         super().__init__(chip)
         self.commands |= {0xD0: self._erase_flash, 0xD1: self._erase_region, 0xD2: self._read_flash}
         self._reading: _FlashReader | None = None
         self._download: _StubDownload | None = None
-        self._ram: tuple[int, int] | None = None  # the next address, and bytes to come
+        self._ram: tuple[int, int] | None = None  # the next address, and the number of bytes left
         self._late_error = 0
 
     def packet(self, packet: bytes) -> None:
-        """Take an acknowledgement of a read that is under way, else a request."""
+        """Handle an acknowledgement of the current read, or a request."""
         if self._reading is not None:
             reading = self._reading
             self._late(lambda: reading.acknowledge(packet))
@@ -497,7 +497,7 @@ class StubLoader(Loader):
             self._late_error = 0
         elif op != _RUN_USER_CODE:
             self._run(op, packet[8:], check)
-        elif self.chip.model.is_8266:  # the only chip that esptool sends it to; on the others it does nothing
+        elif self.chip.model.is_8266:  # esptool sends it only to this chip; on others it has no effect
             self.chip.leave_loader()
 
     def _late(self, action: Callable[[], None]) -> None:
@@ -510,11 +510,11 @@ class StubLoader(Loader):
         self._after = lambda: self._late(action)
 
     def unknown(self, op: int) -> None:
-        """Answer with the same number and an error."""
+        """Respond with the same command number and an error."""
         self.respond(op, error=STUB_NOT_IMPLEMENTED if op in self._PLUGINS else STUB_INVALID_COMMAND)
 
     def respond(self, op: int, payload: bytes = b"", error: int = 0) -> None:
-        """Send a response; a failed one has no payload."""
+        """Send a response; errors do not have a payload."""
         self._send(op, b"" if error else payload, bytes([error, 0]))
 
     def _words(self, data: bytes, count: int) -> tuple[int, ...]:
@@ -543,7 +543,7 @@ class StubLoader(Loader):
             raise CommandError(STUB_NOT_IMPLEMENTED)
         return super()._security_info(data, check)
 
-    # -- RAM: no checksum is looked at
+    # -- RAM: checksums are ignored
 
     def _mem_begin(self, data: bytes, check: int) -> bytes:
         size, _count, _block_size, address = self._words(data, 4)
@@ -570,7 +570,7 @@ class StubLoader(Loader):
 
     @staticmethod
     def _block(data: bytes, too_short: int = STUB_TOO_LITTLE) -> tuple[int, bytes]:
-        """Return the size that a block's header tells, and what follows the header."""
+        """Return the size from a block's header, and the data after the header."""
         if len(data) < 16:
             raise CommandError(too_short)
         return int.from_bytes(data[:4], "little"), data[16:]
@@ -612,7 +612,7 @@ class StubLoader(Loader):
         return b""
 
     def _flash_end(self, data: bytes, check: int) -> bytes:
-        """End the download; the stub stays, whatever it is told."""
+        """End the download. The stub keeps running, whatever the request says."""
         self._words(data, 1)
         if self._begun().missing:
             raise CommandError(STUB_BAD_LENGTH)
@@ -626,7 +626,7 @@ class StubLoader(Loader):
         return b""
 
     def _erase_region(self, data: bytes, check: int) -> bytes:
-        """Erase what there is of the region."""
+        """Erase the part of the region that exists."""
         address, size = self._words(data, 2)
         if address % _SECTOR or size % _SECTOR:
             raise CommandError(STUB_BAD_LENGTH)
@@ -642,7 +642,7 @@ class StubLoader(Loader):
         return self.chip.flash.md5(address, size)
 
     def _read_flash(self, data: bytes, check: int) -> bytes:
-        # The last word is how many frames may be on their way, but the stub sends one at a time.
+        # The last word is the number of frames that may be unacknowledged, but the stub sends one at a time.
         address, size, block_size, _window = self._words(data, 4)
         self._afterwards(lambda: self._start_reading(_FlashReader(self.chip, address, size, block_size)))
         return b""
@@ -654,7 +654,7 @@ class StubLoader(Loader):
 
 
 class _FlashReader:
-    """A read that sends a frame, waits for its acknowledgement, and at the end sends the MD5 of all."""
+    """A read: sends a frame, waits for its acknowledgement, and at the end sends the MD5 of all data."""
 
     def __init__(self, chip: SimChip, address: int, size: int, block_size: int) -> None:
         self._chip = chip
@@ -679,7 +679,7 @@ class _FlashReader:
             self._end()
 
     def acknowledge(self, packet: bytes) -> None:
-        """Take the number of bytes that the host has; anything else ends the read.
+        """Handle the number of bytes that the host has received; anything else ends the read.
 
         Raises:
             CommandError: if the next frame reaches beyond the flash.

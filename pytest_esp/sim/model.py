@@ -1,4 +1,4 @@
-"""The facts of a chip, taken from esptool's own description of it."""
+"""The properties of a chip, from esptool's description of it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from pytest_esp.errors import BackendError
 from pytest_esp.formats.stubs import stub_entries
 from pytest_esp.names import nearest
 
-# A current revision of each chip (major * 100 + minor); v0.0 where this is all there is, or nothing is published.
-# Source: the chips' errata documents. Images of today's ESP-IDF refuse the first samples of several chips.
+# A current revision of each chip (major * 100 + minor); v0.0 if it is the only one, or none is published.
+# Source: the chips' errata documents. Images built with current ESP-IDF refuse the first samples of several chips.
 _CURRENT_REVISION = {
     "esp32": 301, "esp32s2": 100, "esp32s3": 2, "esp32c3": 4, "esp32c2": 200, "esp32c6": 2, "esp32h2": 102,
     "esp32c5": 100, "esp32c61": 100, "esp32p4": 103,
 }  # fmt: skip
 
-# The crystal of the usual module, MHz (chip datasheets), where esptool measures it; else esptool knows it.
+# The crystal frequency of the usual module in MHz (chip datasheets), for chips on which esptool measures it.
 _CRYSTAL_MHZ = {"esp8266": 26, "esp32c2": 26, "esp32c5": 48}
 
-# What the stub runs the APB at, in MHz, from the PLL, where a ROM that listens to its UART has it at the crystal's
-# frequency. Source: esp-flasher-stub's ``main.c``, and ``clock.c`` of these chips in esp-stub-lib.
+# The APB frequency in MHz while the stub runs, from the PLL; the ROM's loader uses the crystal's frequency.
+# Source: esp-flasher-stub's ``main.c``, and ``clock.c`` of these chips in esp-stub-lib.
 _APB_MHZ_OF_STUB = {"esp32": 80, "esp32s2": 80}
 
-# The API version (once: ECO version) that the ROM tells in its security info, where it is not 0.
+# The API version (formerly ECO version) in the ROM's security info, if it is not 0.
 _ROM_API_VERSION = {"esp32c3": 3}
 
-# The ROM of these has attached the flash when it starts to listen (esptool's test_attach_flash).
+# The ROMs of these chips attach the flash before they wait for a host (esptool's test_attach_flash).
 _ATTACHED_BY_ROM = ("esp32s2", "esp32p4")
 
 
 class ChipModel:
-    """What esptool knows of *chip* (a name of ``esptool.CHIP_LIST``).
+    """The properties of *chip* (a name from ``esptool.CHIP_LIST``).
 
     Raises:
-        BackendError: if esptool knows no such chip.
+        BackendError: if the installed esptool does not support the chip.
     """
 
     def __init__(self, chip: str) -> None:
         if chip not in CHIP_DEFS:
             raise BackendError(
                 f"unknown chip {chip!r}",
-                hint=f"nearest: {nearest(chip, CHIP_DEFS)}; the installed esptool knows {', '.join(CHIP_DEFS)}",
+                hint=f"nearest: {nearest(chip, CHIP_DEFS)}; the installed esptool supports {', '.join(CHIP_DEFS)}",
             )
         self.chip = chip
         self.rom: Any = CHIP_DEFS[chip]
@@ -60,34 +60,34 @@ class ChipModel:
 
     @property
     def security_info_size(self) -> int:
-        """Bytes that GET_SECURITY_INFO answers with: 0 where the ROM does not know the command."""
+        """The size of the response to GET_SECURITY_INFO in bytes; 0 if the ROM does not support the command."""
         if not self.rom.SECURITY_INFO_SUPPORTED:
             return 0
         return 12 if self.chip == "esp32s2" else 20
 
     def uart_clock_mhz(self, *, stub: bool) -> int:
-        """Return what clocks the UART while the ROM, or the *stub*, runs: on the ESP32 and the ESP32-S2 the APB."""
+        """Return the UART's clock while the ROM or the *stub* runs: the APB on the ESP32 and the ESP32-S2."""
         of_rom = self.crystal_mhz * getattr(self.rom, "XTAL_CLK_DIVIDER", 1)
         return _APB_MHZ_OF_STUB.get(self.chip, of_rom) if stub else of_rom
 
     def uart_clock_divider(self, clock_mhz: int, baudrate: int) -> int:
-        """Return what the UART's divider register holds at *baudrate* (``ESPLoader.get_crystal_freq`` inverts it)."""
+        """Return the value of the UART's divider register at *baudrate* (see ``ESPLoader.get_crystal_freq``)."""
         return round(clock_mhz * 1e6 / baudrate) & self.rom.UART_CLKDIV_MASK
 
     def rom_baudrate(self, requested: int) -> int:
-        """Return what the UART runs at when the ROM was told to change to *requested* baud.
+        """Return the actual baud rate after a change to *requested* by the ROM.
 
-        The ESP32-C2's ROM takes every crystal for one of 40 MHz (``ESP32C2ROM.change_baud`` works around it).
+        The ESP32-C2's ROM assumes a crystal of 40 MHz (``ESP32C2ROM.change_baud`` works around it).
         """
         return requested * self.crystal_mhz // 40 if self.chip == "esp32c2" else requested
 
     @functools.cached_property
     def stub_entries(self) -> frozenset[int]:
-        """Entry points of every stub flasher that the installed esptool has for this chip."""
+        """The entry points of all stub flashers that the installed esptool has for this chip."""
         return stub_entries(self.rom.CHIP_NAME)
 
     def registers(self, revision: int) -> dict[int, int]:
-        """Return the registers of a chip of *revision* (major * 100 + minor) whose reset value esptool looks at."""
+        """Return the registers that esptool reads, with their reset values for *revision* (major * 100 + minor)."""
         values: dict[int, int] = {}
         if self.magic is not None:
             values[self.rom.CHIP_DETECT_MAGIC_REG_ADDR] = self.magic
@@ -98,7 +98,7 @@ class ChipModel:
             # Calibrated so that the ROM computes 40 MHz with CK8M_FREQ = 128: value * 15625 * 128 / 40.
             values[self.rom.RTCCALICFG1] = 800 << self.rom.TIMERS_RTC_CALI_VALUE_S
         if hasattr(self.rom, "PCR_SYSCLK_CONF_REG"):
-            # The crystal that the ROM believes in (``ESP32C5ROM.change_baud`` compares it with the real one).
+            # The crystal frequency that the ROM assumes (``ESP32C5ROM.change_baud`` compares it with the real one).
             values[self.rom.PCR_SYSCLK_CONF_REG] = self.crystal_mhz << self.rom.PCR_SYSCLK_XTAL_FREQ_S
         return values
 
@@ -109,6 +109,6 @@ ESP32_CK8M_FREQ = 128
 
 def _crystal_mhz(chip: str, rom: Any) -> int:
     try:
-        return rom.get_crystal_freq(None)  # constant where the chip works with one crystal only
+        return rom.get_crystal_freq(None)  # constant if the chip supports one crystal only
     except AttributeError:
         return _CRYSTAL_MHZ.get(chip, 40)

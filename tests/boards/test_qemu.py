@@ -264,8 +264,8 @@ def wrapped(need_qemu, tmp_path, monkeypatch):
             r"ended \(1\): .*Parameter 'strap_mode' expects uint64",
         ),
         ("echo no room >&2; kill -ABRT $$", "was killed by SIGABRT: no room"),
-        ("exit 3", r"ended \(3\) without a word"),
-        ("kill -KILL $$", "was killed by SIGKILL without a word"),
+        ("exit 3", r"ended \(3\) without a message"),
+        ("kill -KILL $$", "was killed by SIGKILL without a message"),
     ],
 )
 def test_one_that_does_not_start_is_quoted_at_once(board, wrapped, script, words):
@@ -302,7 +302,7 @@ def test_a_wait_ends_when_qemu_is_killed(link):
     killer = threading.Timer(0.1, os.kill, (pid, signal.SIGKILL))
     killer.start()
     begun = time.monotonic()
-    with pytest.raises(PortError, match="QEMU was killed by SIGKILL without a word"):
+    with pytest.raises(PortError, match="QEMU was killed by SIGKILL without a message"):
         link.console.expect("never", timeout=30)
     assert time.monotonic() - begun < 0.1 + 0.2
 

@@ -173,7 +173,7 @@ def test_a_killed_qemu_is_told_of_and_comes_back_with_a_reset(serve, flash_file)
     try:
         os.kill(qemu, signal.SIGKILL)
         assert served.process.stderr.readline() == (
-            "QEMU was killed by SIGKILL without a word; a reset starts it again\n"
+            "QEMU was killed by SIGKILL without a message; a reset starts it again\n"
         )
         port.dtr = False
         port.rts = True

@@ -41,7 +41,7 @@ def test_tables_for_updates_and_of_ones_own(server):
         ("esp_partition_create", {"layout": "/etc/secret.csv"}, "outside the folders"),
         ("esp_partition_create", {"layout": "two_ota", "output_file": "boards.toml"}, "exists already"),
         ("esp_partition_create_ota", {"flash_size": "4MB", "app_size": "3MB"}, "do not fit"),
-        ("esp_partition_create_ota", {"flash_size": "much"}, "flash size is wrong"),
+        ("esp_partition_create_ota", {"flash_size": "much"}, "invalid flash size"),
         ("esp_partition_custom", {"config": {}}, "no list 'partitions'"),
         ("esp_partition_analyze", {"port": "c3"}, "there is no partition table"),
         ("esp_partition_flash", {"port": "guarded", "partition_file": "x.bin"}, "does not allow 'erase'"),
@@ -105,7 +105,7 @@ def test_encrypted_nvs(server):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"data": {"a": {"k": {"type": "u8", "value": 256}}}}, "value of 'k' is wrong"),
+        ({"data": {"a": {"k": {"type": "u8", "value": 256}}}}, "value of 'k' is invalid"),
         ({"data": "../values.csv"}, "outside the folders"),
         ({"data": {"a": {}}, "size": 100}, "cannot have"),
         ({"data": {"a": {}}, "output_file": "boards.toml"}, "exists already"),

@@ -40,8 +40,8 @@ def test_search_and_compare(server):
         ("esp_product_availability", {"product": ""}, "no ''"),
         ("esp_chip_compare", {"chips": ["esp32"]}, "nothing to compare"),
         ("esp_chip_compare", {"chips": ["esp32", "esp33"]}, "no 'esp33'"),
-        ("esp_product_search", {"min_flash": "much"}, "flash is wrong"),
-        ("esp_product_recommend", {"min_psram": -1}, "PSRAM is wrong"),
+        ("esp_product_search", {"min_flash": "much"}, "invalid flash"),
+        ("esp_product_recommend", {"min_psram": -1}, "invalid PSRAM"),
     ],
 )
 def test_what_is_refused(server, tool, arguments, error):

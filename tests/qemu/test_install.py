@@ -189,7 +189,7 @@ def test_progress_is_reported(server, publish):
 def test_the_archive_must_be_what_was_released(server, publish, tools):
     name = publish(archive())
     server.files[f"/releases/{FOLDER}/{name}"] = archive(script=SCRIPT.replace("9.2.2", "6.6.6"))
-    with pytest.raises(BackendError, match=f"{name} is not what Espressif released: its .* have the SHA-256") as caught:
+    with pytest.raises(BackendError, match=f"{name} is not the released archive: it has .* SHA-256") as caught:
         install("xtensa", url=server.url)
     assert "nothing was installed" in caught.value.hint
     assert nothing_is_left(tools)
@@ -199,7 +199,7 @@ def test_an_endless_answer_is_not_read_to_its_end(server, publish, tools):
     data = archive()
     name = publish(data)
     server.files[f"/releases/{FOLDER}/{name}"] = data + bytes(10_000_000)
-    with pytest.raises(BackendError, match="is not what Espressif released") as caught:
+    with pytest.raises(BackendError, match="is not the released archive") as caught:
         install("xtensa", url=server.url)
     length = int(caught.value.message.partition("its ")[2].split()[0])
     assert len(data) < length <= len(data) + 64 * 1024
@@ -241,7 +241,7 @@ def test_without_network_the_command_says_what_else_can_be_done(publish, tools):
     )
     assert result.returncode == 1
     assert "Connection refused" in result.stderr
-    assert f"put the file of that name into {tools / 'dist'} and try again" in result.stderr
+    assert f"put the file into {tools / 'dist'} and try again" in result.stderr
     assert name in result.stderr
     assert "Traceback" not in result.stderr
     assert nothing_is_left(tools)
@@ -251,7 +251,7 @@ def test_a_server_that_says_nothing(server, publish, monkeypatch, tools):
     publish(archive())
     monkeypatch.setattr(install_module, "_SILENCE", 0.2)
     server.silent.clear()
-    with pytest.raises(BackendError, match=r"cannot be fetched: no answer for 0\.2 s"):
+    with pytest.raises(BackendError, match=r"cannot download .*: timed out after 0\.2 s"):
         install("xtensa", url=server.url)
     assert nothing_is_left(tools)
 
@@ -285,7 +285,7 @@ def link(name, target):
 )
 def test_an_archive_that_writes_elsewhere_is_refused(info, server, publish, tools, tmp_path):
     publish(archive((info, b"")))
-    with pytest.raises(BackendError, match="cannot be unpacked"):
+    with pytest.raises(BackendError, match="cannot unpack"):
         install("xtensa", url=server.url)
     assert nothing_is_left(tools)
     assert not list(tmp_path.rglob("evil"))
@@ -294,8 +294,8 @@ def test_an_archive_that_writes_elsewhere_is_refused(info, server, publish, tool
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no archive", "cannot be unpacked"),
-        (archive()[:200], "cannot be unpacked"),
+        (b"no archive", "cannot unpack"),
+        (archive()[:200], "cannot unpack"),
         (archive((tarfile.TarInfo("README"), b""), script=None), "has no qemu/bin/qemu-system-xtensa"),
     ],
     ids=["something else", "shortened", "without QEMU"],
@@ -309,7 +309,7 @@ def test_what_has_no_qemu_in_it_is_refused(data, message, server, publish, tools
 
 def test_what_does_not_run_here_is_said(server, publish):
     publish(archive(script="#!/bin/sh\necho 'error while loading shared libraries: libSDL2-2.0.so.0'\nexit 127"))
-    with pytest.raises(BackendError, match=r"is installed, but fails with exit code 127 .* libSDL2") as caught:
+    with pytest.raises(BackendError, match=r"is installed, but failed with exit code 127 .* libSDL2") as caught:
         install("xtensa", url=server.url)
     assert "docs/qemu.md" in caught.value.hint
 
@@ -356,7 +356,7 @@ class TestAnArchiveInDist:
         name = publish(data)
         (tools / "dist").mkdir(parents=True)
         (tools / "dist" / name).write_bytes(data[:-1])
-        with pytest.raises(BackendError, match=f"dist/{name} is not what Espressif released"):
+        with pytest.raises(BackendError, match=f"dist/{name} is not the released archive"):
             install("xtensa", url=server.url)
         assert nothing_is_left(tools)
 
@@ -365,16 +365,16 @@ def test_a_folder_that_cannot_be_written(server, publish, tmp_path):
     publish(archive())
     (tmp_path / "file").touch()
     with pytest.raises(
-        BackendError, match=f"cannot be installed in {tmp_path}/file/tools/qemu-xtensa: Not a dir"
+        BackendError, match=f"cannot install QEMU in {tmp_path}/file/tools/qemu-xtensa: Not a dir"
     ) as caught:
         install("xtensa", url=server.url, tools=tmp_path / "file")
-    assert caught.value.hint == "--tools or IDF_TOOLS_PATH names another folder"
+    assert caught.value.hint == "use another folder, or set IDF_TOOLS_PATH to one"
 
 
 def test_a_full_disk():
     with pytest.raises(BackendError, match=os.strerror(errno.ENOSPC)) as caught, install_module._told(Path("/opt/idf")):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert "it needs some 100 MB" in caught.value.hint
+    assert "it needs about 100 MB" in caught.value.hint
 
 
 @pytest.mark.parametrize(("system", "machine"), [("linux", "riscv64"), ("win32", "ARM64"), ("freebsd14", "amd64")])

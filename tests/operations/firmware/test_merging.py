@@ -66,7 +66,7 @@ def test_parts_may_share_a_sector(tmp_path):
         ({"files": {0x8000000: "a"}, "chip": "esp32"}, FirmwareError, "beyond the largest flash"),
         ({"files": {0: "a"}, "chip": "esp33"}, OperationError, "no chip 'esp33'"),
         ({"files": {0: "a"}, "chip": "esp32", "target_offset": 8}, OperationError, "before the target offset 0x8"),
-        ({"files": {0: "a"}, "chip": "esp32", "target_offset": "far"}, OperationError, "target offset is wrong"),
+        ({"files": {0: "a"}, "chip": "esp32", "target_offset": "far"}, OperationError, "invalid target offset"),
         ({"files": {0: "a"}, "chip": "esp32", "pad_to_size": "3MB"}, OperationError, "no flash size '3MB'"),
         ({"files": {0x100000: "a"}, "chip": "esp32", "pad_to_size": "1MB"}, FirmwareError, "beyond 1MB"),
         ({"files": {0: "a"}, "chip": "esp32", "pad_to_size": "1MB", "format": "hex"}, OperationError, "only raw files"),

@@ -129,7 +129,7 @@ def test_what_cannot_be_made_smaller(build_of, tmp_path):
         optimize(tmp_path / "blank.bin", tmp_path / "x", address=0)
     with pytest.raises(OperationError, match="0 is no baud rate"):
         optimize(app, tmp_path / "x", baudrate=0)
-    with pytest.raises(OperationError, match="gap is wrong"):
+    with pytest.raises(OperationError, match="invalid gap"):
         optimize(app, tmp_path / "x", min_gap="wide")
     assert not (tmp_path / "x").exists()
 
