@@ -201,7 +201,7 @@ class TestQemu:
     def test_a_variable_that_names_nothing(self, rack, home):
         result = doctor("--rack", rack(SIM), QEMU_XTENSA_PATH=str(home / "gone"))
         assert result.exit_code == 0
-        assert f"QEMU_XTENSA_PATH names {home / 'gone'}, which does not exist" in result.stdout
+        assert f"QEMU_XTENSA_PATH is set to {home / 'gone'}, which does not exist" in result.stdout
 
 
 class TestSerialBoards:

@@ -63,7 +63,7 @@ def test_whoever_names_a_file_is_named(roots, tmp_path):
     listing = tmp_path / "first" / "flasher_args.json"
     with confined(roots), pytest.raises(RefusedError) as refused:
         resolve("../outside/app.bin", named_by=listing)
-    assert refused.value.message.startswith(f"{listing} names ../outside/app.bin, which lies outside")
+    assert refused.value.message.startswith(f"../outside/app.bin, from {listing}, is outside")
 
 
 def test_without_roots_there_are_no_files(tmp_path):

@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1000, 3 * MB, 256 * MB])
 def test_sizes_that_do_not_exist_are_refused(size):
-    with pytest.raises(BackendError, match="does not exist"):
+    with pytest.raises(BackendError, match="invalid flash size"):
         NorFlash(size)
 
 

@@ -72,7 +72,7 @@ def row(name="app", kind="app", subtype="factory", size="1MB", **more):
         ([row("o", "data", "ota", "0x2000"), row("b", subtype="ota_1")], "number them from ota_0"),
         ([row("o", "data", "ota", "0x1000")], "0x2000"),
         ([row("tiny", "data", "nvs", "0x2000")], "readonly"),
-        ([row(sise=3)], "no 'sise'"),
+        ([row(sise=3)], "unknown key 'sise'"),
         ([row(name="a,b")], "comma"),
         ([row(size="much")], "invalid size"),
         ([row(flags="secret")], "unknown flag"),

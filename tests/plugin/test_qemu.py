@@ -114,7 +114,7 @@ def no_qemu(request, bench, monkeypatch):
     """Both ways not to have QEMU; what is said then."""
     if request.param == "variable":
         monkeypatch.setenv("QEMU_RISCV_PATH", "/nowhere/qemu")
-        return "QEMU_RISCV_PATH names /nowhere/qemu, which does not exist"
+        return "QEMU_RISCV_PATH is set to /nowhere/qemu, which does not exist"
     for name in ("QEMU_RISCV_PATH", "IDF_TOOLS_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(bench.path))

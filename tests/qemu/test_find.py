@@ -99,7 +99,7 @@ def test_a_build_is_described_by_its_own_answers(tmp_path, monkeypatch):
     assert found.version == "9.2.2 (esp_develop_9.2.2_20260417)"
     assert found.machines == {"esp32", "esp32s3"}
     assert found.drivers == frozenset()
-    with pytest.raises(BackendError, match=r"no eFuse device for esp32s3: none of nvram\.esp32s3\.efuse"):
+    with pytest.raises(BackendError, match=r"no eFuse device for esp32s3: expected one of nvram\.esp32s3\.efuse"):
         found.efuse_driver(machine_for("esp32s3"))
 
 
@@ -183,7 +183,7 @@ def test_what_the_variable_names_and_cannot_be_used_is_an_error(script, reason, 
     monkeypatch.setenv("QEMU_XTENSA_PATH", str(path))
     with pytest.raises(BackendError, match=reason) as caught:
         find("xtensa")
-    assert f"QEMU_XTENSA_PATH names {path}, which" in caught.value.message
+    assert f"QEMU_XTENSA_PATH is set to {path}, which" in caught.value.message
     assert caught.value.hint
     assert why_missing("esp32") == caught.value.message
 
@@ -199,17 +199,15 @@ def test_missing_libraries_are_named_with_what_to_do(tmp_path, monkeypatch):
 
 def test_a_file_that_is_missing_or_no_program(tmp_path, monkeypatch):
     monkeypatch.setenv("QEMU_XTENSA_PATH", str(tmp_path / "gone"))
-    assert why_missing("esp32") == f"QEMU_XTENSA_PATH names {tmp_path / 'gone'}, which does not exist"
+    assert why_missing("esp32") == f"QEMU_XTENSA_PATH is set to {tmp_path / 'gone'}, which does not exist"
     monkeypatch.setenv("QEMU_XTENSA_PATH", str(tmp_path))
-    assert why_missing("esp32") == f"QEMU_XTENSA_PATH names {tmp_path / 'qemu-system-xtensa'}, which does not exist"
+    assert why_missing("esp32") == f"QEMU_XTENSA_PATH is set to {tmp_path / 'qemu-system-xtensa'}, which does not exist"
     text = tmp_path / "readme"
     text.write_text("no program")
     monkeypatch.setenv("QEMU_XTENSA_PATH", str(text))
     assert "is not executable" in why_missing("esp32")
     text.chmod(0o755)
-    assert "cannot be run: Exec format error" in why_missing("esp32") or "is not executable" in why_missing(
-        "esp32"
-    )
+    assert "cannot be run: Exec format error" in why_missing("esp32") or "is not executable" in why_missing("esp32")
     text.write_text("#!/no/such/shell\n")
     assert "needs a dynamic loader that this system does not have" in why_missing("esp32")
 

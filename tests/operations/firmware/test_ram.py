@@ -128,7 +128,7 @@ def test_what_cannot_be_converted(tmp_path):
         (tmp_path / "text", "esp32", "is not an ELF file"),
         (tmp_path / "none", "esp32", "cannot be read"),
         (elf, "esp33", "no chip 'esp33'"),
-        (elf, "esp32", "is not for the esp32: it is riscv code"),  # its addresses are those of another chip
+        (elf, "esp32", "is not for the esp32: it contains riscv code"),  # its addresses are those of another chip
     ]:
         with pytest.raises((FirmwareError, OperationError), match=error):
             elf_to_ram_image(source, chip, tmp_path / "out.bin")
