@@ -74,7 +74,7 @@ def op_command(
             click.echo(help_of(operation))
             return
         given = _arguments(operation, arguments, {"port": board, "rack": path, "wait_s": wait or None})
-        with _link(operation, board, path, wait, allow_burn) as link, _progress(operation) as progress:
+        with _link(operation, board, path, wait, allow_burn) as link, _progress(operation, as_json) as progress:
             used = link.board.name if link is not None else board
             result = operation.function(*([link] if link is not None else []), **given, **progress)
     except EspError as error:
@@ -125,14 +125,14 @@ def _link(
 
 
 @contextlib.contextmanager
-def _progress(operation: Operation) -> Generator[Mapping[str, Any]]:
+def _progress(operation: Operation, as_json: bool) -> Generator[Mapping[str, Any]]:
     """Yield the progress callback as an argument, where the operation takes one."""
     if not operation.takes_progress:
         yield {}
         return
     from pytest_esp.cli.op_progress import progress_of
 
-    with progress_of(operation.name) as callback:
+    with progress_of(operation.name, lines=not as_json) as callback:
         yield {"progress": callback}
 
 

@@ -15,10 +15,10 @@ Progress = Callable[[int, int], None]
 
 
 @contextlib.contextmanager
-def progress_of(name: str) -> Generator[Progress]:
-    """Yield a callback that shows the progress of the operation of that *name*."""
+def progress_of(name: str, *, lines: bool) -> Generator[Progress]:
+    """Yield a callback that shows the progress of the operation of that *name*; where no terminal is, in *lines*."""
     if not sys.stderr.isatty():
-        yield _lines(name)
+        yield _lines(name) if lines else _nothing
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -27,6 +27,10 @@ def progress_of(name: str) -> Generator[Progress]:
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+def _nothing(_done: int, _total: int) -> None:
+    """Programs that read JSON may read errors together with it."""
 
 
 def _lines(name: str) -> Progress:
