@@ -160,7 +160,7 @@ EXAMPLES = (
     _call("esp_load_ram", "entry segments output", port="c3", firmware="program.bin", wait_seconds=0.5),
     _call(
         "esp_elf_to_binary",
-        "output_file chip size sha256",
+        "output_file chip_type size sha256",
         elf_file="app.elf",
         chip_type="esp32c3",
         output_file="app.bin",
@@ -260,13 +260,13 @@ EXAMPLES = (
     _call("esp_idf_monitor", "lines matched", project_path="blink", port="c3", until="app_main"),
     # diagnostics
     _call("esp_memory_dump", "address size areas hexdump", port="c3", address="0x3fc90000", size=32),
-    _call("esp_register_dump", "chip reset_reason registers source", port="c3", module="RTC_CNTL"),
+    _call("esp_register_dump", "chip_type reset_reason registers source", port="c3", module="RTC_CNTL"),
     _call("esp_core_dump_analyze", "reason crashed_task tasks note", dump_file="console.log"),
     _call(
         "esp_performance_profile", "boots resets crashes log heap_lines link", port="c3", duration=2, until="app_main"
     ),
     _call("esp_power_analysis", "measurement not_measured supply", port="c3", duration=0.5),
-    _call("esp_rf_calibration_check", "mac phy_init stored efuses usable findings", port="c3"),
+    _call("esp_rf_calibration_check", "mac_address phy_init stored efuses usable findings", port="c3"),
     _call("esp_thermal_status", "hint", refused="the temperature sensor gives no value", port="c3"),
     _call(
         "esp_diagnostic_report",

@@ -226,13 +226,16 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
     keywords = cast("dict[str, Any]", schema)
     if "$ref" in keywords:
         return _inlined(definitions[keywords["$ref"].rpartition("/")[2]], definitions)
-    return {
+    shown = {
         key: as_shown({name: _inlined(value, definitions) for name, value in keywords[key].items()})
         if key == "properties"  # names of results, of which one may be "title"
         else _inlined(keywords[key], definitions)
         for key in keywords
         if key != "title"
     }
+    if "required" in shown:
+        shown["required"] = [name for name in shown["required"] if name in shown["properties"]]
+    return shown
 
 
 def _wrapper(

@@ -1,8 +1,33 @@
-"""Sizes and addresses as people write them: ``"4MB"``, ``"64K"``, ``"0x10000"``, ``4096``."""
+"""Sizes and addresses as people write them: ``"4MB"``, ``"64K"``, ``"0x10000"``, ``4096``; and as results show them."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+SHOWN = "x-shown"
+"""The keyword of a JSON schema made by pydantic that has the `Shown` of a field."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Marks a field of a result: JSON has hexadecimal text beside it, or does not have it."""
+
+    how: Literal["hex", "never"]
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core_schema), SHOWN: self.how}
+
+
+Address = Annotated[int, Shown("hex")]
+"""An address, or another number that people read in hexadecimal: beside ``offset`` a record has ``offset_hex``."""
+
+Contents = Annotated[bytes, Shown("never")]
+"""Bytes for callers in Python; JSON does not have them."""
+
+Picture = Annotated[str, Shown("never")]
+"""A picture (SVG) for callers in Python; JSON does not have it."""
 
 _SIZE = re.compile(r"(?P<number>0[xX][0-9a-fA-F_]+|[0-9][0-9_]*)\s*(?P<unit>[kKmM]?)(?P<byte>[iI]?[bB])?")
 _FACTOR = {"": 1, "k": 1024, "m": 1024 * 1024}

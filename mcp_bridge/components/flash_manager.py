@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import offer, progress, tool
 from pytest_esp.errors import OperationError
-from pytest_esp.formats.regions import size_argument
+from pytest_esp.formats.regions import Placed, size_argument
 from pytest_esp.operations.backup import restoring, saving
 from pytest_esp.operations.flash import analysis, flash_chip, tuning
 from pytest_esp.operations.flash.reading import FlashRead
 from pytest_esp.operations.flash.writing import ErasedRegion, FlashVerify, FlashWrite
 from pytest_esp.operations.registry import Effect
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A file, and where in flash it belongs."""
-
-    address: int | str
-    path: str
-
 
 _MOST_HEX = 4096  # bytes that are returned in the answer itself
 _HOUR = 3600.0  # 16 MB at 115200 baud take 25 minutes

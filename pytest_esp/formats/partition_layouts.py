@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from esp_idf_defs.partitions import PARTITION_TABLE_OFFSET, PARTITION_TABLE_SIZE, PartitionTable
 
@@ -20,16 +20,21 @@ from pytest_esp.formats.files import resolve
 from pytest_esp.formats.partition_table import Partition, default_app, ota_slots, otadata_of, parse
 from pytest_esp.formats.regions import size_argument
 from pytest_esp.names import nearest
-from pytest_esp.units import format_size
+from pytest_esp.units import Address, Contents, format_size
 
 Layout = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-"""The name of a common layout, a CSV file or its text, or rows (a list, or a mapping with the list ``partitions``)."""
+"""The name of a common layout, a CSV file or its text, or rows (a list, or a mapping with the list ``partitions``).
+
+Such a mapping may also have its own ``flash_size`` and ``table_offset``.
+"""
+Storage = Literal["littlefs", "spiffs", "fat"]
 
 APP_ALIGNMENT = 0x10000
 _LONGEST_NAME = 16
 _OTADATA_SIZE = 0x2000
 _PHY_SIZE = 0x1000
 _KEYS = ("name", "type", "subtype", "offset", "size", "flags")
+_TABLE_KEYS = ("partitions", "flash_size", "table_offset")
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,18 @@ class BuiltTable:
         csv: the same as text, with all offsets.
         flash_size: the flash size that it was checked against; *free* is the space after the last partition.
         warnings: what is allowed, but probably not intended.
+        output_file: where it was saved, if it was.
     """
 
     partitions: tuple[Partition, ...]
     csv: str
-    data: bytes = field(repr=False)
+    data: Contents = field(repr=False)
     md5: str
-    table_offset: int
+    table_offset: Address
     flash_size: int
     free: int
     warnings: tuple[str, ...]
+    output_file: Path | None = None
 
 
 def build(layout: Layout, flash_size: int | str, *, table_offset: int | str = PARTITION_TABLE_OFFSET) -> BuiltTable:
@@ -58,13 +65,15 @@ def build(layout: Layout, flash_size: int | str, *, table_offset: int | str = PA
 
     Args:
         layout: see `Layout` and `LAYOUTS`; a row has name, type, subtype, size, and optionally offset and flags.
-        flash_size: the board's flash size.
-        table_offset: the address of the table.
+        flash_size: the board's flash size, unless *layout* has its own.
+        table_offset: the address of the table, unless *layout* has its own.
 
     Raises:
         OperationError: if one of these checks fails; the message gives the line or partition.
     """
-    size, offset = size_argument(flash_size, "flash size"), size_argument(table_offset, "offset of the table")
+    own = layout if isinstance(layout, Mapping) else {}
+    size = size_argument(own.get("flash_size", flash_size), "flash size")
+    offset = size_argument(own.get("table_offset", table_offset), "offset of the table")
     text = _csv_of(layout, size)
     if "$" in text:  # esp-idf-defs would expand environment variables
         raise OperationError("the partition CSV contains a '$'", hint="replace the variable by its value")
@@ -102,7 +111,7 @@ def build_ota(
     slots: int = 2,
     factory: bool = False,
     nvs_size: int | str = 0x4000,
-    storage: str | None = None,
+    storage: Storage | None = None,
 ) -> BuiltTable:
     """Return a table for updates over the air.
 
@@ -121,7 +130,7 @@ def build_ota(
         raise OperationError(
             f"invalid number of OTA partitions: {slots}", hint="use 2 to 16: one runs while another is written"
         )
-    if storage not in (None, "littlefs", "spiffs", "fat"):
+    if storage not in (None, *get_args(Storage)):
         raise OperationError(f"unknown file system {storage!r}", hint="use littlefs, spiffs or fat")
     size = size_argument(flash_size, "flash size")
     names = [*(["factory"] if factory else []), *(f"ota_{number}" for number in range(slots))]
@@ -175,6 +184,9 @@ def _csv_of(layout: Layout, flash_size: int) -> str:
         rows: Any = layout.get("partitions")
         if not isinstance(rows, Sequence) or isinstance(rows, str):
             raise OperationError("the layout has no list 'partitions'", hint=f"its rows have {', '.join(_KEYS)}")
+        unknown = [key for key in layout if key not in _TABLE_KEYS]
+        if unknown:
+            raise OperationError(f"a layout has no {unknown[0]!r}", hint=f"it has {', '.join(_TABLE_KEYS)}")
         return _csv_of(rows, flash_size)
     if not isinstance(layout, str):
         return "\n".join(_line(row) for row in layout)

@@ -9,6 +9,7 @@ from typing import Any
 from esp_idf_defs.partitions import MD5_PARTITION_BEGIN, SUBTYPES, TYPES, PartitionDefinition, PartitionTable
 
 from pytest_esp.errors import OperationError
+from pytest_esp.units import Address
 
 TABLE_SIZE = 0xC00
 MAGIC: bytes = PartitionDefinition.MAGIC_BYTES
@@ -22,7 +23,7 @@ class Partition:
     name: str
     type: str
     subtype: str
-    offset: int
+    offset: Address
     size: int
     encrypted: bool
     readonly: bool

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats.containers import is_container
-from pytest_esp.formats.files import resolve
+from pytest_esp.formats.files import ReadPath, resolve
 from pytest_esp.units import format_size, parse_size
 
 SECTOR = 0x1000
@@ -22,6 +22,14 @@ _CONTAINERS = (".hex", ".uf2")
 Source = bytes | str | os.PathLike[str]
 """Contents, or a file with them."""
 Pairs = Sequence[tuple[int | str, Source]] | Mapping[int | str, Source]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A file, and where in flash it belongs."""
+
+    address: int | str
+    path: ReadPath
 
 
 @dataclass(frozen=True)

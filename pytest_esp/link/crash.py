@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PureWindowsPath
 
+from pytest_esp.units import Address
+
 
 class Kind(StrEnum):
     """The kind of crash: what ended the app or kept it from starting."""
@@ -47,8 +49,8 @@ class Frame:
         inlined: whether the function is inlined into that of the next frame, which has the same PC.
     """
 
-    pc: int
-    sp: int | None = None
+    pc: Address
+    sp: Address | None = None
     function: str | None = None
     file: str | None = None
     line: int | None = None

@@ -8,26 +8,16 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, cast
 
+from pytest_esp.units import SHOWN, Address, Shown
 
-class _Hex:
-    """Marks an integer that people read in hexadecimal."""
-
-    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        return {**handler(core_schema), MARK: True}
-
-
-MARK = "x-hex"
-"""The keyword that marks an `Address` in a JSON schema made by pydantic; see `as_shown`."""
-
-Address = Annotated[int, _Hex()]
-"""An address, or another number that people read in hexadecimal: beside ``offset`` a record has ``offset_hex``."""
+__all__ = ["Address", "as_shown", "fields_of", "to_dict"]
 
 
 def to_dict(result: object) -> dict[str, Any]:
     """Return a result (a frozen dataclass) as plain data for JSON.
 
     Bytes become hex, or None where ``output_file`` has them; paths become text, mappings and sequences what JSON has
-    for them. Beside every `Address` stands its text.
+    for them. Beside every `Address` stands its text; what is marked as never `Shown` is left out.
     """
     if not is_dataclass(result) or isinstance(result, type):
         raise TypeError(f"{result!r} is not the result of an operation")
@@ -43,15 +33,18 @@ def to_dict(result: object) -> dict[str, Any]:
 
 @functools.cache
 def fields_of(result_type: type[Any]) -> tuple[tuple[str, bool], ...]:
-    """Return the fields of a result, and whether each is an `Address`."""
+    """Return the fields of a result that are shown, and whether each is an `Address`."""
     hints = typing.get_type_hints(result_type, include_extras=True)
-    return tuple((field.name, _is_hex(hints[field.name])) for field in fields(result_type))
+    shown = {field.name: _shown(hints[field.name]) for field in fields(result_type)}
+    return tuple((name, how == "hex") for name, how in shown.items() if how != "never")
 
 
-def _is_hex(annotation: Any) -> bool:
+def _shown(annotation: Any) -> str | None:
+    """Return how a field is `Shown`, also where it may be None."""
     if typing.get_origin(annotation) is Annotated:
-        return any(isinstance(item, _Hex) for item in annotation.__metadata__)
-    return any(map(_is_hex, typing.get_args(annotation))) if type(None) in typing.get_args(annotation) else False
+        return next((item.how for item in annotation.__metadata__ if isinstance(item, Shown)), None)
+    choices = typing.get_args(annotation)
+    return next(filter(None, map(_shown, choices)), None) if type(None) in choices else None
 
 
 def _plain(value: Any) -> Any:
@@ -72,9 +65,11 @@ def as_shown(properties: Mapping[str, Any]) -> dict[str, Any]:
     for name, schema in properties.items():
         choices = schema.get("anyOf", [schema])
         optional = any(choice.get("type") == "null" for choice in choices)
+        if any(choice.get(SHOWN) == "never" for choice in choices):
+            continue
         if any(choice.get("format") == "binary" for choice in choices):
             shown[name] = {"type": ["string", "null"]}
-        elif any(MARK in choice for choice in choices):
+        elif any(choice.get(SHOWN) == "hex" for choice in choices):
             shown[name] = {"type": ["integer", "null"] if optional else "integer"}
             shown[f"{name}_hex"] = {"type": ["string", "null"] if optional else "string"}
         else:

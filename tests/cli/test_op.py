@@ -255,7 +255,7 @@ def test_files_alone_need_neither_board_nor_rack(without_rack, build_of, tmp_pat
     build = build_of("esp32c3")
     made = json.loads(without_rack("firmware-merge", f"files={build}", "output-file=all.bin", "--json").output)
     assert (made["success"], made["port"], made["format"]) == (True, None, "raw")
-    pairs = json.dumps([["0x0", str(tmp_path / "all.bin")]])
+    pairs = json.dumps([{"address": "0x0", "path": str(tmp_path / "all.bin")}])
     assert without_rack("firmware-merge", f"files={pairs}", "output_file=again.hex").output.startswith(
         "output file: again.hex\n"
     )
@@ -264,11 +264,11 @@ def test_files_alone_need_neither_board_nor_rack(without_rack, build_of, tmp_pat
     sizes = json.loads(
         without_rack("firmware-size", f"elf_file={build / 'pytest_esp_test.elf'}", "top=2", "--json").output
     )
-    assert (sizes["chip"], len(sizes["symbols"])) == ("esp32c3", 2)
-    loader = build / "bootloader" / "bootloader.bin"
+    assert (sizes["chip_type"], len(sizes["symbols"])) == ("esp32c3", 2)
+    config = json.dumps({"image": str(build / "bootloader" / "bootloader.bin"), "flash_size": "8MB"})
     made = json.loads(
         without_rack(
-            "firmware-bootloader", "chip=esp32c3", f"image={loader}", "output_file=b.bin", "flash_size=8MB", "--json"
+            "firmware-bootloader", "chip_type=esp32c3", f"config={config}", "output_file=b.bin", "--json"
         ).output
     )
     assert made["image"]["flash_size"] == "8MB"
@@ -283,9 +283,9 @@ def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
             "firmware-size works on files alone",
             "leave out --board c3",
         ),
-        (("firmware-merge", "files=[[0", "output_file=x"), "this is not JSON", "pairs of address and file"),
-        (("firmware-merge", 'files=[{"a": 1}]', "output_file=x"), "files: Input should", "pairs of address and file"),
-        (("firmware-optimize", "firmware=x", "output_dir=y", "prefer=speed"), "should be 'bytes' or 'time'", ""),
+        (("firmware-merge", "files=[[0", "output_file=x"), "this is not JSON", "files and their addresses"),
+        (("firmware-merge", 'files=[{"a": 1}]', "output_file=x"), "files: Input should", "files and their addresses"),
+        (("firmware-optimize", "binary_file=x", "output_dir=y", "prefer=speed"), "should be 'bytes' or 'time'", ""),
     ]:
         result = without_rack(*arguments, "--json")
         record = json.loads(result.output)

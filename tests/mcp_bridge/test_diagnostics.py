@@ -29,7 +29,7 @@ def test_memory(server):
 def test_registers(server):
     answer = server.call("esp_register_dump", port="esp32", module="RTC_CNTL")
     names = {one["name"]: one for one in answer["registers"]}
-    assert names["RTC_CNTL_BROWN_OUT"]["address"] == "0x3ff480d4"
+    assert names["RTC_CNTL_BROWN_OUT"]["address_hex"] == "0x3ff480d4"
     assert "RTC_CNTL_BROWN_OUT_ENA" in names["RTC_CNTL_BROWN_OUT"]["fields"]
     answer = server.call("esp_register_dump", port="esp32", module="NONE")
     assert (answer["success"], "no register begins with 'NONE'" in answer["error"]) == (False, True)
@@ -39,7 +39,7 @@ def test_registers(server):
 def test_a_core_dump_in_a_file_needs_no_board(server, firmware_folder):
     shutil.copy(LOG, server.folder / "console.log")
     shutil.copy(firmware_folder / "coredump_uart_esp32" / "hello_world.elf", server.folder / "app.elf")
-    answer = server.call("esp_core_dump_analyze", dump_file="console.log", elf="app.elf")
+    answer = server.call("esp_core_dump_analyze", dump_file="console.log", elf_file="app.elf")
     assert answer["reason"] == "StoreProhibited at address 0x00000000"
     task = answer["crashed_task"]
     assert (task["name"], task["backtrace"][0]["function"], task["backtrace"][0]["line"]) == ("main", "app_main", 17)
@@ -60,7 +60,7 @@ def test_a_core_dump_in_a_log(server):
         ({"dump_file": "boards.toml"}, "no core dump"),
         ({"dump_file": "../x"}, "outside the folders"),
         ({"log": "Hello world!"}, "no core dump in this log"),
-        ({"log": "x", "dump_file": "y"}, "two dumps"),
+        ({"log": "x", "dump_file": "y"}, "from one place"),
         ({"port": "c3"}, "no partition table"),
         ({}, "board"),
     ],
@@ -121,7 +121,7 @@ def test_the_report(server):
     assert answer["notices"][0]["severity"] == "high"
     assert answer["markdown"].startswith("# Diagnostic report: c3")
     assert (server.folder / "r.html").read_text().startswith("<!DOCTYPE html>")
-    assert server.read("esp://diagnostics")["boards"][0]["esp_diagnostic_report"]["chip"] == "esp32c3"
+    assert server.read("esp://diagnostics")["boards"][0]["esp_diagnostic_report"]["chip_type"] == "esp32c3"
     answer = server.call("esp_diagnostic_report", port="c3", output_file="r.html")
     assert "exists already" in answer["error"]
 

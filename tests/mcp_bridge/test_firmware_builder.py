@@ -31,7 +31,7 @@ def test_from_elf_file_to_a_board(server, build):
         {"address": 0x10000, "path": "app.bin"},
     ]
     merged = server.call("esp_binary_merge", files=files, output_file="all.bin", pad_to_size="1MB")
-    assert (merged["chip"], merged["format"], merged["size"]) == ("esp32c3", "raw", 0x100000)
+    assert (merged["chip_type"], merged["format"], merged["size"]) == ("esp32c3", "raw", 0x100000)
     analysis = server.call("esp_firmware_analyze", binary_file="all.bin", chip_type="esp32c3")
     assert (analysis["kind"], analysis["problems"], len(analysis["images"])) == ("merged", [], 2)
     smaller = server.call("esp_binary_optimize", binary_file="all.bin")
@@ -53,7 +53,7 @@ def test_an_image_of_an_elf_file(server, build):
 
 def test_sizes(server, build):
     answer = server.call("esp_size_analysis", elf_file="build/pytest_esp_test.elf", top=3)
-    assert answer["chip"] == "esp32c3"
+    assert answer["chip_type"] == "esp32c3"
     assert [one["name"] for one in answer["memories"]] == ["DRAM", "IRAM"]
     assert [len(answer["symbols"]), answer["archives"], answer["map_file"]] == [3, [], None]
 
@@ -92,7 +92,7 @@ REFUSED = [
     ("esp_app_prepare", ELF, "pytest_esp_test.bin exists already"),
     ("esp_app_prepare", ELF | {"output_file": "x.bin", "partition_table": "../t.csv"}, "outside the folders"),
     ("esp_app_prepare", ELF | {"elf_file": "missing.elf"}, "cannot be read"),
-    ("esp_binary_merge", MERGE | {"output_file": "boards.toml"}, "exists already"),
+    ("esp_binary_merge", MERGE | {"output_file": "boards.toml"}, "may not be written"),
     ("esp_binary_merge", MERGE | {"output_file": "../all.bin"}, "outside the folders"),
     ("esp_binary_merge", MERGE | {"files": [{"address": 0, "path": "../a.bin"}]}, "outside the folders"),
     ("esp_binary_merge", MERGE | {"files": [{"address": "x", "path": "boards.toml"}]}, "invalid address"),
@@ -102,11 +102,11 @@ REFUSED = [
     ("esp_firmware_analyze", {"binary_file": "boards.toml"}, "is no image"),
     ("esp_firmware_analyze", {"binary_file": "build"}, "not a regular file"),
     ("esp_firmware_analyze", {"binary_file": "../x.bin"}, "outside the folders"),
-    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash": "4MB"}}, "config has no 'flash'"),
+    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash": "4MB"}}, "no parameter 'config.flash'"),
     ("esp_bootloader_build", {"chip_type": "esp32", "config": {"image": "../b.bin"}}, "outside the folders"),
-    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash_size": 4}}, "no text"),
-    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"options": ["X"]}}, "no table of options"),
-    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"options": {"X": None}}}, "no table of options"),
+    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash_size": 4}}, "config.flash_size: Input should be"),
+    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"options": ["X"]}}, "config.options: Input should be"),
+    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"options": {"X": None}}}, "config.options.X"),
     ("esp_bootloader_build", {"chip_type": "esp32"}, "without ESP-IDF no bootloader can be built"),
     ("esp_binary_optimize", {"binary_file": "boards.toml"}, "needs an address"),
     (

@@ -30,7 +30,7 @@ def test_from_a_build_to_an_update_and_back(updates):
     assert Path(made["path"]) == updates.folder / "build-1.0.1.espota"
     odd = updates.call("esp_ota_package_create", firmware_file="build", version="a/../../b")
     assert Path(odd["path"]) == updates.folder / "build-a_.._.._b.espota"
-    assert (made["manifest"]["chip"], made["signature"]) == ("esp32c3", "Ed25519")
+    assert (made["manifest"]["chip_type"], made["signature"]) == ("esp32c3", "Ed25519")
     ready = updates.call("esp_ota_flash_prepare", port="c3")
     assert (ready["running"], ready["next_slot"], ready["warnings"]) == ("factory", "ota_0", [])
     done = updates.call("esp_ota_deploy", package=made["path"], port="c3", public_key_file="key.pub.pem")

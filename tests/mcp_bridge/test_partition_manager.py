@@ -17,6 +17,7 @@ def test_a_table_is_made_flashed_and_analyzed(server):
     assert flashed["partitions"] == made["partitions"]
     assert server.call("esp_partition_read", port="c3")["partitions"] == made["partitions"]
     analysis = server.call("esp_partition_analyze", port="c3")
+    assert analysis["partitions"][1]["partition"]["offset_hex"] == "0xd000"
     assert {found["kind"] for found in analysis["partitions"]} == {"blank"}
     assert analysis["gaps"] == []
 
@@ -24,7 +25,7 @@ def test_a_table_is_made_flashed_and_analyzed(server):
 def test_tables_for_updates_and_of_ones_own(server):
     made = server.call("esp_partition_create_ota", flash_size="8MB", app_size="2MB", output_file="ota.csv")
     assert "ota_1,app,ota_1,0x210000,2M" in (server.folder / "ota.csv").read_text()
-    assert (made["flash_size"], made["table_offset"]) == (0x800000, "0x8000")
+    assert (made["flash_size"], made["table_offset"], made["table_offset_hex"]) == (0x800000, 0x8000, "0x8000")
     rows = [{"name": "app", "type": "app", "subtype": "factory", "size": "1MB"}]
     made = server.call("esp_partition_custom", config={"flash_size": "2MB", "partitions": rows})
     assert (made["partitions"][0]["offset"], made["output_file"]) == (0x10000, None)
@@ -39,10 +40,12 @@ def test_tables_for_updates_and_of_ones_own(server):
         ("esp_partition_create", {"layout": "a, app, factory, , 8M"}, "does not fit"),
         ("esp_partition_create", {"layout": "two_ota", "output_file": "../table.bin"}, "outside the folders"),
         ("esp_partition_create", {"layout": "/etc/secret.csv"}, "outside the folders"),
-        ("esp_partition_create", {"layout": "two_ota", "output_file": "boards.toml"}, "exists already"),
+        ("esp_partition_create", {"layout": "two_ota", "output_file": "boards.toml"}, "may not be written"),
         ("esp_partition_create_ota", {"flash_size": "4MB", "app_size": "3MB"}, "do not fit"),
         ("esp_partition_create_ota", {"flash_size": "much"}, "invalid flash size"),
         ("esp_partition_custom", {"config": {}}, "no list 'partitions'"),
+        ("esp_partition_custom", {"config": {"flash": "2MB", "partitions": []}}, "a layout has no 'flash'"),
+        ("esp_partition_create_ota", {"storage": "fat32"}, "storage: Input should be"),
         ("esp_partition_analyze", {"port": "c3"}, "there is no partition table"),
         ("esp_partition_flash", {"port": "guarded", "partition_file": "x.bin"}, "does not allow 'erase'"),
         ("esp_ota_partition_setup", {"port": "guarded"}, "does not allow 'erase'"),
@@ -50,6 +53,24 @@ def test_tables_for_updates_and_of_ones_own(server):
 )
 def test_what_is_refused(server, tool, arguments, error):
     assert error in server.call(tool, **arguments)["error"]
+
+
+@pytest.mark.parametrize("name", ["../table.bin", "../table.csv"])
+def test_a_table_outside_the_roots(server, name):
+    (server.folder / name).write_text("factory, app, factory, 0x10000, 1M\n")
+    assert "outside the folders" in confirmed(server, "esp_partition_flash", partition_file=name, port="c3")["error"]
+
+
+def test_no_output_replaces_a_file(server):
+    (server.folder / "mine.bin").write_text("mine")
+    for tool, arguments in [
+        ("esp_partition_create", {"layout": "two_ota"}),
+        ("esp_partition_create_ota", {}),
+        ("esp_nvs_partition_create", {"data": {"a": {"b": 1}}}),
+    ]:
+        assert "exists already" in server.call(tool, output_file="mine.bin", **arguments)["error"]
+        assert (server.folder / "mine.bin").read_text() == "mine"
+    assert server.call("esp_partition_create", layout="two_ota", output_file="mine.bin", overwrite=True)["success"]
 
 
 def test_data_that_would_be_orphaned(server):
@@ -108,7 +129,7 @@ def test_encrypted_nvs(server):
         ({"data": {"a": {"k": {"type": "u8", "value": 256}}}}, "value of 'k' is invalid"),
         ({"data": "../values.csv"}, "outside the folders"),
         ({"data": {"a": {}}, "size": 100}, "cannot have"),
-        ({"data": {"a": {}}, "output_file": "boards.toml"}, "exists already"),
+        ({"data": {"a": {}}, "output_file": "boards.toml"}, "may not be written"),
         ({"data": {"a": {}}, "key_file": "boards.toml", "size": "1"}, "cannot have"),
     ],
 )

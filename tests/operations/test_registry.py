@@ -95,11 +95,11 @@ def test_operations_on_files_take_no_board(esp_of, tmp_path):
     merge = OPERATIONS["firmware-merge"]
     assert merge.effect is None
     assert [parameter.name for parameter in merge.parameters[:2]] == ["files", "output_file"]
-    assert merge.parameters[0].description.startswith("a build folder, or pairs")
+    assert merge.parameters[0].description.startswith("a build folder, or files")
     (tmp_path / "a").write_bytes(b"abcd")
     esp = esp_of("esp32c3")
-    made = esp.firmware.merge({0x10: tmp_path / "a"}, tmp_path / "merged.bin", chip="esp32c3")
-    assert made == merge.function({0x10: tmp_path / "a"}, tmp_path / "merged.bin", chip="esp32c3", overwrite=True)
+    made = esp.firmware.merge({0x10: tmp_path / "a"}, tmp_path / "merged.bin", chip_type="esp32c3")
+    assert made == merge.function({0x10: tmp_path / "a"}, tmp_path / "merged.bin", chip_type="esp32c3", overwrite=True)
     with pytest.raises(EspError) as caught:
         esp.firmware.merge({}, tmp_path / "x.bin")
     assert (caught.value.board, caught.value.attempted) == (None, "firmware-merge")

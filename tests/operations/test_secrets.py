@@ -61,7 +61,7 @@ def test_the_keys_of_flash_and_of_nvs(esp_of, tmp_path):
     (tmp_path / "flash.key").write_bytes(flash_key)
     (tmp_path / "nvs.key").write_bytes(nvs_key)
     esp = esp_of("esp32s3")
-    esp.nvs.create({"app": {"host": "example.com"}}, size=0x3000, key_file=tmp_path / "nvs.key")
+    esp.nvs.create({"app": {"host": "example.com"}}, tmp_path / "nvs.bin", size=0x3000, key_file=tmp_path / "nvs.key")
     with pytest.raises(EspError, match="nowhere"):
         esp.encryption.plan(tmp_path / "nowhere", tmp_path / "flash.key")
     for key in (nvs_key[:32], nvs_key[32:], flash_key[:32], flash_key[32:]):  # each half in a block of its own

@@ -1,6 +1,6 @@
-"""What a board tells when something is wrong: memory, registers, crashes, boot, power, radio, temperature."""
+"""What can be found out when something is wrong: memory, registers, crashes, boot, power, radio, temperature."""
 
-from pytest_esp.operations.diagnostics.core_dump import CoreDump, analyze, core_dump, core_dump_in, core_dump_of
+from pytest_esp.operations.diagnostics.core_dump import CoreDump, analyze, core_dump, core_dump_of
 from pytest_esp.operations.diagnostics.memory import MemoryDump, RegisterDump, memory_dump, register_dump
 from pytest_esp.operations.diagnostics.power import PowerAnalysis, power_analysis
 from pytest_esp.operations.diagnostics.profile import PerformanceProfile, performance_profile, profile_of
@@ -19,7 +19,6 @@ __all__ = [
     "ThermalStatus",
     "analyze",
     "core_dump",
-    "core_dump_in",
     "core_dump_of",
     "diagnostic_report",
     "memory_dump",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.formats.files import ReadPath, resolve
+from pytest_esp.formats.files import FileName, ReadPath, resolve
 from pytest_esp.link.crash import Frame
 from pytest_esp.link.link import Link
 from pytest_esp.link.symbols import Symbols
@@ -18,6 +18,7 @@ from pytest_esp.operations.diagnostics.core_image import length_of as length_of_
 from pytest_esp.operations.diagnostics.core_image import read as read_image
 from pytest_esp.operations.flash import reading, tables
 from pytest_esp.operations.registry import Effect, file_operation, operation
+from pytest_esp.operations.results import Address
 
 _MOST_FRAMES = 64
 _INVALID_CAUSE = 0xFFFF
@@ -36,7 +37,7 @@ class Task:
     """
 
     name: str | None
-    tcb: int
+    tcb: Address
     crashed: bool
     registers: Mapping[str, int]
     backtrace: tuple[Frame, ...]
@@ -46,7 +47,7 @@ class Task:
 class MemoryRange:
     """Memory that is in a dump."""
 
-    address: int
+    address: Address
     size: int
 
 
@@ -56,26 +57,28 @@ class CoreDump:
 
     Attributes:
         source: where it was: ``"flash"``, ``"console"``, or the name of a file.
-        chip: that wrote it; None of a bare ELF core file.
-        chip_revision: major * 100 + minor; None where the format has it not.
+        chip_type: that wrote it; None of a bare ELF core file.
+        chip_revision: e.g. ``"v0.4"``, and as a number, major * 100 + minor, in *revision*; None where the format does
+            not have it.
         version: of its format.
         checksum: that was checked; None where it has none.
         size: bytes of the dump.
-        reason: why it crashed: what the chip said, or the name of the exception; None if the dump does not tell.
+        reason: why it crashed: what the chip said, or the name of the exception; None if the dump does not say.
         exception: special registers of the crashed task (Xtensa).
-        in_interrupt: whether it crashed in an interrupt; None if the dump does not tell.
-        crashed_task: None if the dump does not tell.
+        in_interrupt: whether it crashed in an interrupt; None if the dump does not say.
+        crashed_task: None if the dump does not say.
         tasks: all of them, the crashed one first.
         memory: which memory is in it.
-        elf: the ELF file that was asked for names.
-        elf_matches: whether it is that of the firmware; None without one, or if the dump does not tell.
-        elf_sha256: the beginning of that of the firmware's ELF file, hex, if the dump tells.
+        elf_file: the ELF file that was asked for names.
+        elf_matches: whether it is that of the firmware; None without one, or if the dump does not say.
+        elf_sha256: the beginning of that of the firmware's ELF file, hex, if the dump has it.
         note: why there are no names although an ELF file was given; or None.
     """
 
     source: str
-    chip: str | None
-    chip_revision: int | None
+    chip_type: str | None
+    chip_revision: str | None
+    revision: int | None
     version: str | None
     checksum: str | None
     size: int
@@ -85,14 +88,14 @@ class CoreDump:
     crashed_task: Task | None
     tasks: tuple[Task, ...]
     memory: tuple[MemoryRange, ...]
-    elf: Path | None
+    elf_file: Path | None
     elf_matches: bool | None
     elf_sha256: str | None
     note: str | None
 
     def describe(self) -> str:
         """Return it as text: what crashed and where, then where the other tasks were."""
-        lines = [self.reason or "the dump does not tell why it crashed"]
+        lines = [self.reason or "the dump does not say why it crashed"]
         for task in self.tasks:
             lines.append(f"{'crashed: ' if task.crashed else ''}task {task.name or hex(task.tcb)}")
             lines += [f"  #{number} {frame}" for number, frame in enumerate(task.backtrace)]
@@ -102,14 +105,14 @@ class CoreDump:
 @operation(Effect.READ, group="diagnostics")
 def core_dump(
     link: Link,
-    elf: ReadPath | None = None,
+    elf_file: ReadPath | None = None,
     source: Literal["auto", "flash", "console"] = "auto",
     partition: str | None = None,
 ) -> CoreDump:
     """Return the core dump that the board has: in its partition for dumps, or in what its console has said.
 
     Args:
-        elf: the ELF file of the firmware that crashed, for functions and lines.
+        elf_file: of the firmware that crashed, for functions and lines; without it there are addresses only.
         source: where it is; "auto" takes flash if the table has a partition for dumps, else the console.
         partition: its name; by default the first one of data/coredump.
 
@@ -118,49 +121,53 @@ def core_dump(
         OperationError: if there is no such partition, or flash is encrypted, so that it cannot be read from outside.
     """
     if source == "console":
-        return analyze(from_text(link.console.text), elf, source="console")
+        return analyze(from_text(link.console.text), elf_file, source="console")
     text = link.console.text if source == "auto" else ""
     try:
-        return analyze(_from_flash(link, partition), elf, source="flash")
+        return analyze(_from_flash(link, partition), elf_file, source="flash")
     except OperationError:
         if "CORE DUMP START" not in text:
             raise
-    return analyze(from_text(text), elf, source="console")
+    return analyze(from_text(text), elf_file, source="console")
 
 
 @file_operation(group="diagnostics")
-def core_dump_of(dump_file: ReadPath, elf: ReadPath | None = None) -> CoreDump:
-    """Return what a core dump in a file tells, without a board.
+def core_dump_of(
+    dump_file: ReadPath | None = None, elf_file: ReadPath | None = None, log: str | None = None
+) -> CoreDump:
+    """Decode a core dump that is in a file, or in the log of a console, without a board.
 
     Args:
         dump_file: as the chip wrote it (raw or base64), an ELF core file, or a log that has one.
-        elf: the ELF file of the firmware that crashed, for functions and lines.
+        elf_file: of the firmware that crashed, for functions and lines; without it there are addresses only.
+        log: instead of dump_file, the text of a console with CORE DUMP START ... END; the last one counts.
 
     Raises:
         FirmwareError: see `core_dump`.
+        OperationError: if there is not one of *dump_file* and *log*.
     """
-    return analyze(from_file(Path(dump_file)), elf, source=os.fspath(dump_file))
+    if (dump_file is None) == (log is None):
+        raise OperationError("a core dump is read from one place", hint="give either dump_file or log")
+    data = from_file(Path(dump_file)) if dump_file is not None else from_text(log or "")
+    return analyze(data, elf_file, source="log" if dump_file is None else os.fspath(dump_file))
 
 
-def core_dump_in(log: str, elf: str | os.PathLike[str] | None = None) -> CoreDump:
-    """Return what the last core dump in a console's *log* (its text) tells; see `core_dump_of`."""
-    return analyze(from_text(log), elf, source="log")
-
-
-def analyze(data: bytes, elf: str | os.PathLike[str] | None, *, source: str) -> CoreDump:
+def analyze(data: bytes, elf_file: FileName | None, *, source: str) -> CoreDump:
     """Return what a dump tells; *data* as `core_image.read` takes it.
 
     Raises:
         FirmwareError: see `core_dump`.
     """
     image = read_image(data)
-    path = resolve(elf) if elf is not None else None
+    path = resolve(elf_file) if elf_file is not None else None
     symbols, matches, note = _symbols(path, image)
+    number = image.chip_revision
     tasks = sorted((_task(task, image, symbols) for task in image.tasks), key=lambda task: not task.crashed)
     return CoreDump(
         source=source,
-        chip=image.chip,
-        chip_revision=image.chip_revision,
+        chip_type=image.chip,
+        chip_revision=None if number is None else f"v{number // 100}.{number % 100}",
+        revision=number,
         version=image.version,
         checksum=image.checksum,
         size=length_of_dump(data) or len(data),
@@ -170,7 +177,7 @@ def analyze(data: bytes, elf: str | os.PathLike[str] | None, *, source: str) -> 
         crashed_task=tasks[0] if tasks and tasks[0].crashed else None,
         tasks=tuple(tasks),
         memory=tuple(MemoryRange(begin, len(contents)) for begin, contents in image.memory),
-        elf=path,
+        elf_file=path,
         elf_matches=matches,
         elf_sha256=image.elf_sha256,
         note=note,

@@ -17,10 +17,12 @@ from pytest_esp.link.logs import Progress
 from pytest_esp.names import nearest
 from pytest_esp.operations.diagnostics.soc import Register, Soc, soc_of
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.units import format_size
+from pytest_esp.operations.results import Address
+from pytest_esp.units import Contents, format_size
 
 _MOST = 1 << 20  # bytes; at a register a millisecond that is more than four minutes
 _ADDRESSES = 1 << 32
+_MOST_SHOWN = 4096  # bytes
 _ROW = 16
 
 
@@ -29,23 +31,20 @@ class MemoryDump:
     """Memory of a chip.
 
     Attributes:
+        size: bytes.
         areas: where it lies, by the names of esptool and of ESP-IDF.
-        output_file: where it was saved, if it was.
+        hexdump: the first 4 KB as text: address, bytes and printable characters, 16 to a line.
+        output_file: where all of it was saved, if it was.
     """
 
-    chip: str
-    address: int
+    chip_type: str
+    address: Address
     size: int
     areas: tuple[str, ...]
     source: str
-    data: bytes = field(repr=False)
+    hexdump: str
+    data: Contents = field(repr=False)
     output_file: Path | None = None
-
-    def hexdump(self) -> str:
-        """Return it as text: address, bytes and printable characters, 16 to a line."""
-        return "\n".join(
-            _row(self.address + place, self.data[place : place + _ROW]) for place in range(0, self.size, _ROW)
-        )
 
 
 @operation(Effect.READ, group="diagnostics")
@@ -58,14 +57,14 @@ def memory_dump(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MemoryDump:
-    """Return what is in the chip's memory: RAM, ROM or registers, as its loader sees them.
+    """Read RAM, ROM or registers of the chip by address, as its loader sees them; what is not mapped is refused.
 
     RAM holds what the app left there only where ROM and stub have not used it since.
 
     Args:
-        address: of the first byte.
-        size: in bytes, up to 1 MB.
-        output_file: saves it, too.
+        address: of the first byte: a number, or text like 0x3fc90000.
+        size: in bytes, or like 4KB; up to 1 MB.
+        output_file: saves all of it.
         overwrite: whether *output_file* may exist already.
         progress: called with bytes done and to do.
 
@@ -87,7 +86,8 @@ def memory_dump(
         data = _read(esp, start, length, progress)
     if path is not None:
         files.save(path, data)
-    return MemoryDump(soc.chip, start, length, tuple(area.name for area in areas), soc.source, data, path)
+    names = tuple(area.name for area in areas)
+    return MemoryDump(soc.chip, start, length, names, soc.source, _hexdump(start, data[:_MOST_SHOWN]), data, path)
 
 
 def known_soc(link: Link, esp: Any) -> Soc:
@@ -99,7 +99,7 @@ def known_soc(link: Link, esp: Any) -> Soc:
     if esp.secure_download_mode:
         raise OperationError(
             "the chip is in secure download mode: no memory and no register can be read",
-            hint="nothing opens it again; what it still tells is its security info",
+            hint="nothing opens it again; its security info is all that can be read",
         )
     chip = link.session.chip
     return soc_of(chip, None if chip == "esp8266" else int(esp.get_chip_revision()))
@@ -117,6 +117,10 @@ def _read(esp: Any, start: int, length: int, progress: Progress | None) -> bytes
     return b"".join(words)[start - first : start - first + length]
 
 
+def _hexdump(address: int, data: bytes) -> str:
+    return "\n".join(_row(address + place, data[place : place + _ROW]) for place in range(0, len(data), _ROW))
+
+
 def _row(address: int, data: bytes) -> str:
     text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in data)
     return f"{address:08x}  {data.hex(' ', 1):{3 * _ROW - 1}}  {text}"
@@ -127,8 +131,8 @@ class RegisterState:
     """One register: its value, and that of its fields."""
 
     name: str
-    address: int
-    value: int
+    address: Address
+    value: Address
     fields: Mapping[str, int]
 
 
@@ -142,7 +146,7 @@ class RegisterDump:
         source: where names and addresses come from.
     """
 
-    chip: str
+    chip_type: str
     reset_reason: str | None
     registers: tuple[RegisterState, ...]
     source: str
@@ -154,12 +158,12 @@ class RegisterDump:
 
 @operation(Effect.READ, group="diagnostics")
 def register_dump(link: Link, module: str | None = None) -> RegisterDump:
-    """Return the registers that tell most, with their fields: resets, boot pins, clocks, supply, watchdogs, pins, UART.
+    """Read the chip's registers by name, with their fields: resets, boot pins, clocks, supply, watchdogs, pins, UART.
 
     Reading them changes nothing.
 
     Args:
-        module: what their names begin with, e.g. "RTC_CNTL" or "UART"; by default all.
+        module: what their names begin with, e.g. RTC_CNTL or UART; by default all (some 60) are read.
 
     Raises:
         OperationError: if nothing is known of the chip's registers, none has such a name, or in secure download mode.

@@ -1,4 +1,4 @@
-"""How much current a board takes, by a meter; and what the chip itself tells of its supply.
+"""How much current a board takes, by a meter; and what the chip itself says of its supply.
 
 Source: of the brown-out detector's levels, Kconfig.power of ESP-IDF for the ESP32 (esp_hw_support/power_supply); of the
 rest, the registers' and eFuses' descriptions in Espressif's technical reference manuals.
@@ -70,7 +70,7 @@ class BrownOut:
     """The brown-out detector, as the loader finds it: an app sets its own level and switches.
 
     Attributes:
-        enabled, resets: whether it works, and whether it resets the chip; None where the chip tells not.
+        enabled, resets: whether it works, and whether it resets the chip; None where the chip does not say.
         detected: whether the supply is below its level now.
         volts: its level (ESP32); None where that is behind an internal bus.
     """
@@ -84,7 +84,7 @@ class BrownOut:
 
 @dataclass(frozen=True)
 class Supply:
-    """What the chip tells of its supply.
+    """What the chip says of its supply.
 
     Attributes:
         flash_supply: what eFuses say of the voltage of the flash: e.g. ``"1.8 V, by eFuse"``, ``"by the strapping
@@ -93,7 +93,7 @@ class Supply:
         regulators: fields of their registers, by register.
     """
 
-    chip: str
+    chip_type: str
     brown_out: BrownOut | None
     flash_supply: str | None
     efuses: Mapping[str, str]
@@ -103,7 +103,7 @@ class Supply:
 
 @dataclass(frozen=True)
 class PowerAnalysis:
-    """How much current a board takes, and what the chip tells of its supply.
+    """How much current a board takes, and what the chip says of its supply.
 
     Attributes:
         measurement: None without a meter.
@@ -120,13 +120,14 @@ class PowerAnalysis:
 def power_analysis(
     link: Link, duration: float = 5.0, *, boot: bool = True, progress: Progress | None = None
 ) -> PowerAnalysis:
-    """Return how much current the board takes while its app runs, and what the chip tells of its supply.
+    """Measure how much current the board takes while its app runs, and read what the chip says of its supply.
 
-    The current takes a meter, which boards.toml names (``power_meter``); without one, the answer says so.
+    The current takes a power meter, which boards.toml names; without one, *not_measured* says so. *supply* has the
+    brown-out detector, the regulators and the supply of the flash.
 
     Args:
-        duration: seconds to measure.
-        boot: whether the app is started anew first; else what runs is measured as it is.
+        duration: seconds to measure, up to an hour.
+        boot: whether the app is restarted first; else what runs is measured as it is.
         progress: called with seconds done and to do.
 
     Raises:
@@ -185,7 +186,7 @@ def _supply_or_none(link: Link) -> Supply | None:
         regulators = _regulators(esp, soc)
     fields = _efuses(link)
     return Supply(
-        chip=soc.chip,
+        chip_type=soc.chip,
         brown_out=brown_out,
         flash_supply=_flash_supply(fields),
         efuses={

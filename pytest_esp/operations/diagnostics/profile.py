@@ -18,6 +18,7 @@ from pytest_esp.link.logs import Progress
 from pytest_esp.link.panic import decode
 from pytest_esp.operations.chip.running import ticks
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.results import Address
 
 _LONGEST = 600.0  # seconds
 _LOG = re.compile(r"(?P<level>[EWIDV]) \((?P<time>\d+|[\d:.]+)\) (?P<tag>[^:\s][^:]*): ")
@@ -85,7 +86,7 @@ class Boot:
 class HeapRegion:
     """Memory for the heap, as the startup code says; bytes."""
 
-    address: int
+    address: Address
     size: int
     kind: str
 
@@ -172,11 +173,11 @@ def performance_profile(
     until: str | None = None,
     progress: Progress | None = None,
 ) -> PerformanceProfile:
-    """Return what the board does in its first seconds: phases of the boot, resets, crashes, log, heap; and the link.
+    """Start the app and measure: phases of the boot, time to app_main, resets, crashes, log rate, heap; and the link.
 
     Args:
-        duration: seconds to listen to the console.
-        boot: whether the app is started anew first; else what runs is listened to.
+        duration: seconds to listen to the console, up to 600.
+        boot: whether the app is restarted first; else what runs is listened to.
         throughput: whether the link to the loader is measured afterwards; the app is stopped for that.
         until: text that ends it before its time.
         progress: called with seconds done and to do, every second.

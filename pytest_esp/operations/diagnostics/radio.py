@@ -18,6 +18,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.operations.chip.identity import identify
 from pytest_esp.operations.flash import reading, tables
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.results import Address
 from pytest_esp.operations.security import efuse
 
 _MAGIC = b"PHYINIT\0"
@@ -41,7 +42,7 @@ class PhyInit:
     """
 
     partition: str | None
-    offset: int | None
+    offset: Address | None
     state: State
     size: int | None
     sha256: str | None
@@ -56,20 +57,20 @@ class StoredCalibration:
         partition: of NVS.
         state: "absent" before the radio was first started, "damaged" if a part is missing or has a wrong size.
         version: of the calibration format (``cal_version``); an app built with another one calibrates anew.
-        mac: of the chip that was calibrated (``cal_mac``).
+        mac_address: of the chip that was calibrated (``cal_mac``).
         mac_matches: whether that is this chip.
         data_version: that the data itself begins with.
-        data_mac: that the data itself has.
+        data_mac_address: that the data itself has.
         data_size: bytes of ``cal_data``.
     """
 
     partition: str | None
     state: State
     version: int | None
-    mac: str | None
+    mac_address: str | None
     mac_matches: bool | None
     data_version: int | None
-    data_mac: str | None
+    data_mac_address: str | None
     data_size: int | None
 
 
@@ -78,7 +79,7 @@ class RadioCalibration:
     """What the calibration of a chip's radio rests on.
 
     Attributes:
-        mac: the chip's base MAC address.
+        mac_address: the chip's base MAC address.
         phy_init, stored: see there.
         efuse_version: of the eFuse block that Espressif calibrates in the factory, ``"1.3"``; None where the chip has
             no such version.
@@ -88,8 +89,8 @@ class RadioCalibration:
         findings: what is wrong or worth to know, in words.
     """
 
-    chip: str
-    mac: str
+    chip_type: str
+    mac_address: str
     phy_init: PhyInit
     stored: StoredCalibration
     efuse_version: str | None
@@ -100,10 +101,10 @@ class RadioCalibration:
 
 @operation(Effect.READ, group="diagnostics")
 def rf_calibration_check(link: Link, nvs_partition: str | None = None) -> RadioCalibration:
-    """Return what the radio's calibration rests on: init data, what is stored in NVS, whose MAC address it has, eFuses.
+    """Check the radio's calibration: init data, what is stored in NVS and for which MAC address, eFuses.
 
     Args:
-        nvs_partition: where the app keeps it; by default the first partition of data/nvs.
+        nvs_partition: name of the partition in which the app keeps it; by default the first partition of data/nvs.
 
     Raises:
         OperationError: if the chip has no radio, or flash has no partition table.
@@ -118,8 +119,8 @@ def rf_calibration_check(link: Link, nvs_partition: str | None = None) -> RadioC
     stored = _stored(link, _named(table, nvs_partition), identity.mac_address)
     version, efuses = _efuses(link)
     return RadioCalibration(
-        chip=identity.chip_type,
-        mac=identity.mac_address,
+        chip_type=identity.chip_type,
+        mac_address=identity.mac_address,
         phy_init=phy_init,
         stored=stored,
         efuse_version=version,
@@ -169,10 +170,10 @@ def _stored(link: Link, place: Partition | None, mac: str) -> StoredCalibration:
         partition=place.name,
         state="absent" if not values else "valid" if whole and right_sizes else _state(contents),
         version=version if isinstance(version, int) else None,
-        mac=found_mac.hex(":") if found_mac else None,
+        mac_address=found_mac.hex(":") if found_mac else None,
         mac_matches=found_mac.hex(":") == mac if found_mac else None,
         data_version=int.from_bytes(data[:4], "little") if data else None,
-        data_mac=data[4:10].hex(":") if data and len(data) >= 10 else None,
+        data_mac_address=data[4:10].hex(":") if data and len(data) >= 10 else None,
         data_size=len(data) if data is not None else None,
     )
 
@@ -209,10 +210,11 @@ def _findings(init: PhyInit, stored: StoredCalibration, mac: str, efuses: Mappin
     elif stored.state == "absent":
         yield "no calibration is stored: the app calibrates the radio fully when it first starts it"
     elif stored.state == "damaged":
-        yield "the stored calibration is not whole: the app calibrates anew"
+        yield "the stored calibration is not whole: the app calibrates again"
     elif not stored.mac_matches:
-        yield f"the stored calibration is that of {stored.mac}, not of {mac}: flash was copied; the app calibrates anew"
-    elif stored.data_mac != stored.mac:
-        yield f"the stored data is that of {stored.data_mac}, its key says {stored.mac}"
+        found = stored.mac_address
+        yield f"the stored calibration is that of {found}, not of {mac}: flash was copied; the app calibrates again"
+    elif stored.data_mac_address != stored.mac_address:
+        yield f"the stored data is that of {stored.data_mac_address}, its key says {stored.mac_address}"
     if not efuses:
         yield "the eFuses have no calibration from the factory"

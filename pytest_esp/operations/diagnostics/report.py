@@ -1,18 +1,17 @@
-"""Everything that the diagnostics tell of a board, in one report: structured, as Markdown, and as one page of HTML."""
+"""All diagnostics of a board, in one report: structured, as Markdown, and as one page of HTML."""
 
 from __future__ import annotations
 
 import datetime
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pytest_esp.errors import EspError, OperationError, PortError, StoppedError
 from pytest_esp.formats import files
-from pytest_esp.formats.files import ReadPath, WritePath, new_file, resolve
+from pytest_esp.formats.files import FileName, ReadPath, WritePath, new_file, resolve
 from pytest_esp.formats.partition_table import Partition
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
@@ -30,8 +29,9 @@ from pytest_esp.operations.diagnostics.core_dump import core_dump
 from pytest_esp.operations.diagnostics.soc import soc_of
 from pytest_esp.operations.flash import analysis, tables
 from pytest_esp.operations.registry import Effect, operation
-from pytest_esp.operations.results import to_dict
+from pytest_esp.operations.results import Address, to_dict
 from pytest_esp.operations.security import posture
+from pytest_esp.units import Picture
 
 _RAM_SIZE = 1024  # bytes of RAM that are shown
 _HOT = 85.0  # degrees Celsius; what most of these chips are specified for, as ambient temperature
@@ -46,12 +46,11 @@ class Section:
     """One part of a report.
 
     Attributes:
-        name: e.g. ``"core_dump"``; title: for people.
+        title: for people.
         data: what was found; None if it could not be.
         problem, hint: why not.
     """
 
-    name: str
     title: str
     data: Mapping[str, Any] | None
     problem: str | None = None
@@ -70,34 +69,28 @@ class Notice:
 
 @dataclass(frozen=True)
 class DiagnosticReport:
-    """What the diagnostics tell of a board.
+    """All diagnostics of a board.
 
     Attributes:
-        board, chip: which; *chip* is None if it did not answer.
+        board, chip_type: which; *chip_type* is None if it did not answer.
         made: when, UTC, ISO 8601.
         notices: the worst first.
-        sections: all parts, also those that could not be had.
+        sections: all parts by name, e.g. ``"core_dump"``, also those that could not be had.
+        markdown: all of it as Markdown.
         flash_map: a picture of the flash's sectors, SVG; None if it could not be read.
         partition_picture: one of its partitions, SVG; None if there is no partition table.
         output_file: where it was saved, if it was.
     """
 
     board: str
-    chip: str | None
+    chip_type: str | None
     made: str
     notices: tuple[Notice, ...]
-    sections: tuple[Section, ...]
-    flash_map: str | None = field(repr=False)
-    partition_picture: str | None = field(repr=False)
+    sections: Mapping[str, Section]
+    markdown: str = field(repr=False)
+    flash_map: Picture | None = field(repr=False)
+    partition_picture: Picture | None = field(repr=False)
     output_file: Path | None = None
-
-    def __getitem__(self, name: str) -> Section:
-        """Return a section by its name."""
-        return next(section for section in self.sections if section.name == name)
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        return report_text.markdown(self)
 
     def html(self) -> str:
         """Return it as one page of HTML, which needs no other file."""
@@ -110,20 +103,18 @@ def diagnostic_report(
     include_memory: bool = False,
     output_file: WritePath | None = None,
     *,
-    elf: ReadPath | None = None,
+    elf_file: ReadPath | None = None,
     duration: float = 3.0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> DiagnosticReport:
-    """Return all that the diagnostics tell of the board; what cannot be had is told with its reason.
-
-    The app is started for its console first; at the end the chip is in its loader.
+    """Collect all diagnostics of a board in one report, with what is wrong first; parts that fail say why.
 
     Args:
         include_memory: whether 1 KB of RAM is shown, too.
-        output_file: saves it: as HTML, or as Markdown if its name ends with ``.md``; no other endings.
-        elf: the ELF file of the firmware, for the functions of a core dump.
-        duration: seconds to listen to the console.
+        output_file: saves it: one page of HTML (.html) with pictures of partitions and flash, or Markdown (.md).
+        elf_file: of the firmware, for the functions of a core dump.
+        duration: seconds to listen to the console of the app, which is started for that, up to 600.
         overwrite: whether *output_file* may exist already.
         progress: called with sections done and to do.
 
@@ -133,32 +124,34 @@ def diagnostic_report(
         PortError: if the port is gone.
     """
     path = _output(output_file, overwrite)
-    _check(elf, duration)
-    parts = _parts(link, include_memory, elf, duration, progress)
-    sections: list[Section] = []
+    _check(elf_file, duration)
+    parts = _parts(link, include_memory, elf_file, duration, progress)
+    sections: dict[str, Section] = {}
     for number, (name, title, ask) in enumerate(parts):
-        sections.append(_section(name, title, ask))
+        sections[name] = _section(title, ask)
         if progress is not None:
             progress(number + 1, len(parts))
-    svg = _flash_map(sections)
-    identity = sections[1].data
+    picture = _flash_map(sections)
+    identity = sections["identity"].data
     report = DiagnosticReport(
         board=link.board.name,
-        chip=identity["chip_type"] if identity else None,
+        chip_type=identity["chip_type"] if identity else None,
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         notices=_counted(_notices(sections)),
-        sections=tuple(sections),
-        flash_map=svg,
+        sections=sections,
+        markdown="",
+        flash_map=picture,
         partition_picture=_partition_picture(sections),
         output_file=path,
     )
+    report = replace(report, markdown=report_text.markdown(report))
     if path is not None:
-        text = report.markdown() if path.suffix.lower() == ".md" else report.html()
+        text = report.markdown if path.suffix.lower() == ".md" else report.html()
         files.save(path, text.encode())
     return report
 
 
-def _output(name: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
+def _output(name: FileName | None, overwrite: bool) -> Path | None:
     """Return where the report goes; refuses what would fail only after the board has been asked for everything."""
     if name is None:
         return None
@@ -173,16 +166,16 @@ def _output(name: str | os.PathLike[str] | None, overwrite: bool) -> Path | None
     return path
 
 
-def _check(elf: str | os.PathLike[str] | None, duration: float) -> None:
-    if elf is not None and not resolve(elf).is_file():
-        raise OperationError(f"there is no ELF file {elf}", hint="it is in the ESP-IDF build folder")
+def _check(elf_file: FileName | None, duration: float) -> None:
+    if elf_file is not None and not resolve(elf_file).is_file():
+        raise OperationError(f"there is no ELF file {elf_file}", hint="it is in the ESP-IDF build folder")
     profile.check_duration(duration)
 
 
 def _parts(
     link: Link,
     include_memory: bool,
-    elf: str | os.PathLike[str] | None,
+    elf_file: FileName | None,
     duration: float,
     progress: Progress | None,
 ) -> list[tuple[str, str, Callable[[], Any]]]:
@@ -195,7 +188,7 @@ def _parts(
     parts: list[tuple[str, str, Callable[[], Any]]] = [
         ("performance", "Boot and console", lambda: profile.performance_profile(link, duration, progress=listening)),
         ("identity", "Chip", lambda: identify(link)),
-        ("core_dump", "Core dump", lambda: core_dump(link, elf)),
+        ("core_dump", "Core dump", lambda: core_dump(link, elf_file)),
         ("partitions", "Partition table", lambda: _table(link)),
         ("flash", "Flash", lambda: analysis.analyze(link)),
         ("security", "Security", lambda: posture.posture(link)),
@@ -209,13 +202,13 @@ def _parts(
     return parts
 
 
-def _section(name: str, title: str, ask: Callable[[], Any]) -> Section:
+def _section(title: str, ask: Callable[[], Any]) -> Section:
     try:
-        return Section(name, title, to_dict(ask()))
+        return Section(title, to_dict(ask()))
     except (PortError, StoppedError):
         raise
     except EspError as error:
-        return Section(name, title, None, error.message, error.hint)
+        return Section(title, None, error.message, error.hint)
 
 
 def _some_ram(link: Link) -> memory.MemoryDump:
@@ -230,7 +223,7 @@ def _some_ram(link: Link) -> memory.MemoryDump:
 class _Table:
     """A partition table, and which partition's app the bootloader tries first."""
 
-    offset: int
+    offset: Address
     checked: bool
     starts: str | None
     partitions: tuple[Partition, ...]
@@ -245,23 +238,20 @@ def _table(link: Link) -> _Table:
     return _Table(found.offset, found.checked, starts, found.partitions)
 
 
-def _partition_picture(sections: Sequence[Section]) -> str | None:
-    data = {section.name: section.data for section in sections}
-    table, contents = data["partitions"], data["flash"]
+def _partition_picture(sections: Mapping[str, Section]) -> str | None:
+    table, contents = sections["partitions"].data, sections["flash"].data
     if table is None or contents is None:
         return None
     return partition_picture.draw(contents["regions"], table["starts"])
 
 
-def _flash_map(sections: list[Section]) -> str | None:
+def _flash_map(sections: dict[str, Section]) -> str | None:
     """Take the picture out of the section on flash, and return it."""
-    for number, section in enumerate(sections):
-        if section.name == "flash" and section.data is not None:
-            data = dict(section.data)
-            picture = data.pop("map", None)
-            sections[number] = Section(section.name, section.title, data)
-            return picture
-    return None
+    found = sections["flash"]
+    if found.data is None:
+        return None
+    sections["flash"] = replace(found, data={key: value for key, value in found.data.items() if key != "map"})
+    return found.data.get("map")
 
 
 def _counted(notices: Iterator[Notice]) -> tuple[Notice, ...]:
@@ -270,8 +260,8 @@ def _counted(notices: Iterator[Notice]) -> tuple[Notice, ...]:
     return tuple(sorted(found, key=lambda notice: ("high", "medium", "info").index(notice.severity)))
 
 
-def _notices(sections: list[Section]) -> Iterator[Notice]:
-    data = {section.name: section.data for section in sections if section.data is not None}
+def _notices(sections: Mapping[str, Section]) -> Iterator[Notice]:
+    data = {name: section.data for name, section in sections.items() if section.data is not None}
     if "performance" in data:
         yield from _of_the_boot(data["performance"])
     if "core_dump" in data:
@@ -291,7 +281,7 @@ def _notices(sections: list[Section]) -> Iterator[Notice]:
     if (supply.get("brown_out") or {}).get("detected"):
         yield Notice("high", "power", "the brown-out detector sees too low a supply")
     yield from (Notice("info", "radio", found) for found in data.get("radio", {}).get("findings", ()))
-    yield from (Notice("info", one.name, one.problem) for one in sections if one.problem)
+    yield from (Notice("info", name, one.problem) for name, one in sections.items() if one.problem)
 
 
 def _of_the_boot(found: Mapping[str, Any]) -> Iterator[Notice]:

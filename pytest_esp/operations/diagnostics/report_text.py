@@ -27,17 +27,15 @@ nav a { margin-right: .8rem; } .made { color: #59636e; margin-top: 0; } .problem
 .high { background: #ffebe9; } .medium { background: #fff8c5; } svg { max-width: 100%; height: auto; }
 pre { background: #f6f8fa; padding: .6rem; overflow-x: auto; font-size: .8rem; }
 """
-_ADDRESSES = ("address", "offset", "begin", "tcb", "pc", "sp", "value", "flash_id")
+_ADDRESSES = ("address", "offset", "begin", "flash_id")
 _SIZES = ("size", "flash_size", "read_bytes")
 _SHA_DIGITS = 9  # that ESP-IDF prints of an app's ELF file
 _MOST_BOOTS = 3  # of one kind, each in a row of its own
-_MOST_DIGITS = 96  # of data, in hexadecimal
-_ROW = 16
 
 
 def markdown(report: DiagnosticReport) -> str:
     """Return a report as Markdown."""
-    lines = [f"# Diagnostic report: {report.board}", "", f"{report.chip or 'no chip'}, {report.made}", ""]
+    lines = [f"# Diagnostic report: {report.board}", "", f"{report.chip_type or 'no chip'}, {report.made}", ""]
     lines += ["## Notices", ""]
     lines += [
         f"- **{notice.severity}** ({notice.section}): {_inline(_counted(notice.what, notice.count))}"
@@ -45,7 +43,7 @@ def markdown(report: DiagnosticReport) -> str:
     ]
     if not report.notices:
         lines.append("None.")
-    for section in report.sections:
+    for section in report.sections.values():
         lines += ["", f"## {section.title}", "", *_markdown_section(section)]
     return "\n".join(lines) + "\n"
 
@@ -60,8 +58,8 @@ def _markdown_section(section: Section) -> Iterator[str]:
     for title, header, rows in tables:
         yield from ["", f"### {title}", ""]
         yield from _markdown_table(header, rows)
-    if section.name == "memory":
-        yield from ["", "```", _hexdump(section.data), "```"]
+    if "hexdump" in section.data:
+        yield from ["", "```", section.data["hexdump"], "```"]
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -80,14 +78,17 @@ def _inline(text: str) -> str:
 def html(report: DiagnosticReport) -> str:
     """Return a report as one page of HTML."""
     title = f"Diagnostic report: {report.board}"
-    body = [f"<h1>{_safe(title)}</h1>", f'<p class="made">{_safe(report.chip or "no chip")}, {_safe(report.made)}</p>']
-    links = "".join(f'<a href="#{section.name}">{_safe(section.title)}</a>' for section in report.sections)
+    body = [
+        f"<h1>{_safe(title)}</h1>",
+        f'<p class="made">{_safe(report.chip_type or "no chip")}, {_safe(report.made)}</p>',
+    ]
+    links = "".join(f'<a href="#{name}">{_safe(section.title)}</a>' for name, section in report.sections.items())
     body += [f"<nav>{links}</nav>", '<h2 id="notices">Notices</h2>', *_html_notices(report)]
-    for section in report.sections:
-        body.append(f'<h2 id="{section.name}">{_safe(section.title)}</h2>')
-        if section.name == "partitions" and report.partition_picture:
+    for name, section in report.sections.items():
+        body.append(f'<h2 id="{name}">{_safe(section.title)}</h2>')
+        if name == "partitions" and report.partition_picture:
             body.append(report.partition_picture)
-        if section.name == "flash" and report.flash_map:
+        if name == "flash" and report.flash_map:
             body.append(report.flash_map)
         body += _html_section(section)
     return (
@@ -122,8 +123,8 @@ def _html_section(section: Section) -> Iterator[str]:
     for title, header, rows in tables:
         yield f"<h3>{_safe(title)}</h3>"
         yield _html_table(header, rows)
-    if section.name == "memory":
-        yield f"<pre>{_safe(_hexdump(section.data))}</pre>"
+    if "hexdump" in section.data:
+        yield f"<pre>{_safe(section.data['hexdump'])}</pre>"
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -146,6 +147,7 @@ Rows = list[list[str]]
 
 def _parts(data: Mapping[str, Any]) -> tuple[Rows, list[tuple[str, list[str], Rows]]]:
     """Return the values of a section as rows of name and value, and its lists of records as tables with titles."""
+    data = _in_hexadecimal(data)
     simple: Rows = []
     tables: list[tuple[str, list[str], Rows]] = []
     for key, value in data.items():
@@ -182,6 +184,20 @@ def _counted(text: str, count: int) -> str:
     return f"{text} ({count} times)" if count > 1 else text
 
 
+def _in_hexadecimal(value: Any) -> Any:
+    """Return plain data with the text of every address in the place of its number."""
+    if isinstance(value, list):
+        return [_in_hexadecimal(item) for item in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    record = cast("dict[str, Any]", value)
+    return {
+        key: record.get(f"{key}_hex") or _in_hexadecimal(one)
+        for key, one in record.items()
+        if key.removesuffix("_hex") not in record.keys() - {key}
+    }
+
+
 def _words(key: str) -> str:
     return key.replace("_", " ")
 
@@ -209,9 +225,7 @@ def _number(value: float, key: str) -> str:
 
 
 def _shortened(text: str, key: str) -> str:
-    if key == "elf_sha256":
-        return text[:_SHA_DIGITS]
-    return f"{text[:_MOST_DIGITS]}..." if key == "data" and len(text) > _MOST_DIGITS else text
+    return text[:_SHA_DIGITS] if key == "elf_sha256" else text
 
 
 def _listed(items: list[Any], key: str) -> str:
@@ -228,10 +242,4 @@ def _is_frame(value: Any) -> bool:
 
 def _frame(frame: Mapping[str, Any]) -> str:
     where = f" ({frame['file']}:{frame['line']})" if frame["file"] else ""
-    return f"{frame['pc']:#010x} {frame['function'] or '?'}{where}"
-
-
-def _hexdump(data: Mapping[str, Any]) -> str:
-    content, address = bytes.fromhex(data["data"]), int(data["address"])
-    rows = [(place, content[place : place + _ROW]) for place in range(0, len(content), _ROW)]
-    return "\n".join(f"{address + place:08x}  {row.hex(' ')}" for place, row in rows)
+    return f"{frame['pc']} {frame['function'] or '?'}{where}"

@@ -49,7 +49,7 @@ class ThermalStatus:
         source: where the registers are described.
     """
 
-    chip: str
+    chip_type: str
     celsius: float
     raw: tuple[int, ...]
     calibration: float | None
@@ -62,7 +62,7 @@ class ThermalStatus:
 
 @operation(Effect.READ, group="diagnostics")
 def thermal_status(link: Link) -> ThermalStatus:
-    """Return the temperature of the chip, by its own sensor. What was switched on for it is switched off again.
+    """Read the temperature of the chip, by its own sensor; refused where it has none (ESP32, ESP8266).
 
     The chip sits in its loader meanwhile: it is cooler than in an app that works.
 
@@ -85,7 +85,7 @@ def thermal_status(link: Link) -> ThermalStatus:
     delta = _calibration(link)
     celsius = _PER_STEP * sum(raw) / len(raw) - _ZERO - (delta or 0.0)
     return ThermalStatus(
-        chip=soc.chip,
+        chip_type=soc.chip,
         celsius=round(celsius, 2),
         raw=raw,
         calibration=delta,

@@ -9,5 +9,5 @@ from pytest_esp.operations.partitions import nvs
 class NvsFace(Face):
     """`pytest_esp.operations.partitions.nvs`."""
 
-    create = bound(nvs.create)
+    create = staticmethod(nvs.create)
     read = bound(nvs.read)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from esptool.targets import CHIP_DEFS
 
@@ -21,11 +21,11 @@ from pytest_esp.link.logs import Progress, Transcript, capture
 from pytest_esp.operations.firmware.elf_image import FLASH_MODES, FlashMode, check_setting
 from pytest_esp.operations.firmware.image_report import Fit, ImageReport, fit_of_bootloader, report
 from pytest_esp.operations.registry import file_operation
+from pytest_esp.operations.results import Address
 
 Option = bool | int | str
 """The value of an option of ESP-IDF's configuration."""
 
-_BUILD_TIME = 1200.0  # seconds
 _OPTION = re.compile(r"[A-Z][A-Z0-9_]*")
 _QUAD = ("qio", "qout")
 _LISTS = """cmake_minimum_required(VERSION 3.16)
@@ -34,6 +34,38 @@ project(bootloader_only)
 """
 _COMPONENT = 'idf_component_register(SRCS "main.c")\n'
 _MAIN = "void app_main(void)\n{\n}\n"
+
+
+@dataclass(frozen=True)
+class BootloaderConfig:
+    """What a bootloader is to be like; what is left out stays, or is what ESP-IDF chooses.
+
+    Attributes:
+        image: a bootloader to take instead of building one; only its flash settings are changed.
+        flash_freq: e.g. ``"80m"``.
+        flash_size: e.g. ``"4MB"``.
+        options: of ESP-IDF's configuration, for a build.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    image: ReadPath | None = None
+    flash_mode: FlashMode | None = None
+    flash_freq: str | None = None
+    flash_size: str | None = None
+    options: Mapping[str, Option] | None = None
+
+    def lines(self) -> dict[str, str]:
+        """Return the lines of ESP-IDF's configuration for the flash, and for each, in words, what it asks for."""
+        given = {"mode": self.flash_mode, "freq": self.flash_freq, "size": self.flash_size}
+        return {
+            f"CONFIG_ESPTOOLPY_FLASH{name.upper()}_{value.upper()}=y": f"flash {_SETTINGS[name]} {value}"
+            for name, value in given.items()
+            if value is not None
+        }
+
+
+_SETTINGS = {"mode": "mode", "freq": "frequency", "size": "size"}
 
 
 @dataclass(frozen=True)
@@ -51,10 +83,10 @@ class Bootloader:
     """
 
     output_file: Path
-    chip: str
+    chip_type: str
     how: Literal["built", "adapted"]
     done: str
-    offset: int
+    offset: Address
     image: ImageReport
     fit: Fit
     idf_version: str | None
@@ -63,28 +95,24 @@ class Bootloader:
 
 @file_operation(group="firmware")
 def bootloader(
-    chip: str,
-    output_file: WritePath,
+    chip_type: str,
+    config: BootloaderConfig | None = None,
+    output_file: WritePath = "bootloader.bin",
     *,
-    image: ReadPath | None = None,
-    flash_mode: FlashMode | None = None,
-    flash_freq: str | None = None,
-    flash_size: str | None = None,
-    options: Mapping[str, Option] | None = None,
-    timeout: float = _BUILD_TIME,
+    timeout: float = 1200.0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bootloader:
     """Make a bootloader: built by the installed ESP-IDF, or a given image with other flash settings and a new hash.
 
+    `done` says which of the two it was.
+
     Args:
-        chip: as esptool names it.
+        chip_type: the chip as esptool names it, e.g. esp32c3.
+        config: what it is to be like: flash_mode, flash_freq (80m), flash_size (4MB); image, a bootloader to take
+            instead of building one, of which only these settings are changed; and for a build the options of ESP-IDF,
+            e.g. {"CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE": true}. What is left out stays, or is what ESP-IDF chooses.
         output_file: the bootloader.
-        image: a bootloader to take instead of building one; only its flash settings are changed.
-        flash_mode: what it is, or what ESP-IDF chooses, if left out; so are the next two.
-        flash_freq: e.g. 80m.
-        flash_size: e.g. 4MB.
-        options: of ESP-IDF's configuration, for a build, e.g. {"CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE": true}.
         timeout: seconds that a build may take.
         overwrite: whether *output_file* may exist already.
         progress: called with the build's steps that are done and that there are.
@@ -93,20 +121,19 @@ def bootloader(
         FirmwareError: if the image is damaged, signed, no bootloader, or for another chip.
         OperationError: if an argument is wrong, there is neither an image nor an ESP-IDF, or the build fails.
     """
-    chip = known_chip(chip)
-    _check(chip, flash_mode, flash_freq, flash_size)
+    chip, wanted = known_chip(chip_type), config or BootloaderConfig()
+    _check(chip, wanted)
     path = new_file(output_file, overwrite)
-    wanted = _Wanted(flash_mode, flash_freq, flash_size)
     version: str | None = None
-    if image is not None:
-        if options:
+    if wanted.image is not None:
+        if wanted.options:
             raise OperationError(
                 "options of ESP-IDF change nothing in an image that is built", hint="leave out image, or the options"
             )
-        data, done, warnings = _adapted(read_file(image, "bootloader"), str(image), chip, wanted)
+        data, done, warnings = _adapted(read_file(wanted.image, "bootloader"), str(wanted.image), chip, wanted)
         how: Literal["built", "adapted"] = "adapted"
     else:
-        data, done, warnings, version = _built(chip, wanted, options or {}, timeout, progress)
+        data, done, warnings, version = _built(chip, wanted, timeout, progress)
         how = "built"
     found = _checked(data, "the bootloader", chip)
     fit = fit_of_bootloader(found)
@@ -117,31 +144,14 @@ def bootloader(
     return Bootloader(path, chip, how, done, offset, found, fit, version, warnings)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    mode: FlashMode | None
-    frequency: str | None
-    size: str | None
-
-    def options(self) -> dict[str, str]:
-        """Return the lines of ESP-IDF's configuration that ask for it, and for each, in words, what it asks for."""
-        given = {"mode": self.mode, "frequency": self.frequency, "size": self.size}
-        short = {"mode": "MODE", "frequency": "FREQ", "size": "SIZE"}
-        return {
-            f"CONFIG_ESPTOOLPY_FLASH{short[name]}_{value.upper()}=y": f"flash {name} {value}"
-            for name, value in given.items()
-            if value is not None
-        }
-
-
-def _check(chip: str, mode: str | None, frequency: str | None, size: str | None) -> None:
+def _check(chip: str, wanted: BootloaderConfig) -> None:
     rom = CHIP_DEFS[chip]
-    if mode is not None:
-        check_setting("mode", mode, FLASH_MODES, chip)
-    if frequency is not None:
-        check_setting("frequency", frequency, rom.FLASH_FREQUENCY, chip)
-    if size is not None:
-        check_setting("size", size, rom.FLASH_SIZES, chip)
+    if wanted.flash_mode is not None:
+        check_setting("mode", wanted.flash_mode, FLASH_MODES, chip)
+    if wanted.flash_freq is not None:
+        check_setting("frequency", wanted.flash_freq, rom.FLASH_FREQUENCY, chip)
+    if wanted.flash_size is not None:
+        check_setting("size", wanted.flash_size, rom.FLASH_SIZES, chip)
 
 
 def _checked(data: bytes, source: str, chip: str) -> ImageReport:
@@ -151,8 +161,8 @@ def _checked(data: bytes, source: str, chip: str) -> ImageReport:
         FirmwareError: if it is damaged, no bootloader, or for another chip.
     """
     found = report(data, source, 0, chip)
-    if found.chip != chip:
-        raise FirmwareError(f"{source} is for the {found.chip}, not for the {chip}")
+    if found.chip_type != chip:
+        raise FirmwareError(f"{source} is for the {found.chip_type}, not for the {chip}")
     if found.problem is not None:
         raise FirmwareError(f"{source} is damaged: {found.problem}", hint="take another one")
     if found.kind == "app":
@@ -169,7 +179,7 @@ def _checked(data: bytes, source: str, chip: str) -> ImageReport:
 # -- without ESP-IDF
 
 
-def _adapted(data: bytes, source: str, chip: str, wanted: _Wanted) -> tuple[bytes, str, tuple[str, ...]]:
+def _adapted(data: bytes, source: str, chip: str, wanted: BootloaderConfig) -> tuple[bytes, str, tuple[str, ...]]:
     """Return a bootloader with other flash settings, what was done, and warnings."""
     from esptool import cmds
 
@@ -180,9 +190,9 @@ def _adapted(data: bytes, source: str, chip: str, wanted: _Wanted) -> tuple[byte
             changed = cmds.merge_bin(
                 [(offset, data)],
                 chip,
-                flash_freq=wanted.frequency or "keep",
-                flash_mode=wanted.mode or "keep",
-                flash_size=wanted.size or "keep",
+                flash_freq=wanted.flash_freq or "keep",
+                flash_mode=wanted.flash_mode or "keep",
+                flash_size=wanted.flash_size or "keep",
                 target_offset=offset,
             )
     except Exception as error:
@@ -198,22 +208,22 @@ def _adapted(data: bytes, source: str, chip: str, wanted: _Wanted) -> tuple[byte
         done = f"{begun}; its flash settings are {_settings(before)}"
     else:
         after = report(changed, source, 0, chip)
-        rehashed = ", and its SHA-256 was made anew" if after.hash is not None else ""
+        rehashed = ", and its SHA-256 was updated" if after.hash is not None else ""
         change = f"{_settings(before)} became {_settings(after)}"
         done = f"{begun}, but for the flash settings in its header: {change}{rehashed}"
     return changed, f"{done}. It belongs at {offset:#x}.", _odd(wanted)
 
 
 def _settings(image: ImageReport) -> str:
-    return ", ".join(item or "unknown" for item in (image.flash_mode, image.flash_frequency, image.flash_size))
+    return ", ".join(item or "unknown" for item in (image.flash_mode, image.flash_freq, image.flash_size))
 
 
-def _odd(wanted: _Wanted) -> tuple[str, ...]:
-    if wanted.mode not in _QUAD:
+def _odd(wanted: BootloaderConfig) -> tuple[str, ...]:
+    if wanted.flash_mode not in _QUAD:
         return ()
     return (
-        f"the header says {wanted.mode} now, which the bootloader of ESP-IDF switches on only if it was built for it "
-        "(CONFIG_ESPTOOLPY_FLASHMODE_...); its own header stays dio or dout then",
+        f"the header says {wanted.flash_mode} now, which the bootloader of ESP-IDF switches on only if it was built "
+        "for it (CONFIG_ESPTOOLPY_FLASHMODE_...); its own header stays dio or dout then",
     )
 
 
@@ -221,12 +231,12 @@ def _odd(wanted: _Wanted) -> tuple[str, ...]:
 
 
 def _built(
-    chip: str, wanted: _Wanted, options: Mapping[str, Option], timeout: float, progress: Progress | None
+    chip: str, wanted: BootloaderConfig, timeout: float, progress: Progress | None
 ) -> tuple[bytes, str, tuple[str, ...], str | None]:
     """Return a bootloader that ESP-IDF built, what was done, warnings, and the version of ESP-IDF."""
     from pytest_esp.operations.idf.installation import build_environment, installation
 
-    lines = _configuration(wanted, options)
+    lines = [*wanted.lines(), *(_line(name, value) for name, value in (wanted.options or {}).items())]
     try:
         idf = installation()
         variables = build_environment(idf)
@@ -252,7 +262,7 @@ def _built(
             data = read_file(place / "bootloader" / "bootloader.bin", "bootloader")
         missing = _without_effect(project / "sdkconfig", lines)
     warnings = tuple(f"ESP-IDF did not take {line}" for line in missing)
-    taken = ", ".join(words for line, words in wanted.options().items() if line not in missing)
+    taken = ", ".join(words for line, words in wanted.lines().items() if line not in missing)
     asked = f" with {taken}" if taken else ""
     return data, f"built by ESP-IDF {idf.version or ''} for the {chip}{asked}", warnings, idf.version
 
@@ -283,11 +293,6 @@ def _run(command: Sequence[str], variables: Mapping[str, str], timeout: float, p
             hint="see last_lines; are the options right for this chip?",
             details=details,
         )
-
-
-def _configuration(wanted: _Wanted, options: Mapping[str, Option]) -> list[str]:
-    """Return the lines of a sdkconfig.defaults."""
-    return [*wanted.options(), *(_line(name, value) for name, value in options.items())]
 
 
 def _line(name: str, value: Option) -> str:

@@ -50,7 +50,7 @@ class ElfImage:
     """
 
     output_file: Path
-    chip: str
+    chip_type: str
     size: int
     sha256: str
     warnings: tuple[str, ...]
@@ -59,7 +59,7 @@ class ElfImage:
 @file_operation(group="firmware")
 def elf_to_image(
     elf_file: ReadPath,
-    chip: str,
+    chip_type: str,
     output_file: WritePath | None = None,
     *,
     flash_mode: FlashMode = "qio",
@@ -69,24 +69,24 @@ def elf_to_image(
     max_revision: int = NO_LIMIT,
     overwrite: bool = False,
 ) -> ElfImage:
-    """Make an image for flash of an ELF file: the bytes that ``esptool elf2image`` makes.
+    """Make an image for flash of an ELF file, as esptool's elf2image does; an ELF file that is damaged is refused.
 
     Args:
         elf_file: as the linker made it.
-        chip: as esptool names it.
+        chip_type: the chip as esptool names it, e.g. esp32c3.
         output_file: the image; by default beside the ELF file, with the ending .bin.
         flash_mode: that the header asks for.
         flash_freq: that the header asks for, e.g. 40m; by default the chip's usual one.
-        flash_size: that the header tells, e.g. 4MB.
+        flash_size: that the header states, e.g. 4MB.
         min_revision: of the chip, major * 100 + minor.
-        max_revision: of the chip, the same.
+        max_revision: of the chip, the same; 65535 is no limit.
         overwrite: whether *output_file* may exist already.
 
     Raises:
         FirmwareError: if the ELF file is damaged, cut, or not for this chip.
         OperationError: if the chip or a setting does not exist, or the file exists or cannot be written.
     """
-    chip = known_chip(chip)
+    chip = known_chip(chip_type)
     elf = read_elf(elf_file)
     path = new_file(output_file or Path(elf_file).with_suffix(".bin"), overwrite)
     settings = FlashSettings(flash_mode, flash_freq, flash_size)

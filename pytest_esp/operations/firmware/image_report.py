@@ -26,6 +26,7 @@ from pytest_esp.formats.regions import SECTOR, is_blank
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations.firmware.signatures import Signature, signature_of
 from pytest_esp.operations.registry import file_operation
+from pytest_esp.operations.results import Address
 
 _MAGIC_V2 = 0xEA  # of an ESP8266's second-stage images
 _DESCRIPTOR = AppDescription.FIRMWARE_BINARY_OFFSET
@@ -47,9 +48,9 @@ class ImageSegment:
         memory: what esptool calls the memory at *address*.
     """
 
-    address: int
+    address: Address
     size: int
-    offset: int
+    offset: Address
     memory: tuple[str, ...]
 
 
@@ -85,7 +86,7 @@ class ImageReport:
         offset: in the file; the address, in Intel HEX and UF2.
         kind: app and bootloader by descriptor or by segments in flash; "image" is all else that runs in RAM.
         size: bytes, up to the end of its hash.
-        flash_mode, flash_frequency, flash_size: that the header asks for; None for numbers that stand for nothing.
+        flash_mode, flash_freq, flash_size: that the header asks for; None for numbers that stand for nothing.
         chip_id, write_protect_pin, pin_drives: as the header has them; None for an ESP8266, whose has not.
         min_revision, max_revision: of the chip, e.g. "v0.3"; None is no limit.
         checksum_valid: of the one byte at the end.
@@ -93,13 +94,13 @@ class ImageReport:
         problem: why the bootloader would refuse it, in its own words; None if it would not.
     """
 
-    offset: int
+    offset: Address
     kind: Literal["app", "bootloader", "image"]
-    chip: str
+    chip_type: str
     size: int
-    entry: int
+    entry: Address
     flash_mode: str | None
-    flash_frequency: str | None
+    flash_freq: str | None
     flash_size: str | None
     chip_id: int | None
     write_protect_pin: int | None
@@ -107,7 +108,7 @@ class ImageReport:
     min_revision: str | None
     max_revision: str | None
     segments: tuple[ImageSegment, ...]
-    checksum: int
+    checksum: Address
     checksum_valid: bool
     hash: str | None
     hash_valid: bool | None
@@ -146,7 +147,7 @@ class FirmwareAnalysis:
         problems: all that is wrong, in words; empty if nothing is.
     """
 
-    file: Path
+    binary_file: Path
     kind: Literal["app", "bootloader", "image", "partition-table", "merged"]
     size: int
     sha256: str
@@ -160,16 +161,18 @@ class FirmwareAnalysis:
 @file_operation(group="firmware")
 def analyze(
     binary_file: ReadPath,
-    chip: str | None = None,
+    chip_type: str | None = None,
     *,
     partition_table: ReadPath | None = None,
     key_file: ReadPath | None = None,
 ) -> FirmwareAnalysis:
     """Look into a firmware file: header, segments, descriptor, checksum, hash, signature, chip, and where it fits.
 
+    All that is wrong is in `problems`.
+
     Args:
         binary_file: an app, a bootloader, a partition table, or a merged image (raw, Intel HEX or UF2).
-        chip: that it should be for; most headers tell theirs.
+        chip_type: the chip that it should be for, e.g. esp32c3; most headers name theirs.
         partition_table: .bin or .csv, to see where it fits; by default the one of the build folder it lies in.
         key_file: a key in PEM, public or private, that it should be signed by.
 
@@ -177,7 +180,7 @@ def analyze(
         FirmwareError: if it is none of these, or cut.
         OperationError: if chip, table or key are wrong.
     """
-    return analysis_of(read_file(binary_file, "firmware"), binary_file, chip, partition_table, key_file)
+    return analysis_of(read_file(binary_file, "firmware"), binary_file, chip_type, partition_table, key_file)
 
 
 def analysis_of(
@@ -204,7 +207,7 @@ def analysis_of(
         partitions = _table_of(beside) if beside.is_file() else ()
     fits = tuple(_fits(images, partitions, merged=kind == "merged"))
     return FirmwareAnalysis(
-        file=Path(binary_file),
+        binary_file=Path(binary_file),
         kind=kind,
         size=len(file),
         sha256=hashlib.sha256(file).hexdigest(),
@@ -252,11 +255,11 @@ def report(
     return ImageReport(
         offset=offset,
         kind=_kind_of_image(app, bootloader, segments),
-        chip=made_for,
+        chip_type=made_for,
         size=size,
         entry=parsed.entrypoint,
         flash_mode=_MODES.get(parsed.flash_mode),
-        flash_frequency=_name(rom.FLASH_FREQUENCY, parsed.flash_size_freq & 0x0F),
+        flash_freq=_name(rom.FLASH_FREQUENCY, parsed.flash_size_freq & 0x0F),
         flash_size=_name(rom.FLASH_SIZES, parsed.flash_size_freq & 0xF0),
         chip_id=parsed.chip_id if extended else None,
         write_protect_pin=parsed.wp_pin if extended else None,
@@ -409,7 +412,9 @@ def _fits(images: Sequence[ImageReport], partitions: Sequence[Partition], *, mer
     """Yield how images fit: in a merged file the place is known, an app alone could go into every app partition."""
     for image in images:
         needed = image.end - image.offset
-        if image.kind == "bootloader" or (merged and image.offset == CHIP_DEFS[image.chip].BOOTLOADER_FLASH_OFFSET):
+        if image.kind == "bootloader" or (
+            merged and image.offset == CHIP_DEFS[image.chip_type].BOOTLOADER_FLASH_OFFSET
+        ):
             yield fit_of_bootloader(image)
             continue
         for part in partitions:
@@ -419,7 +424,7 @@ def _fits(images: Sequence[ImageReport], partitions: Sequence[Partition], *, mer
 
 def fit_of_bootloader(image: ImageReport) -> Fit:
     """Return how a bootloader fits between its place in flash and the usual one of the partition table."""
-    offset = CHIP_DEFS[image.chip].BOOTLOADER_FLASH_OFFSET
+    offset = CHIP_DEFS[image.chip_type].BOOTLOADER_FLASH_OFFSET
     return _fit(f"bootloader at {offset:#x}", _USUAL_TABLE_OFFSET - offset, image.end - image.offset)
 
 
@@ -430,8 +435,8 @@ def _fit(place: str, room: int, needed: int) -> Fit:
 def _problems(images: Sequence[ImageReport], fits: Sequence[Fit], chip: str | None) -> Iterator[str]:
     for image in images:
         where = f"image at {image.offset:#x}: " if len(images) > 1 else ""
-        if chip not in (None, image.chip):
-            yield f"{where}it is for the {image.chip}, not for the {chip}"
+        if chip not in (None, image.chip_type):
+            yield f"{where}it is for the {image.chip_type}, not for the {chip}"
         if image.problem is not None:
             yield where + image.problem
         if image.signature is not None and image.signature.problem is not None:
@@ -453,5 +458,5 @@ def _surplus(images: Sequence[ImageReport], data: bytes) -> Iterator[str]:
     """Tell of bytes behind an image that are neither its signature nor padding."""
     for image in images:
         rest = data[image.end :]
-        if image.chip != "esp8266" and not is_blank(rest) and any(rest):
+        if image.chip_type != "esp8266" and not is_blank(rest) and any(rest):
             yield f"{len(rest)} bytes at {image.end:#x} are behind the image, and belong to nothing"

@@ -15,17 +15,18 @@ from typing import Literal
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.formats.files import FileName, WritePath, known_chip, new_file, save
+from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, save
 from pytest_esp.formats.firmware import Firmware
 from pytest_esp.formats.images import chip_of
-from pytest_esp.formats.regions import Region, make_regions, md5_of, size_argument
+from pytest_esp.formats.regions import Placed, Region, make_regions, md5_of, size_argument
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations.firmware.elf_image import FLASH_MODES, FlashMode, check_setting
 from pytest_esp.operations.registry import file_operation
+from pytest_esp.operations.results import Address
 
 Format = Literal["raw", "hex", "uf2"]
-Parts = FileName | Sequence[tuple[int | str, FileName]] | Mapping[int | str, FileName]
-"""A build folder, or pairs of address and file."""
+Parts = ReadPath | Sequence[Placed] | Mapping[int | str, ReadPath]
+"""A build folder, or files by address."""
 
 _FORMATS: dict[str, Format] = {".hex": "hex", ".uf2": "uf2"}
 _LARGEST_FLASH = 128 * 1024 * 1024
@@ -36,7 +37,7 @@ _OTHER_FORMATS = {re.compile(rb":[0-9A-Fa-f]{10,}\r?\n"): "Intel HEX", re.compil
 class MergedPart:
     """A part of a merged file. Address in flash and size in bytes; MD5 of the file as it was given."""
 
-    address: int
+    address: Address
     size: int
     source: str
     md5: str
@@ -55,10 +56,10 @@ class Merged:
 
     output_file: Path
     format: Format
-    chip: str
+    chip_type: str
     size: int
     sha256: str
-    address: int
+    address: Address
     parts: tuple[MergedPart, ...]
     padding: int
     notes: tuple[str, ...]
@@ -69,7 +70,7 @@ def merge(
     files: Parts,
     output_file: WritePath,
     *,
-    chip: str | None = None,
+    chip_type: str | None = None,
     format: Format | None = None,
     flash_mode: FlashMode | Literal["keep"] = "keep",
     flash_freq: str = "keep",
@@ -81,11 +82,12 @@ def merge(
     """Merge the images of a build into one file, raw, Intel HEX or UF2.
 
     Args:
-        files: a build folder, or pairs of address and file, e.g. [["0x0", "bootloader.bin"], ["0x10000", "app.bin"]].
+        files: a build folder, or files and their addresses in flash, e.g. [{"address": "0x10000", "path": "app.bin"}]
+            or {"0x10000": "app.bin"}.
         output_file: the merged file.
-        chip: as esptool names it; by default the one that the images are for.
+        chip_type: the chip as esptool names it, e.g. esp32c3; by default the one that the images are for.
         format: by default by the ending of *output_file*: .hex, .uf2, all else is raw.
-        flash_mode: to write into the bootloader's header, whose hash is made anew.
+        flash_mode: to write into the bootloader's header, whose hash is then updated.
         flash_freq: the same, e.g. 80m.
         flash_size: the same, e.g. 4MB.
         target_offset: where in flash a raw file will be written to.
@@ -99,7 +101,7 @@ def merge(
     path = new_file(output_file, overwrite)
     regions, build_chip = regions_of(files)
     _check_apart(regions)
-    made_for = known_chip(chip) if chip is not None else _chip_for(regions, build_chip)
+    made_for = known_chip(chip_type) if chip_type is not None else _chip_for(regions, build_chip)
     kind = format or _FORMATS.get(path.suffix.lower(), "raw")
     start = size_argument(target_offset, "target offset") if kind == "raw" else 0
     _check_arguments(regions, made_for, kind, start, pad_to_size)
@@ -114,7 +116,7 @@ def merge(
     return Merged(
         output_file=path,
         format=kind,
-        chip=made_for,
+        chip_type=made_for,
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         address=start,
@@ -126,7 +128,7 @@ def merge(
 
 
 def regions_of(files: Parts) -> tuple[list[Region], str | None]:
-    """Return the contents of a build folder or of pairs by address, and the chip of the build if it tells.
+    """Return the contents of a build folder or of files by address, and the chip of the build if it names one.
 
     Raises:
         FirmwareError: if there are none, one is missing, empty or in another format, or an address is wrong.
@@ -134,11 +136,11 @@ def regions_of(files: Parts) -> tuple[list[Region], str | None]:
     if isinstance(files, (str, os.PathLike)):
         build = Firmware.open(files)
         return list(build.regions), build.chip
-    pairs = list(files.items() if isinstance(files, Mapping) else files)
+    pairs = files.items() if isinstance(files, Mapping) else [(one.address, one.path) for one in files]
     # One by one: parts of one file may share a sector, which regions that are flashed by themselves may not.
     regions = [region for pair in pairs for region in make_regions([pair])]
     if not regions:
-        raise FirmwareError("there is nothing to merge", hint="give pairs of address and file, or a build folder")
+        raise FirmwareError("there is nothing to merge", hint="give files and their addresses, or a build folder")
     for region in regions:
         _check_raw(region)
     return sorted(regions, key=lambda region: region.address), None
@@ -168,7 +170,7 @@ def _chip_for(regions: Iterable[Region], build_chip: str | None) -> str:
         words = ", ".join(f"{source} is for the {chip}" for source, chip in named.items())
         raise FirmwareError(f"the files are for different chips: {words}")
     if not chips or chips[0] is None:
-        raise FirmwareError("no file tells its chip", hint="give chip, e.g. chip=esp32c3")
+        raise FirmwareError("no file names its chip", hint="say which chip they are for, e.g. esp32c3")
     return chips[0]
 
 

@@ -22,7 +22,7 @@ from pytest_esp.operations.firmware.image_report import FirmwareAnalysis
 from pytest_esp.operations.firmware.size_analysis import SizeAnalysis
 from pytest_esp.operations.registry import file_operation
 
-_NO_DESCRIPTOR = "it has no app descriptor: bootloader and update cannot tell its project and version"
+_NO_DESCRIPTOR = "it has no app descriptor: its project and version are unknown to the bootloader and to updates"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PreparedApp:
     """
 
     output_file: Path
-    chip: str
+    chip_type: str
     image: FirmwareAnalysis
     sizes: SizeAnalysis
     warnings: tuple[str, ...]
@@ -45,7 +45,7 @@ class PreparedApp:
 @file_operation(group="firmware")
 def prepare(
     elf_file: ReadPath,
-    chip: str,
+    chip_type: str,
     output_file: WritePath | None = None,
     *,
     flash_mode: FlashMode | None = None,
@@ -54,22 +54,22 @@ def prepare(
     min_revision: int = 0,
     max_revision: int = NO_LIMIT,
     partition_table: ReadPath | None = None,
-    top: int = 20,
+    top: int = 10,
     overwrite: bool = False,
 ) -> PreparedApp:
-    """Make an app's image of its ELF file, and report its descriptor, its hash, its sizes, and where it fits.
+    """Make an app's image of its ELF file, and report its descriptor, its hash, its sizes, and whether it fits.
 
     The SHA-256 of the ELF file goes into the descriptor wherever that lies, so that panics find their ELF file.
 
     Args:
         elf_file: as the linker made it.
-        chip: as esptool names it.
+        chip_type: the chip as esptool names it, e.g. esp32c3.
         output_file: the image; by default beside the ELF file, with the ending .bin.
         flash_mode: that the header asks for; this and the next two by default as in the build's flasher_args.json.
-        flash_freq: e.g. 40m.
-        flash_size: e.g. 4MB.
+        flash_freq: that the header asks for, e.g. 40m.
+        flash_size: that the header states, e.g. 4MB.
         min_revision: of the chip, major * 100 + minor.
-        max_revision: of the chip, the same.
+        max_revision: of the chip, the same; 65535 is no limit.
         partition_table: .bin or .csv, to see where it fits; by default that of the build folder.
         top: how many of the largest symbols and archives are listed.
         overwrite: whether *output_file* may exist already.
@@ -78,7 +78,7 @@ def prepare(
         FirmwareError: if the ELF file is damaged, cut, or not for this chip.
         OperationError: if the chip or a setting does not exist, or the file exists or cannot be written.
     """
-    chip = known_chip(chip)
+    chip = known_chip(chip_type)
     elf = read_elf(elf_file)
     path = new_file(output_file or Path(elf_file).with_suffix(".bin"), overwrite)
     settings = _settings(Path(elf_file).parent, flash_mode, flash_freq, flash_size)
@@ -93,7 +93,7 @@ def prepare(
     save(path, image)  # last: where anything is wrong, nothing is written
     return PreparedApp(
         output_file=path,
-        chip=chip,
+        chip_type=chip,
         image=found,
         sizes=sizes,
         warnings=(*warnings_of(elf, chip), *said, *found.problems, *((_NO_DESCRIPTOR,) if app is None else ())),

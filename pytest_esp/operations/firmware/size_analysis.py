@@ -55,7 +55,7 @@ class SizeAnalysis:
     """What takes how much room, in bytes.
 
     Attributes:
-        chip: None if nothing tells; there are no `memories` then.
+        chip_type: None if nothing says it; there are no `memories` then.
         image_size: of all that is in the image, without its headers.
         ram_only_size: of what is only given room (``.bss``).
         symbols: the largest ones.
@@ -65,7 +65,7 @@ class SizeAnalysis:
     """
 
     elf_file: Path
-    chip: str | None
+    chip_type: str | None
     image_size: int
     ram_only_size: int
     sections: tuple[Section, ...]
@@ -78,13 +78,14 @@ class SizeAnalysis:
 
 @file_operation(group="firmware")
 def size(
-    elf_file: ReadPath, chip: str | None = None, *, map_file: ReadPath | None = None, top: int = 20
+    elf_file: ReadPath, chip_type: str | None = None, *, map_file: ReadPath | None = None, top: int = 20
 ) -> SizeAnalysis:
     """Say what takes how much room in an app: sections, memories, largest symbols, and archives by the linker's map.
 
     Args:
         elf_file: as the linker made it.
-        chip: as esptool names it; by default that of the build folder, else the only one that it fits.
+        chip_type: the chip as esptool names it, e.g. esp32c3; by default that of the build folder, else the only one
+            that it fits.
         map_file: that the linker wrote; by default NAME.map beside the ELF file.
         top: how many symbols and archives are listed.
 
@@ -95,11 +96,11 @@ def size(
     if top < 0:
         raise OperationError(f"the {top} largest cannot be listed", hint="give a number from 0")
     elf = read_elf(elf_file)
-    made_for = _chip_of(elf, Path(elf_file), chip)
+    made_for = _chip_of(elf, Path(elf_file), chip_type)
     notes: list[str] = []
     if made_for is None:
         fitting = ", ".join(elf.fitting_chips()) or "none"
-        notes.append(f"no memories: nothing tells the chip; it fits {fitting}")
+        notes.append(f"no memories: nothing says which chip it is for; it fits {fitting}")
     path = resolve(map_file if map_file is not None else Path(elf_file).with_suffix(".map"))
     by_map = _by_map(path, elf, made_for) if map_file is not None or path.is_file() else None
     if by_map is None:
@@ -112,7 +113,7 @@ def size(
         notes.append(_SHARED)
     return SizeAnalysis(
         elf_file=Path(elf_file),
-        chip=made_for,
+        chip_type=made_for,
         image_size=sum(one.size for one in sections if one.in_image),
         ram_only_size=sum(one.size for one in sections if not one.in_image),
         sections=sections,
@@ -134,7 +135,9 @@ def _chip_of(elf: Elf, path: Path, chip: str | None) -> str | None:
         chip = known_chip(chip)
         reason = elf.why_not_for(chip)
         if reason is not None:
-            raise FirmwareError(f"{elf.source} is not for the {chip}: {reason}", hint="leave out chip, or name another")
+            raise FirmwareError(
+                f"{elf.source} is not for the {chip}: {reason}", hint="leave out the chip, or name another"
+            )
         return chip
     fitting = elf.fitting_chips()
     for found in (_listed_chip(path.parent), _chip_of_image(path.with_suffix(".bin"))):

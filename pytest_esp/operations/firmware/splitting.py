@@ -17,6 +17,7 @@ from pytest_esp.formats.files import ReadPath, WritePath, resolve, save
 from pytest_esp.formats.firmware import Firmware, load
 from pytest_esp.formats.regions import SECTOR, Region, is_blank, md5_of, size_argument
 from pytest_esp.operations.registry import file_operation
+from pytest_esp.operations.results import Address
 
 # Typical times of a flash chip (Winbond W25Q32JV, data sheet, "AC Electrical Characteristics"), in seconds.
 _PAGE, _PAGE_TIME = 256, 0.0004
@@ -36,7 +37,7 @@ _PART_NAME = re.compile(r"0x[0-9a-f]+\.bin")
 class Part:
     """What is to be flashed at an address. Sizes in bytes; *compressed_size* is what goes over the wire."""
 
-    address: int
+    address: Address
     size: int
     compressed_size: int
     md5: str
@@ -47,7 +48,7 @@ class Part:
 class Content:
     """What the flash holds in the end: the MD5 that the chip must have of this region (`flash.md5`)."""
 
-    address: int
+    address: Address
     size: int
     md5: str
     source: str
@@ -57,13 +58,13 @@ class Content:
 class Blank:
     """What is left out, because it is as erased flash is; it must be erased where the flash is not yet. In bytes."""
 
-    address: int
+    address: Address
     size: int
 
 
 @dataclass(frozen=True)
 class Optimized:
-    """A smaller build. Sizes in bytes; times in seconds, computed for *baudrate* and a typical flash chip.
+    """A smaller build. Sizes in bytes; times in seconds, computed for *baud* and a typical flash chip.
 
     Attributes:
         output_dir: a build folder with the parts, which can be flashed as it is.
@@ -83,7 +84,7 @@ class Optimized:
     size: int
     compressed_size_before: int
     compressed_size: int
-    baudrate: int
+    baud: int
     seconds_before: float
     seconds: float
     seconds_saved: float
@@ -93,27 +94,29 @@ class Optimized:
 
 @file_operation(group="firmware")
 def optimize(
-    firmware: ReadPath,
-    output_dir: WritePath,
+    binary_file: ReadPath,
+    output_dir: WritePath | None = None,
     *,
     address: int | str | None = None,
     prefer: Prefer = "bytes",
     min_gap: int | str = "4KB",
-    baudrate: int = 460800,
+    baud: int = 460800,
     overwrite: bool = False,
 ) -> Optimized:
     """Make a build that is smaller to flash: padding is dropped, and images are split at blank sectors.
 
-    On erased flash its content is the same, byte for byte. Elsewhere the regions in `blank` must be erased first.
+    On erased flash its content is the same, byte for byte, which the MD5s in `contents` prove. Elsewhere the regions in
+    `blank` must be erased first.
 
     Args:
-        firmware: an image or a build folder.
-        output_dir: a folder for the parts and their flasher_args.json.
+        binary_file: an image or a build folder.
+        output_dir: the build folder that is made: the parts and their flasher_args.json; by default NAME-parts beside
+            *binary_file*.
         address: in flash, of an image that is neither an app nor a merged one.
         prefer: "bytes" leaves out every gap, "time" only those that do not cost more than they save: a flash erases
             64 KB at once faster than what is left of them in sectors.
-        min_gap: how many blank bytes in a row are left out.
-        baudrate: that the times are computed for.
+        min_gap: how many blank bytes in a row are left out, in bytes or like 64KB.
+        baud: that the times are computed for.
         overwrite: replace the folder, if it was made by this.
 
     Raises:
@@ -121,18 +124,19 @@ def optimize(
         OperationError: if an argument is wrong, or the folder exists or cannot be written.
     """
     gap = max(size_argument(min_gap, "gap"), SECTOR)
-    if baudrate <= 0:
-        raise OperationError(f"{baudrate} is no baud rate")
-    build = load(firmware, address)
-    folder = resolve(output_dir, "write")
+    if baud <= 0:
+        raise OperationError(f"{baud} is not a baud rate")
+    build = load(binary_file, address)
+    beside = Path(binary_file).with_name(f"{Path(binary_file).stem}-parts")
+    folder = resolve(beside if output_dir is None else output_dir, "write")
     _check_folder(folder, overwrite)
     pieces = [
         piece
         for region in build.regions
-        for piece in (_pieces(region, gap) if prefer == "bytes" else _quickest(region, gap, baudrate))
+        for piece in (_pieces(region, gap) if prefer == "bytes" else _quickest(region, gap, baud))
     ]
     if not pieces:
-        raise FirmwareError(f"{firmware} is blank: there is nothing to flash", hint="erase the flash instead")
+        raise FirmwareError(f"{binary_file} is blank: there is nothing to flash", hint="erase the flash instead")
     packed, packed_before = [_compressed(one.data) for one in pieces], sum(_compressed(r.data) for r in build.regions)
     parts = tuple(
         Part(one.address, one.size, size, md5_of(one.data), folder / f"{one.address:#x}.bin")
@@ -140,8 +144,8 @@ def optimize(
     )
     _write(folder, build, pieces, parts)
     blank = tuple(_blank(build.regions, pieces))
-    before = sum(_time(one, baudrate) for one in build.regions)
-    after = sum(_seconds(one.address, one.size, one.compressed_size, baudrate) for one in parts)
+    before = sum(_time(one, baud) for one in build.regions)
+    after = sum(_seconds(one.address, one.size, one.compressed_size, baud) for one in parts)
     return Optimized(
         output_dir=folder,
         parts=parts,
@@ -151,7 +155,7 @@ def optimize(
         size=sum(one.size for one in parts),
         compressed_size_before=packed_before,
         compressed_size=sum(packed),
-        baudrate=baudrate,
+        baud=baud,
         seconds_before=round(before, 3),
         seconds=round(after, 3),
         seconds_saved=round(before - after, 3),
@@ -164,7 +168,7 @@ def _notes(blank: Sequence[Blank], saved: float) -> Iterator[str]:
     if blank:
         yield "where the flash is not erased, erase `blank` first: the parts leave it as it is"
     if saved < 0:
-        yield "it takes longer, as sectors are erased one by one where whole blocks were: see prefer=time"
+        yield "it takes longer, as sectors are erased one by one where whole blocks were: prefer time"
 
 
 def _quickest(region: Region, gap: int, baudrate: int) -> list[Region]:

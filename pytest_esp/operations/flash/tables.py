@@ -23,6 +23,7 @@ from pytest_esp.link.link import Link
 from pytest_esp.names import nearest
 from pytest_esp.operations.flash import reading
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.results import Address
 
 DEFAULT_OFFSET = 0x8000
 _SEARCH_START, _SEARCH_END = 0x1000, 0x20000
@@ -36,16 +37,16 @@ _GIVEN_UP = (OtaImageState.INVALID, OtaImageState.ABORTED)
 class Partitions:
     """A partition table: where in flash it was found, and whether an MD5 in it was checked (a table may have none)."""
 
-    offset: int
+    offset: Address
     checked: bool
     partitions: tuple[Partition, ...]
 
 
 @operation(Effect.READ, group="partitions")
 def read(link: Link) -> Partitions:
-    """Return the partition table, wherever it is: at 0x8000, or at the first sector up to 0x20000 that has one.
+    """Read the partition table from flash, at 0x8000 or at the first sector up to 0x20000 that has one; check its MD5.
 
-    Its MD5 is checked. Source: ESP-IDF's partition table format, as esp-idf-defs reads it.
+    Source: ESP-IDF's partition table format, as esp-idf-defs reads it.
 
     Raises:
         OperationError: if there is none, or it is damaged.
@@ -74,6 +75,9 @@ def _table(offset: int, data: bytes) -> Partitions:
 def find(link: Link, name: str) -> Partition:
     """Return the partition of that name.
 
+    Args:
+        name: as the table in flash has it.
+
     Raises:
         OperationError: if there is none; lists those there are.
     """
@@ -100,7 +104,7 @@ class OtaEntry:
             ``"ABORTED"`` or ``"UNDEFINED"``.
     """
 
-    address: int
+    address: Address
     valid: bool
     sequence: int | None
     slot: str | None
@@ -126,7 +130,7 @@ class OtaData:
 
 @operation(Effect.READ, group="partitions")
 def otadata(link: Link) -> OtaData:
-    """Return what otadata says: both entries, and which partition the bootloader tries first.
+    """Read otadata: both entries, and which app partition the bootloader tries first.
 
     Source: ``esp_ota_select_entry_t`` of ESP-IDF, as esp-idf-defs reads it.
 

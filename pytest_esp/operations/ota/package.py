@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -36,6 +37,7 @@ _MANIFEST, _IMAGE, _SIGNATURE = "manifest.json", "app.bin", "manifest.sig"
 # No app is larger than what a chip can map; a manifest or a signature is far smaller than these.
 _LIMITS = {_MANIFEST: 64 * 1024, _IMAGE: 32 * 1024 * 1024, _SIGNATURE: 1024}
 _MAX_VERSION = 128
+_NOT_IN_NAMES = re.compile(r"[^\w.+-]")
 _ONE_APP = "name the image of the app (an update replaces the app and nothing else)"
 
 _PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
@@ -49,7 +51,7 @@ class Manifest:
     Attributes:
         format: `FORMAT`.
         version: of the update, as its maker calls it.
-        chip: as esptool names it.
+        chip_type: as esptool names it.
         project: of the app's descriptor, as are *app_version*, *idf_version* and *elf_sha256*; empty without one.
         size: of the image in bytes.
         sha256: of the image.
@@ -58,7 +60,7 @@ class Manifest:
 
     format: str
     version: str
-    chip: str
+    chip_type: str
     project: str
     app_version: str
     idf_version: str
@@ -86,19 +88,19 @@ class Package:
 
 @file_operation(group="ota")
 def create(
-    firmware: ReadPath,
+    firmware_file: ReadPath,
     version: str,
-    output_file: WritePath,
+    output_file: WritePath | None = None,
     *,
     key_file: ReadPath | None = None,
     overwrite: bool = False,
 ) -> Package:
-    """Make a package of an app, read it back and return it.
+    """Make an update package of an app: its image, a manifest with the SHA-256, and a signature if a key is given.
 
     Args:
-        firmware: the image of an app, or a build folder (see `Firmware.open`), whose app is taken.
+        firmware_file: the image of an app, or a build folder, whose app is taken.
         version: of the update; one line.
-        output_file: the package.
+        output_file: the package; by default FIRMWARE-VERSION.espota beside *firmware_file*.
         key_file: a private key in PEM, Ed25519 or P-256, to sign it with.
         overwrite: whether *output_file* may exist already.
 
@@ -106,11 +108,12 @@ def create(
         FirmwareError: if there is no app, or it is damaged.
         OperationError: if the version, the key or the file is not fit.
     """
-    path = new_file(output_file, overwrite)
+    beside = f"{Path(firmware_file).with_suffix('')}-{_NOT_IN_NAMES.sub('_', version)}{SUFFIX}"
+    path = new_file(beside if output_file is None else output_file, overwrite)
     if not version.strip() or not version.isprintable() or len(version) > _MAX_VERSION:
-        raise OperationError(f"{version!r} is no version", hint=f"up to {_MAX_VERSION} printable characters")
+        raise OperationError(f"{version!r} is not a version", hint=f"up to {_MAX_VERSION} printable characters")
     key = _private_key(Path(key_file)) if key_file is not None else None
-    region = _app_of_build(Firmware.open(firmware))
+    region = _app_of_build(Firmware.open(firmware_file))
     manifest = _describe(region, version)
     text = (json.dumps(asdict(manifest), indent=2) + "\n").encode()
     archive = io.BytesIO()
@@ -124,11 +127,11 @@ def create(
 
 
 @file_operation(group="ota")
-def read(path: ReadPath, *, public_key_file: ReadPath | None = None) -> Package:
+def read(package: ReadPath, *, public_key_file: ReadPath | None = None) -> Package:
     """Open a package, and check all of it: manifest, size, SHA-256, the image itself, and the signature.
 
     Args:
-        path: the package.
+        package: its file.
         public_key_file: a public key in PEM; then only a package signed with its private key will do.
 
     Raises:
@@ -136,7 +139,7 @@ def read(path: ReadPath, *, public_key_file: ReadPath | None = None) -> Package:
         RefusedError: if *public_key_file* is given and the package is not signed, or by another key.
         FirmwareError: if the image is damaged.
     """
-    return unpack(path, public_key_file)[0]
+    return unpack(package, public_key_file)[0]
 
 
 def unpack(path: str | os.PathLike[str], public_key_file: str | os.PathLike[str] | None) -> tuple[Package, bytes]:
@@ -168,7 +171,7 @@ def _describe(region: Region, version: str) -> Manifest:
     return Manifest(
         format=FORMAT,
         version=version,
-        chip=chip,
+        chip_type=chip,
         project=app.project if app else "",
         app_version=app.version if app else "",
         idf_version=app.idf_version if app else "",
@@ -186,7 +189,7 @@ def check_app(image: bytes, source: str) -> str:
         FirmwareError: if it is no app, more than one, or damaged.
     """
     found = report(image, source)
-    if found.chip == "esp8266":
+    if found.chip_type == "esp8266":
         raise FirmwareError(f"{source} is for the ESP8266", hint="its updates are not of this kind")
     if not found.checksum_valid or found.hash_valid is False:
         raise FirmwareError(f"{source} is damaged: its checksum or hash is wrong", hint="build it again")
@@ -198,7 +201,7 @@ def check_app(image: bytes, source: str) -> str:
     rest = image[found.end - found.offset :]
     if any(rest) and not is_blank(rest):
         raise FirmwareError(f"{source} has {len(rest)} bytes behind its app, which belong to nothing", hint=_ONE_APP)
-    return found.chip
+    return found.chip_type
 
 
 # -- reading one
@@ -210,15 +213,15 @@ def _opened(path: Path, key: _PublicKey | None) -> tuple[Package, bytes]:
     if key is not None:
         if signature is None:
             raise RefusedError(
-                f"{path} is not signed, and a key is set", hint="create it with key_file, or leave the key out"
+                f"{path} is not signed, and a key is set", hint="sign it when you make it, or leave the key out"
             )
         _verify(key, signature, parts[_MANIFEST], path)
     manifest = _manifest(parts[_MANIFEST], path)
     image = parts[_IMAGE]
     if len(image) != manifest.size or _sha256(image) != manifest.sha256:
         raise OperationError(f"{path}: the image is not the one of its manifest", hint="fetch the package again")
-    if check_app(image, f"the image in {path}") != manifest.chip:
-        raise OperationError(f"{path}: the image is not for the {manifest.chip} of its manifest")
+    if check_app(image, f"the image in {path}") != manifest.chip_type:
+        raise OperationError(f"{path}: the image is not for the {manifest.chip_type} of its manifest")
     return Package(path, manifest, _kind(signature), _fingerprint(key) if key else None), image
 
 
@@ -231,10 +234,10 @@ def _parts(path: Path) -> dict[str, bytes]:
             strange = sorted(found.keys() - _LIMITS.keys())
             if missing or strange or len(found) != len(archive.infolist()):
                 wrong = f"has no {missing[0]}" if missing else f"holds {', '.join(strange) or 'a file twice'}"
-                raise OperationError(f"{path} is no update package: it {wrong}", hint="make one with ota create")
+                raise OperationError(f"{path} is no update package: it {wrong}", hint="make one of the app's image")
             return {name: _read(archive, found[name]) for name in found}
     except FileNotFoundError as error:
-        raise OperationError(f"there is no package {path}", hint="make one with ota create") from error
+        raise OperationError(f"there is no package {path}", hint="make one of the app's image") from error
     except (OperationError, RefusedError) as error:
         error.attempted = error.attempted or f"reading {path}"
         raise
@@ -242,7 +245,7 @@ def _parts(path: Path) -> dict[str, bytes]:
         raise OperationError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # zipfile and zlib raise many kinds for damaged archives
         raise OperationError(
-            f"{path} is no update package, or damaged: {error}", hint="make one of the app's image, with ota create"
+            f"{path} is no update package, or damaged: {error}", hint="make one of the app's image"
         ) from error
 
 

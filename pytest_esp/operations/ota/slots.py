@@ -82,7 +82,7 @@ class OtaUpdate:
 
 @operation(Effect.WRITE, group="ota")
 def prepare(link: Link) -> OtaReadiness:
-    """Check that a board can take an update, and mend otadata that names no app.
+    """Check that a board can take an update (table, otadata, slots, bootloader), and repair damaged otadata.
 
     Blank otadata is fine: the bootloader then begins with the factory app or the first slot.
 
@@ -127,10 +127,10 @@ def deploy(
     If the power is cut in the middle, the old app starts or the new one.
 
     Args:
-        package: its file, see `package.create`.
-        public_key_file: in PEM; then the package must be signed with its private key.
+        package: its file.
+        public_key_file: a public key in PEM; then the package must be signed with its private key.
         on_trial: mark the app as new: a bootloader with rollback starts it once, and the old one again unless the app
-            has said that it is well (``esp_ota_mark_app_valid_cancel_rollback``).
+            has confirmed itself (``esp_ota_mark_app_valid_cancel_rollback``).
         start: reset the board, and see that the bootloader starts the new app.
         progress: called with bytes done and to do.
 
@@ -213,7 +213,7 @@ class _State:
         if len(self.slots) + bool(self.factory) < 2:
             raise OperationError(
                 f"the only partition for an app is {self.slots[0].name}: an update would overwrite what runs",
-                hint="flash a table with two OTA partitions (partitions setup-ota)",
+                hint="flash a table with two OTA partitions",
             )
         self.apps = dict(self._find_apps())
         self.running = next((part for part in self._order() if part.name in self.apps), None)
@@ -303,9 +303,9 @@ def _refuse_encrypted(link: Link) -> None:
 
 def _check_fits(update: Package, state: _State) -> None:
     manifest = update.manifest
-    if manifest.chip != state.chip:
+    if manifest.chip_type != state.chip:
         raise FirmwareError(
-            f"the update is for {manifest.chip}, not for the {CHIP_DEFS[state.chip].CHIP_NAME}",
+            f"the update is for {manifest.chip_type}, not for the {CHIP_DEFS[state.chip].CHIP_NAME}",
             hint="nothing was written",
         )
     if manifest.size > state.target.size:
@@ -347,7 +347,7 @@ def _start(link: Link, slot: Partition) -> tuple[bool | None, str]:
     except CrashError as error:
         raise OperationError(
             f"the board crashes where it should start {slot.name}: {error.crash.describe()}",
-            hint="go back with ota rollback",
+            hint="go back to the app before",
         ) from error
     except ConsoleError:
         return None, console.text

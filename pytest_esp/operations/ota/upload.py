@@ -31,14 +31,14 @@ class Upload:
     """What the device said.
 
     Attributes:
-        url: without name and password.
+        target_url: without name and password.
         status: of HTTP; 200 to 299.
         answer: the beginning of its body.
         bytes_sent: of the image.
         elapsed_seconds: until it had answered.
     """
 
-    url: str
+    target_url: str
     status: int
     answer: str
     bytes_sent: int
@@ -48,7 +48,7 @@ class Upload:
 @file_operation(group="ota")
 def upload(
     package: ReadPath,
-    url: str,
+    target_url: str,
     *,
     public_key_file: ReadPath | None = None,
     method: Literal["POST", "PUT"] = "POST",
@@ -61,13 +61,13 @@ def upload(
     """Send the image of a package to a device, which installs it itself.
 
     The body is the image (``application/octet-stream``), as an ESP-IDF app with ``httpd_req_recv`` takes it, or one
-    field of a form, as Arduino's ``HTTPUpdateServer`` does. Headers tell its version (``X-Update-Version``) and SHA-256
+    field of a form, as Arduino's ``HTTPUpdateServer`` does. Headers have its version (``X-Update-Version``) and SHA-256
     (``X-Update-SHA256``). A redirection is not followed.
 
     Args:
-        package: its file, see `package.create`.
-        url: http or https.
-        public_key_file: in PEM; then the package must be signed with its private key.
+        package: its file.
+        target_url: where the device takes updates, http or https.
+        public_key_file: a public key in PEM; then the package must be signed with its private key.
         method: of HTTP.
         form_field: name of the field of a ``multipart/form-data`` body, e.g. ``"update"`` for Arduino.
         headers: more of them, e.g. ``Authorization``; their values are never shown.
@@ -79,7 +79,7 @@ def upload(
         RefusedError: for another kind of URL, or if the package is not signed as wanted.
         OperationError: if the package is damaged, or the device cannot be reached or does not accept it.
     """
-    target = _target(url)
+    target = _target(target_url)
     fields = _headers(headers)
     update, image = unpack(package, public_key_file)
     head, tail, kind = _envelope(update, form_field)

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_esp.formats.images import App, app_of, chip_of
-from pytest_esp.formats.partition_table import (
-    Partition,
-    default_app,
-)
+from pytest_esp.formats.partition_table import Partition, default_app
 from pytest_esp.formats.regions import SECTOR
 from pytest_esp.link.link import Link
 from pytest_esp.operations.flash import reading, tables
 from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.results import Address
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,27 @@ class PartitionContents:
 
 
 @dataclass(frozen=True)
-class PartitionAnalysis:
-    """The table, what is in its partitions, and the gaps of the flash (address, size) that belong to none."""
+class Gap:
+    """A part of the flash that belongs to no partition; size in bytes."""
 
-    table_offset: int
+    address: Address
+    size: int
+
+
+@dataclass(frozen=True)
+class PartitionAnalysis:
+    """The table, what is in its partitions, and the gaps of the flash that belong to none. Sizes in bytes."""
+
+    table_offset: Address
     checked: bool
     flash_size: int
     partitions: tuple[PartitionContents, ...]
-    gaps: tuple[tuple[int, int], ...]
+    gaps: tuple[Gap, ...]
 
 
 @operation(Effect.READ, group="partitions")
 def analyze(link: Link) -> PartitionAnalysis:
-    """Return what is in every partition: blank or how full, which app, which one starts; and what belongs to none.
+    """Look into every partition: blank or how full, which app, which one starts; and what belongs to none.
 
     A blank partition is known by the chip's MD5; others are read, which takes a while for large ones on a real board.
 
@@ -72,14 +78,14 @@ def _contents(link: Link, part: Partition, active: bool) -> PartitionContents:
     return PartitionContents(part, kind, used, round(used / part.size, 4), found, active)
 
 
-def _gaps(table: tables.Partitions, flash_size: int) -> tuple[tuple[int, int], ...]:
+def _gaps(table: tables.Partitions, flash_size: int) -> tuple[Gap, ...]:
     """Return what lies behind the table and in no partition; before it is the bootloader."""
-    gaps: list[tuple[int, int]] = []
+    gaps: list[Gap] = []
     end = table.offset + SECTOR
     for part in sorted(table.partitions, key=lambda item: item.offset):
         if part.offset > end:
-            gaps.append((end, part.offset - end))
+            gaps.append(Gap(end, part.offset - end))
         end = max(end, part.offset + part.size)
     if end < flash_size:
-        gaps.append((end, flash_size - end))
+        gaps.append(Gap(end, flash_size - end))
     return tuple(gaps)

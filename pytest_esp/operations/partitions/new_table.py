@@ -4,101 +4,88 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import OperationError
-from pytest_esp.formats.files import WritePath, new_file, resolve, save
+from pytest_esp.formats.files import FileName, WritePath, new_file, resolve, save
 from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of, chip_of
-from pytest_esp.formats.partition_layouts import BuiltTable, Layout, build, build_ota
-from pytest_esp.formats.partition_table import (
-    Partition,
-    default_app,
-    ota_slots,
-    otadata_of,
-    parse,
-)
+from pytest_esp.formats.partition_layouts import LAYOUTS, BuiltTable, Layout, Storage, build, build_ota
+from pytest_esp.formats.partition_table import Partition, default_app, ota_slots, otadata_of, parse
 from pytest_esp.formats.regions import SECTOR, size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.operations.flash import reading, tables, writing
-from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.registry import Effect, file_operation, operation
+from pytest_esp.operations.results import Address
 from pytest_esp.operations.security.posture import posture
 
-# -- otadata
 
-
-# -- the app
-
-
-# -- new tables
-
-
-@operation(Effect.READ, group="partitions")
+@file_operation(group="partitions")
 def create(
-    link: Link,
     layout: Layout,
     output_file: WritePath | None = None,
     *,
-    flash_size: int | str | None = None,
+    flash_size: int | str = "4MB",
+    table_offset: int | str = tables.DEFAULT_OFFSET,
     overwrite: bool = False,
 ) -> BuiltTable:
-    """Make a partition table for this board, and flash nothing (see `write`).
+    """Make a partition table, checked for overlaps, alignment, names and the size of the flash.
 
     Args:
-        layout: a usual layout by its name (``"two_ota"``, ...), a CSV file or its text, or rows.
-        output_file: saves it, too: text if its name ends in ``.csv``, else binary.
-        flash_size: in bytes; by default that of the board.
+        layout: a usual one by its name (single_factory, single_factory_large, single_factory_all, two_ota,
+            two_ota_littlefs, factory_two_ota), a CSV file or its text, or rows with name, type, subtype, size, and
+            maybe offset and flags (encrypted, readonly). Rows may also be the partitions of a table that has its own
+            flash_size and table_offset, e.g. {"flash_size": "8MB", "partitions": [...]}.
+        output_file: saves it: as text if its name ends in .csv, else binary.
+        flash_size: in bytes, or like 8MB.
+        table_offset: where in flash the table itself will lie.
         overwrite: whether *output_file* may exist already.
 
     Raises:
-        OperationError: if the table is wrong (see `table_build.build`), or the file exists or cannot be written.
+        OperationError: if the table is wrong (see `partition_layouts.build`), or the file exists or cannot be written.
     """
-    return saved(build(layout, _flash_size(link, flash_size)), output_file, overwrite)
+    return _saved(build(layout, flash_size, table_offset=table_offset), output_file, overwrite)
 
 
-@operation(Effect.READ, group="partitions")
+@file_operation(group="partitions")
 def create_ota(
-    link: Link,
+    flash_size: int | str = "4MB",
     app_size: int | str | None = None,
     output_file: WritePath | None = None,
     *,
     slots: int = 2,
     factory: bool = False,
-    storage: str | None = None,
-    flash_size: int | str | None = None,
+    storage: Storage | None = None,
     overwrite: bool = False,
 ) -> BuiltTable:
-    """Make a partition table for updates over the air, and flash nothing.
+    """Make a partition table for updates over the air.
 
     Args:
-        app_size: of every app; by default as much as there is room for.
-        output_file: see `create`.
-        slots: how many OTA partitions there are.
+        flash_size: in bytes, or like 8MB.
+        app_size: of every app, written alike; by default as much as there is room for.
+        output_file: saves it: as text if its name ends in .csv, else binary.
+        slots: how many OTA partitions there are, 2 to 16.
         factory: whether there is a factory app, too.
-        storage: littlefs, spiffs or fat: a file system in what is left.
-        flash_size: in bytes; by default that of the board.
+        storage: a file system in what is left.
         overwrite: whether *output_file* may exist already.
 
     Raises:
         OperationError: if there is no room, or the file exists or cannot be written.
     """
-    size = _flash_size(link, flash_size)
-    return saved(build_ota(size, app_size, slots=slots, factory=factory, storage=storage), output_file, overwrite)
+    return _saved(
+        build_ota(flash_size, app_size, slots=slots, factory=factory, storage=storage), output_file, overwrite
+    )
 
 
-def saved(table: BuiltTable, output_file: str | os.PathLike[str] | None, overwrite: bool) -> BuiltTable:
-    """Save a table as text or binary, by the ending of the file's name, and return it."""
-    if output_file is not None:
-        path = new_file(output_file, overwrite)
-        save(path, table.csv.encode() if path.suffix == ".csv" else table.data)
-    return table
-
-
-def _flash_size(link: Link, given: int | str | None) -> int:
-    return reading.flash_size(link) if given is None else size_argument(given, "flash size")
+def _saved(table: BuiltTable, output_file: FileName | None, overwrite: bool) -> BuiltTable:
+    if output_file is None:
+        return table
+    path = new_file(output_file, overwrite)
+    save(path, table.csv.encode() if path.suffix == ".csv" else table.data)
+    return replace(table, output_file=path)
 
 
 @dataclass(frozen=True)
@@ -112,7 +99,7 @@ class TableWrite:
         partitions: of the new table.
     """
 
-    table_offset: int
+    table_offset: Address
     state: Literal["written", "unchanged"]
     orphaned: tuple[str, ...]
     partitions: tuple[Partition, ...]
@@ -120,12 +107,12 @@ class TableWrite:
 
 @operation(Effect.ERASE, group="partitions")
 def write(
-    link: Link, table: Layout | bytes, *, table_offset: int | str | None = None, discard_data: bool = False
+    link: Link, table: Layout, *, table_offset: int | str | None = None, discard_data: bool = False
 ) -> TableWrite:
-    """Write a partition table. The partitions' contents stay as they are.
+    """Write a partition table to flash. The partitions' contents stay as they are.
 
     Args:
-        table: the binary or its file; or whatever `create` takes.
+        table: a file (.bin or .csv); or a layout by its name, the text of a CSV, or rows.
         table_offset: of the table; by default where the old one lies, else 0x8000.
         discard_data: flash it even if data of the old table would belong to no partition any more.
 
@@ -137,10 +124,7 @@ def write(
     place = old.offset if old else tables.DEFAULT_OFFSET
     offset = place if table_offset is None else size_argument(table_offset, "offset of the table")
     size = reading.flash_size(link)
-    data = _binary(table)
-    if data is None:
-        assert not isinstance(table, bytes)
-        data = build(table, size, table_offset=offset).data
+    data = _binary(table) or build(table, size, table_offset=offset).data
     partitions = parse(data)
     _check_places(partitions, offset, size)
     orphaned = tuple(part.name for part in _orphans(link, old.partitions if old else (), partitions))
@@ -161,16 +145,16 @@ def _old_table(link: Link) -> tables.Partitions | None:
         return None  # none, or a damaged one: nothing can be said about what is where
 
 
-def _binary(table: Layout | bytes) -> bytes | None:
-    """Return a table that is given as binary; None if it is to be built."""
-    if isinstance(table, bytes):
-        return table
-    if isinstance(table, (str, os.PathLike)) and Path(table).suffix == ".bin":
-        try:
-            return resolve(table).read_bytes()
-        except OSError as error:
-            raise OperationError(f"{table} cannot be read: {error.strerror}") from error
-    return None
+def _binary(table: Layout) -> bytes | None:
+    """Return a table that is a binary file; None if it is to be built."""
+    is_text = isinstance(table, str) and (table in LAYOUTS or "," in table or "\n" in table)
+    if is_text or not isinstance(table, (str, os.PathLike)) or Path(table).suffix == ".csv":
+        return None
+    try:
+        return resolve(table).read_bytes()
+    except OSError as error:
+        hint = f"name a .bin or .csv file, or a layout: {', '.join(LAYOUTS)}"
+        raise OperationError(f"{table} cannot be read: {error.strerror}", hint=hint) from error
 
 
 def _check_places(partitions: Sequence[Partition], offset: int, flash_size: int) -> None:
@@ -242,17 +226,17 @@ def setup_ota(
     *,
     slots: int = 2,
     factory: bool = False,
-    storage: str | None = None,
+    storage: Storage | None = None,
     discard_data: bool = False,
 ) -> OtaSetup:
     """Make a board ready for updates over the air: table, blank otadata, and a look at bootloader and app.
 
     Args:
-        app_size: of every app; by default as much as there is room for.
-        slots: how many OTA partitions there are.
+        app_size: of every app, in bytes or like 1MB; by default as much as there is room for.
+        slots: how many OTA partitions there are, 2 to 16.
         factory: whether there is a factory app, too.
-        storage: littlefs, spiffs or fat: a file system in what is left.
-        discard_data: see `write`.
+        storage: a file system in what is left.
+        discard_data: flash the table even if data of the old one would belong to no partition any more.
 
     Raises:
         OperationError: see `write` and `create_ota`.
@@ -262,7 +246,7 @@ def setup_ota(
     first = default_app(table.partitions)
     assert place is not None
     assert first is not None
-    written = write(link, table.data, table_offset=table.table_offset, discard_data=discard_data)
+    written = write(link, table.csv, table_offset=table.table_offset, discard_data=discard_data)
     erased = not reading.is_blank(link, place.offset, place.size)
     if erased:
         writing.erase(link, place.offset, place.size)
@@ -276,6 +260,3 @@ def setup_ota(
     }
     warnings = tuple(words for words, holds in missing.items() if holds)
     return OtaSetup(written, ota_slots(table.partitions)[0].size, erased, bootloader, found, warnings)
-
-
-# -- what is in them

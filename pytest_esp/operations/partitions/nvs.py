@@ -3,89 +3,91 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_esp.errors import OperationError
-from pytest_esp.formats import files
-from pytest_esp.formats.files import ReadPath, WritePath, new_file, resolve
+from pytest_esp.formats.files import FileName, ReadPath, WritePath, new_file, resolve, save
 from pytest_esp.formats.nvs_pages import KEY_SIZE, NvsContents, NvsData, make_pages, read_pages
 from pytest_esp.formats.regions import size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.operations.flash import reading, tables
-from pytest_esp.operations.registry import Effect, operation
+from pytest_esp.operations.registry import Effect, file_operation, operation
 from pytest_esp.operations.security.secret_names import remember_in, remember_key
+from pytest_esp.units import Contents
 
 
 @dataclass(frozen=True)
 class NvsImage:
-    """An NVS partition to be flashed: its bytes, and where they were saved, if they were."""
+    """An NVS partition to be flashed.
+
+    Attributes:
+        size: bytes.
+        encrypted: whether a key was given.
+        namespaces: how many values each has.
+        output_file: where it was saved, if it was.
+    """
 
     size: int
     encrypted: bool
-    data: bytes = field(repr=False)
+    namespaces: Mapping[str, int]
+    data: Contents = field(repr=False)
     output_file: Path | None = None
 
 
-@operation(Effect.READ, group="nvs")
+@file_operation(group="nvs")
 def create(
-    link: Link,
-    values: NvsData | ReadPath,
-    output_file: WritePath | None = None,
+    data: NvsData | ReadPath,
+    output_file: WritePath,
     *,
-    size: int | str | None = None,
-    partition: str = "nvs",
+    size: int | str = "24KB",
     key_file: ReadPath | None = None,
     overwrite: bool = False,
 ) -> NvsImage:
-    """Make an NVS partition from values, and flash nothing (`writing.write` does, at the partition's offset).
+    """Make an NVS partition of values, and flash nothing.
 
     Args:
-        values: by namespace and key: text, numbers, bytes, or type and value; or a CSV file as Espressif's generator
-            takes it.
-        output_file: saves it, too.
-        size: in bytes; by default that of the board's *partition*.
-        partition: its name.
-        key_file: of NVS encryption; its first 64 bytes are the key.
+        data: values by namespace and key, {"wifi": {"ssid": "home", "channel": 6}}, or a CSV file as Espressif's
+            generator takes it. A value is text, a number (u32, or i32 if negative), or {"type": "u8", "value": 1};
+            types are u8 to i64, string, blob (hex digits) and base64.
+        output_file: the partition.
+        size: in bytes, or like 24KB: a whole number of pages of 4 KB.
+        key_file: a key of NVS encryption, which encrypts it; its first 64 bytes are used.
         overwrite: whether *output_file* may exist already.
 
     Raises:
         OperationError: if a value does not fit, there is no room, or the file exists or cannot be written.
     """
-    length = tables.find(link, partition).size if size is None else size_argument(size, "size")
-    return make(values, length, output_file, key_file=key_file, overwrite=overwrite)
+    path = new_file(output_file, overwrite)
+    image = make(data, size_argument(size, "size"), key_file=key_file)
+    save(path, image.data)
+    return replace(image, output_file=path)
 
 
-def make(
-    values: NvsData | str | os.PathLike[str],
-    size: int,
-    output_file: str | os.PathLike[str] | None = None,
-    *,
-    key_file: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-) -> NvsImage:
-    """Make an NVS partition of *size* bytes without a board; see `create`."""
-    path = new_file(output_file, overwrite) if output_file is not None else None
+def make(values: NvsData | FileName, size: int, *, key_file: FileName | None = None) -> NvsImage:
+    """Make an NVS partition of *size* bytes, and save it nowhere; see `create`."""
     source = Path(values) if isinstance(values, (str, os.PathLike)) else values
     remember_in(source)
-    data = make_pages(source, size, _key(key_file))
-    if path is not None:
-        files.save(path, data)
-    return NvsImage(size, key_file is not None, data, path)
+    key = _key(key_file)
+    data = make_pages(source, size, key)
+    namespaces = Counter(entry.namespace for entry in read_pages(data, key).entries)
+    return NvsImage(size, key is not None, namespaces, data)
 
 
-def contents(image: NvsImage, *, key_file: str | os.PathLike[str] | None = None) -> NvsContents:
+def contents(image: NvsImage, *, key_file: FileName | None = None) -> NvsContents:
     """Return what an NVS partition holds that was made, read back from its bytes."""
     return read_pages(image.data, _key(key_file))
 
 
 @operation(Effect.READ, group="nvs")
 def read(link: Link, partition: str = "nvs", *, key_file: ReadPath | None = None) -> NvsContents:
-    """Return what an NVS partition in flash holds: namespaces, types and values; pages that are encrypted are named.
+    """Read an NVS partition in flash: namespaces, keys, types and values; pages that are encrypted are named as such.
 
     Args:
         partition: its name.
-        key_file: of NVS encryption; its first 64 bytes are the key.
+        key_file: a key of NVS encryption, with which those are read, too; its first 64 bytes are used.
 
     Raises:
         OperationError: if there is no such partition, or it is not for NVS.
@@ -94,13 +96,13 @@ def read(link: Link, partition: str = "nvs", *, key_file: ReadPath | None = None
     if (place.type, place.subtype) != ("data", "nvs"):
         raise OperationError(
             f"the partition {partition!r} is {place.type}/{place.subtype}, not data/nvs",
-            hint="the table says which are: see partitions read",
+            hint="the partition table says which are",
         )
     key = _key(key_file)
     return read_pages(reading.read(link, place.offset, place.size).data, key)
 
 
-def _key(key_file: str | os.PathLike[str] | None) -> bytes | None:
+def _key(key_file: FileName | None) -> bytes | None:
     if key_file is None:
         return None
     try:

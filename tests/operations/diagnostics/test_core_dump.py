@@ -7,7 +7,7 @@ import pytest
 
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.link.panic import decode
-from pytest_esp.operations.diagnostics import analyze, core_dump_in, core_dump_of
+from pytest_esp.operations.diagnostics import analyze, core_dump_of
 from pytest_esp.operations.diagnostics.core_image import from_file
 
 NVS = {"name": "nvs", "type": "data", "subtype": "nvs", "offset": 0x9000, "size": 0x4000}
@@ -20,7 +20,7 @@ def where(task):
 
 def test_the_crash_of_a_real_app_by_function_and_line(esp32_log, crashed_esp32):
     dump = core_dump_of(esp32_log, crashed_esp32)
-    assert (dump.chip, dump.version, dump.checksum, dump.elf_matches) == ("esp32", "1.4", "SHA-256", True)
+    assert (dump.chip_type, dump.version, dump.checksum, dump.elf_matches) == ("esp32", "1.4", "SHA-256", True)
     assert dump.reason == "StoreProhibited at address 0x00000000"
     assert (dump.crashed_task.name, dump.in_interrupt) == ("main", False)
     assert where(dump.crashed_task) == [("app_main", 17), ("main_task", 199), ("vPortTaskWrapper", 143)]
@@ -43,7 +43,7 @@ def test_it_agrees_with_the_panic_on_the_console(esp32_log, crashed_esp32):
 
 def test_a_riscv_chip(riscv_dump, crashed_esp32c3):
     dump = analyze(riscv_dump, crashed_esp32c3, source="made here")
-    assert (dump.chip, dump.chip_revision, dump.elf_matches) == ("esp32c3", 4, True)
+    assert (dump.chip_type, dump.chip_revision, dump.revision, dump.elf_matches) == ("esp32c3", "v0.4", 4, True)
     assert (dump.reason, dump.crashed_task.name) == ("Store access fault", "main")
     assert [frame.function for frame in dump.crashed_task.backtrace][:2] == ["app_main", "main_task"]
 
@@ -97,14 +97,14 @@ def test_damage_is_named(damage, error, esp32_log):
 def test_a_log_that_lost_bytes(esp32_log):
     text = esp32_log.read_text(errors="replace")
     with pytest.raises(FirmwareError, match="has no end"):
-        core_dump_in(text[: text.index("CORE DUMP END")])
+        core_dump_of(log=text[: text.index("CORE DUMP END")])
     with pytest.raises(FirmwareError, match="no core dump in this log"):
-        core_dump_in("Hello world!")
+        core_dump_of(log="Hello world!")
     lines = text.splitlines()
     dumped = [number for number, line in enumerate(lines) if re.fullmatch(r"[A-Za-z0-9+/]{40,}", line)]
     del lines[dumped[10]]
     with pytest.raises(FirmwareError, match=r"cut off|damaged"):
-        core_dump_in("\n".join(lines))
+        core_dump_of(log="\n".join(lines))
 
 
 # -- on boards

@@ -63,7 +63,7 @@ def test_what_was_written_is_read(esp):
             loader.write_reg(start + 4 * index, int.from_bytes(b"abcdefgh"[index : index + 1] * 4, "little"))
     dump = esp.diagnostics.memory_dump(start + 2, 7)
     assert (dump.data, dump.size, dump.areas) == (b"aabbbbc", 7, ("DRAM",))
-    text = esp.diagnostics.memory_dump(start, 32).hexdump().splitlines()
+    text = esp.diagnostics.memory_dump(start, 32).hexdump.splitlines()
     assert text[0] == f"{start:08x}  61 61 61 61 62 62 62 62 63 63 63 63 64 64 64 64  aaaabbbbccccdddd"
     assert len(text) == 2
 
@@ -123,7 +123,7 @@ def test_registers_with_their_fields(esp):
     with esp.link.session.use("setting a register", stub=False) as loader:
         loader.write_reg(soc_of(chip).register("STORE4").address, 0xDEADBEEF)
     dump = esp.diagnostics.register_dump()
-    assert (dump.chip, len(dump.registers) > 40) == (chip, True)
+    assert (dump.chip_type, len(dump.registers) > 40) == (chip, True)
     assert next(state.value for state in dump.registers if state.name.endswith("STORE4")) == 0xDEADBEEF
     clock = next(state for state in dump.registers if state.name.startswith("UART_CLKDIV"))
     divider = next(value for name, value in clock.fields.items() if name.endswith("CLKDIV"))

@@ -61,7 +61,7 @@ def test_without_a_meter_it_says_so_and_what_the_chip_tells(esp):
     assert found.measurement is None
     assert "names no power meter" in found.not_measured
     assert f"[boards.{esp.link.board.name}]" in found.not_measured
-    assert found.supply.chip == esp.link.board.chip
+    assert found.supply.chip_type == esp.link.board.chip
     assert found.supply.brown_out is not None
     assert found.supply.regulators
 

@@ -47,7 +47,7 @@ def test_a_calibrated_board(board):
     assert (found.phy_init.state, found.phy_init.size, found.phy_init.multiple) == ("valid", 128, True)
     stored = found.stored
     assert (stored.state, stored.version, stored.data_version, stored.data_size) == ("valid", VERSION, VERSION, 1904)
-    assert (stored.mac, stored.data_mac, stored.mac_matches, found.usable) == (mac, mac, True, True)
+    assert (stored.mac_address, stored.data_mac_address, stored.mac_matches, found.usable) == (mac, mac, True, True)
     assert found.findings == ("the eFuses have no calibration from the factory",)
 
 
@@ -67,7 +67,7 @@ def test_calibration_that_is_not_whole(board, changes):
     board.flash.write([(0x9000, calibration(mac, **changes))])
     found = board.diagnostics.rf_calibration_check()
     assert (found.stored.state, found.usable) == ("damaged", False)
-    assert "the stored calibration is not whole: the app calibrates anew" in found.findings
+    assert "the stored calibration is not whole: the app calibrates again" in found.findings
 
 
 def test_damaged_init_data(board):

@@ -61,13 +61,13 @@ def crashed(esp_of, esp32_log):
 
 def test_a_board_that_has_crashed(crashed, crashed_esp32, tmp_path):
     path = tmp_path / "report.html"
-    report = crashed.diagnostics.diagnostic_report(True, path, elf=crashed_esp32, duration=0.2)
-    assert report.chip == "esp32"
-    assert report["core_dump"].data["crashed_task"]["backtrace"][0]["function"] == "app_main"
+    report = crashed.diagnostics.diagnostic_report(True, path, elf_file=crashed_esp32, duration=0.2)
+    assert report.chip_type == "esp32"
+    assert report.sections["core_dump"].data["crashed_task"]["backtrace"][0]["function"] == "app_main"
     assert ("high", "core_dump") in {(notice.severity, notice.section) for notice in report.notices}
-    assert report["thermal"].data is None
-    assert "took it out of the data sheet" in report["thermal"].problem
-    assert len(report["memory"].data["data"]) == 2048
+    assert report.sections["thermal"].data is None
+    assert "took it out of the data sheet" in report.sections["thermal"].problem
+    assert len(report.sections["memory"].data["hexdump"].splitlines()) == 64
     page = Page(path.read_text())
     assert page.targets <= page.ids
     assert page.rows > 60
@@ -84,13 +84,13 @@ def test_the_partition_picture_shows_every_partition_and_which_app_starts(esp_of
     report = esp.diagnostics.diagnostic_report(output_file=path, duration=0.2)
     picture = ElementTree.fromstring(report.partition_picture)
     texts = ["".join(one.itertext()) for one in picture.iter("{http://www.w3.org/2000/svg}text")]
-    for part in report["partitions"].data["partitions"]:
+    for part in report.sections["partitions"].data["partitions"]:
         assert f"{part['name']}  {part['type']}/{part['subtype']}" in texts
         assert f"{part['offset']:#x}" in texts
-    assert report["partitions"].data["starts"] == "factory"
+    assert report.sections["partitions"].data["starts"] == "factory"
     assert len([text for text in texts if text.startswith("starts")]) == 1
     blocks = [int(one.get("height")) for one in picture.iter("{http://www.w3.org/2000/svg}rect") if one.get("stroke")]
-    assert len(blocks) == len(report["flash"].data["regions"])
+    assert len(blocks) == len(report.sections["flash"].data["regions"])
     assert min(blocks) > 20  # a line of text has room
     assert "overflow-wrap: anywhere" not in path.read_text()  # it breaks numbers in narrow columns
 
@@ -98,7 +98,7 @@ def test_the_partition_picture_shows_every_partition_and_which_app_starts(esp_of
 def test_numbers_are_written_for_people(esp_of, build_of):
     esp = esp_of("esp32c3")
     esp.flash.write(build_of("esp32c3"))
-    text = esp.diagnostics.diagnostic_report(duration=0.2).markdown()
+    text = esp.diagnostics.diagnostic_report(duration=0.2).markdown
     assert "| nvs | data | nvs | 0x9000 | 20KB |" in text
     assert f"| flash id | {esp.flash.info().flash_id:#x} |" in text
     assert "| bootloader | bootloader | - | - | 0x0 | 32KB | 2 | 6 | 25 % |" in text
@@ -110,7 +110,7 @@ def test_numbers_are_written_for_people(esp_of, build_of):
     [
         ({"duration": 0}, "no time to listen"),
         ({"duration": -1}, "no time to listen"),
-        ({"elf": "none.elf"}, "no ELF file none.elf"),
+        ({"elf_file": "none.elf"}, "no ELF file none.elf"),
         ({"output_file": "none/report.html"}, "no folder none"),
     ],
 )
@@ -130,7 +130,7 @@ def test_markdown(crashed, tmp_path):
     path = tmp_path / "report.md"
     report = crashed.diagnostics.diagnostic_report(output_file=path, duration=0.2)
     text = path.read_text()
-    assert text == report.markdown()
+    assert text == report.markdown
     assert text.startswith("# Diagnostic report: esp32\n")
     assert "- **high** (core\\_dump): there is a core dump" in text or "- **high** (core_dump): there is a core" in text
     assert "## Partition table" in text
@@ -146,15 +146,15 @@ def test_names_from_flash_are_no_markup(esp_of, tmp_path):
     Page(path.read_text())
     assert "<b>" not in path.read_text()
     assert "&lt;b&gt;|x&amp;" in path.read_text()
-    assert "\\<b\\>\\|x&" in report.markdown()
+    assert "\\<b\\>\\|x&" in report.markdown
 
 
 def test_boards_that_tell_little(esp_of):
     report = esp_of("locked").diagnostics.diagnostic_report(duration=0.2)
-    assert report["registers"].problem.startswith("the chip is in secure download mode")
-    assert report["security"].data is not None
+    assert report.sections["registers"].problem.startswith("the chip is in secure download mode")
+    assert report.sections["security"].data is not None
     report = esp_of("esp8266").diagnostics.diagnostic_report(duration=0.2)
-    assert report.chip == "esp8266"
+    assert report.chip_type == "esp8266"
     assert Page(report.html()).rows > 10
 
 
@@ -195,10 +195,10 @@ def test_on_qemu(qemu_esp, firmware_folder, chip):
     esp = qemu_esp(chip)
     esp.flash.write(firmware_folder / f"hello_world_{chip}")
     report = esp.diagnostics.diagnostic_report(duration=3.0)
-    assert report.chip == chip
-    assert report["performance"].data["boots"]
-    assert report["registers"].data["reset_reason"] == "CHIP_POWER_ON"
-    assert [image["problem"] for image in report["flash"].data["images"]] == [None, None]
+    assert report.chip_type == chip
+    assert report.sections["performance"].data["boots"]
+    assert report.sections["registers"].data["reset_reason"] == "CHIP_POWER_ON"
+    assert [image["problem"] for image in report.sections["flash"].data["images"]] == [None, None]
     Page(report.html())
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pytest_esp.errors import FirmwareError, OperationError, StoppedError
-from pytest_esp.operations.firmware.bootloader_image import bootloader
+from pytest_esp.operations.firmware.bootloader_image import BootloaderConfig, bootloader
 from pytest_esp.operations.firmware.image_report import analyze
 from pytest_esp.operations.firmware.merging import merge
 
@@ -26,14 +26,14 @@ def image(build_of, chip):
 
 
 def test_a_given_image_gets_other_settings_and_a_new_hash(image, chip, tmp_path, no_idf):
-    result = bootloader(chip, tmp_path / "b.bin", image=image, flash_mode="dout", flash_freq="80m", flash_size="16MB")
+    result = bootloader(chip, BootloaderConfig(image, "dout", "80m", "16MB"), tmp_path / "b.bin")
     now = analyze(tmp_path / "b.bin").images[0]
-    assert (now.flash_mode, now.flash_frequency, now.flash_size) == ("dout", "80m", "16MB")
+    assert (now.flash_mode, now.flash_freq, now.flash_size) == ("dout", "80m", "16MB")
     assert (now.hash_valid, now.problem, now) == (True, None, result.image)
     before, after = image.read_bytes(), (tmp_path / "b.bin").read_bytes()
     assert [place for place in range(len(before) - 32) if before[place] != after[place]] == [2, 3]
     assert result.how == "adapted"
-    for words in ("nothing was built", "dio, 40m, 2MB became dout, 80m, 16MB", "SHA-256 was made anew"):
+    for words in ("nothing was built", "dio, 40m, 2MB became dout, 80m, 16MB", "SHA-256 was updated"):
         assert words in result.done
     assert result.offset == {"esp32": 0x1000, "esp32c3": 0}[chip]
     assert result.done.endswith(f"It belongs at {result.offset:#x}.")
@@ -42,9 +42,8 @@ def test_a_given_image_gets_other_settings_and_a_new_hash(image, chip, tmp_path,
 
 def test_it_boots(esp_of, build_of, tmp_path):
     """A simulated chip checks header and hash as a real one does."""
-    result = bootloader(
-        "esp32c3", tmp_path / "b.bin", image=build_of("esp32c3") / "bootloader" / "bootloader.bin", flash_size="4MB"
-    )
+    config = BootloaderConfig(build_of("esp32c3") / "bootloader" / "bootloader.bin", flash_size="4MB")
+    result = bootloader("esp32c3", config, tmp_path / "b.bin")
     esp = esp_of("esp32c3")
     esp.flash.write(build_of("esp32c3"))
     esp.flash.write(result.output_file, result.offset)
@@ -52,13 +51,13 @@ def test_it_boots(esp_of, build_of, tmp_path):
 
 
 def test_without_settings_it_is_a_copy(image, chip, tmp_path):
-    result = bootloader(chip, tmp_path / "b.bin", image=image)
+    result = bootloader(chip, BootloaderConfig(image), tmp_path / "b.bin")
     assert result.output_file.read_bytes() == image.read_bytes()
     assert "taken as it is; its flash settings are dio, 40m, 2MB" in result.done
 
 
 def test_four_lines_need_more_than_a_header(image, chip, tmp_path):
-    (words,) = bootloader(chip, tmp_path / "b.bin", image=image, flash_mode="qio").warnings
+    (words,) = bootloader(chip, BootloaderConfig(image, "qio"), tmp_path / "b.bin").warnings
     assert "only if it was built for it" in words
 
 
@@ -79,8 +78,9 @@ def test_four_lines_need_more_than_a_header(image, chip, tmp_path):
 def test_what_cannot_be_adapted(build_of, tmp_path, arguments, error, words):
     given = {"chip": "esp32c3", "image": "bootloader/bootloader.bin"} | arguments
     given["image"] = build_of("esp32c3") / given["image"]
+    chip = given.pop("chip")
     with pytest.raises(error, match=words):
-        bootloader(output_file=tmp_path / "b.bin", **given)
+        bootloader(chip, BootloaderConfig(**given), tmp_path / "b.bin")
     assert not (tmp_path / "b.bin").exists()
 
 
@@ -89,26 +89,26 @@ def test_a_damaged_image(build_of, tmp_path):
     data[0x300] ^= 4
     (tmp_path / "x.bin").write_bytes(data)
     with pytest.raises(FirmwareError, match="is damaged: Checksum failed"):
-        bootloader("esp32c3", tmp_path / "b.bin", image=tmp_path / "x.bin", flash_size="4MB")
+        bootloader("esp32c3", BootloaderConfig(tmp_path / "x.bin", flash_size="4MB"), tmp_path / "b.bin")
 
 
 def test_a_merged_image_is_no_bootloader(build_of, tmp_path):
     """Written at the bootloader's place it would lie over the partition table."""
     merged = merge(build_of("esp32c3"), tmp_path / "merged.bin").output_file
     with pytest.raises(FirmwareError, match="bytes behind its bootloader") as caught:
-        bootloader("esp32c3", tmp_path / "b.bin", image=merged)
+        bootloader("esp32c3", BootloaderConfig(merged), tmp_path / "b.bin")
     assert "bootloader.bin" in caught.value.hint
     assert not (tmp_path / "b.bin").exists()
 
 
 def test_neither_image_nor_esp_idf(tmp_path, no_idf):
     with pytest.raises(OperationError, match="without ESP-IDF no bootloader can be built") as caught:
-        bootloader("esp32c3", tmp_path / "b.bin")
+        bootloader("esp32c3", output_file=tmp_path / "b.bin")
     assert "give an image" in caught.value.hint
     with pytest.raises(OperationError, match="no option of ESP-IDF"):
-        bootloader("esp32c3", tmp_path / "b.bin", options={"config x": True})
+        bootloader("esp32c3", BootloaderConfig(options={"config x": True}), tmp_path / "b.bin")
     with pytest.raises(OperationError, match="cannot have the value"):
-        bootloader("esp32c3", tmp_path / "b.bin", options={"CONFIG_X": "a\nCONFIG_Y=y"})
+        bootloader("esp32c3", BootloaderConfig(options={"CONFIG_X": "a\nCONFIG_Y=y"}), tmp_path / "b.bin")
 
 
 # -- with an ESP-IDF: a small tree that has the programs which are called, and records how
@@ -154,13 +154,11 @@ def idf(monkeypatch, tmp_path, build_of):
 
 def test_esp_idf_builds_it(idf, tmp_path, build_of):
     steps = []
+    options = {"CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE": True, "CONFIG_OFF": False, "CONFIG_WDT_TIME_MS": 9000}
     result = bootloader(
         "esp32c3",
+        BootloaderConfig(None, "dio", "40m", "2MB", options),
         tmp_path / "b.bin",
-        flash_mode="dio",
-        flash_freq="40m",
-        flash_size="2MB",
-        options={"CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE": True, "CONFIG_OFF": False, "CONFIG_WDT_TIME_MS": 9000},
         progress=lambda done, total: steps.append((done, total)),
     )
     record = idf()
@@ -187,22 +185,22 @@ def test_esp_idf_builds_it(idf, tmp_path, build_of):
 
 def test_a_build_that_fails_or_ignores_an_option(idf, tmp_path):
     with pytest.raises(OperationError, match=r"exit code 2\): 'x' undeclared") as caught:
-        bootloader("esp32c3", tmp_path / "b.bin", options={"CONFIG_FAIL": True})
+        bootloader("esp32c3", BootloaderConfig(options={"CONFIG_FAIL": True}), tmp_path / "b.bin")
     assert caught.value.details["errors"][0]["line"] == 12
-    result = bootloader("esp32c3", tmp_path / "b.bin", options={"MISSPELT": True})
+    result = bootloader("esp32c3", BootloaderConfig(options={"MISSPELT": True}), tmp_path / "b.bin")
     assert result.warnings == ("ESP-IDF did not take CONFIG_MISSPELT=y",)
 
 
 def test_what_esp_idf_did_not_take_is_not_said_to_be_done(idf, tmp_path, monkeypatch):
     monkeypatch.setenv("IGNORED", "FLASHSIZE")
-    result = bootloader("esp32c3", tmp_path / "b.bin", flash_freq="40m", flash_size="8MB")
+    result = bootloader("esp32c3", BootloaderConfig(flash_freq="40m", flash_size="8MB"), tmp_path / "b.bin")
     assert result.done == "built by ESP-IDF 5.5.1 for the esp32c3 with flash frequency 40m"
     assert result.warnings == ("ESP-IDF did not take CONFIG_ESPTOOLPY_FLASHSIZE_8MB=y",)
 
 
 def test_a_build_for_another_chip_is_found_out(idf, tmp_path):
     with pytest.raises(FirmwareError, match="is for the esp32c3, not for the esp32c6"):
-        bootloader("esp32c6", tmp_path / "b.bin")
+        bootloader("esp32c6", output_file=tmp_path / "b.bin")
     assert not (tmp_path / "b.bin").exists()
 
 
@@ -211,4 +209,4 @@ def test_a_build_can_be_stopped(idf, tmp_path):
         raise StoppedError("stopped")
 
     with pytest.raises(StoppedError):
-        bootloader("esp32c3", tmp_path / "b.bin", progress=stop)
+        bootloader("esp32c3", output_file=tmp_path / "b.bin", progress=stop)

@@ -3,7 +3,7 @@
 import pytest
 
 from pytest_esp.errors import OperationError
-from pytest_esp.operations.firmware.bootloader_image import bootloader
+from pytest_esp.operations.firmware.bootloader_image import BootloaderConfig, bootloader
 from pytest_esp.operations.firmware.elf_image import elf_to_image
 from pytest_esp.operations.firmware.image_report import analyze
 from pytest_esp.operations.firmware.merging import merge
@@ -15,12 +15,12 @@ from pytest_esp.operations.firmware.size_analysis import size
 def test_every_function_takes_it(build_of, tmp_path, name):
     build = build_of("esp32c3")
     elf, image = build / "pytest_esp_test.elf", build / "bootloader" / "bootloader.bin"
-    assert elf_to_image(elf, name, tmp_path / "a.bin").chip == "esp32c3"
-    assert prepare(elf, name, tmp_path / "b.bin").chip == "esp32c3"
-    assert merge(build, tmp_path / "c.bin", chip=name).chip == "esp32c3"
+    assert elf_to_image(elf, name, tmp_path / "a.bin").chip_type == "esp32c3"
+    assert prepare(elf, name, tmp_path / "b.bin").chip_type == "esp32c3"
+    assert merge(build, tmp_path / "c.bin", chip_type=name).chip_type == "esp32c3"
     assert analyze(build / "pytest_esp_test.bin", name).problems == ()
-    assert bootloader(name, tmp_path / "d.bin", image=image).chip == "esp32c3"
-    assert size(elf, name).chip == "esp32c3"
+    assert bootloader(name, BootloaderConfig(image), tmp_path / "d.bin").chip_type == "esp32c3"
+    assert size(elf, name).chip_type == "esp32c3"
 
 
 def test_what_is_no_chip_has_the_nearest_that_are(build_of):

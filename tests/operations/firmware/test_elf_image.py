@@ -71,7 +71,7 @@ def test_an_elf_file_of_another_chip(build_of, tmp_path, made_for, wanted, words
 @pytest.mark.parametrize(
     ("arguments", "words", "hint"),
     [
-        ({"chip": "esp33"}, "no chip 'esp33'", "esp32"),
+        ({"chip_type": "esp33"}, "no chip 'esp33'", "esp32"),
         ({"flash_size": "3MB"}, "no flash size '3MB'", "4MB"),
         ({"flash_freq": "81m"}, "no flash frequency '81m'", "80m"),
         ({"flash_mode": "dual"}, "no flash mode 'dual'", "dio"),
@@ -84,7 +84,7 @@ def test_settings_that_do_not_exist(build_of, tmp_path, arguments, words, hint):
     with pytest.raises(OperationError, match=words) as caught:
         elf_to_image(
             build_of("esp32") / "pytest_esp_test.elf",
-            **{"chip": "esp32", "output_file": tmp_path / "x.bin"} | arguments,
+            **{"chip_type": "esp32", "output_file": tmp_path / "x.bin"} | arguments,
         )
     assert hint in caught.value.hint
 

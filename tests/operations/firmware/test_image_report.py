@@ -27,7 +27,7 @@ def check_against_esptool(esptool, file):
     assert int(lines["Entry point"], 16) == image.entry
     assert (lines["Flash size"], lines["Flash freq"], lines["Flash mode"].lower()) == (
         image.flash_size,
-        image.flash_frequency,
+        image.flash_freq,
         image.flash_mode,
     )
     assert [
@@ -63,7 +63,7 @@ def check_against_esptool(esptool, file):
 
 def test_the_report_is_what_esptool_says(esptool, build_of, chip):
     app = check_against_esptool(esptool, build_of(chip) / "pytest_esp_test.bin")
-    assert (app.kind, app.chip, app.app.project) == ("app", chip, "pytest_esp_test")
+    assert (app.kind, app.chip_type, app.app.project) == ("app", chip, "pytest_esp_test")
     loader = check_against_esptool(esptool, build_of(chip) / "bootloader" / "bootloader.bin")
     assert (loader.kind, loader.app) == ("image", None)
 

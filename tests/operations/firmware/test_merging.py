@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats.regions import Placed
 from pytest_esp.operations.firmware.merging import merge
 
 
@@ -16,11 +17,11 @@ def pairs_of(build):
 @pytest.mark.parametrize(("ending", "format"), [(".bin", "raw"), (".hex", "hex"), (".uf2", "uf2")])
 def test_the_bytes_are_those_of_esptool(esptool, build_of, chip, tmp_path, ending, format):
     pairs, ours, theirs = pairs_of(build_of(chip)), tmp_path / f"ours{ending}", tmp_path / f"theirs{ending}"
-    result = merge(pairs, ours)
+    result = merge([Placed(address, file) for address, file in pairs], ours)
     words = [word for address, file in pairs for word in (address, file)]
     esptool("--chip", chip, "merge-bin", "--format", format, "-o", theirs, *words)
     assert ours.read_bytes() == theirs.read_bytes()
-    assert (result.format, result.chip, result.size) == (format, chip, theirs.stat().st_size)
+    assert (result.format, result.chip_type, result.size) == (format, chip, theirs.stat().st_size)
     assert sorted((one.address, one.source) for one in result.parts) == sorted((int(a, 0), str(f)) for a, f in pairs)
 
 
@@ -50,7 +51,7 @@ def test_parts_may_share_a_sector(tmp_path):
     """Unlike what is flashed part by part: the merged file is written at once."""
     (tmp_path / "a").write_bytes(b"a" * 16)
     (tmp_path / "b").write_bytes(b"b" * 16)
-    merge({0: tmp_path / "a", "0x20": tmp_path / "b"}, tmp_path / "ab", chip="esp32")
+    merge({0: tmp_path / "a", "0x20": tmp_path / "b"}, tmp_path / "ab", chip_type="esp32")
     assert (tmp_path / "ab").read_bytes() == b"a" * 16 + b"\xff" * 16 + b"b" * 16
 
 
@@ -58,21 +59,29 @@ def test_parts_may_share_a_sector(tmp_path):
     ("arguments", "error", "words"),
     [
         ({"files": {0: "a", 8: "b"}}, FirmwareError, r"a \(0x0 to 0x10\) overlaps .*b \(from 0x8\)"),
-        ({"files": {0: "a"}}, FirmwareError, "no file tells its chip"),
+        ({"files": {0: "a"}}, FirmwareError, "no file names its chip"),
         ({"files": {}}, FirmwareError, "nothing to merge"),
         ({"files": {0: "missing"}}, FirmwareError, "missing cannot be read"),
         ({"files": {"much": "a"}}, FirmwareError, "invalid address"),
-        ({"files": {0: "hex"}, "chip": "esp32"}, FirmwareError, "hex is Intel HEX, which has addresses of its own"),
-        ({"files": {0x8000000: "a"}, "chip": "esp32"}, FirmwareError, "beyond the largest flash"),
-        ({"files": {0: "a"}, "chip": "esp33"}, OperationError, "no chip 'esp33'"),
-        ({"files": {0: "a"}, "chip": "esp32", "target_offset": 8}, OperationError, "before the target offset 0x8"),
-        ({"files": {0: "a"}, "chip": "esp32", "target_offset": "far"}, OperationError, "invalid target offset"),
-        ({"files": {0: "a"}, "chip": "esp32", "pad_to_size": "3MB"}, OperationError, "no flash size '3MB'"),
-        ({"files": {0x100000: "a"}, "chip": "esp32", "pad_to_size": "1MB"}, FirmwareError, "beyond 1MB"),
-        ({"files": {0: "a"}, "chip": "esp32", "pad_to_size": "1MB", "format": "hex"}, OperationError, "only raw files"),
-        ({"files": {0: "a"}, "chip": "esp32", "flash_freq": "1m"}, OperationError, "no flash frequency '1m'"),
-        ({"files": {0: "a"}, "chip": "esp32", "flash_mode": "x"}, OperationError, "no flash mode 'x'"),
-        ({"files": {0: "a"}, "chip": "esp32", "output_file": "a"}, OperationError, "exists already"),
+        (
+            {"files": {0: "hex"}, "chip_type": "esp32"},
+            FirmwareError,
+            "hex is Intel HEX, which has addresses of its own",
+        ),
+        ({"files": {0x8000000: "a"}, "chip_type": "esp32"}, FirmwareError, "beyond the largest flash"),
+        ({"files": {0: "a"}, "chip_type": "esp33"}, OperationError, "no chip 'esp33'"),
+        ({"files": {0: "a"}, "chip_type": "esp32", "target_offset": 8}, OperationError, "before the target offset 0x8"),
+        ({"files": {0: "a"}, "chip_type": "esp32", "target_offset": "far"}, OperationError, "invalid target offset"),
+        ({"files": {0: "a"}, "chip_type": "esp32", "pad_to_size": "3MB"}, OperationError, "no flash size '3MB'"),
+        ({"files": {0x100000: "a"}, "chip_type": "esp32", "pad_to_size": "1MB"}, FirmwareError, "beyond 1MB"),
+        (
+            {"files": {0: "a"}, "chip_type": "esp32", "pad_to_size": "1MB", "format": "hex"},
+            OperationError,
+            "only raw files",
+        ),
+        ({"files": {0: "a"}, "chip_type": "esp32", "flash_freq": "1m"}, OperationError, "no flash frequency '1m'"),
+        ({"files": {0: "a"}, "chip_type": "esp32", "flash_mode": "x"}, OperationError, "no flash mode 'x'"),
+        ({"files": {0: "a"}, "chip_type": "esp32", "output_file": "a"}, OperationError, "exists already"),
     ],
 )
 def test_what_cannot_be_merged(tmp_path, arguments, error, words):

@@ -46,7 +46,7 @@ def test_settings(build_of, tmp_path):
     elf = shutil.copy(build_of("esp32") / "pytest_esp_test.elf", tmp_path / "app.elf")
     result = prepare(elf, "esp32", flash_mode="dout", flash_freq="26m", flash_size="16MB", min_revision=301, top=3)
     (image,) = result.image.images
-    assert (image.flash_mode, image.flash_frequency, image.flash_size, image.min_revision) == (
+    assert (image.flash_mode, image.flash_freq, image.flash_size, image.min_revision) == (
         "dout",
         "26m",
         "16MB",

@@ -25,7 +25,7 @@ def test_sections_and_memories(build_of):
     elf = build_of("esp32c3") / "pytest_esp_test.elf"
     found, sections = size(elf), sections_of(elf)
     (_, data), (_, bss), (_, text) = sections.values()
-    assert (found.chip, found.image_size, found.ram_only_size) == ("esp32c3", data + text, bss)
+    assert (found.chip_type, found.image_size, found.ram_only_size) == ("esp32c3", data + text, bss)
     assert [(one.name, (one.address, one.size), one.in_image) for one in found.sections] == [
         (".data", sections[".data"], True),
         (".bss", sections[".bss"], False),
@@ -63,7 +63,7 @@ def test_the_largest_symbols_are_those_of_nm(elf_file, chip):
 
 def test_the_largest_symbols_of_an_app_of_esp_idf(real_elf, chip):
     result = size(real_elf, top=10)
-    assert result.chip == chip
+    assert result.chip_type == chip
     expected = {name: length for length, name in nm(chip, real_elf)}
     assert all(expected[one.name] == one.size for one in result.symbols)
     assert sum(one.used for one in result.memories) == result.image_size + result.ram_only_size
@@ -81,11 +81,11 @@ def test_the_chip(build_of, tmp_path):
     """By what was given, by the build folder, by the image beside it, or because no other chip has such memory."""
     elf = shutil.copy(build_of("esp32c3") / "pytest_esp_test.elf", tmp_path / "app.elf")
     alone = size(elf)
-    assert (alone.chip, alone.memories) == (None, ())
+    assert (alone.chip_type, alone.memories) == (None, ())
     assert "it fits esp32c3, esp32c2" in alone.notes[0]
-    assert size(elf, "esp32c2").chip == "esp32c2"
+    assert size(elf, "esp32c2").chip_type == "esp32c2"
     shutil.copy(build_of("esp32c3") / "pytest_esp_test.bin", tmp_path / "app.bin")
-    assert size(elf).chip == "esp32c3"
+    assert size(elf).chip_type == "esp32c3"
     data = bytearray(elf.read_bytes())
     for number in (1, 2, 3):  # to where only the ESP32-S31 has memory
         struct.pack_into(
@@ -93,7 +93,7 @@ def test_the_chip(build_of, tmp_path):
         )
     struct.pack_into("<I", data, 24, 0x2F00C000)
     (tmp_path / "moved.elf").write_bytes(data)
-    assert size(tmp_path / "moved.elf").chip == "esp32s31"
+    assert size(tmp_path / "moved.elf").chip_type == "esp32s31"
 
 
 def write_map(path, elf, target="IDF_TARGET_ESP32C3 = 0x0"):

@@ -84,7 +84,7 @@ def test_where_it_costs_time_it_says_so(build_of, tmp_path):
     image = merge(build_of("esp32c3"), tmp_path / "all.bin").output_file
     result = optimize(image, tmp_path / "bytes")
     assert result.seconds_saved < 0
-    assert "prefer=time" in result.notes[1]
+    assert "prefer time" in result.notes[1]
     result = optimize(image, tmp_path / "time", prefer="time")
     assert result.seconds_saved >= 0
     assert len(result.parts) == 1
@@ -127,11 +127,16 @@ def test_what_cannot_be_made_smaller(build_of, tmp_path):
             optimize(*arguments)
     with pytest.raises(FirmwareError, match="is blank"):
         optimize(tmp_path / "blank.bin", tmp_path / "x", address=0)
-    with pytest.raises(OperationError, match="0 is no baud rate"):
-        optimize(app, tmp_path / "x", baudrate=0)
+    with pytest.raises(OperationError, match="0 is not a baud rate"):
+        optimize(app, tmp_path / "x", baud=0)
     with pytest.raises(OperationError, match="invalid gap"):
         optimize(app, tmp_path / "x", min_gap="wide")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_parts_lie_beside_the_image(build_of, tmp_path):
+    (tmp_path / "app.bin").write_bytes((build_of("esp32") / "pytest_esp_test.bin").read_bytes())
+    assert optimize(tmp_path / "app.bin").output_dir == tmp_path / "app-parts"
 
 
 def test_only_its_own_folders_are_replaced(build_of, tmp_path):

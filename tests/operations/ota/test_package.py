@@ -18,7 +18,7 @@ def test_a_package_says_what_it_holds(package_of, image_of):
     found, image = package.unpack(package_of("esp32c3", "2.0"), None)
     assert image == image_of("esp32c3", "2.0")
     manifest = found.manifest
-    assert (manifest.version, manifest.app_version, manifest.chip) == ("2.0", "2.0", "esp32c3")
+    assert (manifest.version, manifest.app_version, manifest.chip_type) == ("2.0", "2.0", "esp32c3")
     assert (manifest.project, manifest.size) == ("pytest_esp_test", len(image))
     assert found.signature is None
     assert found.signed_by is None
@@ -94,7 +94,7 @@ def test_a_package_that_was_cut_off(package_of):
         ({"size": "1"}, "manifest is not of the format"),
         ({"format": "another 1"}, "manifest is not of the format"),
         ({"more": 1}, "unknown"),
-        ({"chip": "esp32"}, "is not for the esp32"),
+        ({"chip_type": "esp32"}, "is not for the esp32"),
         ({"sha256": "0" * 64}, "not the one of its manifest"),
     ],
 )
@@ -144,7 +144,7 @@ def test_what_is_no_app(content, words, image_of, tmp_path):
 
 @pytest.mark.parametrize("version", ["", " ", "1\n2", "1" * 200])
 def test_what_is_no_version(version, tmp_path):
-    with pytest.raises(OperationError, match="is no version"):
+    with pytest.raises(OperationError, match="is not a version"):
         package.create(BUILDS / "esp32", version, tmp_path / "update.espota")
 
 

@@ -49,7 +49,7 @@ def device():
 def test_the_device_gets_the_image(device, package_of, image_of):
     seen = []
     result = upload(package_of("esp32c3", "2.0"), device.url, progress=lambda *done: seen.append(done))
-    assert (result.status, result.answer, result.url) == (200, "updated, rebooting", device.url)
+    assert (result.status, result.answer, result.target_url) == (200, "updated, rebooting", device.url)
     ((method, path, headers, body),) = device.seen
     assert (method, path, body) == ("POST", "/update?slot=next", image_of("esp32c3", "2.0"))
     assert headers["Content-Type"] == "application/octet-stream"

@@ -7,6 +7,7 @@ from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.partition_table import from_csv, parse
+from pytest_esp.operations.partitions.contents import Gap
 
 CSV = """
 nvs,      data, nvs,     0x9000,  0x6000,
@@ -181,7 +182,7 @@ def test_a_table_of_bytes_is_parsed_without_a_board():
 # -- new tables
 
 
-def test_a_table_is_made_for_the_board_and_flashed(esp, tmp_path):
+def test_a_table_is_made_and_flashed(esp, tmp_path):
     table = esp.partitions.create("two_ota", tmp_path / "table.bin")
     assert table.flash_size == 0x400000
     assert (tmp_path / "table.bin").read_bytes() == table.data
@@ -193,7 +194,7 @@ def test_a_table_is_made_for_the_board_and_flashed(esp, tmp_path):
 
 def test_a_table_as_text(esp_of, tmp_path):
     esp = esp_of("esp32c3")
-    esp.partitions.create_ota("1MB", tmp_path / "table.csv", storage="fat")
+    esp.partitions.create_ota(app_size="1MB", output_file=tmp_path / "table.csv", storage="fat")
     assert (tmp_path / "table.csv").read_text().count("\n") == 8
     with pytest.raises(OperationError, match="exists already"):
         esp.partitions.create_ota(output_file=tmp_path / "table.csv")
@@ -215,24 +216,32 @@ def test_a_table_that_would_orphan_data_is_refused(esp_of):
 
 
 @pytest.mark.parametrize(
-    ("table", "words"),
+    ("content", "words"),
     [
-        ("app, app, factory, 0x10000, 8M", "does not fit"),
         (from_csv("app, app, factory, 0x10000, 8M"), "beyond the flash"),
         (b"no table" * 4, "damaged"),
-        ("missing.bin", "cannot be read"),
+        (None, "cannot be read"),
     ],
 )
-def test_a_table_that_does_not_belong_there(esp_of, table, words):
+def test_a_file_that_does_not_belong_there(esp_of, tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "table.bin").write_bytes(content)
     with pytest.raises(OperationError, match=words):
-        esp_of("esp32c3").partitions.write(table)
+        esp_of("esp32c3").partitions.write(tmp_path / "table.bin")
 
 
-def test_a_table_over_its_own_partition(esp_of):
+def test_a_table_that_does_not_fit(esp_of):
+    with pytest.raises(OperationError, match="does not fit"):
+        esp_of("esp32c3").partitions.write("app, app, factory, 0x10000, 8M")
+
+
+def test_a_table_over_its_own_partition(esp_of, tmp_path):
+    table = tmp_path / "table.bin"
+    table.write_bytes(from_csv(CSV))
     with pytest.raises(OperationError, match="overlaps the table itself"):
-        esp_of("esp32c3").partitions.write(from_csv(CSV), table_offset=0x9000)
+        esp_of("esp32c3").partitions.write(table, table_offset=0x9000)
     with pytest.raises(OperationError, match="cannot lie at 0x9010"):
-        esp_of("esp32c3").partitions.write(from_csv(CSV), table_offset=0x9010)
+        esp_of("esp32c3").partitions.write(table, table_offset=0x9010)
 
 
 def test_no_plain_table_for_an_encrypted_flash(esp_of):
@@ -272,4 +281,4 @@ def test_what_is_in_the_partitions(esp_of, firmware_folder):
     assert (app.kind, app.app.project, app.active) == ("app", "hello_world", True)
     size = (firmware_folder / "hello_world_esp32c3" / "hello_world.bin").stat().st_size
     assert app.used <= size < app.used + 64
-    assert found.gaps == ((0x110000, 0x2F0000),)
+    assert found.gaps == (Gap(0x110000, 0x2F0000),)
