@@ -156,8 +156,14 @@ EXAMPLES = (
         discard_data=True,
     ),
     # firmware
-    _call("esp_elf_to_ram_binary", "path entry", elf_file="app.elf", chip_type="esp32c3", output_file="program.bin"),
-    _call("esp_load_ram", "entry segments output", port="c3", firmware="program.bin", wait_seconds=0.5),
+    _call(
+        "esp_elf_to_ram_binary",
+        "path entry segments",
+        elf_file="app.elf",
+        chip_type="esp32c3",
+        output_file="program.bin",
+    ),
+    _call("esp_load_ram", "image bytes_loaded output", port="c3", firmware="program.bin", wait_seconds=0.5),
     _call(
         "esp_elf_to_binary",
         "output_file chip_type size sha256",
@@ -192,7 +198,7 @@ EXAMPLES = (
     _call("esp_security_audit", "chip_id security_info efuse_summary security_fuses posture findings", port="c3"),
     _call("esp_security_info", "flags flash_crypt_count key_purposes chip_id", port="c3"),
     _call("esp_mac_address_read", "mac_address", port="c3"),
-    _call("esp_efuse_read", "efuse_name value details", port="c3", efuse_name="MAC"),
+    _call("esp_efuse_read", "efuse_name value meaning", port="c3", efuse_name="MAC"),
     _call(
         "esp_efuse_burn",
         "value_before value_after burnt_bits verified warning",

@@ -259,7 +259,8 @@ def _effect(info: ToolInfo) -> str:
 def _row(name: str, schema: Mapping[str, Any], needed: bool) -> str:
     default = "needed" if needed else "" if schema.get("default") is None else f"`{json.dumps(schema['default'])}`"
     kind = type_in_words(schema).replace("|", "\\|")
-    return f"| `{name}` | {kind} | {default} | {_MEANINGS.get(name, 'see above')} |"
+    meaning = (schema.get("description") or _MEANINGS.get(name, "see above")).replace("|", "\\|")
+    return f"| `{name}` | {kind} | {default} | {meaning} |"
 
 
 def _results(schema: Mapping[str, Any]) -> str:

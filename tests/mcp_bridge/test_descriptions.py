@@ -13,8 +13,6 @@ NOT_CONVERTED = {
     "ota_manager",
     "diagnostics",
     "production_tools",
-    "idf_integration",
-    "product_catalog",
 }
 
 
