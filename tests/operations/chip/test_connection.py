@@ -222,7 +222,7 @@ def test_a_chip_that_does_nothing_is_given_up_after_three_errors(esp_of, monkeyp
 
 def test_the_rates_that_are_tried(esp_of):
     def tried(name, highest):
-        return [speed.baudrate for speed in esp_of(name).chip.check_connection(1, highest).speeds]
+        return [speed.baud for speed in esp_of(name).chip.check_connection(1, highest).speeds]
 
     assert tried("esp32c3", 300_000) == [115200, 230400, 300_000]
     assert tried("esp32c3", 115200) == [115200]
@@ -234,14 +234,14 @@ def test_the_rom_of_an_esp8266_is_measured_at_its_rate(esp_of, monkeypatch):
     esp = esp_of("esp8266")
     monkeypatch.setattr(type(esp.link.board), "uploads_slowly", True)
     found = esp.chip.check_connection(1)
-    assert [speed.baudrate for speed in found.speeds] == [115200]
-    assert not found.stub
+    assert [speed.baud for speed in found.speeds] == [115200]
+    assert not found.stub_loaded
 
 
 def test_as_many_rounds_as_may_be(esp_of):
     esp = esp_of("locked")
-    assert esp.chip.check_connection(rounds=1000, highest=115200).speeds[0].rounds == 1000
-    assert esp.chip.check_connection(rounds=1, highest=115200).speeds[0].rounds == 1
+    assert esp.chip.check_connection(rounds=1000, highest_baud=115200).speeds[0].rounds == 1000
+    assert esp.chip.check_connection(rounds=1, highest_baud=115200).speeds[0].rounds == 1
     with pytest.raises(OperationError, match="1001 rounds"):
         esp.chip.check_connection(rounds=1001)
 
@@ -263,10 +263,10 @@ def test_what_is_measured(esp_of, monkeypatch, stub, size):
     monkeypatch.setattr(type(esp.link.board), "uploads_slowly", not stub)
     esp.chip.connect(use_stub=stub)
     monkeypatch.setattr(connection, "time", Clock(0.5, 10, 11, 20, 22, 30, 36, 40, 48, 100))
-    found = esp.chip.check_connection(rounds=1, highest=115200)
+    found = esp.chip.check_connection(rounds=1, highest_baud=115200)
     (speed,) = found.speeds
     assert (speed.latency, speed.worst_latency, speed.bytes_per_second) == (2, 6, size / 8)
-    assert (found.seconds, found.stub) == (99.5, stub)
+    assert (found.seconds, found.stub_loaded) == (99.5, stub)
 
 
 def test_registers_get_patterns_and_flash_is_read_all_over(esp_of, monkeypatch):
@@ -285,7 +285,7 @@ def test_registers_get_patterns_and_flash_is_read_all_over(esp_of, monkeypatch):
 
     monkeypatch.setattr(chip.bus, "write", note_write)
     monkeypatch.setattr(chip.flash, "md5", note_md5)
-    assert esp.chip.check_connection(rounds=17, highest=115200).errors == 0
+    assert esp.chip.check_connection(rounds=17, highest_baud=115200).errors == 0
     echoes = [value for address, value in written if address == 0x3FF42000 + 0x80 + 60]  # SPI_W15
     assert len(echoes) == 3 * 17
     assert {0x55AA55AA, 0xC0DBDCDD} < set(echoes)
@@ -429,7 +429,7 @@ def test_a_chip_that_answers_a_sync_and_nothing_else(esp_of, monkeypatch):
 
     monkeypatch.setattr(esp.link.session, "use", refuse)
     with pytest.raises(LinkError, match="nothing after it; the last: the stub does not start") as caught:
-        esp.chip.connect(baudrate=460800)
+        esp.chip.connect(baud=460800)
     tried = [line.partition(":")[0] for line in caught.value.details["attempts"]]
     assert list(dict.fromkeys(tried)) == ["460800 baud", "230400 baud", "115200 baud"]
 

@@ -190,7 +190,7 @@ def test_a_real_board_that_allows_it(real, firmware_folder, key_file):
     assert "Loaded app from partition" in done.boot_output
     assert chip.flash_is_encrypted
     log = [json.loads(line) for line in efuse.audit_file(link).read_text().splitlines()]
-    assert [entry["name"] for entry in log if entry["stage"] == "done"] == names
+    assert [entry["efuse_name"] for entry in log if entry["stage"] == "done"] == names
     assert KEY.hex() not in efuse.audit_file(link).read_text()
 
 
