@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import resolve
@@ -17,9 +17,17 @@ from pytest_esp.formats.nvs_pages import NvsData
 from pytest_esp.names import nearest
 from pytest_esp.operations.security.secret_names import remember_in
 
+
+class _TableOrFile:
+    """Makes the JSON schema of a `Given`."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core_schema), "anyOf": [{"type": "object"}, {"type": "string"}]}
+
+
 Given = Annotated[
     Mapping[str, Any] | str | os.PathLike[str],
-    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}]}),
+    _TableOrFile(),
 ]
 """A table, its JSON text, or the JSON or TOML file that has it; names of files in that file are relative to it."""
 
