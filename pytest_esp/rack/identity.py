@@ -160,4 +160,4 @@ def _plugged_in() -> str:
         for item in list_ports.comports()
         if item.vid is not None and item.pid is not None
     ]
-    return f"plugged in: {', '.join(seen)}" if seen else "no USB serial port was found; check the cable"
+    return f"plugged in: {', '.join(seen)}" if seen else "no USB serial port was found"

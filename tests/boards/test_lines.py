@@ -17,7 +17,7 @@ from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack
-from pytest_esp.sim.app import App
+from pytest_esp.sim.app import SimApp
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire.endpoints import serve
 from pytest_esp.wire.loop import call_later
@@ -121,7 +121,7 @@ def test_the_devkit_is_one(devkit):
 # -- a port without lines: a reset that does nothing
 
 
-class Ticking(App):
+class Ticking(SimApp):
     """Says something again and again."""
 
     def start(self):

@@ -141,7 +141,7 @@ def test_a_flash_file_of_another_size_is_refused(board, tmp_path):
 @pytest.mark.parametrize("key", ["flash_file", "efuse_file"])
 def test_a_file_in_a_folder_that_is_none_is_refused(board, tmp_path, key):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BackendError, match=r"file/x\.bin cannot be (used|written): File exists"):
+    with pytest.raises(BackendError, match=r"file/x\.bin( cannot be used)?: File exists"):
         board(flash=None, **{key: str(tmp_path / "file" / "x.bin")}).open()
 
 

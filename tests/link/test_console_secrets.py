@@ -65,7 +65,7 @@ def test_errors(console):
     say(b"wifi: hunter22\r\nassert hunt")
     with pytest.raises(ConsoleError) as failed:
         made.expect("never hunter22", timeout=0.05)
-    assert "'never ***' did not come" in str(failed.value)
+    assert "waiting for 'never ***'" in str(failed.value)
     assert "wifi: ***" in str(failed.value)
     assert "hunt" not in str(failed.value)
     say(b'\r\nassert failed: check main.c:5 (pass == "hunter22")\r\n\r\nRebooting...\r\n')

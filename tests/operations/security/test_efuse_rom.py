@@ -196,7 +196,7 @@ def test_a_stub_that_no_reset_ends_is_not_burnt_through(esp_of, burners):
     run_stub(esp)
     seen = burners(esp)
     esp.link.board.reset = lambda **how: True
-    with pytest.raises(LinkError, match="the stub flasher still runs") as caught:
+    with pytest.raises(LinkError, match="the stub flasher is still running") as caught:
         esp.efuse.burn("JTAG_DISABLE", 1)
-    assert "nothing was burnt" in caught.value.hint
+    assert "nothing was burned" in caught.value.hint
     assert not seen
