@@ -7,19 +7,9 @@ import pytest
 
 from mcp_bridge.components import COMPONENT_REGISTRY
 
-NOT_CONVERTED = {
-    "partition_manager",
-    "firmware_builder",
-    "ota_manager",
-    "diagnostics",
-    "production_tools",
-}
-
 
 @pytest.mark.parametrize("component", COMPONENT_REGISTRY)
-def test_every_parameter_is_described(request, serve, component):
-    if component in NOT_CONVERTED:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="its operations do not describe all parameters yet"))
+def test_every_parameter_is_described(serve, component):
     tools = serve(components=(component,)).list_tools()
     assert tools
     bare = {

@@ -47,17 +47,6 @@ def confirmed(server, tool, **arguments):
     return asked["plan"], server.call(tool, **arguments, confirm=asked["confirm"])
 
 
-def test_every_parameter_is_described(server):
-    """Also paths, and what is a table or a file, whose schemas are made here."""
-    words = ("batch", "calibration", "factory", "idf", "manufacturing", "product", "production", "provision", "quality")
-    ours = {name: tool for name, tool in server.list_tools().items() if name.split("_")[1] in words}
-    assert len(ours) == 19
-    for name, tool in ours.items():
-        for key, schema in tool.input_schema["properties"].items():
-            assert schema.get("description"), (name, key)
-            assert "format" not in json.dumps(schema), (name, key)
-
-
 def test_a_board_from_blank_to_its_customer_and_back(server):
     config = {"firmware": "build", "serial_number": "SN1", "nvs": {"app": {"key": PASSWORD}}, "boot": BOOT}
     plan, done = confirmed(server, "esp_factory_program", config=config, port="line-1")
