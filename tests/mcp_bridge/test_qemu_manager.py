@@ -83,7 +83,7 @@ def test_stuck_bits_are_noticed(server):
     [
         ({"lose": 2.0}, "lose: Input should be less"),
         ({"boot_loop": 0.0}, "boot_loop"),
-        ({"wrong_chip": "x"}, "no chip 'x'"),
+        ({"wrong_chip": "x"}, "unknown chip 'x'"),
     ],
 )
 def test_a_fault_that_there_is_not(server, fault, error):
@@ -97,7 +97,7 @@ def test_a_fault_that_there_is_not(server, fault, error):
     ("tool", "arguments", "error"),
     [
         ("esp_sim_stop", {"instance_id": "none"}, "no instance 'none'"),
-        ("esp_sim_start", {"chip_type": "esp33"}, "no chip 'esp33'"),
+        ("esp_sim_start", {"chip_type": "esp33"}, "unknown chip 'esp33'"),
         ("esp_sim_start", {"tcp_port": 70000}, "70000 is no TCP port"),
         ("esp_sim_start", {"flash_image": "none.bin"}, "cannot be read"),
         ("esp_sim_start", {"flash_image": "/etc/passwd"}, "outside"),
