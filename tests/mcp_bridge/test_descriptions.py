@@ -1,4 +1,4 @@
-"""Every parameter of every tool has a description, and no module of the server needs one that needs it."""
+"""Every parameter of every tool has a description, and the imports of the server have no circle."""
 
 import graphlib
 
