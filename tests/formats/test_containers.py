@@ -31,7 +31,7 @@ def test_it_is_analyzed_as_the_raw_image_is(merged, ending):
         (),
     )
     assert len(packed.images) == 2
-    assert packed.size == packed.file.stat().st_size
+    assert packed.size == packed.binary_file.stat().st_size
 
 
 @pytest.mark.parametrize("ending", ["hex", "uf2"])

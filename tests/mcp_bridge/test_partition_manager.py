@@ -128,9 +128,9 @@ def test_encrypted_nvs(server):
     [
         ({"data": {"a": {"k": {"type": "u8", "value": 256}}}}, "value of 'k' is invalid"),
         ({"data": "../values.csv"}, "outside the folders"),
-        ({"data": {"a": {}}, "size": 100}, "cannot have"),
+        ({"data": {"a": {}}, "size": 100}, "invalid size of an NVS partition"),
         ({"data": {"a": {}}, "output_file": "boards.toml"}, "may not be written"),
-        ({"data": {"a": {}}, "key_file": "boards.toml", "size": "1"}, "cannot have"),
+        ({"data": {"a": {}}, "key_file": "boards.toml", "size": "1"}, "invalid size of an NVS partition"),
     ],
 )
 def test_nvs_that_cannot_be(server, arguments, error):
