@@ -12,6 +12,7 @@ from mcp_bridge.policy import Policy
 from mcp_bridge.settings import Settings
 from pytest_esp.errors import RefusedError
 
+YES = "".join(("y", "es"))  # made at run time, as what comes from a client is
 TOOL, ARGUMENTS, PLAN = "esp_flash_erase", {"port": "c3"}, "erases 4 KB"
 OLD, NEW = "2025-11-25", "2026-07-28"
 
@@ -49,7 +50,7 @@ def test_the_token_of_this_call_is_consent(policy):
 
 @pytest.mark.parametrize("token", ["", "0123456789abcdef"])
 def test_another_token_is_refused_by_whomever_it_comes(policy, token):
-    for client in (Client(), Client(OLD, AcceptedElicitation(data="yes")), Client(NEW)):
+    for client in (Client(), Client(OLD, AcceptedElicitation(data=YES)), Client(NEW)):
         with pytest.raises(RefusedError, match="another call") as caught:
             asked(policy, client, token)
         assert caught.value.attempted == TOOL
@@ -67,7 +68,7 @@ def test_a_client_that_cannot_ask_gets_the_plan_and_a_token(policy, capabilities
 
 
 def test_a_person_who_is_asked_in_the_call_agrees(policy):
-    client = Client(OLD, AcceptedElicitation(data="yes"))
+    client = Client(OLD, AcceptedElicitation(data=YES))
     assert asked(policy, client) is None
     assert client.questions == [(f"{PLAN}\nGo on?", ["yes", "no"])]
 
@@ -77,6 +78,7 @@ def test_a_person_who_is_asked_in_the_call_agrees(policy):
     [
         AcceptedElicitation(data="no"),
         AcceptedElicitation(data="yep"),
+        AcceptedElicitation(data="zzz"),
         AcceptedElicitation(data="Yes"),
         DeclinedElicitation(),
         CancelledElicitation(),
@@ -108,7 +110,7 @@ def answered(policy, result, state=None):
 
 
 def test_the_answer_comes_with_the_next_call(policy):
-    assert answered(policy, ElicitResult(action="accept", content={"value": "yes"})) is None
+    assert answered(policy, ElicitResult(action="accept", content={"value": YES})) is None
 
 
 @pytest.mark.parametrize(
@@ -119,9 +121,9 @@ def test_the_answer_comes_with_the_next_call(policy):
         ElicitResult(action="accept", content={"value": "YES"}),
         ElicitResult(action="accept", content={}),
         ElicitResult(action="accept", content=None),
-        ElicitResult(action="decline", content={"value": "yes"}),
-        ElicitResult(action="cancel", content={"value": "yes"}),
-        SimpleNamespace(action="accept", content={"value": "yes"}),
+        ElicitResult(action="decline", content={"value": YES}),
+        ElicitResult(action="cancel", content={"value": YES}),
+        SimpleNamespace(action="accept", content={"value": YES}),
     ],
 )
 def test_whatever_else_comes_with_the_next_call_is_no_consent(policy, answer):
@@ -132,11 +134,11 @@ def test_whatever_else_comes_with_the_next_call_is_no_consent(policy, answer):
 
 @pytest.mark.parametrize("state", ["", "0000", "ffffffffffffffff", "zzzz"])
 def test_an_answer_to_another_call_is_asked_for_once_more(policy, state):
-    question = answered(policy, ElicitResult(action="accept", content={"value": "yes"}), state)
+    question = answered(policy, ElicitResult(action="accept", content={"value": YES}), state)
     assert question.request_state == policy.token(TOOL, ARGUMENTS)
 
 
 def test_an_answer_to_another_question_is_none(policy):
-    yes = ElicitResult(action="accept", content={"value": "yes"})
+    yes = ElicitResult(action="accept", content={"value": YES})
     question = asked(policy, Client(NEW, responses={"other": yes}, state=policy.token(TOOL, ARGUMENTS)))
     assert question.input_requests

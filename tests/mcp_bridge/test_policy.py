@@ -1,6 +1,7 @@
 """What the rules of one server say, without a server."""
 
 import asyncio
+import hashlib
 
 import pytest
 
@@ -72,6 +73,13 @@ def test_a_part_of_a_token_is_none(tmp_path):
 def test_arguments_of_any_type_have_a_token(tmp_path):
     policy = policy_of(tmp_path)
     assert policy.token("tool", {"path": tmp_path}) == policy.token("tool", {"path": str(tmp_path)})
+
+
+def test_the_secret_of_a_server_is_as_long_as_its_hash(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("mcp_bridge.policy.secrets.token_bytes", lambda size: sizes.append(size) or bytes(size))
+    policy_of(tmp_path)
+    assert sizes == [hashlib.sha256().digest_size]
 
 
 def test_tokens_cannot_be_guessed_from_the_calls_of_another_server(tmp_path):
