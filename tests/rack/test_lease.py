@@ -437,11 +437,11 @@ def test_who_does_not_want_to_wait_does_not(rack, clock):
 
 
 def test_pauses_grow_to_an_upper_limit(rack, clock, monkeypatch):
-    monkeypatch.setattr("random.uniform", lambda low, high: high if (low, high) == (0.5, 1.0) else None)
+    monkeypatch.setattr("random.uniform", lambda low, high: low if (low, high) == (0.5, 1.0) else None)
     with rack.lease("a", purpose="one")[0], pytest.raises(LeaseError):
         rack.lease("a", purpose="two", timeout=1.0)
-    assert clock.sleeps[:6] == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.025])
-    assert max(clock.sleeps) == 0.025
+    assert clock.sleeps[:6] == pytest.approx([0.0005, 0.001, 0.002, 0.004, 0.008, 0.0125])
+    assert max(clock.sleeps) == 0.0125
 
 
 def test_a_wait_without_an_end(rack, clock):

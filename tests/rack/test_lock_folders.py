@@ -74,8 +74,7 @@ def test_a_folder_that_is_there_is_used_as_it_is(rack_of, usual, monkeypatch):
 def test_a_folder_whose_parent_may_not_be_written_is_not_made(rack_of, usual, monkeypatch):
     shared, temporary = usual
     shared.parent.mkdir(parents=True)
-    writable = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != shared.parent and writable(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (shared.parent, os.W_OK | os.X_OK))
     assert lock_folder(rack_of()) == temporary
     assert not shared.exists()
 
