@@ -177,7 +177,7 @@ def test_a_virgin_chip_is_secured(agent_with, signed_build):
     }
     plan = agent.do("esp_encryption_enable", **arguments)
     assert plan["refused"] is None
-    assert {burn["name"] for burn in plan["burns"]} >= {"SECURE_BOOT_EN", "SPI_BOOT_CRYPT_CNT"}
+    assert {burn["efuse_name"] for burn in plan["burns"]} >= {"SECURE_BOOT_EN", "SPI_BOOT_CRYPT_CNT"}
     assert agent.do("esp_security_audit")["posture"] == audit["posture"]  # a plan burns nothing
     done = agent.do("esp_encryption_enable", **arguments, apply=True)
     assert "Loaded app from partition" in done["boot_output"]

@@ -107,7 +107,7 @@ class TableWrite:
 
 @operation(Effect.ERASE, group="partitions")
 def write(
-    link: Link, table: Layout, *, table_offset: int | str | None = None, discard_data: bool = False
+    link: Link, table: Layout | bytes, *, table_offset: int | str | None = None, discard_data: bool = False
 ) -> TableWrite:
     """Write a partition table to flash. The partitions' contents stay as they are.
 
@@ -124,7 +124,7 @@ def write(
     place = old.offset if old else tables.DEFAULT_OFFSET
     offset = place if table_offset is None else size_argument(table_offset, "offset of the table")
     size = reading.flash_size(link)
-    data = _binary(table) or build(table, size, table_offset=offset).data
+    data = _contents(table, size, offset)
     partitions = parse(data)
     _check_places(partitions, offset, size)
     orphaned = tuple(part.name for part in _orphans(link, old.partitions if old else (), partitions))
@@ -145,11 +145,13 @@ def _old_table(link: Link) -> tables.Partitions | None:
         return None  # none, or a damaged one: nothing can be said about what is where
 
 
-def _binary(table: Layout) -> bytes | None:
-    """Return a table that is a binary file; None if it is to be built."""
+def _contents(table: Layout | bytes, flash_size: int, table_offset: int) -> bytes:
+    """Return a table as bytes: as given, from a binary file, or built."""
+    if isinstance(table, bytes):
+        return table
     is_text = isinstance(table, str) and (table in LAYOUTS or "," in table or "\n" in table)
     if is_text or not isinstance(table, (str, os.PathLike)) or Path(table).suffix == ".csv":
-        return None
+        return build(table, flash_size, table_offset=table_offset).data
     try:
         return resolve(table).read_bytes()
     except OSError as error:
@@ -246,7 +248,7 @@ def setup_ota(
     first = default_app(table.partitions)
     assert place is not None
     assert first is not None
-    written = write(link, table.csv, table_offset=table.table_offset, discard_data=discard_data)
+    written = write(link, table.data, table_offset=table.table_offset, discard_data=discard_data)
     erased = not reading.is_blank(link, place.offset, place.size)
     if erased:
         writing.erase(link, place.offset, place.size)

@@ -176,11 +176,11 @@ def test_a_boot_loop_is_told_once(make_esp, build_of, tmp_path, monkeypatch):
     esp = make_esp(load_rack(tmp_path / "boards.toml"), "one")
     esp.flash.write(build_of("esp32c3"))
     report = esp.diagnostics.diagnostic_report(duration=2.0)
-    boots, crashes = report["performance"].data["boots"], report["performance"].data["crashes"]
+    boots, crashes = report.sections["performance"].data["boots"], report.sections["performance"].data["crashes"]
     assert len(crashes) > 4
     (told,) = [notice for notice in report.notices if notice.what == crashes[0]]
     assert told.count == crashes.count(crashes[0])
-    text = report.markdown()
+    text = report.markdown
     assert text.count(f"{told.count} times)") == 2  # the notice, and the section's own line
     rows = text.partition("boots")[2].partition("\n\n")[2].split("\n\n")[0].splitlines()[2:]
     assert [row.split("|")[1].strip()[-13:] for row in rows].count("more of these") == 1

@@ -20,7 +20,7 @@ def flash_of(esp):
 # -- making one
 
 
-def test_the_size_of_the_flash_is_the_boards_unless_it_is_given(esp, tmp_path):
+def test_the_size_of_the_flash_is_4_mb_unless_it_is_given(esp, tmp_path):
     assert esp.partitions.create("two_ota").flash_size == 4 << 20
     assert esp.partitions.create("two_ota", flash_size="8MB").flash_size == 8 << 20
     assert esp.partitions.create_ota(flash_size=8 << 20).flash_size == 8 << 20
@@ -39,13 +39,13 @@ def test_the_name_of_the_file_says_how_it_is_saved(esp, tmp_path):
             esp.partitions.create("two_ota", tmp_path / name)
         with pytest.raises(OperationError, match="exists already"):
             esp.partitions.create_ota(output_file=tmp_path / name)
-        ota = esp.partitions.create_ota("1MB", tmp_path / name, overwrite=True)
+        ota = esp.partitions.create_ota("4MB", "1MB", tmp_path / name, overwrite=True)
         assert (tmp_path / name).read_bytes() == (ota.csv.encode() if name == "t.csv" else ota.data)
 
 
 def test_what_a_table_for_updates_has(esp):
-    plain = [part.name for part in esp.partitions.create_ota("512K").partitions]
-    more = esp.partitions.create_ota("512K", slots=3, factory=True, storage="fat").partitions
+    plain = [part.name for part in esp.partitions.create_ota(app_size="512K").partitions]
+    more = esp.partitions.create_ota(app_size="512K", slots=3, factory=True, storage="fat").partitions
     assert ("factory" in plain, [name for name in plain if name.startswith("ota_")]) == (False, ["ota_0", "ota_1"])
     assert {"factory", "ota_2"} < {part.name for part in more}
     assert (more[-1].type, more[-1].subtype) == ("data", "fat")
