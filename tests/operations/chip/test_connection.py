@@ -329,6 +329,7 @@ def test_ways_into_the_loader(monkeypatch, kind, port, system, resets):
     found = strategies(SimpleNamespace(board=kind(), port=SimpleNamespace(name=port)))
     slower = [Strategy(resets[0], baudrate) for baudrate in (57600, 38400, 19200)]
     assert found == [*(Strategy(name, 115200) for name in resets), *slower]
+    assert len(set(found)) == len(found)
 
 
 class Loader:

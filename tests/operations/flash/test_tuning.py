@@ -282,6 +282,7 @@ def test_a_rate_that_is_hardly_better_is_not_named(measured):
     assert measured({115200: 10_000.0, 921600: 9_000.0}) == (115200, [])
     assert measured({921600: 10_000.0, 460800: 9_000.0}, configured=921600) == (921600, [])
     assert measured({115200: 0.0}) == (115200, [])
+    assert measured({460800: 1.0})[1]  # nothing is known of the other
     assert measured({115200: None}) == (None, [])
     assert measured({}) == (None, [])
 

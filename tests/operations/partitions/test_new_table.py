@@ -96,6 +96,7 @@ def test_a_table_that_just_fits(esp, csv, offset):
             0x8000,
             "last ends at 0x401000, beyond the flash",
         ),
+        (AROUND + "app, app, factory, 0x10000, 8M\n", 0x8000, "app ends at 0x810000"),
         ("", 0x8000, "empty"),
     ],
 )
