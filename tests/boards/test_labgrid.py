@@ -248,7 +248,7 @@ def test_an_exporter_that_vanishes(lab, rack):
     until(lambda: state_of(rack.board("near"), rack).state == "missing")
     with lease, pytest.raises(PortError, match="place near has no NetworkSerialPort now") as caught:
         make_board(lease.spec, rack).open()
-    assert "labgrid-exporter running" in caught.value.hint
+    assert "labgrid-exporter is running" in caught.value.hint
     with pytest.raises(PortError, match="has no NetworkSerialPort now"):
         rack.lease("near", purpose="a test", timeout=5)
     lab.start_exporter()
@@ -294,7 +294,7 @@ def test_what_is_there_is_taken_while_a_lab_is_away(tmp_path, monkeypatch):
     with lease, pytest.raises(PortError, match=r"coordinator 127.0.0.1:1 does not respond") as caught:
         rack.lease("a", purpose="a test")
     assert lease.spec.name == "sim"
-    assert "labgrid-coordinator running there" in caught.value.hint
+    assert "labgrid-coordinator is running there" in caught.value.hint
 
 
 def test_without_grpc(tmp_path, monkeypatch):

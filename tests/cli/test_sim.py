@@ -78,7 +78,7 @@ def test_no_byte_is_lost_when_it_is_stopped(serve, tmp_path, number, tool):
         (["esp33"], "unknown chip 'esp33'"),
         (["esp32", "--listen", "tcp:1"], "not an address to listen on"),
         (["esp32", "--mac", "1:2"], "invalid MAC address"),
-        (["esp32", "--flash-size", "3MB"], "does not exist"),
+        (["esp32", "--flash-size", "3MB"], "invalid flash size"),
         (["esp32", "--secure-download"], "has no secure download mode"),
         (["esp32", "--app", "nothing:Here"], "cannot load the app"),
     ],

@@ -135,7 +135,7 @@ def test_esptool_reads_and_verifies_the_same(bench, twin, tmp_path):
         said = program("esptool", uri, "verify-flash", "0", bench.folder / file)
         answer = bench.call("esp_flash_verify", {"port": name, "firmware_path": file, "address": 0})
         assert answer["matches"] == (said.returncode == 0) == same, said.stdout
-    assert answer["regions"][0]["first_difference"] == "0x1234"
+    assert answer["regions"][0]["first_difference"] == 0x1234
 
 
 def test_esptool_says_the_same_of_its_security(bench, twin):

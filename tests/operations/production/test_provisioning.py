@@ -99,7 +99,7 @@ def test_the_generators_own_bytes(esp, tmp_path):
 
 def test_the_user_efuse_block(esp):
     done = esp.production.write_manufacturing_data({"batch": "B7"}, to_efuse=True)
-    assert (done.efuse.name, done.efuse.verified) == ("BLOCK_USR_DATA", True)
+    assert (done.efuse.efuse_name, done.efuse.verified) == ("BLOCK_USR_DATA", True)
     assert esp.efuse.read("BLOCK_USR_DATA").value.startswith("42 37 00")
     with pytest.raises(OperationError, match="has bits burnt"):
         esp.production.write_manufacturing_data({"batch": "A0"}, to_efuse=True)

@@ -23,12 +23,12 @@ def esp(esp_of):
 
 def test_several_are_burnt_in_order(esp):
     plans = efuse.plan_all(esp.link, [("DIS_PAD_JTAG", 1), ("UART_PRINT_CONTROL", 3)])
-    assert [(plan.name, plan.before, plan.after, plan.new_bits) for plan in plans] == [
+    assert [(plan.efuse_name, plan.before, plan.after, plan.new_bits) for plan in plans] == [
         ("DIS_PAD_JTAG", "0", "1", 1),
         ("UART_PRINT_CONTROL", "00", "11", 2),
     ]
     results = efuse.burn_all(esp.link, [("UART_PRINT_CONTROL", 3), ("DIS_PAD_JTAG", True)])
-    assert [(one.name, one.value_requested, one.burnt_bits, one.verified) for one in results] == [
+    assert [(one.efuse_name, one.value_requested, one.burnt_bits, one.verified) for one in results] == [
         ("UART_PRINT_CONTROL", "3", 2, True),
         ("DIS_PAD_JTAG", "1", 1, True),
     ]
@@ -37,7 +37,7 @@ def test_several_are_burnt_in_order(esp):
 def test_nothing_is_burnt_if_one_of_them_cannot_be(esp):
     with pytest.raises(OperationError, match="does not fit"):
         efuse.burn_all(esp.link, [("DIS_PAD_JTAG", 1), ("UART_PRINT_CONTROL", 4)])
-    assert esp.efuse.read("DIS_PAD_JTAG").value is False
+    assert esp.efuse.read("DIS_PAD_JTAG").meaning is False
 
 
 @pytest.mark.parametrize("hint", ["look at the supply", None])
@@ -46,7 +46,7 @@ def test_a_burn_that_fails_names_what_is_burnt_and_what_is_left(esp, monkeypatch
     esp.efuse.burn("DIS_FORCE_DOWNLOAD", 1)
 
     def fail_at_the_third(link, commands, intent):
-        if intent.plan.name == "UART_PRINT_CONTROL":
+        if intent.plan.efuse_name == "UART_PRINT_CONTROL":
             raise OperationError("the supply is too low", hint=hint)
         burn(link, commands, intent)
 
@@ -171,7 +171,7 @@ def test_which_fields_are_keys(esp_of, chip, name, is_key):
     value = "00:11:22:33:44:55" if name == "CUSTOM_MAC" else os.urandom(size)
     plan = esp.efuse.plan(name, value)
     assert (plan.after is None, plan.before is None, plan.value == "(a key)") == (is_key,) * 3
-    change = next(change for change in plan.changes if change.after is None or change.name == name)
+    change = next(change for change in plan.changes if change.after is None or change.efuse_name == name)
     assert (change.after is None, change.before is None) == (is_key, is_key)
 
 
