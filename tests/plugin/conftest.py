@@ -1,6 +1,8 @@
 """A pytest run inside the test, on a rack of its own."""
 
+import importlib
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -9,12 +11,15 @@ import time
 
 import pytest
 
-# pytester forgets what a run inside a test has imported: without these every run would import them anew.
-import pytest_esp.boards.serial
-import pytest_esp.boards.sim
-import pytest_esp.operations.esp  # noqa: F401
+import pytest_esp
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.lease import holder_of
+
+# pytester takes from sys.modules what a run inside a test has imported: each run would import it again, and pydantic
+# would not find the module of a class that a later test uses.
+for _module in pkgutil.walk_packages(pytest_esp.__path__, "pytest_esp."):
+    if not _module.name.startswith("pytest_esp.suites"):
+        importlib.import_module(_module.name)
 
 RACK = """
 [rack]
