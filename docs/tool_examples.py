@@ -284,7 +284,7 @@ EXAMPLES = (
     # production
     _call(
         "esp_factory_program",
-        "mac serial_number nvs_written bytes_written verified booted",
+        "mac_address serial_number nvs_written bytes_written verified booted",
         port="shared",
         config={"firmware": "build", "serial_number": "SN-0001", "boot": {"expect": "app_main"}},
     ),
