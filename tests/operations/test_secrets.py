@@ -57,7 +57,8 @@ def test_the_record_of_a_batch_has_no_secret(tmp_path):
 
 
 def test_the_keys_of_flash_and_of_nvs(esp_of, tmp_path):
-    flash_key, nvs_key = os.urandom(64), os.urandom(64)
+    # Not random: where a second half begins with ">", the mask of the whole key takes the test's own ">" with it.
+    flash_key, nvs_key = bytes(range(0x80, 0xC0)), bytes(range(0xC0, 0x100))
     (tmp_path / "flash.key").write_bytes(flash_key)
     (tmp_path / "nvs.key").write_bytes(nvs_key)
     esp = esp_of("esp32s3")
