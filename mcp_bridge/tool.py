@@ -196,7 +196,7 @@ def register(app: FastMCP[Any], component: Component, threads: ThreadPoolExecuto
             name=name,
             description=description(inspect.getdoc(method) or ""),
             tags={component.NAME},
-            output_schema=_output_schema(method),
+            output_schema=_output_schema(get_type_hints(method)["return"]),
             annotations=ToolAnnotations(
                 read_only_hint=info.read_only,
                 destructive_hint=info.effect in (Effect.ERASE, Effect.BURN),
@@ -206,8 +206,9 @@ def register(app: FastMCP[Any], component: Component, threads: ThreadPoolExecuto
         )
 
 
-def _output_schema(method: Callable[..., Any]) -> dict[str, Any]:
-    schema = TypeAdapter(get_type_hints(method)["return"]).json_schema(mode="serialization")
+@functools.cache  # most of the time that a server needs to start; several tools share a result
+def _output_schema(result: Any) -> dict[str, Any]:
+    schema = TypeAdapter(result).json_schema(mode="serialization")
     schema = _inlined(schema, schema.pop("$defs", {}))
     properties = {"success": {"const": True}, "port": {"type": ["string", "null"]}, **schema.get("properties", {})}
     success = {**schema, "type": "object", "properties": properties}

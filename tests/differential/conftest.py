@@ -48,17 +48,11 @@ class Pair:
         return question(self.real), question(self.simulated)
 
 
-@pytest.fixture(scope="session")
-def _state(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("STATE", "LOCK"):
-            patch.setenv(f"PYTEST_ESP_{name}_DIR", str(tmp_path_factory.mktemp(name.lower())))
-        yield
-
-
 @pytest.fixture
-def make_pair(_state, tmp_path):
+def make_pair(tmp_path, monkeypatch):
     """A function that makes a pair of a chip, from what their flashes hold; both are closed in the end."""
+    for name in ("STATE", "LOCK"):
+        monkeypatch.setenv(f"PYTEST_ESP_{name}_DIR", str(tmp_path / name.lower()))
     with contextlib.ExitStack() as stack:
 
         def make(chip, flash=b""):
