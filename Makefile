@@ -11,7 +11,7 @@ LOWEST_TESTS := tests/test_dependencies.py tests/test_private_names.py \
 	tests/plugin/test_unity.py tests/plugin/test_selection.py tests/plugin/test_reports.py \
 	tests/cli/test_op.py tests/mcp_bridge/test_bridge.py tests/boards/test_labgrid.py tests/boards/test_power_meter.py \
 	tests/operations/diagnostics/test_core_dump.py tests/operations/firmware/test_size_analysis.py \
-	tests/operations/partitions/test_nvs.py tests/operations/ota/test_package.py tests/formats/test_containers.py
+	tests/operations/partitions/test_nvs.py tests/operations/ota/test_package.py tests/formats/test_hex_and_uf2.py
 
 # Every process would compile all of the package again, which triples the time of a short one.
 unexport PYTHONDONTWRITEBYTECODE

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import offer, tool
 from pytest_esp.errors import EspError
-from pytest_esp.operations.chip import connection, identity, running
+from pytest_esp.operations.chip import connection, reset, running
 from pytest_esp.operations.chip.identity import ChipIdentity
 from pytest_esp.operations.diagnostics import recovery
 from pytest_esp.operations.firmware import ram, ram_image
@@ -114,7 +114,7 @@ class ChipControl(Component):
 
     esp_connect_advanced = offer(connection.connect, timeout=180.0, idempotent=True)
     esp_test_connection = offer(connection.check_connection, timeout=300.0)
-    esp_reset_chip = offer(identity.reset, idempotent=True, read_only=False)
+    esp_reset_chip = offer(reset.reset, idempotent=True, read_only=False)
     esp_run_firmware = offer(running.run_firmware, timeout=330.0, idempotent=True, read_only=False)
     esp_serial_monitor = offer(running.monitor, timeout=330.0)
     esp_load_ram = offer(ram.load_ram, timeout=180.0)

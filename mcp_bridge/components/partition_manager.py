@@ -7,7 +7,7 @@ from typing import ClassVar
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import offer
 from pytest_esp.operations.flash import tables
-from pytest_esp.operations.partitions import contents, new_table, nvs
+from pytest_esp.operations.partitions import analysis, new_table, nvs
 
 
 class PartitionManager(Component):
@@ -17,7 +17,7 @@ class PartitionManager(Component):
     SUMMARY: ClassVar[str] = "partition tables, otadata and NVS partitions: made, flashed, read, analyzed"
 
     esp_partition_read = offer(tables.read)
-    esp_partition_analyze = offer(contents.analyze, timeout=600.0)
+    esp_partition_analyze = offer(analysis.analyze, timeout=600.0)
     esp_otadata_read = offer(tables.otadata)
     esp_partition_create = offer(new_table.create)
     esp_partition_create_ota = offer(new_table.create_ota)

@@ -16,8 +16,8 @@ from esp_idf_defs.app_description import AppDescription
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.formats.containers import is_container, parts_of
 from pytest_esp.formats.files import allows, resolve
+from pytest_esp.formats.hex_and_uf2 import is_container, parts_of
 from pytest_esp.formats.images import APP_HEAD_SIZE, app_of, chip_of, is_of_8266
 from pytest_esp.formats.partition_table import MAGIC as TABLE_MAGIC
 from pytest_esp.formats.partition_table import Partition, default_app, otadata_of, parse

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_esp.errors import FirmwareError, OperationError
-from pytest_esp.formats.containers import is_container
 from pytest_esp.formats.files import ReadPath, resolve
+from pytest_esp.formats.hex_and_uf2 import is_container
 from pytest_esp.units import format_size, parse_size
 
 SECTOR = 0x1000

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from pytest_esp.errors import EspError
-from pytest_esp.plugin.bench import Bench
 from pytest_esp.plugin.fixtures import (
-    BENCH,
+    HELD_BOARDS,
     board,
     boards,
     console,
@@ -28,6 +27,7 @@ from pytest_esp.plugin.fixtures import (
     session_board,
     session_esp,
 )
+from pytest_esp.plugin.held_boards import HeldBoards
 from pytest_esp.plugin.options import options_of, pytest_addoption, register_markers
 from pytest_esp.plugin.reports import Discretion, RackSummary, add_consoles, add_transcripts, add_usage
 from pytest_esp.plugin.selection import (
@@ -78,16 +78,16 @@ def pytest_configure(config: pytest.Config) -> None:
         allure.hide_secrets()
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
-        config.stash[BENCH] = Bench(config, lambda line: _announce(config, line))
+        config.stash[HELD_BOARDS] = HeldBoards(config, lambda line: _announce(config, line))
         config.pluginmanager.register(RackSummary(), "esp-summary")
         if config.getoption("dist", "no") != "no":
             config.pluginmanager.register(Controller(config, lambda line: _announce(config, line)), "esp-controller")
         return
     if CHANNEL not in workerinput:  # a controller without this plugin
-        config.stash[BENCH] = Bench(config)
+        config.stash[HELD_BOARDS] = HeldBoards(config)
         return
     worker = Worker(workerinput[CHANNEL], workerinput[BARRIERS])
-    worker.bench = config.stash[BENCH] = Bench(config, worker.say, worker.tell_held)
+    worker.held_boards = config.stash[HELD_BOARDS] = HeldBoards(config, worker.say, worker.tell_held)
     config.pluginmanager.register(worker, "esp-worker")
 
 
@@ -129,7 +129,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Count the test for the session's board if it uses that."""
     if uses_session_board(getattr(item, "fixturenames", ())):
-        item.config.stash[BENCH].use_session_board(item)
+        item.config.stash[HELD_BOARDS].use_session_board(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -138,13 +138,13 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the boards' output and usage to the report."""
     report = yield
-    bench = item.config.stash[BENCH]
+    held_boards = item.config.stash[HELD_BOARDS]
     if report.failed:
         item.stash[_FAILED] = True
-        add_transcripts(report, bench.transcripts())
-        add_consoles(report, bench.console_logs())
+        add_transcripts(report, held_boards.transcripts())
+        add_consoles(report, held_boards.console_logs())
     if report.when == "teardown":
-        add_usage(report, bench.finished)
+        add_usage(report, held_boards.finished)
     return report
 
 
@@ -162,14 +162,14 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def _finish(item: pytest.Item, nextitem: pytest.Item | None, failed: bool) -> None:
-    bench = item.config.stash[BENCH]
-    bench.finished = bench.usages()
-    if bench.finished and item.config.pluginmanager.hasplugin("allure_listener"):
+    held_boards = item.config.stash[HELD_BOARDS]
+    held_boards.finished = held_boards.usages()
+    if held_boards.finished and item.config.pluginmanager.hasplugin("allure_listener"):
         from pytest_esp.plugin import allure
 
-        allure.attach(bench.finished, bench.transcripts(), bench.console_logs())
+        allure.attach(held_boards.finished, held_boards.transcripts(), held_boards.console_logs())
     try:
-        bench.settle(item, nextitem, failed)
+        held_boards.settle(item, nextitem, failed)
     except EspError as error:
         pytest.fail(str(error), pytrace=False)
 
@@ -187,6 +187,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Release all boards, however the run ended."""
-    bench = config.stash.get(BENCH, None)
-    if bench is not None:
-        bench.release_all()
+    held_boards = config.stash.get(HELD_BOARDS, None)
+    if held_boards is not None:
+        held_boards.release_all()

@@ -15,7 +15,7 @@ import pytest
 from allure_commons.logger import AllureFileLogger
 from allure_commons.types import AttachmentType
 
-from pytest_esp.plugin.bench import Usage
+from pytest_esp.plugin.held_boards import Usage
 from pytest_esp.plugin.reports import mask_inside
 from pytest_esp.secrets import hide, hide_bytes, known
 from pytest_esp.versions import required

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_esp.formats.builds import Build
     from pytest_esp.formats.firmware import Firmware
     from pytest_esp.link.link import Link
-    from pytest_esp.plugin.bench import Held
+    from pytest_esp.plugin.held_boards import Held
 
 _BUILDS = pytest.StashKey[dict[Path, "list[Build]"]]()
 _LOADED = pytest.StashKey[dict[tuple[Path, str], "Firmware"]]()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_esp.errors import EspError, RackError
-from pytest_esp.plugin.bench import Bench, Held
 from pytest_esp.plugin.firmware import bring_up, choose, policy_of
+from pytest_esp.plugin.held_boards import Held, HeldBoards
 from pytest_esp.plugin.options import options_of
 from pytest_esp.plugin.pytest_private import current_item
 from pytest_esp.plugin.reports import record_properties
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_esp.operations.esp import Esp
     from pytest_esp.rack.rack import Rack
 
-BENCH = pytest.StashKey[Bench]()
+HELD_BOARDS = pytest.StashKey[HeldBoards]()
 _LINK_FIXTURES = frozenset({"esp", "console", "session_esp"})
 
 
@@ -41,7 +41,7 @@ def rack(pytestconfig: pytest.Config) -> Rack:
 def esp_log_dir(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Set the folder for console logs: ``--esp-log-dir``, else a folder in this run's temporary directory."""
     folder = options_of(pytestconfig).log_dir or tmp_path_factory.getbasetemp() / "consoles"
-    pytestconfig.stash[BENCH].log_dir = folder
+    pytestconfig.stash[HELD_BOARDS].log_dir = folder
 
 
 @pytest.fixture(name="_esp_held")
@@ -51,10 +51,10 @@ def esp_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> list[Held]:
 
 
 def _take(item: pytest.Item, fixturenames: list[str]) -> list[Held]:
-    bench = item.config.stash[BENCH]
+    held_boards = item.config.stash[HELD_BOARDS]
     plan = _plan(item)
     try:
-        held = bench.take(item, plan)
+        held = held_boards.take(item, plan)
         for one in held:
             one.firmware = None
             if "firmware" in fixturenames:
@@ -170,9 +170,9 @@ def faults(_esp_held: list[Held]) -> Generator[BoardFaults]:
 def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held:
     """The session's board, leased by the first test that needs it."""
     item = current_item(request)
-    bench = item.config.stash[BENCH]
+    held_boards = item.config.stash[HELD_BOARDS]
     try:
-        held = bench.take_for_session(item, _plan(item))
+        held = held_boards.take_for_session(item, _plan(item))
         if "firmware" not in item.fixturenames:  # which flashes the board before it starts
             _bring_up(held, item.fixturenames)
     except EspError as error:

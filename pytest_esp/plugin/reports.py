@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 
-from pytest_esp.plugin.bench import Usage
+from pytest_esp.plugin.held_boards import Usage
 from pytest_esp.secrets import hide, hide_in, known
 
 if TYPE_CHECKING:
-    from pytest_esp.plugin.bench import Held
+    from pytest_esp.plugin.held_boards import Held
 
 _USAGE = "esp_usage"
 _TAIL_LINES = 40

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_esp.errors import EspError
-from pytest_esp.plugin.bench import Held
+from pytest_esp.plugin.held_boards import Held
 from pytest_esp.secrets import hide
 
 if TYPE_CHECKING:

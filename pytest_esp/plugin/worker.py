@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_esp import secrets
-from pytest_esp.plugin.bench import Bench, unit_of
+from pytest_esp.plugin.held_boards import HeldBoards, unit_of
 from pytest_esp.plugin.pytest_private import tear_down
 from pytest_esp.plugin.selection import plan_of, problems_of
 
@@ -44,7 +44,7 @@ class Worker:
         barriers: whether the scheduler uses barriers.
     """
 
-    bench: Bench
+    held_boards: HeldBoards
     """The boards that this process holds."""
 
     def __init__(self, channel: Any, barriers: bool) -> None:
@@ -85,7 +85,7 @@ class Worker:
             secrets.learn(boards)  # `learn` does not send them on: two workers would send them to and fro for ever
         if kind == "reserve":
             for index in indices:
-                self.bench.advice[self._items[index].nodeid] = boards
+                self.held_boards.advice[self._items[index].nodeid] = boards
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:

@@ -15,7 +15,7 @@ from pytest_esp.link.console import CrashError
 from pytest_esp.link.crash import Crash, Kind
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations.chip.identity import reset_reason
+from pytest_esp.operations.chip.reset import reset_reason
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.results import Address
 

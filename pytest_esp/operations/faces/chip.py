@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_esp.operations.chip import connection, identity, running
+from pytest_esp.operations.chip import connection, identity, reset, running
 from pytest_esp.operations.diagnostics import recovery
 from pytest_esp.operations.faces.face import Face, bound
 from pytest_esp.operations.firmware import ram, ram_image
@@ -10,11 +10,11 @@ from pytest_esp.operations.security import details
 
 
 class ChipFace(Face):
-    """`pytest_esp.operations.chip.identity`, `details`, `connection`, `ram`, `running` and `recovery`."""
+    """`pytest_esp.operations.chip.identity`, `reset`, `details`, `connection`, `ram`, `running` and `recovery`."""
 
     identify = bound(identity.identify)
     read_mac = bound(identity.read_mac)
-    reset = bound(identity.reset)
+    reset = bound(reset.reset)
     change_baudrate = bound(identity.change_baudrate)
     read_register = bound(identity.read_register)
     info = bound(details.info)

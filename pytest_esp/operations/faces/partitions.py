@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_esp.operations.faces.face import Face, bound
 from pytest_esp.operations.flash import tables
-from pytest_esp.operations.partitions import contents, new_table
+from pytest_esp.operations.partitions import analysis, new_table
 
 
 class PartitionsFace(Face):
@@ -18,4 +18,4 @@ class PartitionsFace(Face):
     create_ota = staticmethod(new_table.create_ota)
     write = bound(new_table.write)
     setup_ota = bound(new_table.setup_ota)
-    analyze = bound(contents.analyze)
+    analyze = bound(analysis.analyze)

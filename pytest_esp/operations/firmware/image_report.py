@@ -18,8 +18,8 @@ from esptool.targets import CHIP_DEFS
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats import partition_table
 from pytest_esp.formats.boot_image import MAGIC, ImageError, read_image
-from pytest_esp.formats.containers import contents_of
 from pytest_esp.formats.files import FileName, ReadPath, known_chip, read_file
+from pytest_esp.formats.hex_and_uf2 import contents_of
 from pytest_esp.formats.images import App, app_of, chip_of, is_of_8266
 from pytest_esp.formats.partition_table import Partition
 from pytest_esp.formats.regions import SECTOR, is_blank

@@ -19,7 +19,7 @@ from pytest_esp.formats.files import ReadPath, read_file
 from pytest_esp.link.console import ConsoleError, CrashError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations.chip.identity import answer_only
+from pytest_esp.operations.chip.reset import answer_only
 from pytest_esp.operations.chip.running import ticks
 from pytest_esp.operations.firmware.ram_image import RamImage, loadable, ram_image_of
 from pytest_esp.operations.registry import Effect, operation

@@ -19,7 +19,7 @@ from pytest_esp.formats.partition_table import MAGIC, Partition, parse
 from pytest_esp.formats.regions import Region, check_fits, size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
-from pytest_esp.operations.chip.identity import reset
+from pytest_esp.operations.chip.reset import reset
 from pytest_esp.operations.flash import writing
 from pytest_esp.operations.flash.access import reach
 from pytest_esp.operations.registry import Effect, file_operation, operation, require

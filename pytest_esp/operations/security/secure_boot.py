@@ -26,7 +26,8 @@ from pytest_esp.formats.partition_table import MAGIC
 from pytest_esp.formats.regions import Region
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
-from pytest_esp.operations.chip.identity import identify, reset
+from pytest_esp.operations.chip.identity import identify
+from pytest_esp.operations.chip.reset import reset
 from pytest_esp.operations.flash import writing
 from pytest_esp.operations.registry import Effect, operation, require
 from pytest_esp.operations.security import efuse

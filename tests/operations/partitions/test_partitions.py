@@ -7,7 +7,7 @@ from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.partition_table import from_csv, parse
-from pytest_esp.operations.partitions.contents import Gap
+from pytest_esp.operations.partitions.analysis import Gap
 
 CSV = """
 nvs,      data, nvs,     0x9000,  0x6000,

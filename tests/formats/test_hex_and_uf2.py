@@ -3,8 +3,8 @@
 import pytest
 
 from pytest_esp.errors import FirmwareError
-from pytest_esp.formats.containers import contents_of
 from pytest_esp.formats.firmware import Firmware
+from pytest_esp.formats.hex_and_uf2 import contents_of
 from pytest_esp.operations.firmware.image_report import analyze
 from pytest_esp.operations.firmware.merging import merge
 

@@ -75,7 +75,7 @@ class _Use:
     skipped: int
 
 
-class Bench:
+class HeldBoards:
     """Leases boards for tests, one test after the other.
 
     Args:
