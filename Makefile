@@ -13,11 +13,15 @@ LOWEST_TESTS := tests/test_dependencies.py tests/test_private_names.py \
 	tests/operations/diagnostics/test_core_dump.py tests/operations/firmware/test_size_analysis.py \
 	tests/operations/partitions/test_nvs.py tests/operations/ota/test_package.py tests/formats/test_hex_and_uf2.py
 
+# Half of the time they wait for ports and processes: two workers a core. Each begins with whole modules, whose fixtures
+# are the slowest.
+TESTS := $(BIN)/python -m pytest -n 4 --dist worksteal -q
+
 # Every process would compile all of the package again, which triples the time of a short one.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint bench docs conformance clean
+.PHONY: help demo test test-all test-lowest lint bench docs conformance clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,8 +35,11 @@ $(READY): pyproject.toml
 demo: $(READY)  ## run the suites over the four simulated boards of boards.toml, in parallel
 	$(BIN)/pytest-esp check --rack boards.toml -n 4 -q
 
-test: $(READY)  ## the project's own tests
-	$(BIN)/python -m pytest -n 2 -q
+test: $(READY)  ## the project's own tests, without the slow ones
+	$(TESTS) -m "not slow"
+
+test-all: $(READY)  ## all of the project's own tests
+	$(TESTS)
 
 $(LOWEST_READY): pyproject.toml
 	@echo "making $(LOWEST) (once)"; $(PYTHON) -m venv $(LOWEST)

@@ -21,6 +21,7 @@ def ledger(monkeypatch):
     return ledger
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_and_nothing_leaks():
     command = [sys.executable, BENCHMARKS / "soak.py", "--minutes", "0.2", "--no-qemu", "--json"]
