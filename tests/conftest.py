@@ -215,6 +215,7 @@ class Devkit:
     """
 
     def __init__(self, folder, served, chip):
+        self.served = served
         self.url = served.url("rfc2217")
         self.rack = folder / "boards.toml"
         self.rack.write_text(f'[boards.devkit]\nbackend = "serial"\nchip = "{chip}"\nport = "{self.url}"\n')

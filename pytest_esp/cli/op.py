@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     help="The rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.",
 )
 @click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for a board that is held.")
+@click.option(
+    "--after",
+    type=click.Choice(["hard-reset", "watchdog-reset", "no-reset"]),
+    help="How a real board's app is started again afterwards; by default `after` of its entry, else hard-reset.",
+)
 @click.option("--allow-burn", is_flag=True, help="Consent to burn eFuses that the board's allow_burn names.")
 @click.option("--hex", "dump", is_flag=True, help="Print bytes as a hex dump.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
@@ -42,6 +47,7 @@ def op_command(
     board: str | None,
     path: Path | None,
     wait: float,
+    after: str | None,
     allow_burn: bool,
     dump: bool,
     as_json: bool,
@@ -74,7 +80,7 @@ def op_command(
             click.echo(help_of(operation))
             return
         given = _arguments(operation, arguments, {"port": board, "rack": path, "wait_s": wait or None})
-        with _link(operation, board, path, wait, allow_burn) as link, _progress(operation, as_json) as progress:
+        with _link(operation, board, path, wait, after, allow_burn) as link, _progress(operation, as_json) as progress:
             used = link.board.name if link is not None else board
             result = operation.function(*([link] if link is not None else []), **given, **progress)
     except EspError as error:
@@ -100,7 +106,7 @@ def _print(operation: Operation, result: object, board: str | None, *, dump: boo
 
 @contextlib.contextmanager
 def _link(
-    operation: Operation, board: str | None, path: Path | None, wait: float, allow_burn: bool
+    operation: Operation, board: str | None, path: Path | None, wait: float, after: str | None, allow_burn: bool
 ) -> Generator[Link | None]:
     """Yield a link to the leased board; None for an operation that takes no board."""
     if not operation.takes_board:
@@ -112,10 +118,11 @@ def _link(
 
     rack = load_rack(path)
     (lease,) = rack.lease(rack.only_board(board), purpose="pytest-esp op", timeout=wait)
+    spec = lease.spec.model_copy(update={"after": after}) if after else lease.spec
     with (
         lease,
         Link(
-            make_board(lease.spec, rack),
+            make_board(spec, rack),
             burns_enabled=allow_burn,
             holder="pytest-esp op",
             announce=lambda text: click.echo(hide_in(text), err=True),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pytest_esp.errors import LinkError
+from pytest_esp.errors import LinkError, OperationError
 from pytest_esp.link.console import ConsoleError
 
 if TYPE_CHECKING:
@@ -95,3 +95,30 @@ def _unproven(link: Link, said: str) -> LinkError:
         attempted="reset to the app",
         hint="check that DTR and RTS are connected to EN and the boot strap pin on this board",
     )
+
+
+def reset_by_watchdog(esp: Any, *, download: bool) -> None:
+    """Let the chip's RTC watchdog reset it (``watchdog_reset`` of esptool's chips), from its ROM loader.
+
+    Args:
+        esp: esptool's loader object; the stub would stop the watchdog.
+        download: whether the chip stays in its loader.
+
+    Raises:
+        OperationError: if this chip cannot be reset so.
+    """
+    name = esp.CHIP_NAME
+    if download:
+        option = getattr(esp, "RTC_CNTL_OPTION1_REG", None)
+        if option is None:
+            raise OperationError(f"the {name} cannot be told to stay in its loader", hint="use the hard reset")
+        esp.write_reg(option, esp.RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK, esp.RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK)
+
+    def refuse(*_: Any) -> None:
+        raise OperationError(f"the {name} cannot be reset by its watchdog from outside", hint="use the hard reset")
+
+    esp.hard_reset = refuse  # what esptool falls back to on chips that cannot
+    try:
+        esp.watchdog_reset()
+    finally:
+        del esp.hard_reset

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_esp.boards.board import Board, DirectFlash
 from pytest_esp.boards.port import Port
-from pytest_esp.errors import LinkError
+from pytest_esp.errors import EspError, LinkError
 from pytest_esp.link.logs import Transcript
 from pytest_esp.wire.reset import drive_lines, hard_reset
 from pytest_esp.wire.wire import ROM_BAUDRATE
@@ -33,6 +33,7 @@ class Link:
 
     Attributes:
         elf: the ELF file of the running app, if known, for decoding crashes.
+        keeps_loader: whether `close` leaves a chip in its loader; by default it starts the app, see `close`.
         written_bytes, skipped_bytes: the number of bytes written to flash, and of those already there.
     """
 
@@ -57,7 +58,9 @@ class Link:
         self._console: Console | None = None
         self._journal: Path | None = None
         self._echo: Callable[[str], None] | None = None
+        self.keeps_loader = False
         self._runs_app = False
+        self._in_loader = False
         self._boots = 0
         self._other_connections = 0
         self._lock = threading.RLock()
@@ -79,7 +82,7 @@ class Link:
                 self._port = self.board.open()
                 self._other_connections = 0
                 if self.board.virtual:
-                    self._note_boot()
+                    self.note_boot()
             return self._port
 
     @property
@@ -92,9 +95,15 @@ class Link:
         """The number of times this link has started the app."""
         return self._boots
 
-    def _note_boot(self) -> None:
+    def note_boot(self) -> None:
+        """Note that the chip has started its app, for what starts it in another way than `reset`."""
         self._runs_app = True
+        self._in_loader = self.keeps_loader = False
         self._boots += 1
+
+    def note_program(self) -> None:
+        """Note that the loader has started a program in RAM, which `close` must not reset."""
+        self._in_loader = self.keeps_loader = False
 
     @property
     def session(self) -> Session:
@@ -111,6 +120,7 @@ class Link:
                 reset=lambda: self.board.reset(bootloader=True),
                 baudrate=self.board.spec.baud if real else ROM_BAUDRATE,
                 usb=real,
+                before=self.board.spec.before,
                 boot_seconds=self.board.boot_seconds,
                 ram_block=self.board.ram_block,
                 before_connect=self._begin_bootloader_mode,
@@ -139,6 +149,7 @@ class Link:
 
     def _begin_bootloader_mode(self) -> None:
         self._runs_app = False
+        self._in_loader = True
         self.console.detach()
 
     def _begin_console_mode(self) -> None:
@@ -165,7 +176,7 @@ class Link:
         port.baudrate = ROM_BAUDRATE
         if not self.board.reset(bootloader=False):
             self._hard_reset(port)
-        self._note_boot()
+        self.note_boot()
 
     def _hard_reset(self, port: Port) -> None:
         try:
@@ -255,17 +266,40 @@ class Link:
         self.board.power_cycle()
         if self._session is not None:
             self._session.drop()
-        self._note_boot()
+        self.note_boot()
 
     def close(self) -> None:
-        """Close the port and stop a virtual board. Closing twice has no effect."""
+        """Close the port and stop a virtual board. Closing twice has no effect.
+
+        A real board that this link has left in its loader starts its app again, by a reset as ``after`` in its entry
+        says, like esptool after a command; not if `keeps_loader` is set.
+        """
         with self._lock:
-            self._session = None
-            self._runs_app = False
-            self._close_console()
-            if self._port is not None:
-                self._port = None
-                self.board.close()
+            try:
+                if self._port is not None and self._in_loader and not (self.keeps_loader or self.board.virtual):
+                    self._start_app_again(self._port)
+            finally:
+                self._session = None
+                self._runs_app = self._in_loader = self.keeps_loader = False
+                self._close_console()
+                if self._port is not None:
+                    self._port = None
+                    self.board.close()
+
+    def _start_app_again(self, port: Port) -> None:
+        from pytest_esp.link.boot import reset_by_watchdog
+
+        after = self.board.spec.after
+        if after == "watchdog-reset":
+            with contextlib.suppress(EspError, OSError):  # then by EN
+                if self.session.is_stub:
+                    self.session.drop()
+                with self.session.use("reset by the watchdog", stub=False) as esp:
+                    return reset_by_watchdog(esp, download=False)
+        if after != "no-reset":
+            with contextlib.suppress(EspError, OSError):  # the port may be lost; what was done to the board is done
+                if not self.board.reset(bootloader=False):
+                    self._hard_reset(port)
 
     def __enter__(self) -> Link:
         return self

@@ -32,6 +32,7 @@ class Session:
         reset: resets the chip into its loader and returns True, or returns False if RTS and DTR must be used.
         baudrate: the baud rate for operations on real ports; the connection is made at 115200.
         usb: whether the port may be a USB device, whose IDs determine esptool's reset sequence.
+        before: how RTS and DTR bring the chip into its loader; esptool's words for ``--before``.
         boot_seconds: how long the loader may take to respond after a *reset* that returned True.
         ram_block: the block size, in bytes, for uploading the stub; None for esptool's default.
         before_connect: called before the session uses the port, to stop the console.
@@ -48,6 +49,7 @@ class Session:
         reset: Callable[[], bool],
         baudrate: int = ROM_BAUDRATE,
         usb: bool = True,
+        before: str = "default-reset",
         boot_seconds: float = 0.0,
         ram_block: int | None = None,
         before_connect: Callable[[], object] = lambda: None,
@@ -65,6 +67,7 @@ class Session:
         self._after_drop = after_drop
         self._baudrate = baudrate
         self._usb = usb
+        self._before = before
         self._boot_seconds = boot_seconds
         self._ram_block = ram_block
         self._esp: FastLoader | None = None
@@ -236,7 +239,7 @@ class Session:
         """Reset the chip into its loader and synchronize. Boards with `reset` need neither control lines nor delays."""
         for attempt in range(self.connect_attempts):
             if not self._reset():
-                esp.connect("default-reset", attempts=self.connect_attempts, detecting=True, warnings=False)
+                esp.connect(self._before, attempts=self.connect_attempts, detecting=True, warnings=False)
                 return
             try:
                 return self._sync_within(esp, self._boot_seconds)

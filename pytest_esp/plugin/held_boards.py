@@ -267,6 +267,7 @@ class HeldBoards:
         with contextlib.ExitStack() as stack:
             for held in chosen:
                 del self._held[held.name]
+                held.link.keeps_loader = False  # what a test has left in its loader runs its app again
                 stack.callback(held.lease.release)
                 stack.callback(held.link.close)
         if any(self._turn_is_over(held) for held in chosen):

@@ -17,6 +17,10 @@ BACKENDS = ("serial", "qemu", "sim", "labgrid")
 VIRTUAL_BACKENDS = ("qemu", "sim")
 
 Effect = Literal["read", "write", "erase", "burn"]
+ResetBefore = Literal["default-reset", "usb-reset", "no-reset", "no-reset-no-sync"]
+"""How the chip is brought into its loader; the words and meanings are those of esptool's ``--before``."""
+ResetAfter = Literal["hard-reset", "watchdog-reset", "no-reset"]
+"""How the app is started again when a board is given back; the words are those of esptool's ``--after``."""
 
 
 def _size(value: Any) -> int:
@@ -37,6 +41,8 @@ Names = BeforeValidator(_names)
 
 _KEYS_OF = {
     "port": ("serial",),
+    "before": ("serial", "labgrid"),
+    "after": ("serial", "labgrid"),
     "power": ("serial", "labgrid"),
     "allow_burn": ("serial", "labgrid"),
     "count": (*VIRTUAL_BACKENDS, "labgrid"),
@@ -129,6 +135,8 @@ class BoardSpec(BaseModel):
     backend: str
     chip: str
     port: str | None = None
+    before: ResetBefore = "default-reset"
+    after: ResetAfter = "hard-reset"
     baud: int = Field(default=460800, ge=300, le=20_000_000, strict=True)
     flash_size: Size | None = None
     features: Annotated[frozenset[str], Names] = frozenset()

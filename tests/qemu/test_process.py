@@ -271,7 +271,7 @@ def test_a_program_that_cannot_be_started(start, tmp_path):
 
 
 def test_a_log_that_cannot_be_written(c3_command, tmp_path):
-    with pytest.raises(BackendError, match="cannot be started"):
+    with pytest.raises(BackendError, match="cannot start"):
         Running(c3_command, tmp_path / "no-such-folder" / "qemu.log")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from esptool.util import FatalError
 
 from pytest_esp.errors import LinkError, OperationError
-from pytest_esp.link.boot import BOOT_TIMEOUT, start_app
+from pytest_esp.link.boot import BOOT_TIMEOUT, reset_by_watchdog, start_app
 from pytest_esp.link.console import ConsoleError
 from pytest_esp.link.esptool_private import port_of
 from pytest_esp.link.link import Link
@@ -82,6 +82,7 @@ def reset(
     begun = time.monotonic()
     if to == "bootloader":
         reason = _into_loader(link, reset_mode)
+        link.keeps_loader = True
         return ResetResult("bootloader", reset_mode, reason, time.monotonic() - begun, "")
     if reset_mode == "hard-reset":
         boot = start_app(link, wait_seconds)
@@ -136,11 +137,12 @@ def _restart(link: Link, reset_mode: ResetMode) -> None:
         _check_not_locked(esp, reset_mode)
         link.console.expect_reset()
         if reset_mode == "watchdog-reset":
-            _bite(esp, download=False)
+            reset_by_watchdog(esp, download=False)
         else:
             _start_app(esp)
     session.drop()  # the console has the wire again, and what came meanwhile
     link.port.baudrate = ROM_BAUDRATE
+    link.note_boot()
 
 
 def _start_app(esp: Any) -> None:
@@ -164,7 +166,7 @@ def _into_loader(link: Link, reset_mode: ResetMode) -> str | None:
     with session.use(reset_mode, stub=False, flash=reset_mode == "soft-reset") as esp:
         _check_not_locked(esp, reset_mode)
         if reset_mode == "watchdog-reset":
-            _bite(esp, download=True)
+            reset_by_watchdog(esp, download=True)
         else:
             esp.flash_begin(0, 0)
             answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
@@ -231,22 +233,3 @@ def answer_only(esp: Any, command: int, data: bytes) -> bytes:
 def _check_not_locked(esp: Any, reset_mode: ResetMode) -> None:
     if esp.secure_download_mode:
         raise OperationError(f"in secure download mode there is no {reset_mode}", hint="use hard-reset")
-
-
-def _bite(esp: Any, *, download: bool) -> None:
-    """Let the watchdog reset the chip (``watchdog_reset`` of esptool's chips)."""
-    name = esp.CHIP_NAME
-    if download:
-        option = getattr(esp, "RTC_CNTL_OPTION1_REG", None)
-        if option is None:
-            raise OperationError(f"the {name} cannot be told to stay in its loader", hint="use the hard reset")
-        esp.write_reg(option, esp.RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK, esp.RTC_CNTL_FORCE_DOWNLOAD_BOOT_MASK)
-
-    def refuse(*_: Any) -> None:
-        raise OperationError(f"the {name} cannot be reset by its watchdog from outside", hint="use the hard reset")
-
-    esp.hard_reset = refuse  # what esptool falls back to on chips that cannot
-    try:
-        esp.watchdog_reset()
-    finally:
-        del esp.hard_reset

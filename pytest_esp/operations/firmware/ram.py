@@ -104,6 +104,7 @@ def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImag
         console.skip()
         mark = console.mark()
     session.drop()  # the program has the chip now, and the console the wire
+    link.note_program()
     first = said.decode("utf-8", "replace")
     return RamImage.of(image, chip, path), lambda: first + console.text_since(mark)
 
