@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--after",
     type=click.Choice(["hard-reset", "watchdog-reset", "no-reset"]),
-    help="How a real board's app is started again afterwards; by default `after` of its entry, else hard-reset.",
+    help="How a real board's app is started again afterwards; by default as its entry says, else hard-reset.",
 )
 @click.option("--allow-burn", is_flag=True, help="Consent to burn eFuses that the board's allow_burn names.")
 @click.option("--hex", "dump", is_flag=True, help="Print bytes as a hex dump.")

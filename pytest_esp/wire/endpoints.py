@@ -24,6 +24,7 @@ from pytest_esp.wire.pty_watch import PtyWatch
 from pytest_esp.wire.wire import ROM_BAUDRATE, HostSide, Wire
 
 _BACKLOG = 8 * 1024 * 1024  # bytes kept for a client that does not read; more is lost
+_TURN = 0.05  # seconds until the end of an earlier client has been noticed
 _PTY_LOOK = 0.02  # seconds between checks for a client of a pty: the kernel sends no event
 
 
@@ -96,7 +97,7 @@ class _TcpEndpoint:
 
     def connect(self, client: _TcpClient, *, control_lines: bool) -> HostSide | None:
         """Give the wire to *client* unless another client has it."""
-        if self._client is not None or self._wire.gone is not None:
+        if self._server is None or self._client is not None or self._wire.gone is not None:
             return None
         self._client = client
         return self._wire.connect(
@@ -133,11 +134,24 @@ class _TcpClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        if not self._begin():
+            # A client that has just closed its port, and connects again, may be seen before its end was.
+            self._transport.pause_reading()
+            loop().call_later(_TURN, self._begin_or_abort)
+
+    def _begin(self) -> bool:
         self._host = self._endpoint.connect(self, control_lines=self.CONTROL_LINES)
-        if self._host is None:
-            self._transport.abort()  # one client at a time
-        else:
+        if self._host is not None:
             self.welcome(self._host)
+        return self._host is not None
+
+    def _begin_or_abort(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self._begin():
+            self._transport.resume_reading()
+        else:
+            self._transport.abort()  # one client at a time
 
     def welcome(self, host: HostSide) -> None:
         """Set up an accepted client."""

@@ -130,7 +130,9 @@ def test_a_program_in_ram_goes_on(echoing):
     assert not is_running(board)
 
 
-@pytest.mark.parametrize("body", ["esp.chip.identify()", "esp.chip.reset('bootloader')", "esp.chip.identify(); assert 0"])
+@pytest.mark.parametrize(
+    "body", ["esp.chip.identify()", "esp.chip.reset('bootloader')", "esp.chip.identify(); assert 0"]
+)
 def test_after_a_pytest_run(echoing, tmp_path, body):
     board = echoing()
     test = tmp_path / "test_it.py"

@@ -120,6 +120,22 @@ def test_a_second_client_is_refused_and_the_first_goes_on(echo):
     endpoint.close()
 
 
+def test_clients_follow_each_other_at_once(echo):
+    """Each is there before the server has noticed the end of the one before."""
+    endpoint = serve(echo.wire, "socket://127.0.0.1:0")
+    address = ("127.0.0.1", int(endpoint.url.rpartition(":")[2]))
+    before = None
+    for number in range(50):
+        client = socket.create_connection(address, timeout=5)
+        if before is not None:
+            before.close()
+        client.sendall(b"%02d" % number)
+        assert client.recv(2) == b"%02d" % number
+        before = client
+    client.close()
+    endpoint.close()
+
+
 def test_lines_and_baud_rate_reach_the_device_over_rfc2217(echo):
     endpoint = serve(echo.wire, "rfc2217://127.0.0.1:0")
     client = open_client(endpoint)
