@@ -22,6 +22,7 @@ import serial
 from serial import rfc2217
 
 _LOST = "the connection to the remote port was lost"
+_LONGEST_COMMAND = 1 << 16  # bytes
 _HANDLERS = "pytest_esp.wire.handlers"
 
 
@@ -49,6 +50,7 @@ class Serial(rfc2217.Serial):
         self._settings: tuple[Any, ...] | None = None
         self._lost = False
         self._loss = _LOST
+        self._confirms_purges = True
         self._sink: Callable[[bytes], None] | None = None
         self._on_loss: Callable[[str], None] | None = None
         super().open()
@@ -105,15 +107,34 @@ class Serial(rfc2217.Serial):
         self._rfc2217_options["control"].set(value)
 
     def rfc2217_send_purge(self, value: bytes) -> None:
-        """Request that the server discards its buffered data, and wait for it."""
+        """Request that the server discards its buffered data, and wait for it.
+
+        Some servers never confirm a purge (ser2net 4.6, labgrid#1396): after the first one nothing waits for it.
+        """
         option = self._rfc2217_options["purge"]
         option.set(value)
-        self._wait_until(option.is_ready, "a purge")
+        if self._confirms_purges:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: bool(self._lost or option.state != rfc2217.REQUESTED), self._network_timeout
+                )
+                self._confirms_purges = option.state == rfc2217.ACTIVE
+            if self._lost:
+                raise serial.SerialException(self._loss)
 
     def _wait_until(self, done: Callable[[], bool], what: str) -> None:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._lost or done(), self._network_timeout) or self._lost:
+            if not self._changed.wait_for(lambda: self._lost or self._is(done, what), self._network_timeout):
                 raise serial.SerialException(f"the remote port did not confirm {what} (RFC 2217)")
+            if self._lost:
+                raise serial.SerialException(self._loss)
+
+    @staticmethod
+    def _is(done: Callable[[], bool], what: str) -> bool:
+        try:
+            return done()
+        except ValueError as error:  # the server has answered with another value
+            raise serial.SerialException(f"the remote port refused {what} (RFC 2217)") from error
 
     def _telnet_process_subnegotiation(self, suboption: bytes) -> None:
         super()._telnet_process_subnegotiation(suboption)
@@ -160,6 +181,13 @@ class Serial(rfc2217.Serial):
             raise serial.SerialException(self._loss)
         return super().write(data)
 
+    def _internal_raw_write(self, data: bytes) -> None:
+        """Send *data* as it is: also answers and requests, for which pyserial lets the socket's errors escape."""
+        try:
+            super()._internal_raw_write(data)
+        except OSError as error:
+            raise serial.SerialException(f"{self._loss}: {error}") from error
+
     def reset_input_buffer(self) -> None:
         """Discard received data, here and at the server."""
         self.rfc2217_send_purge(rfc2217.PURGE_RECEIVE_BUFFER)
@@ -190,7 +218,16 @@ class Serial(rfc2217.Serial):
                     break
                 if not data:
                     break
-                pending = self._take(pending + data)
+                try:
+                    pending = self._take(pending + data)
+                except Exception as error:  # pyserial's parser, of what a server sends
+                    self._loss = f"invalid answer from the server of the remote port (RFC 2217): {error}"
+                    break
+                if len(pending) > _LONGEST_COMMAND:
+                    self._loss = (
+                        "invalid answer from the server of the remote port (RFC 2217): a command without an end"
+                    )
+                    break
         finally:
             with self._changed:
                 self._lost = True
