@@ -41,6 +41,12 @@ _RESET_CODE = {
     "BROWNOUT": 0xF,
     "TG0WDT_SYS_RST": 0x7,
 }
+_NAME_ON_ESP32 = {
+    "POWERON": "POWERON_RESET",
+    "RTC_SW_SYS_RST": "SW_RESET",
+    "RTC_SW_CPU_RST": "SW_CPU_RESET",
+    "BROWNOUT": "RTCWDT_BROWN_OUT_RESET",
+}
 _FLASH_MODES = ("QIO", "QOUT", "DIO", "DOUT", "FAST READ", "SLOW READ")
 _CLOCK_DIVIDERS = {0xF: 1, 0x0: 2, 0x1: 3, 0x2: 4}  # of 80 MHz, by the header's code
 _NO_SPIWP = ("esp32c5", "esp32c61", "esp32p4")  # their ROMs do not print the write-protection pin
@@ -95,7 +101,7 @@ def flash_banner(model: ChipModel, reason: str) -> str:
 def _rom_banner(model: ChipModel, reason: str, strap: int, mode: str) -> str:
     code = _RESET_CODE.get(reason, 1)
     if model.is_esp32:
-        name = "POWERON_RESET" if reason == "POWERON" else reason.replace("_RST", "_RESET")
+        name = _NAME_ON_ESP32.get(reason, reason.replace("_RST", "_RESET"))
         return f"ets Jul 29 2019 12:21:46\r\n\r\nrst:0x{code:x} ({name}),boot:0x{strap:x} ({mode})\r\n"
     label = _ROM_LABEL.get(model.chip, model.chip)
     return f"ESP-ROM:{label}\r\n{_build_date(label)}rst:0x{code:x} ({reason}),boot:0x{strap:x} ({mode})\r\n"

@@ -296,6 +296,13 @@ class SimChip:
         """Change the UART's baud rate."""
         self.baudrate = self.model.rom_baudrate(baudrate) if isinstance(self._loader, RomLoader) else baudrate
 
+    def reboot(self) -> None:
+        """Restart by a command of the host: into the loader, whose boot strap stays latched; an ESP8266 from flash."""
+        if self.model.is_8266:
+            return self.leave_loader()
+        self._reset_reason = "RTC_SW_SYS_RST"
+        self.reset(bootloader=True)
+
     def leave_loader(self) -> None:
         """Restart from flash, by a command of the host."""
         self._left_the_loader = True

@@ -359,8 +359,8 @@ class RomLoader(Loader):
     _defl_data = _flash_data
 
     def _flash_end(self, data: bytes, check: int) -> bytes:
-        """Leave the loader in any case, after an error response if blocks are missing."""
-        self._after = self.chip.leave_loader
+        """Reboot (0) or leave the loader (1) in any case, after an error response if blocks are missing."""
+        self._after = self.chip.leave_loader if any(data[:4]) else self.chip.reboot
         if not (self._begun and self._flash.complete):
             raise CommandError(ROM_FAILED)
         return b""
@@ -371,7 +371,7 @@ class RomLoader(Loader):
         if not self._flash.complete:
             raise CommandError(ROM_FAILED)
         if not stay:
-            self._after = self.chip.leave_loader
+            self._after = self.chip.reboot
         return b""
 
     def _md5(self, data: bytes, check: int) -> bytes:

@@ -141,12 +141,29 @@ def test_the_rom_erases_no_part_of_a_sector_and_nothing_beyond_the_flash(rom, ad
     assert rom.send(flash_begin(size, address)).endswith(b"\x01\x06\0\0\xc0")
 
 
-def test_the_rom_leaves_with_a_complaint_if_blocks_are_missing(bench):
+@pytest.mark.parametrize(("stay", "mode"), [(1, "app"), (0, "bootloader")])
+def test_the_rom_leaves_or_reboots_with_an_error_if_blocks_are_missing(bench, stay, mode):
     chip = bench.chip("esp32c3")
     host = bench.raw(chip)
     host.send(flash_begin(0x400, 0))
-    assert bytes.fromhex("04 04 00 00 00 00 00 01 06 00 00 c0") in host.send(command(0x04, bytes(4)))
-    assert chip.mode == "app"
+    answer = host.send(command(0x04, bytes([stay, 0, 0, 0])))
+    assert bytes.fromhex("04 04 00 00 00 00 00 01 06 00 00 c0") in answer
+    assert (b"RTC_SW_SYS_RST" in answer) or stay
+    assert chip.mode == mode
+
+
+@pytest.mark.parametrize(
+    ("chip", "mode", "reason"),
+    [("esp32", "bootloader", b"rst:0x3 (SW_RESET)"), ("esp32c3", "bootloader", b"rst:0x3 (RTC_SW_SYS_RST)"),
+     ("esp8266", "app", b"rst cause")],
+)  # fmt: skip
+def test_a_reboot_by_the_rom_finds_the_boot_strap_as_it_was_latched(bench, chip, mode, reason):
+    """As QEMU's ROMs do (esp32, esp32c3)."""
+    chip = bench.chip(chip)
+    host = bench.raw(chip)
+    host.send(flash_begin(0, 0))
+    assert reason in host.send(command(0x04, bytes(4)))
+    assert chip.mode == mode
 
 
 def test_the_stub_writes_nothing_past_the_size(bench):
