@@ -74,6 +74,18 @@ def make_esp(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def apps_panic(monkeypatch):
+    """Apps of simulated chips panic as soon as they have been loaded."""
+    from pytest_esp.sim.app import CrashApp, SilentApp
+
+    def panic(app):
+        app.restart = lambda reason: None
+        CrashApp.receive(app, b"")
+
+    monkeypatch.setattr(SilentApp, "start", panic)
+
+
+@pytest.fixture
 def firmware_folder():
     """The folder of real ESP-IDF builds, which the repository does not contain."""
     folder = Path(os.environ.get("PYTEST_ESP_FIRMWARE") or ROOT.parent / "shared" / "firmware")

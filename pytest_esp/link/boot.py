@@ -21,6 +21,8 @@ BOOT_TIMEOUT = 3.0
 _NAME = r"(?:ESP-ROM:[^\n]*\n(?:Build:[^\n]*\n)?|ets [A-Z][a-z]{2} [ \d]\d \d{4}[^\n,]*(?:\r?\n){0,2},?)"
 # The reasons after a pulse of EN: power-on, on the ESP8266 also the reset pin, or the reset lines of the chip's USB.
 _PROOF = re.compile(rb"rst:0x1 \([A-Z0-9_]+\).*\n|rst:0x[0-9a-f]+ \(\w*USB_(?:UART|JTAG)\w*\).*\n|rst cause:[12],.*\n")
+# The first lines of ESP-IDF's bootloader and apps, where the ROM prints nothing (UART_PRINT_CONTROL, or a strap).
+_MUTED = re.compile(rb"[EWID] \(\d+\) (?:boot|cpu_start|heap_init): [^\n]*\n")
 _BANNER = re.compile(rf"{_NAME}?(?P<reason>rst:0x[0-9a-f]+ \((?P<name>[A-Z0-9_]+)\)|rst cause:\d+)[^\n]*\n")
 _REASON = re.compile(r"rst:0x[0-9a-f]+ \([A-Z0-9_]+\)|rst cause:\d+")
 
@@ -43,8 +45,9 @@ class Boot:
 def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
     """Reset the chip by EN, or a virtual board directly, and verify the reset by the ROM's banner.
 
-    A boot for any other reason than that reset proves nothing: an app may have restarted by itself. The console stands
-    at the banner afterwards.
+    A boot for any other reason proves nothing: an app may have restarted by itself. Where the ROM prints
+    nothing, the first line of the bootloader or of the app's start proves the boot. The console stands at the banner
+    or at that line afterwards.
 
     Args:
         wait: the timeout for the banner, in seconds.
@@ -61,7 +64,9 @@ def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
     begun = time.monotonic()
     link.reset(bootloader=False)
     try:
-        console.expect(_PROOF, timeout=wait, ignore_crashes=True)
+        match = console.expect([_PROOF, _MUTED], timeout=wait, ignore_crashes=True)
+        if match.index == 1 and _REASON.search(console.text_since(mark)):  # the ROM does print, but another reason
+            console.expect(_PROOF, timeout=max(begun + wait - time.monotonic(), 0.0), ignore_crashes=True)
     except ConsoleError as error:
         said = console.text_since(mark)
         if not said.strip():
@@ -71,6 +76,7 @@ def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
         seconds = time.monotonic() - begun
     end = console.position
     reason, length = _banner(console, mark)
+    length = length or len(match.text)
     console.rewind(end - length)
     return Boot(end - length, reason, seconds)
 

@@ -55,16 +55,19 @@ def boot(
     reason: str,
     revision: int,
     read: Callable[[int, int], bytes] | None = None,
+    *,
+    rom_is_muted: bool = False,
 ) -> BootResult:
     """Boot from *flash* like a chip of *revision* (major * 100 + minor) after a reset with *reason*.
 
     *read* reads the flash as the CPU does (decrypted); by default without decryption. The bootloader's only write is
-    also simulated: an OTA image that was started once but not confirmed (PENDING_VERIFY) is marked ABORTED.
+    also simulated: an OTA image that was started once but not confirmed (PENDING_VERIFY) is marked ABORTED. A ROM that
+    *is muted* prints nothing (UART_PRINT_CONTROL); the bootloader does.
     """
     read = read or flash.read
     if model.is_8266:
         return _boot_8266(flash)
-    out = BootLog(flash_banner(model, reason))
+    out = BootLog(flash_banner(model, reason), rom_is_muted=rom_is_muted)
     offset: int = model.rom.BOOTLOADER_FLASH_OFFSET
     first = int.from_bytes(read(offset, 4), "little")
     if first & 0xFF != MAGIC:

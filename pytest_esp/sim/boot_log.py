@@ -56,14 +56,19 @@ _APP_INIT_SINCE = (5, 2)  # the first ESP-IDF version whose apps use this tag
 class BootLog:
     """Collects lines in the format of ESP-IDF's log, each with a plausible time in milliseconds."""
 
-    def __init__(self, banner: str) -> None:
+    def __init__(self, banner: str, *, rom_is_muted: bool = False) -> None:
         self._out = io.StringIO()
-        self._out.write(banner)
+        self._rom_is_muted = rom_is_muted
+        self._write_from_rom(banner)
         self._time = 24
 
     def plain(self, line: str) -> None:
         """Add a line from the ROM."""
-        self._out.write(line + "\r\n")
+        self._write_from_rom(line + "\r\n")
+
+    def _write_from_rom(self, text: str) -> None:
+        if not self._rom_is_muted:
+            self._out.write(text)
 
     def line(self, level: str, tag: str, text: str) -> None:
         """Add a line of ESP-IDF's log: *level* is I, W or E."""

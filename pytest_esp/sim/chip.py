@@ -173,7 +173,8 @@ class SimChip:
         if self._download_mode_is_disabled():
             self.mode = "locked"
             return
-        self.transmit(download_banner(self.model, reason))
+        if not self._rom_is_muted():
+            self.transmit(download_banner(self.model, reason))
         self._loader = RomLoader(self)
         self.mode = "bootloader"
 
@@ -184,8 +185,19 @@ class SimChip:
             return self.revision >= 300 and bool(self.efuses.field("UART_DOWNLOAD_DIS"))
         return bool(self.efuses.field("DIS_DOWNLOAD_MODE"))
 
+    def _rom_is_muted(self) -> bool:
+        """Whether eFuses keep the ROM from printing; the ESP32 and the ESP8266 have none for that."""
+        return self.efuses is not None and not self.model.is_esp32 and self.efuses.field("UART_PRINT_CONTROL") == 3
+
     def _boot(self, reason: str) -> None:
-        result = boot(self.model, self.flash, reason, self.revision, read=self._flash_as_the_cpu_sees_it)
+        result = boot(
+            self.model,
+            self.flash,
+            reason,
+            self.revision,
+            read=self._flash_as_the_cpu_sees_it,
+            rom_is_muted=self._rom_is_muted(),
+        )
         self.last_boot = result
         self.mode = "app"
         self.transmit(result.log)

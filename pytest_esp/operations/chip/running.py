@@ -15,6 +15,7 @@ from pytest_esp.link.console import CrashError
 from pytest_esp.link.crash import Crash, Kind
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
+from pytest_esp.link.match import Pattern
 from pytest_esp.operations.chip.reset import reset_reason
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.results import Address
@@ -26,6 +27,9 @@ _VERSION = re.compile(r"App version: +(\S.*?)\s*$", re.MULTILINE)
 _OFFSET = re.compile(r"Loaded app from partition at offset (0x[0-9a-f]+)")
 _BAD_8266 = re.compile(r"^csum err", re.MULTILINE)  # its ROM stops there
 _LONGEST = 300.0
+PROOF_TIMEOUT = 60.0
+_SETTLING = 1.0  # seconds, after which an app that crashes at its start has crashed
+_STARTED = re.compile(rb"Loaded app from partition at offset 0x[0-9a-f]+\s|\(\d+\) (?:cpu_start|app_init|main_task): ")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,36 @@ def run_firmware(
         PortError: if the port is lost. LinkError: if the chip was not reset.
     """
     said, crash, start = _listen(link, wait_seconds, until, reset=True, progress=progress)
+    matched = None if until is None or crash is not None else said.matched is not None
+    return _run(link, said, crash, start, matched)
+
+
+def prove_start(link: Link, wait: float = PROOF_TIMEOUT) -> FirmwareRun:
+    """Start the app in flash, wait until it was loaded, and listen a moment longer: it may crash at once.
+
+    What an ESP-IDF app prints first is also a proof, as its bootloader may be built without a log.
+
+    Args:
+        wait: the timeout for the start, in seconds. A bootloader first hashes the app, and may have to encrypt the
+            flash.
+
+    Returns:
+        The run; *matched* says whether the app was loaded, *state* what became of it.
+
+    Raises:
+        PortError: if the port is lost. LinkError: if the chip was not reset.
+    """
+    said, crash, start = _listen(link, wait, _STARTED, reset=True)
+    matched = crash is None and said.matched is not None
+    if matched:
+        try:
+            link.console.listen(_SETTLING)
+        except CrashError as error:
+            crash = error.crash
+    return _run(link, said, crash, start, matched)
+
+
+def _run(link: Link, said: ConsoleText, crash: Crash | None, start: int, matched: bool | None) -> FirmwareRun:
     output = link.console.text_since(start)
     state: State = "running" if crash is None else _state(crash.kind)
     if state == "running" and _BAD_8266.search(output):
@@ -77,14 +111,14 @@ def run_firmware(
     offset = _OFFSET.findall(output)
     return FirmwareRun(
         state=state if output.strip() else "silent",
-        crash=said.crash,
+        crash=crash.describe() if crash is not None else None,
         reason=reset_reason(output),
         project=_last(_PROJECT, output),
         version=_last(_VERSION, output),
         offset=int(offset[-1], 16) if offset else None,
         output=output,
         lines=said.lines,
-        matched=None if until is None or crash is not None else said.matched is not None,
+        matched=matched,
         seconds=said.duration_seconds,
     )
 
@@ -135,7 +169,7 @@ def monitor(
 
 
 def _listen(
-    link: Link, duration: float, until: str | None, *, reset: bool, progress: Progress | None
+    link: Link, duration: float, until: Pattern | None, *, reset: bool, progress: Progress | None = None
 ) -> tuple[ConsoleText, Crash | None, int]:
     """Listen, and return what was said, the crash, and where in the console it begins."""
     if not 0 < duration <= _LONGEST:

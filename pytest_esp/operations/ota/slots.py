@@ -32,6 +32,7 @@ from pytest_esp.operations.security import efuse, posture
 from pytest_esp.secrets import hide
 
 _BOOT_TIMEOUT = 15.0  # seconds: a bootloader reads and hashes the whole app before it says which one it starts
+_SETTLING = 1.0  # seconds
 _LOADED = re.compile(rb"Loaded app from partition at offset 0x([0-9a-f]+)\s")
 _HOPELESS = re.compile(rb"No bootable app partitions|invalid header: 0x|load partition table error!")
 
@@ -344,6 +345,8 @@ def _start(link: Link, slot: Partition) -> tuple[bool | None, str]:
     console = link.boot()
     try:
         match = console.expect([_LOADED, _HOPELESS], timeout=_BOOT_TIMEOUT)
+        if match.index == 0:
+            console.listen(_SETTLING)  # an app that crashes at once has not started
     except CrashError as error:
         raise OperationError(
             f"the board crashes where it should start {slot.name}: {error.crash.describe()}",

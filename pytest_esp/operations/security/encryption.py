@@ -19,7 +19,7 @@ from pytest_esp.formats.partition_table import MAGIC, Partition, parse
 from pytest_esp.formats.regions import Region, check_fits, size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
-from pytest_esp.operations.chip.reset import reset
+from pytest_esp.operations.chip.running import prove_start
 from pytest_esp.operations.flash import writing
 from pytest_esp.operations.flash.access import reach
 from pytest_esp.operations.registry import Effect, file_operation, operation, require
@@ -454,13 +454,13 @@ def _is_encrypted(region: Region, table: Region, partitions: Sequence[Partition]
 
 
 def _proof(link: Link) -> str:
-    result = reset(link, "app")
-    if result.mode == "app" and "Loaded app from partition" in result.output:
-        return result.output
+    run = prove_start(link)
+    if run.matched and run.state == "running":
+        return run.output
     raise OperationError(
-        "flash encryption is enabled, but the app does not start",
-        hint="are the images those of a build with flash encryption? The output is in the details",
-        details={"boot_output": result.output},
+        f"flash encryption is enabled, but the app does not run: {run.crash or run.state}",
+        hint="check that the images are those of a build with flash encryption; the output is in the details",
+        details={"boot_output": run.output},
     )
 
 

@@ -27,7 +27,7 @@ from pytest_esp.formats.regions import Region
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations.chip.identity import identify
-from pytest_esp.operations.chip.reset import reset
+from pytest_esp.operations.chip.running import prove_start
 from pytest_esp.operations.flash import writing
 from pytest_esp.operations.registry import Effect, operation, require
 from pytest_esp.operations.security import efuse
@@ -132,13 +132,14 @@ def enable_secure_boot(link: Link, firmware: Contents, key_file: ReadPath) -> Se
     efuse.plan_all(link, work.burns)
     writing.write(link, work.pairs)
     efuse.burn_all(link, work.burns)
-    result = reset(link, "app")
-    if "Loaded app from partition" not in result.output:
+    run = prove_start(link)
+    if not (run.matched and run.state == "running"):
         raise OperationError(
-            "secure boot is enabled, but the app does not start", details={"boot_output": result.output}
+            f"secure boot is enabled, but the app does not run: {run.crash or run.state}",
+            details={"boot_output": run.output},
         )
     burnt = tuple(name for name, _ in work.burns)
-    return SecureBootEnabled(work.version, work.block, work.digest, burnt, work.signed, result.output)
+    return SecureBootEnabled(work.version, work.block, work.digest, burnt, work.signed, run.output)
 
 
 def with_encryption(

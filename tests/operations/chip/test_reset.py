@@ -113,3 +113,30 @@ def test_a_soft_reset_on_qemu_leads_into_the_loader(tmp_path, monkeypatch, need_
         result = reset(link, "bootloader", "soft-reset")
         assert (result.mode, result.reason) == ("bootloader", reason)
         assert identify(link).chip_type == chip
+
+
+@pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32c3", "esp32c6", "esp32h2"])
+def test_a_rom_that_prints_nothing(esp_of, build_for, chip):
+    """The bootloader's first line proves the boot, and the output begins there."""
+    esp = esp_of(chip)
+    esp.flash.write(build_for(chip))
+    assert "ESP-ROM" in esp.chip.reset("app").output
+    esp.efuse.burn("UART_PRINT_CONTROL", 3)
+    result = esp.chip.reset("app", wait_seconds=1)
+    assert (result.mode, result.reason) == ("app", None)
+    assert re.match(r"I \(24\) boot: ESP-IDF", result.output)
+    run = esp.chip.run_firmware(0.1)
+    assert run.state == "running"
+    assert run.output.startswith("I (24) boot: ESP-IDF")
+
+
+@pytest.mark.qemu
+def test_a_rom_of_qemu_that_prints_nothing(make_esp, need_qemu, firmware_folder):
+    need_qemu("esp32c3")
+    esp = make_esp(backend="qemu", chip="esp32c3")
+    esp.flash.write(firmware_folder / "hello_world_esp32c3")
+    esp.efuse.burn("UART_PRINT_CONTROL", 3)
+    result = esp.chip.reset("app")
+    assert result.mode == "app"
+    assert "boot: ESP-IDF" in result.output
+    assert "ESP-ROM" not in result.output

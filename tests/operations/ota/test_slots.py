@@ -8,6 +8,7 @@ from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 from pytest_esp.errors import EspError, FirmwareError, OperationError, RefusedError
 from pytest_esp.formats.partition_table import from_csv
 from pytest_esp.link.fast import FastLoader
+from pytest_esp.operations.ota import slots
 from pytest_esp.wire.faults import Fault, Faults
 
 from .conftest import BUILDS
@@ -29,6 +30,12 @@ def esp(board):
     """A board with the tests' own app, version 1.0.0, in its factory partition."""
     board.flash.write(BUILDS / board.link.board.chip)
     return board
+
+
+@pytest.fixture(autouse=True)
+def _apps_crash_at_once_or_never(monkeypatch):
+    """Nobody has to wait long for a crash here."""
+    monkeypatch.setattr(slots, "_SETTLING", 0.05)
 
 
 @pytest.fixture
@@ -66,6 +73,11 @@ def test_the_third_update_goes_where_the_first_was(sim, package_of):
         update = sim.ota.deploy(package_of("esp32c3", version))
         assert (update.slot, update.sequence) == (slot, sequence)
         assert started(sim) == (slot, version)
+
+
+def test_an_update_that_panics_has_not_started(sim, package_of, apps_panic):
+    with pytest.raises(OperationError, match="crashes where it should start ota_0: .*Store access fault"):
+        sim.ota.deploy(package_of("esp32c3", "2"))
 
 
 def test_an_update_that_is_there_already_is_not_written_again(sim, package_of):

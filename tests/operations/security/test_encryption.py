@@ -42,6 +42,28 @@ def test_the_whole_procedure(esp_of, firmware_folder, key_file, chip, mode):
     assert KEY.hex() not in esp.transcript
 
 
+@pytest.mark.qemu
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
+def test_the_whole_procedure_on_qemu(make_esp, need_qemu, firmware_folder, key_file, chip):
+    """Also after what has run the stub, or read the eFuses."""
+    need_qemu(chip)
+    esp = make_esp(backend="qemu", chip=chip)
+    esp.efuse.read_all()
+    esp.flash.md5(0, 0x1000, over="wire")
+    done = esp.encryption.enable(firmware_folder / f"hello_world_{chip}", key_file)
+    assert "Loaded app from partition" in done.boot_output
+    assert "Hello world!" in done.boot_output
+
+
+@pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
+def test_an_app_that_panics_does_not_run(esp_of, firmware_folder, key_file, apps_panic, chip):
+    esp = esp_of(chip)
+    with pytest.raises(OperationError, match="is enabled, but the app does not run: .*Store access fault") as caught:
+        esp.encryption.enable(firmware_folder / f"hello_world_{chip}", key_file)
+    assert "Guru Meditation Error" in caught.value.details["boot_output"]
+
+
 @pytest.mark.parametrize(
     ("chip", "size", "blocks"),
     [
