@@ -76,7 +76,7 @@ def test_the_third_update_goes_where_the_first_was(sim, package_of):
 
 
 def test_an_update_that_panics_has_not_started(sim, package_of, apps_panic):
-    with pytest.raises(OperationError, match="crashes where it should start ota_0: .*Store access fault"):
+    with pytest.raises(OperationError, match=r"crashes where it should start ota_0: .*Store access fault"):
         sim.ota.deploy(package_of("esp32c3", "2"))
 
 

@@ -59,7 +59,7 @@ def test_the_whole_procedure_on_qemu(make_esp, need_qemu, firmware_folder, key_f
 @pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
 def test_an_app_that_panics_does_not_run(esp_of, firmware_folder, key_file, apps_panic, chip):
     esp = esp_of(chip)
-    with pytest.raises(OperationError, match="is enabled, but the app does not run: .*Store access fault") as caught:
+    with pytest.raises(OperationError, match=r"is enabled, but the app does not run: .*Store access fault") as caught:
         esp.encryption.enable(firmware_folder / f"hello_world_{chip}", key_file)
     assert "Guru Meditation Error" in caught.value.details["boot_output"]
 
