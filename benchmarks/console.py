@@ -102,7 +102,12 @@ def ours(folder: Path, port: str) -> Side:
     rack.write_text(f'[boards.pty]\nbackend = "serial"\nchip = "esp32c3"\nport = "{port}"\n')
     places = {"PYTEST_ESP_STATE_DIR": str(folder / "state"), "PYTEST_ESP_LOCK_DIR": str(folder / "locks")}
     return Side(
-        "pytest-esp", Path(sys.executable), "pytest_esp.plugin", "console", ("--rack", str(rack)), environment=places
+        "pytest-esp",
+        Path(sys.executable),
+        "pytest_esp.plugin",
+        "console",
+        ("--esp-rack", str(rack)),
+        environment=places,
     )
 
 

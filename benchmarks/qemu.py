@@ -132,7 +132,7 @@ def ours(chip: str, folder: Path) -> Side:
     size = json.loads((build(chip) / "flasher_args.json").read_text())["flash_settings"]["flash_size"]
     rack = folder / "boards.toml"
     rack.write_text(f'[boards.qemu]\nbackend = "qemu"\nchip = "{chip}"\nflash_size = "{size}"\ncount = 2\n')
-    options = ("--rack", str(rack), "--firmware", str(build(chip)))
+    options = ("--esp-rack", str(rack), "--esp-firmware", str(build(chip)))
     return Side("pytest-esp", Path(sys.executable), "pytest_esp.plugin", "console", options)
 
 

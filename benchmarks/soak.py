@@ -174,7 +174,18 @@ class Soak:
         (self.folder / "pytest.ini").write_text("[pytest]\n")
         while not self.over:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--rack", "boards.toml"),
+                *(
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "-n",
+                    "2",
+                    "-p",
+                    "no:cacheprovider",
+                    "--esp-rack",
+                    "boards.toml",
+                ),
                 cwd=self.folder,
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
                 stdout=asyncio.subprocess.PIPE,

@@ -26,8 +26,8 @@ def check_command(
     """
     import pytest
 
-    chosen = [f"--board={name}" for name in boards] + [f"--chip={name}" for name in chips]
-    where = [f"--rack={rack}"] if rack else []
+    chosen = [f"--esp-board={name}" for name in boards] + [f"--esp-chip={name}" for name in chips]
+    where = [f"--esp-rack={rack}"] if rack else []
     # This process has imported pytest_esp already: its asserts are not rewritten, those of the suites are.
     quiet = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     sys.exit(pytest.main(["--pyargs", "pytest_esp.suites", *quiet, *where, *chosen, *pytest_args]))

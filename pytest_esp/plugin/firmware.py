@@ -22,7 +22,7 @@ _BUILDS = pytest.StashKey[dict[Path, "list[Build]"]]()
 _LOADED = pytest.StashKey[dict[tuple[Path, str], "Firmware"]]()
 
 NOT_NAMED = (
-    "no firmware was specified: use --firmware DIR, esp_firmware in the ini file, "
+    "no firmware was specified: use --esp-firmware DIR, esp_firmware in the ini file, "
     f"{FIRMWARE_ENVIRONMENT} or @pytest.mark.firmware('build')"
 )
 

@@ -139,7 +139,7 @@ def console(_esp_held: list[Held]) -> Console:
 def firmware(_esp_held: list[Held]) -> Firmware:
     """The build that `board` runs: flashed if the flash differs, and booted for this test.
 
-    It comes from ``@pytest.mark.firmware("build")``, else from ``--firmware``; of several builds, the one for the
+    It comes from ``@pytest.mark.firmware("build")``, else from ``--esp-firmware``; of several builds, the one for the
     board's chip is used. The console begins with the first byte of its boot.
     """
     found = _esp_held[0].firmware
@@ -184,7 +184,7 @@ def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held
 def session_board(_esp_session_held: Held) -> Board:
     """One board for all tests of the session that use it, and for fixtures of any scope.
 
-    It is any board that ``--board``, ``--chip`` and ``--backend`` select; markers have no influence on it.
+    It is any board that ``--esp-board``, ``--esp-chip`` and ``--esp-backend`` select; markers have no influence on it.
     """
     return _esp_session_held.board
 

@@ -78,11 +78,13 @@ class Options:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options; see `Options`."""
     group = parser.getgroup("esp", "Espressif boards (pytest-esp)")
-    group.addoption("--rack", metavar="FILE", help="the boards (default: boards.toml here or above, PYTEST_ESP_RACK)")
-    group.addoption("--board", action="append", default=[], metavar="NAME", help="use only this board (repeatable)")
-    group.addoption("--chip", action="append", default=[], metavar="CHIP", help="use only boards with this chip")
     group.addoption(
-        "--backend",
+        "--esp-rack", metavar="FILE", help="the boards (default: boards.toml here or above, PYTEST_ESP_RACK)"
+    )
+    group.addoption("--esp-board", action="append", default=[], metavar="NAME", help="use only this board (repeatable)")
+    group.addoption("--esp-chip", action="append", default=[], metavar="CHIP", help="use only boards with this chip")
+    group.addoption(
+        "--esp-backend",
         action="append",
         default=[],
         metavar="NAME",
@@ -111,7 +113,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write console logs to this folder, one file per test and board (default: pytest's temporary directory)",
     )
     group.addoption(
-        "--firmware",
+        "--esp-firmware",
         action="append",
         default=[],
         metavar="DIR",
@@ -122,7 +124,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=FLASH_POLICIES,
         help="when the fixture `firmware` flashes (default: changed, or what the test's marker says)",
     )
-    parser.addini("esp_firmware", "like --firmware, relative to the ini file; one per line", type="linelist")
+    parser.addini("esp_firmware", "like --esp-firmware, relative to the ini file; one per line", type="linelist")
     parser.addini("esp_log_dir", "like --esp-log-dir, relative to the ini file")
     parser.addini("esp_rack", "the rack file, relative to the ini file")
     parser.addini("esp_strict", "like --esp-strict", type="bool", default=False)
@@ -150,10 +152,10 @@ def options_of(config: pytest.Config) -> Options:
         timeout = _ini_seconds(config, "esp_lock_timeout")
     strict = config.getoption("esp_strict")
     return Options(
-        rack=_path(config, "rack", "esp_rack"),
-        boards=_names(config, "board"),
-        chips=tuple(name.lower().replace("-", "") for name in _names(config, "chip")),
-        backends=_names(config, "backend"),
+        rack=_path(config, "esp_rack"),
+        boards=_names(config, "esp_board"),
+        chips=tuple(name.lower().replace("-", "") for name in _names(config, "esp_chip")),
+        backends=_names(config, "esp_backend"),
         strict=bool(config.getini("esp_strict")) if strict is None else bool(strict),
         lock_timeout=timeout,
         allow_burn=bool(config.getoption("esp_allow_burn")),
@@ -164,7 +166,7 @@ def options_of(config: pytest.Config) -> Options:
 
 
 def _firmware(config: pytest.Config) -> tuple[Path, ...]:
-    if given := _names(config, "firmware"):
+    if given := _names(config, "esp_firmware"):
         return tuple(config.invocation_params.dir / os.path.expanduser(name) for name in given)
     if named := config.getini("esp_firmware"):
         return tuple((config.inipath or config.rootpath / "-").parent / name for name in named)
@@ -172,11 +174,11 @@ def _firmware(config: pytest.Config) -> tuple[Path, ...]:
     return tuple(Path(os.path.expanduser(name)) for name in named.split(os.pathsep) if name)
 
 
-def _path(config: pytest.Config, option: str, name: str | None = None) -> Path | None:
+def _path(config: pytest.Config, option: str) -> Path | None:
     given = config.getoption(option)
     if given:
         return config.invocation_params.dir / os.path.expanduser(given)
-    ini = str(config.getini(name or option) or "")
+    ini = str(config.getini(option) or "")
     return (config.inipath or config.rootpath / "-").parent / ini if ini else None
 
 

@@ -109,7 +109,7 @@ def _load(config: pytest.Config) -> Rack | RackError:
         for name in options.boards:
             if name not in rack.boards:
                 raise RackError(
-                    f"--board {name}: the rack {rack.name!r} has no such board",
+                    f"--esp-board {name}: the rack {rack.name!r} has no such board",
                     hint=f"did you mean {nearest(name, rack.boards)}?",
                 )
     except RackError as error:
@@ -118,7 +118,7 @@ def _load(config: pytest.Config) -> Rack | RackError:
 
 
 def available(config: pytest.Config) -> list[BoardSpec]:
-    """Return the boards of the rack that ``--board``, ``--chip`` and ``--backend`` select.
+    """Return the boards of the rack that ``--esp-board``, ``--esp-chip`` and ``--esp-backend`` select.
 
     Raises:
         RackError: see `rack_of`.
@@ -164,7 +164,7 @@ def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give every item that needs a board its plan and markers; collect the errors for `problems_of`."""
     problems = config.stash.setdefault(_PROBLEMS, {})
     strict = options_of(config).strict
-    if config.getoption("rack") or any(map(_names_rack, items)):
+    if config.getoption("esp_rack") or any(map(_names_rack, items)):
         try:
             rack_of(config)
         except RackError as error:
@@ -276,7 +276,7 @@ def _reason(config: pytest.Config, want: Wanted, sources: tuple[Path, ...], able
     rack = rack_of(config)
     boards = available(config)
     if not boards:
-        return f"--board, --chip and --backend select no board of the rack {rack.name!r}"
+        return f"--esp-board, --esp-chip and --esp-backend select no board of the rack {rack.name!r}"
     lacks = "; ".join(f"{spec.name}: {why}" for spec in boards if (why := _why_not(config, want, sources, spec)))
     have = f"only {len(able)} of {want.count} boards" if able else "no board"
     return f"{have} in the rack {rack.name!r} can run this test" + (f" ({lacks})" if lacks else "")

@@ -137,7 +137,7 @@ def test_after_a_pytest_run(echoing, tmp_path, body):
     board = echoing()
     test = tmp_path / "test_it.py"
     test.write_text(f"def test_it(esp):\n    {body}\n")
-    command = [BIN / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rack={board.rack}", test]
+    command = [BIN / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--esp-rack={board.rack}", test]
     subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert is_running(board)
 

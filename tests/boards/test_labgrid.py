@@ -342,7 +342,7 @@ def test_pytest_runs_on_all_places_at_once(lab, tmp_path):
         "        file.write(f'{worker_id} {esp.chip.identify().mac_address}\\n')\n"
         "    time.sleep(0.1)\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rack", path, "-m", "hardware"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--esp-rack", path, "-m", "hardware"]
     done = subprocess.run([*command, "-n", "2", tests], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "6 passed" in done.stdout, done.stdout
     rows = [line.split() for line in (tmp_path / "macs.txt").read_text().splitlines()]

@@ -64,7 +64,7 @@ def test_a_test_resets_into_the_app_and_does_nothing_else(devkit, pytester, chip
     board = devkit(chip, lines)
     pytester.makepyfile("def test_it(esp):\n    assert esp.chip.reset('app').output.strip()\n")
     plugins = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "anyio", "platformdirs")]
-    pytester.runpytest_inprocess(*plugins, f"--rack={board.rack}", "-m", "").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess(*plugins, f"--esp-rack={board.rack}", "-m", "").assert_outcomes(passed=1)
 
 
 @every_chip

@@ -58,7 +58,7 @@ def test_each_chip_gets_its_build(project):
             assert firmware.chip == board.chip
             assert esp.flash.verify(firmware).matches
     """)
-    result = project.run("--firmware=builds", "-v")
+    result = project.run("--esp-firmware=builds", "-v")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["*test_boots[[]esp32] PASSED*", "*test_boots[[]esp32c3] PASSED*"])
 
@@ -69,9 +69,9 @@ def test_a_build_is_named_in_several_ways(project, where, monkeypatch):
     project.file("@pytest.mark.esp(chip='esp32c3')" + TEST)
     arguments = ["-s"]
     if where == "option":
-        arguments += ["--firmware", "builds/esp32c3"]
+        arguments += ["--esp-firmware", "builds/esp32c3"]
     elif where == "two options":
-        arguments += ["--firmware", "builds/esp32", "--firmware", "builds/esp32c3"]
+        arguments += ["--esp-firmware", "builds/esp32", "--esp-firmware", "builds/esp32c3"]
     elif where == "ini":
         project.pytester.makeini("[pytest]\nesp_firmware = builds/esp32\n    builds/esp32c3\n")
     else:
@@ -104,14 +104,14 @@ def test_option(firmware):
 """)
     shutil.copytree(builds / "esp32c3", project.path / "original")
     change_version(project.path / "original", "1.0.0")
-    project.run("--firmware=original").assert_outcomes(passed=3)
+    project.run("--esp-firmware=original").assert_outcomes(passed=3)
 
 
 @pytest.mark.usefixtures("builds")
 def test_a_board_whose_chip_has_no_build_is_not_taken(project):
     """The first board of the rack that has one is."""
     project.file(TEST)
-    project.run("-s", "--firmware=builds/esp32c3").stdout.fnmatch_lines(["*on c3-1 esp32c3 esp32c3*"])
+    project.run("-s", "--esp-firmware=builds/esp32c3").stdout.fnmatch_lines(["*on c3-1 esp32c3 esp32c3*"])
 
 
 @pytest.mark.usefixtures("builds")
@@ -119,8 +119,8 @@ def test_a_board_whose_chip_has_no_build_is_not_taken(project):
 @pytest.mark.parametrize(
     ("marker", "arguments", "words"),
     [
-        ("chip='esp32s3'", ["--firmware=builds"], "its chip is esp32s3, but the firmware is for esp32, esp32c3"),
-        ("chip='esp32'", [], "no firmware was specified: use --firmware DIR"),
+        ("chip='esp32s3'", ["--esp-firmware=builds"], "its chip is esp32s3, but the firmware is for esp32, esp32c3"),
+        ("chip='esp32'", [], "no firmware was specified: use --esp-firmware DIR"),
     ],
 )
 def test_a_test_without_a_build_for_its_boards_is_skipped(project, strict, marker, arguments, words):
@@ -179,16 +179,16 @@ def test_a_wrong_marker_ends_the_run(project, marker, words):
 def test_a_board_that_may_not_be_written_is_not_taken(project):
     project.rack('[boards.careful]\nbackend = "sim"\nchip = "esp32"\nallow = ["read"]\n')
     project.file("def test_it(firmware): ...")
-    result = project.run("--firmware=builds")
+    result = project.run("--esp-firmware=builds")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*careful: it does not allow 'write'*"])
-    project.run("--firmware=builds", "--esp-flash=never").assert_outcomes(errors=1)
+    project.run("--esp-firmware=builds", "--esp-flash=never").assert_outcomes(errors=1)
 
 
 @pytest.mark.usefixtures("builds")
 def test_asking_for_it_by_name_at_run_time_is_too_late(project):
     project.file("def test_it(board, request):\n    request.getfixturevalue('firmware')")
-    project.run("--firmware=builds").stdout.fnmatch_lines(
+    project.run("--esp-firmware=builds").stdout.fnmatch_lines(
         ["*`firmware` cannot be requested with getfixturevalue(): name it in the test's arguments*"]
     )
 
@@ -205,36 +205,36 @@ def summary_of(result):
 @pytest.mark.usefixtures("builds")
 def test_what_is_there_is_not_flashed_again(project):
     project.file("@pytest.mark.esp(chip='esp32')" + TEST)
-    first = summary_of(project.run("--firmware=builds"))
+    first = summary_of(project.run("--esp-firmware=builds"))
     assert first[0] > 5
     assert first[1] == 0
-    assert summary_of(project.run("--firmware=builds")) == (0, first[0])
-    assert summary_of(project.run("--firmware=builds", "--esp-flash=always")) == first
+    assert summary_of(project.run("--esp-firmware=builds")) == (0, first[0])
+    assert summary_of(project.run("--esp-firmware=builds", "--esp-flash=always")) == first
 
 
 @pytest.mark.usefixtures("builds")
 def test_the_evidence_is_what_is_in_flash(project):
     """One byte that somebody changed is enough for another write."""
     project.file("@pytest.mark.esp(chip='esp32')" + TEST)
-    project.run("--firmware=builds").assert_outcomes(passed=1)
+    project.run("--esp-firmware=builds").assert_outcomes(passed=1)
     (flash,) = (project.path / "state").glob("*/flash.bin")
     data = bytearray(flash.read_bytes())
     data[0x10000 + 5000] ^= 1
     flash.write_bytes(data)
-    written, unchanged = summary_of(project.run("--firmware=builds"))
+    written, unchanged = summary_of(project.run("--esp-firmware=builds"))
     assert written
     assert unchanged
 
 
 def test_never_flashed_is_checked_nevertheless(project, builds):
     project.file("@pytest.mark.esp(chip='esp32')" + TEST)
-    result = project.run("--firmware=builds", "--esp-flash=never")
+    result = project.run("--esp-firmware=builds", "--esp-flash=never")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*there is no partition table in flash*"])
-    project.run("--firmware=builds").assert_outcomes(passed=1)
-    project.run("--firmware=builds", "--esp-flash=never").assert_outcomes(passed=1)
+    project.run("--esp-firmware=builds").assert_outcomes(passed=1)
+    project.run("--esp-firmware=builds", "--esp-flash=never").assert_outcomes(passed=1)
     change_version(builds / "esp32", "2.0.0")
-    result = project.run("--firmware=builds", "--esp-flash=never")
+    result = project.run("--esp-firmware=builds", "--esp-flash=never")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         ["*would start pytest_esp_test 1.0.0 from partition factory, not pytest_esp_test 2.0.0*"]
@@ -245,10 +245,10 @@ def test_an_app_without_a_descriptor_is_compared_byte_by_byte(project, builds):
     app = builds / "esp32" / "pytest_esp_test.bin"
     app.write_bytes(app.read_bytes().replace(bytes.fromhex("3254cdab"), bytes(4)))
     project.file("@pytest.mark.esp(chip='esp32')\ndef test_it(firmware):\n    assert firmware.app is None")
-    project.run("--firmware=builds").assert_outcomes(passed=1)
-    project.run("--firmware=builds", "--esp-flash=never").assert_outcomes(passed=1)
+    project.run("--esp-firmware=builds").assert_outcomes(passed=1)
+    project.run("--esp-firmware=builds", "--esp-flash=never").assert_outcomes(passed=1)
     app.write_bytes(app.read_bytes()[:-1] + b"x")
-    result = project.run("--firmware=builds", "--esp-flash=never")
+    result = project.run("--esp-firmware=builds", "--esp-flash=never")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*the flash does not contain *esp32*"])
 
@@ -281,7 +281,7 @@ def test_an_update_that_shadows_the_build_is_noticed(project, builds):
         @pytest.mark.esp(chip="esp32")
         def test_next(firmware): ...
     """)
-    result = project.run("--firmware=builds")
+    result = project.run("--esp-firmware=builds")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*would start pytest_esp_old_ 1.0.0 from partition *, not pytest_esp_test 1.0.0*"])
 
@@ -310,7 +310,7 @@ def test_the_console_begins_with_the_boot(project):
         def test_third(firmware, esp):
             assert esp.link.console.text.count("rst:0x1 ") == 1
     """)
-    project.run("--firmware=builds").assert_outcomes(passed=3)
+    project.run("--esp-firmware=builds").assert_outcomes(passed=3)
 
 
 @pytest.mark.usefixtures("builds")
@@ -342,7 +342,7 @@ def test_one_boot_for_a_module(project):
         def test_boots_after_a_failure(firmware, console):
             console.expect("Calling app_main()")
     """)
-    project.run("--firmware=builds").assert_outcomes(passed=6, failed=1)
+    project.run("--esp-firmware=builds").assert_outcomes(passed=6, failed=1)
 
 
 @pytest.mark.usefixtures("builds")
@@ -372,7 +372,7 @@ def test_several_boards_get_theirs(project):
             for held in _esp_held:
                 held.link.console.expect("Calling app_main()")
     """)
-    project.run("--firmware=builds").assert_outcomes(passed=1)
+    project.run("--esp-firmware=builds").assert_outcomes(passed=1)
 
 
 @pytest.mark.usefixtures("builds")
@@ -385,7 +385,7 @@ def test_the_session_board_gets_it_too(project):
         def test_it(mac, firmware, session_board, console):
             console.expect("Project name:     pytest_esp_test")
     """)
-    project.run("--firmware=builds", "--chip=esp32").assert_outcomes(passed=1)
+    project.run("--esp-firmware=builds", "--esp-chip=esp32").assert_outcomes(passed=1)
 
 
 @pytest.mark.usefixtures("builds")
@@ -406,7 +406,7 @@ def test_a_board_on_a_serial_port(project):
                 console.expect("hello")
                 assert bool(esp.link.skipped_bytes) == bool(turn)
         """)
-        project.run("--firmware=builds").assert_outcomes(passed=2)
+        project.run("--esp-firmware=builds").assert_outcomes(passed=2)
     finally:
         endpoint.close()
         chip.close()
@@ -422,9 +422,9 @@ def test_the_links_elf_is_that_of_the_build(project, builds):
             assert esp.link.elf == console.elf == firmware.elf
             print("elf:", firmware.elf)
     """)
-    project.run("-s", "--firmware=builds").stdout.fnmatch_lines(["*elf: */builds/esp32/pytest_esp_test.elf"])
+    project.run("-s", "--esp-firmware=builds").stdout.fnmatch_lines(["*elf: */builds/esp32/pytest_esp_test.elf"])
     (builds / "esp32" / "pytest_esp_test.elf").write_bytes(b"\x7fELF of yesterday")
-    result = project.run("-s", "--firmware=builds")
+    result = project.run("-s", "--esp-firmware=builds")
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(["*elf: None", "*is not the ELF file of this app*build the project again*"])
 
@@ -520,7 +520,7 @@ def test_a_machine_is_flashed_before_it_starts(project):
             assert esp.link.skipped_bytes == esp.link.written_bytes
             assert esp.partitions.app().app.elf_sha256 == firmware.identity
     """)
-    project.run("--firmware=builds").assert_outcomes(passed=2)
+    project.run("--esp-firmware=builds").assert_outcomes(passed=2)
 
 
 @pytest.mark.usefixtures("builds", "machine")
@@ -554,6 +554,6 @@ def test_hello_world(project, firmware_folder, monkeypatch):
             console.expect("Hello world!", timeout=30)
     """)
     build = firmware_folder / "hello_world_esp32c3"
-    project.run(f"--firmware={build}").assert_outcomes(passed=1)
+    project.run(f"--esp-firmware={build}").assert_outcomes(passed=1)
     project.rack(QEMU_RACK.replace("qemu", "sim") + 'app = "pytest_esp.sim.app:HelloApp"\n')
-    project.run(f"--firmware={build}").assert_outcomes(passed=1)
+    project.run(f"--esp-firmware={build}").assert_outcomes(passed=1)

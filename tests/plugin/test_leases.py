@@ -67,7 +67,7 @@ def test_burnt_efuses_of_a_virtual_board_are_not_seen_by_the_next_test(project):
         def test_burn(esp, turn):
             assert esp.efuse.burn("DIS_PAD_JTAG", 1).burnt_bits == 1
     """)
-    project.run("--board=c3-1").assert_outcomes(passed=2)
+    project.run("--esp-board=c3-1").assert_outcomes(passed=2)
 
 
 def test_the_console_of_a_test_has_nothing_of_the_test_before(project):
@@ -288,7 +288,7 @@ def test_a_test_may_borrow_the_board_that_its_own_module_holds(project):
         @pytest.mark.esp(scope="module")
         def test_shared_again(board): ...
     """)
-    project.run("--board=one-s3", "--esp-lock-timeout=0").assert_outcomes(passed=4)
+    project.run("--esp-board=one-s3", "--esp-lock-timeout=0").assert_outcomes(passed=4)
 
 
 def test_a_session_board_serves_fixtures_of_any_scope(project):
@@ -306,7 +306,7 @@ def test_a_session_board_serves_fixtures_of_any_scope(project):
             assert "test_first" in holder_of(session_board.spec, rack).purpose
             assert written.link.session.is_connected
     """)
-    result = project.run("--chip=esp32s3")
+    result = project.run("--esp-chip=esp32s3")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["one-s3 * 2 * 2 * 0 *"])
 

@@ -233,10 +233,10 @@ def test_all_markers_are_registered(project):
 @pytest.mark.parametrize(
     ("option", "names"),
     [
-        ("--board=c3-2", {"c3-2"}),
-        ("--chip=esp32c3", {"c3-1", "c3-2"}),
-        ("--chip=ESP32-S3", {"one-s3"}),
-        ("--backend=sim", {"one-esp32", "one-s3", "c3-1", "c3-2"}),
+        ("--esp-board=c3-2", {"c3-2"}),
+        ("--esp-chip=esp32c3", {"c3-1", "c3-2"}),
+        ("--esp-chip=ESP32-S3", {"one-s3"}),
+        ("--esp-backend=sim", {"one-esp32", "one-s3", "c3-1", "c3-2"}),
     ],
 )
 def test_options_leave_only_some_boards(project, option, names):
@@ -251,9 +251,9 @@ def test_options_leave_only_some_boards(project, option, names):
 
 def test_an_unknown_board_on_the_command_line(project):
     project.file("def test_board(board): ...")
-    result = project.run("--board=c3_1")
+    result = project.run("--esp-board=c3_1")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --board c3_1: the rack 'bench' has no such board*", "*did you mean c3-1*"])
+    result.stderr.fnmatch_lines(["ERROR: --esp-board c3_1: the rack 'bench' has no such board*", "*did you mean c3-1*"])
 
 
 def test_a_wrong_rack_file_ends_the_run_with_file_and_line_and_no_traceback(project):
@@ -272,7 +272,7 @@ def test_a_wrong_rack_file_ends_the_run_with_file_and_line_and_no_traceback(proj
 
 def test_a_rack_file_that_is_not_there(project):
     project.file("def test_board(board): ...")
-    result = project.run("--rack=other.toml")
+    result = project.run("--esp-rack=other.toml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: cannot read the rack file *other.toml: *"])
 
@@ -313,7 +313,7 @@ def test_a_test_that_erases_or_burns_runs_where_that_is_allowed(project):
     """)
     result = project.run("-m", "burns", "--esp-strict")
     result.stdout.fnmatch_lines(["*frozen: it does not allow 'burn'; burnable: *requires --esp-allow-burn*"])
-    result = project.run("-m", "erases", "--board=frozen")
+    result = project.run("-m", "erases", "--esp-board=frozen")
     result.stdout.fnmatch_lines(["SKIPPED*frozen: it does not allow 'erase'*"])
     # With the run's consent the board is leased; then its port is missing.
     result = project.run("-m", "burns", "--esp-allow-burn")

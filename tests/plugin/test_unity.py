@@ -62,7 +62,7 @@ def status_of(case):
 
 def test_every_case_is_a_subtest(app):
     app.file(ALL)
-    result = app.run("-v", "--board=one")
+    result = app.run("-v", "--esp-board=one")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
@@ -89,7 +89,7 @@ def test_every_case_is_a_subtest(app):
 def test_junit_has_every_case_with_its_time_and_message(app, workers):
     app.file(ALL)
     app.file("def test_plain(): ...", "test_other")
-    app.run_process("--junitxml=junit.xml", f"-n{workers}", "--board=one")
+    app.run_process("--junitxml=junit.xml", f"-n{workers}", "--esp-board=one")
     cases = junit_cases(app)
     named = {name: case for (classname, name), case in cases.items() if classname == "test_it.test_app"}
     assert {name: status_of(case) for name, case in named.items()} == STATUSES
@@ -129,7 +129,7 @@ def test_workers_share_the_boards_and_lose_no_case(app):
 @pytest.mark.parametrize("family", ["xunit1", "xunit2"])
 def test_both_families_of_junit(app, family):
     app.file(ALL)
-    app.run("--junitxml=junit.xml", "-o", f"junit_family={family}", "-o", "junit_logging=all", "--board=one")
+    app.run("--junitxml=junit.xml", "-o", f"junit_family={family}", "-o", "junit_logging=all", "--esp-board=one")
     failed = junit_cases(app)["test_it.test_app", "one is two"]
     assert failed.get("file") == ("app/cases.c" if family == "xunit1" else None)
     assert "Running one is two..." in failed.find("system-out").text
@@ -140,7 +140,7 @@ def test_a_crash_is_decoded_with_the_elf(app, build_of):
         def test_app(unity):
             unity.run_all(names="case crashes", elf="{build_of("esp32c3") / "pytest_esp_test.elf"}")
     """)
-    app.run("--board=one").stdout.fnmatch_lines(
+    app.run("--esp-board=one").stdout.fnmatch_lines(
         ["#0 0x* in store_through (crash.c:*)", "#3 0x* in crashes (cases.c:*)"]
     )
 
@@ -171,7 +171,7 @@ def test_a_single_case_is_for_the_test_to_judge(app):
             assert unity.run("one is two").status == "failed"
             assert unity.run(5).crash.kind == "panic"
     """)
-    result = app.run("--board=one")
+    result = app.run("--esp-board=one")
     result.assert_outcomes(passed=1)
 
 
@@ -192,7 +192,7 @@ def test_retries_are_told(app):
         def test_app(unity):
             unity.run_all(names="one is two", retries=1)
     """)
-    result = app.run("--junitxml=junit.xml", "--board=one")
+    result = app.run("--junitxml=junit.xml", "--esp-board=one")
     result.stdout.fnmatch_lines(["app/cases.c:*", "1. attempt: failed: app/cases.c:*: Expected 1 Was 2"])
     case = junit_cases(app)["test_it.test_app", "one is two"]
     assert {one.get("name"): one.get("value") for one in case.iter("property")}["attempts"] == "2"
@@ -212,7 +212,7 @@ def test_a_board_that_vanishes_ends_the_test_and_keeps_what_ran(app):
             monkeypatch.setattr(suite, "run_on_board", vanish_at_the_third)
             unity.run_all()
     """)
-    result = app.run("--junitxml=junit.xml", "--board=one")
+    result = app.run("--junitxml=junit.xml", "--esp-board=one")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["crashed: *unplugged*", "*PortError: one: *unplugged*"])
     named = {name: status_of(case) for (classname, name), case in junit_cases(app).items() if classname != "test_it"}
@@ -221,7 +221,7 @@ def test_a_board_that_vanishes_ends_the_test_and_keeps_what_ran(app):
 
 def test_failing_fast_ends_after_the_first_failure(app):
     app.file(ALL)
-    result = app.run("-x", "--board=one", "-v")
+    result = app.run("-x", "--esp-board=one", "-v")
     assert "SUBFAILED[one is two]" in str(result.stdout)
     assert "Running case crashes" not in str(result.stdout)
 
@@ -231,7 +231,7 @@ def test_a_test_with_an_ignored_case_has_passed(app):
         def test_app(unity):
             unity.run_all(names=["addition*", "case is*"])
     """)
-    result = app.run("--board=one")
+    result = app.run("--esp-board=one")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["board *chip *", "one *esp32c3 *sim * 1 * 1 * 0 *"])
 
@@ -241,7 +241,7 @@ def test_selecting_nothing_fails(app):
         def test_app(unity):
             unity.run_all(groups="[no such group]")
     """)
-    result = app.run("--board=one")
+    result = app.run("--esp-board=one")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*OperationError: *none of the app's 8 test cases*"])
 
@@ -274,7 +274,7 @@ def test_allure_has_every_case_as_a_step_with_its_log(app, workers):
 def test_without_subtests_the_test_fails_with_the_list(app):
     """As with a pytest older than 9."""
     app.file(ALL)
-    code, output = app.run_process("-pno:subtests", "--junitxml=junit.xml", "-n2", "--board=one")
+    code, output = app.run_process("-pno:subtests", "--junitxml=junit.xml", "-n2", "--esp-board=one")
     assert code == pytest.ExitCode.TESTS_FAILED
     assert "1 failed" in output
     assert "2 of the app's test cases failed:" in output

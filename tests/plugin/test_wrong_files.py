@@ -95,7 +95,7 @@ def assert_refused(result, *words):
 def test_every_wrong_rack_file_is_refused(project, file_of, contents, words):
     file_of(contents)
     project.file("def test_it(firmware): ...")
-    assert_refused(project.run("--rack=other.toml"), *words)
+    assert_refused(project.run("--esp-rack=other.toml"), *words)
 
 
 @pytest.mark.parametrize("source", ["option", "environment", "ini", "boards.toml"])
@@ -104,7 +104,7 @@ def test_wherever_the_file_is_named(wrong, monkeypatch, source, fixture):
     wrong.file(f"def test_it({fixture}): ...")
     message = "other.toml: "
     if source == "option":
-        result = wrong.run("--rack=other.toml")
+        result = wrong.run("--esp-rack=other.toml")
     elif source == "environment":
         monkeypatch.setenv("PYTEST_ESP_RACK", "other.toml")
         result = wrong.run()
@@ -165,7 +165,7 @@ def test_under_xdist(wrong):
 def test_a_file_named_for_a_run_without_boards_is_looked_at(project):
     """A wrong boards.toml that lies there is nothing to such a run: see test_selection."""
     project.file("def test_plain(): ...")
-    assert_refused(project.run("--rack=other.toml"), "other.toml: No such file")
+    assert_refused(project.run("--esp-rack=other.toml"), "other.toml: No such file")
 
 
 def test_a_boards_toml_that_is_no_file_is_not_passed_over(project):
@@ -282,7 +282,7 @@ def test_a_wrong_build_is_a_short_error_of_its_test(project, build, monkeypatch,
     project.file(f"{marker}\n@pytest.mark.esp(chip='esp32')\ndef test_it(firmware): ...\ndef test_other(): ...")
     if by == "environment":
         monkeypatch.setenv("PYTEST_ESP_FIRMWARE", str(build))
-    assert_short_error(project.run(*(["--firmware=build"] if by == "option" else [])), message)
+    assert_short_error(project.run(*(["--esp-firmware=build"] if by == "option" else [])), message)
 
 
 @pytest.mark.parametrize("arguments", ["--esp-strict", "-p no:xdist"])
@@ -305,13 +305,13 @@ def test_the_home_of_a_user_that_does_not_exist(project, build, monkeypatch, whe
     project.file(f"{marker}\ndef test_it(firmware): ...\ndef test_other(): ...")
     if where == "environment":
         monkeypatch.setenv("PYTEST_ESP_FIRMWARE", named)
-    result = project.run(*([f"--firmware={named}"] if where == "option" else []))
+    result = project.run(*([f"--esp-firmware={named}"] if where == "option" else []))
     assert_short_error(result, f"the firmware *{named} does not exist")
 
 
 def test_a_rack_in_the_home_of_a_user_that_does_not_exist(project):
     project.file("def test_it(board): ...")
-    assert_refused(project.run("--rack=~nobody-of-that-name/boards.toml"), "boards.toml: No such file")
+    assert_refused(project.run("--esp-rack=~nobody-of-that-name/boards.toml"), "boards.toml: No such file")
 
 
 def test_a_folder_that_may_not_be_read(project, monkeypatch):
