@@ -7,7 +7,7 @@ is the complete message for people; ``--json`` and the MCP server use the attrib
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 
 class EspError(Exception):
@@ -20,6 +20,9 @@ class EspError(Exception):
         hint: what the reader can do about it.
         details: plain data for programs, added to the JSON record of the error.
     """
+
+    is_fault: ClassVar[bool] = False
+    """Whether the board or the rack is at fault, not what a test expects of the firmware."""
 
     def __init__(
         self,
@@ -49,21 +52,31 @@ class EspError(Exception):
 class RackError(EspError):
     """boards.toml is missing, unreadable or invalid, or the rack does not contain the board."""
 
+    is_fault = True
+
 
 class NoMatchError(EspError):
     """No board of the rack can satisfy a requirement."""
+
+    is_fault = True
 
 
 class LeaseError(EspError):
     """A board is held by someone else, or its lock cannot be created."""
 
+    is_fault = True
+
 
 class PortError(EspError):
     """A port does not exist, is busy, cannot be opened, or was disconnected."""
 
+    is_fault = True
+
 
 class LinkError(EspError):
     """The chip does not respond, or its response is invalid."""
+
+    is_fault = True
 
 
 class WrongChipError(LinkError):
@@ -88,3 +101,5 @@ class FirmwareError(EspError):
 
 class BackendError(EspError):
     """A virtual board failed to start, ended unexpectedly, or does not support the request."""
+
+    is_fault = True

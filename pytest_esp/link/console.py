@@ -43,6 +43,8 @@ _LONGEST_ANSI = 32
 class ConsoleError(LinkError):
     """The expected output did not arrive."""
 
+    is_fault = False
+
 
 class CrashError(ConsoleError):
     """The app crashed while other output was expected.

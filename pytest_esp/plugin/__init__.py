@@ -6,6 +6,8 @@ a rack, pydantic or allure: those wait for the first test that needs a board.
 
 from __future__ import annotations
 
+import io
+import tomllib
 from collections.abc import Generator
 from pathlib import Path
 
@@ -28,9 +30,18 @@ from pytest_esp.plugin.fixtures import (
     session_esp,
 )
 from pytest_esp.plugin.held_boards import HeldBoards
+from pytest_esp.plugin.infrastructure import Faults, note_fault
 from pytest_esp.plugin.options import options_of, pytest_addoption, register_markers
-from pytest_esp.plugin.reports import Discretion, RackSummary, add_consoles, add_transcripts, add_usage
+from pytest_esp.plugin.reports import (
+    Discretion,
+    RackSummary,
+    add_consoles,
+    add_transcripts,
+    add_usage,
+    note_skip,
+)
 from pytest_esp.plugin.selection import (
+    fixtures_of,
     group_by_board,
     loaded_rack,
     plan_items,
@@ -42,6 +53,8 @@ from pytest_esp.plugin.unity import UnityReports, unity
 from pytest_esp.plugin.wanted import uses_session_board
 from pytest_esp.plugin.worker import Worker
 from pytest_esp.plugin.xdist import BARRIERS, CHANNEL, Controller
+from pytest_esp.rack.file import find_rack_file
+from pytest_esp.secrets import hide
 from pytest_esp.versions import VersionError
 
 __all__ = [
@@ -63,6 +76,7 @@ __all__ = [
 ]
 
 _FAILED = pytest.StashKey[bool]()
+_LONGEST_RACK = 1 << 20  # bytes
 
 
 @pytest.hookimpl(trylast=True)
@@ -79,7 +93,8 @@ def pytest_configure(config: pytest.Config) -> None:
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
         config.stash[HELD_BOARDS] = HeldBoards(config, lambda line: _announce(config, line))
-        config.pluginmanager.register(RackSummary(), "esp-summary")
+        config.pluginmanager.register(RackSummary(config), "esp-summary")
+        config.pluginmanager.register(Faults(), "esp-faults")
         if config.getoption("dist", "no") != "no":
             config.pluginmanager.register(Controller(config, lambda line: _announce(config, line)), "esp-controller")
         return
@@ -89,6 +104,20 @@ def pytest_configure(config: pytest.Config) -> None:
     worker = Worker(workerinput[CHANNEL], workerinput[BARRIERS])
     worker.held_boards = config.stash[HELD_BOARDS] = HeldBoards(config, worker.say, worker.tell_held)
     config.pluginmanager.register(worker, "esp-worker")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name the rack file and its boards, read as far as it can be: a wrong file is an error later."""
+    path = find_rack_file(options_of(config).rack)
+    if path is None:
+        return "boards: no boards.toml here or above, so the default rack of simulated chips"
+    try:
+        with open(path, "rb") if path.is_file() else io.BytesIO() as file:  # reading from a pipe may never end
+            entries = tomllib.loads(file.read(_LONGEST_RACK).decode("utf-8-sig")).get("boards", {})
+        names = [f"{name} x{entry['count']}" if "count" in entry else str(name) for name, entry in entries.items()]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        names = []
+    return f"boards: {path}: {hide(', '.join(names))}" if names else f"boards: {path}"
 
 
 def _announce(config: pytest.Config, line: str) -> None:
@@ -113,7 +142,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(str(error)) from error
     problems = problems_of(config)
     if not problems:
-        group_by_board(items)
+        if not config.getoption("esp_keep_order"):
+            group_by_board(items)
     elif hasattr(config, "workerinput"):
         items.clear()  # the controller ends the run: see `xdist.Controller`
     else:
@@ -128,7 +158,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Count the test for the session's board if it uses that."""
-    if uses_session_board(getattr(item, "fixturenames", ())):
+    if uses_session_board(fixtures_of(item)):
         item.config.stash[HELD_BOARDS].use_session_board(item)
 
 
@@ -139,12 +169,15 @@ def pytest_runtest_makereport(
     """Add the boards' output and usage to the report."""
     report = yield
     held_boards = item.config.stash[HELD_BOARDS]
+    if call.excinfo is not None:
+        note_fault(item, report, call.excinfo)
+    note_skip(item, report)
     if report.failed:
         item.stash[_FAILED] = True
         add_transcripts(report, held_boards.transcripts())
         add_consoles(report, held_boards.console_logs())
     if report.when == "teardown":
-        add_usage(report, held_boards.finished)
+        add_usage(item, report, held_boards.finished)
     return report
 
 

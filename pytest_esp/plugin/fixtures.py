@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_esp.errors import EspError, RackError
+from pytest_esp.errors import RackError
 from pytest_esp.plugin.firmware import bring_up, choose, policy_of
 from pytest_esp.plugin.held_boards import Held, HeldBoards
 from pytest_esp.plugin.options import options_of
 from pytest_esp.plugin.pytest_private import current_item
 from pytest_esp.plugin.reports import record_properties
-from pytest_esp.plugin.selection import Plan, make_plan, plan_of, rack_of
+from pytest_esp.plugin.selection import Plan, fixtures_of, make_plan, plan_of, rack_of
 from pytest_esp.plugin.wanted import MarkerError
 
 if TYPE_CHECKING:
@@ -47,31 +47,32 @@ def esp_log_dir(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(name="_esp_held")
 def esp_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> list[Held]:
     """The boards leased for the test; the other fixtures build on it."""
-    return _take(request.node, request.fixturenames)
+    return _take(request.node)
 
 
-def _take(item: pytest.Item, fixturenames: list[str]) -> list[Held]:
+def _take(item: pytest.Item) -> list[Held]:
     held_boards = item.config.stash[HELD_BOARDS]
     plan = _plan(item)
-    try:
-        held = held_boards.take(item, plan)
-        for one in held:
-            one.firmware = None
-            if "firmware" in fixturenames:
-                _bring_up_firmware(item, plan, one)
-            else:
-                _bring_up(one, fixturenames)
-    except EspError as error:
-        pytest.fail(str(error), pytrace=False)
+    held = held_boards.take(item, plan)
     record_properties(item, held)
+    for one in held:
+        one.firmware = None
+        if plan.wanted.firmware is not None:
+            _bring_up_firmware(item, plan, one)
+        else:
+            _bring_up(one, fixtures_of(item))
     return held
 
 
-def _bring_up(held: Held, fixturenames: list[str]) -> None:
-    """Start a virtual board; leave a real board's port closed for tests that open it themselves."""
-    if held.board.virtual:
+def _bring_up(held: Held, used: frozenset[str]) -> None:
+    """Open the port, which starts a virtual board; leave a real port closed for tests that open it themselves.
+
+    Raises:
+        PortError, BackendError: if it cannot be opened: an error of the set-up, not of the test.
+    """
+    if held.board.virtual or not _LINK_FIXTURES.isdisjoint(used):
         assert held.link.port.is_open
-    elif _LINK_FIXTURES.isdisjoint(fixturenames):
+    else:
         held.link.close()
 
 
@@ -171,12 +172,10 @@ def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held
     """The session's board, leased by the first test that needs it."""
     item = current_item(request)
     held_boards = item.config.stash[HELD_BOARDS]
-    try:
-        held = held_boards.take_for_session(item, _plan(item))
-        if "firmware" not in item.fixturenames:  # which flashes the board before it starts
-            _bring_up(held, item.fixturenames)
-    except EspError as error:
-        pytest.fail(str(error), pytrace=False)
+    held = held_boards.take_for_session(item, _plan(item))
+    used = fixtures_of(item)
+    if "firmware" not in used:  # which flashes the board before it starts
+        _bring_up(held, used)
     return held
 
 

@@ -41,6 +41,11 @@ class Usage:
     written: int = 0
     skipped: int = 0
 
+    def __str__(self) -> str:
+        """Return one line for people."""
+        words = (self.chip, self.backend, self.mac, f"waited {self.waited:.2f} s", f"busy {self.busy:.2f} s")
+        return f"board {self.board}: {', '.join(filter(None, words))}"
+
 
 @dataclass
 class Held:

@@ -1,18 +1,52 @@
-"""Elements of junit.xml for the test cases of an app. Imported only in runs that have such cases.
+"""What pytest-esp adds to junit.xml: the boards of each test, and elements for the test cases of an app.
 
 pytest has no public way to add an element to its report, so this uses the objects of ``_pytest.junitxml``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from pytest_esp.plugin.pytest_private import add_outcome, add_output, junit_report
+from pytest_esp.versions import required
 
+_PROPERTIES = ("status", "board", "attempts")
 _WITH_OUTPUT = ("system-out", "out-err", "all")
+
+
+@contextlib.contextmanager
+def finishing(xml: Any, report: pytest.TestReport, text: str, fault: str | None) -> Generator[None]:
+    """Add to the element of a test, which pytest finishes for its last *report* inside the context.
+
+    Args:
+        xml: pytest's ``LogXML``.
+        report: of the test's teardown.
+        text: lines for its output; may be empty.
+        fault: becomes the ``type`` of its error.
+    """
+    reporter = required(xml, "node_reporter", "pytest")(report)
+    yield
+    element = reporter.to_xml()  # the same at every call, now that it is finished
+    for error in element.findall("error") if fault else ():
+        error.set("type", fault)
+    if not text:
+        return
+    output = element.find("system-out")
+    if output is None:  # the schemas want it after the outcome and before what was written to stderr
+        output = ElementTree.Element("system-out")
+        tags = [child.tag for child in element]
+        element.insert(tags.index("system-err") if "system-err" in tags else len(tags), output)
+    output.text = f"{text}\n{output.text or ''}".rstrip("\n")
+
+
+def add_suite_property(xml: Any, name: str, value: str) -> None:
+    """Add a property of the whole suite."""
+    required(xml, "add_global_property", "pytest")(name, value)
 
 
 class JunitCases:
@@ -28,6 +62,7 @@ class JunitCases:
     def __init__(self, config: pytest.Config, report: pytest.TestReport) -> None:
         self._xml: Any = junit_report(config)
         self._report = report
+        self._with_properties = bool(config.getoption("esp_junit_properties"))
         self._nodes = 0
         self._duration = 0.0
 
@@ -69,9 +104,10 @@ class JunitCases:
                 if record.get(key) is not None:
                     element.add_attribute(key, record[key])
         element.duration = record.get("seconds", 0.0)
-        for key in ("status", "board", "attempts"):
-            if record.get(key):
-                element.add_property(key, record[key])
+        if self._with_properties:
+            for key in _PROPERTIES:
+                if record.get(key):
+                    element.add_property(key, record[key])
         self._xml.node_reporters_ordered.append(element)
         return element
 
@@ -85,5 +121,8 @@ class JunitCases:
         add_outcome(element, tag, message, record.get("text"))
 
     def _add_log(self, element: Any, record: Mapping[str, Any]) -> None:
-        if self._xml.logging in _WITH_OUTPUT and record.get("log"):
-            add_output(element, self._report, record["log"])
+        keys = () if self._with_properties else _PROPERTIES
+        facts = ", ".join(f"{key}: {record[key]}" for key in keys if record.get(key))
+        log = record.get("log") if self._xml.logging in _WITH_OUTPUT else None
+        if text := "\n".join(filter(None, (facts, log))):
+            add_output(element, self._report, text)

@@ -26,7 +26,7 @@ def live_echo(config: pytest.Config, board: str | None) -> Callable[[str], None]
 
     Each line is prefixed with *board*, if given.
     """
-    if config.getoption("capture") != "no":
+    if config.getoption("capture", "no") != "no":
         return None
     begins_line = True
 

@@ -120,6 +120,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the build that the fixture `firmware` flashes, or a folder with one build per chip (repeatable)",
     )
     group.addoption(
+        "--esp-junit-properties",
+        action="store_true",
+        help="give each test in junit.xml properties for its board; the schemas of Jenkins and GitLab forbid them",
+    )
+    group.addoption(
+        "--esp-keep-order",
+        action="store_true",
+        help="run tests in the order of collection; by default, tests of each='chip' or 'board' are grouped by board",
+    )
+    group.addoption(
         "--esp-flash",
         choices=FLASH_POLICIES,
         help="when the fixture `firmware` flashes (default: changed, or what the test's marker says)",

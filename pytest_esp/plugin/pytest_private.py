@@ -5,7 +5,7 @@ Nothing here is imported or looked up before it is used: a pytest that has chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,17 +15,30 @@ from pytest_esp.versions import required, required_module
 _PACKAGE = "pytest"
 
 
-def module_of_fixture(item: pytest.Item, name: str) -> str | None:
-    """Return the module of the fixture that *item* gets by *name*; None if it uses none of that name.
+def fixtures_from(item: pytest.Item, names: Iterable[str], module: str) -> frozenset[str]:
+    """Return those of the fixtures *names* that *item* gets from *module*.
+
+    A fixture that overrides one of the module counts only if it requests the one that it overrides.
 
     Raises:
         VersionError: like all functions here, if the installed pytest has changed.
     """
-    if name not in getattr(item, "fixturenames", ()):
-        return None
+    used = set(names).intersection(getattr(item, "fixturenames", ()))
+    if not used:
+        return frozenset()
     info: Any = required(item, "_fixtureinfo", _PACKAGE)
     found: Mapping[str, Sequence[Any]] = required(info, "name2fixturedefs", _PACKAGE)
-    return found[name][-1].func.__module__ if found.get(name) else None
+    return frozenset(name for name in used if _reaches(name, found.get(name, ()), module))
+
+
+def _reaches(name: str, definitions: Sequence[Any], module: str) -> bool:
+    """Return whether the last of *definitions*, each of which overrides the one before, is or requests *module*'s."""
+    for definition in reversed(definitions):
+        if definition.func.__module__ == module:
+            return True
+        if name not in definition.argnames:
+            return False
+    return False
 
 
 def current_item(request: pytest.FixtureRequest) -> pytest.Function:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,18 +11,26 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import pytest
 
 from pytest_esp.plugin.held_boards import Usage
+from pytest_esp.plugin.infrastructure import fault_of
+from pytest_esp.plugin.pytest_private import junit_report
+from pytest_esp.plugin.selection import loaded_rack, plan_of
 from pytest_esp.secrets import hide, hide_in, known
 
 if TYPE_CHECKING:
     from pytest_esp.plugin.held_boards import Held
 
-_USAGE = "esp_usage"
+_USAGE, _SKIP = "esp_usage", "esp_skip"
+_PROPERTIES = ("board", "chip", "backend", "mac")
 _TAIL_LINES = 40
 _COLUMNS = ("board", "chip", "backend", "tests", "passed", "failed", "busy", "waited", "written", "unchanged")
 
 
 def record_properties(item: pytest.Item, held: Iterable[Held]) -> None:
-    """Add name, chip and backend of the boards to the test's report (``<properties>`` in junit.xml)."""
+    """With ``--esp-junit-properties``, add the boards to the test's report (``<properties>`` in junit.xml)."""
+    if not item.config.getoption("esp_junit_properties"):
+        return
+    # A test that runs again has those of its last attempt.
+    item.user_properties[:] = [one for one in item.user_properties if one[0] not in _PROPERTIES]
     for one in held:
         item.user_properties += [
             ("board", one.name),
@@ -30,10 +39,18 @@ def record_properties(item: pytest.Item, held: Iterable[Held]) -> None:
         ]
 
 
-def add_usage(report: pytest.TestReport, usages: list[Usage]) -> None:
+def add_usage(item: pytest.Item, report: pytest.TestReport, usages: list[Usage]) -> None:
     """Add the test's board usage to its last report, which xdist sends to the controller."""
     setattr(report, _USAGE, [asdict(usage) for usage in usages])
-    report.user_properties += [("mac", usage.mac) for usage in usages if usage.mac]
+    if item.config.getoption("esp_junit_properties"):
+        report.user_properties += [("mac", usage.mac) for usage in usages if usage.mac]
+
+
+def note_skip(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Mark the report of a test that was skipped because no board can run it, for the summary."""
+    plan = plan_of(item)
+    if report.skipped and plan is not None and plan.reason is not None:
+        setattr(report, _SKIP, plan.reason)
 
 
 def add_transcripts(report: pytest.TestReport, transcripts: dict[str, str]) -> None:
@@ -168,25 +185,64 @@ class _Row:
 class RackSummary:
     """Adds up the usages in the reports, both in a plain run and in xdist's controller."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._rows: dict[str, _Row] = {}
         self._outcomes: dict[str, str] = {}
+        self._skips: Counter[str] = Counter()
+        self._faults: dict[str, str] = {}
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the report of one phase of a test."""
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
+        """Take the report of one phase of a test, and add the boards to its element in junit.xml."""
+        usages = [Usage(**record) for record in cast("list[dict[str, Any]]", getattr(report, _USAGE, ()))]
+        if fault := fault_of(report):
+            self._faults[report.nodeid] = fault
+        xml = junit_report(self._config) if report.when == "teardown" else None
+        if xml is None:
+            result = yield
+        else:
+            from pytest_esp.plugin.junit import finishing
+
+            with finishing(xml, report, "\n".join(map(str, usages)), self._faults.pop(report.nodeid, None)):
+                result = yield
+        self._count(report, usages)
+        return result
+
+    def pytest_sessionfinish(self) -> None:
+        """Add the rack to junit.xml as properties of the suite."""
+        rack = loaded_rack(self._config)
+        xml = junit_report(self._config) if self._rows and rack is not None else None
+        if xml is not None and rack is not None:
+            from pytest_esp.plugin.junit import add_suite_property
+
+            add_suite_property(xml, "rack", f"{rack.name} ({rack.path or 'built in'})")
+            for name, row in sorted(self._rows.items()):
+                add_suite_property(xml, f"board {name}", f"{row.chip}, {row.backend}")
+
+    def _count(self, report: pytest.TestReport, usages: list[Usage]) -> None:
         is_subtest = hasattr(report, "context")  # from pytest.Subtests
-        if report.failed or (report.skipped and not is_subtest and self._outcomes.get(report.nodeid) != "failed"):
+        if (reason := getattr(report, _SKIP, None)) is not None:
+            self._skips[reason] += 1
+        if str(report.outcome) == "rerun":  # pytest-rerunfailures: an attempt that failed
+            self._outcomes[report.nodeid] = "failed"
+        elif report.failed or (report.skipped and not is_subtest and self._outcomes.get(report.nodeid) != "failed"):
             self._outcomes[report.nodeid] = report.outcome
         if report.when != "teardown":
             return
         outcome = self._outcomes.pop(report.nodeid, "passed")
-        for record in cast("list[dict[str, Any]]", getattr(report, _USAGE, ())):
-            usage = Usage(**record)
+        for usage in usages:
             self._rows.setdefault(usage.board, _Row(usage.chip, usage.backend)).add(usage, outcome)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Show a table of the boards that were used."""
-        if not self._rows or terminalreporter.verbosity < -1:
+        """Show why tests were skipped for want of a board, and a table of the boards that were used."""
+        if terminalreporter.verbosity < -1:
+            return
+        if self._skips:
+            terminalreporter.section("skipped: no board")
+            for reason, count in self._skips.most_common():
+                terminalreporter.write_line(f"{count} test{'s' if count > 1 else ''}: {reason}")
+        if not self._rows:
             return
         terminalreporter.section("boards")
         table = [_COLUMNS, *(row.cells(name) for name, row in sorted(self._rows.items()))]

@@ -13,9 +13,17 @@ import pytest
 from pytest_esp.errors import FirmwareError, RackError
 from pytest_esp.names import nearest
 from pytest_esp.plugin.firmware import NOT_NAMED, policy_of, sources_of, why_not
-from pytest_esp.plugin.options import KINDS, options_of
-from pytest_esp.plugin.pytest_private import compile_markers, module_of_fixture
-from pytest_esp.plugin.wanted import MarkerError, Wanted, uses_board, uses_session_board, wanted
+from pytest_esp.plugin.options import CHIPS, KINDS, options_of
+from pytest_esp.plugin.pytest_private import compile_markers, fixtures_from
+from pytest_esp.plugin.wanted import (
+    FIXTURES,
+    SESSION_FIXTURES,
+    MarkerError,
+    Wanted,
+    uses_board,
+    uses_session_board,
+    wanted,
+)
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -141,7 +149,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("esp") is None:
         return
     try:
-        want = wanted(metafunc.definition.iter_markers(), metafunc.fixturenames)
+        want = wanted(metafunc.definition.iter_markers(), fixtures_of(metafunc.definition))
         if want.each is None:
             return
         able = _able(metafunc.config, want, _sources(metafunc.definition, want))
@@ -170,7 +178,7 @@ def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
         except RackError as error:
             problems[str(error)] = None
     for item in items:
-        names = cast("list[str]", getattr(item, "fixturenames", ()))
+        names = fixtures_of(item)
         if item.get_closest_marker("esp") is None and not uses_board(names):
             continue
         try:
@@ -184,7 +192,12 @@ def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 def _names_rack(item: pytest.Item) -> bool:
     """Return whether the test uses the plugin's fixture `rack`, not a project's fixture of that name."""
-    return module_of_fixture(item, "rack") == _FIXTURES
+    return bool(fixtures_from(item, ["rack"], _FIXTURES))
+
+
+def fixtures_of(item: pytest.Item) -> frozenset[str]:
+    """Return the plugin's fixtures that *item* uses and that lease boards, without a project's of the same names."""
+    return fixtures_from(item, FIXTURES | SESSION_FIXTURES, _FIXTURES)
 
 
 def make_plan(item: pytest.Item, *, leases: bool) -> Plan:
@@ -195,7 +208,7 @@ def make_plan(item: pytest.Item, *, leases: bool) -> Plan:
         RackError: see `rack_of`.
     """
     config = item.config
-    names = cast("list[str]", getattr(item, "fixturenames", ()))
+    names = fixtures_of(item)
     want = wanted(item.iter_markers(), names)
     if uses_session_board(names):
         want = Wanted(scope="session", firmware=want.firmware)
@@ -295,8 +308,20 @@ def _mark(item: pytest.Item, plan: Plan, strict: bool) -> None:
         item.add_marker(pytest.mark.skip(reason=plan.reason))
     rack = rack_of(item.config)
     specs = [rack.boards[name] for name in plan.boards or plan.would_do]
-    for name in dict.fromkeys([kind_of(spec) for spec in specs] + [spec.chip for spec in specs]):
+    names = [kind_of(spec) for spec in specs] + [spec.chip for spec in specs]
+    if strict and not specs:
+        names = _marks_of_missing_boards(item, plan.wanted)
+    for name in dict.fromkeys(names):
         item.add_marker(getattr(pytest.mark, name))
+
+
+def _marks_of_missing_boards(item: pytest.Item, want: Wanted) -> list[str]:
+    """Return marks of a board that the rack lacks, with which ``-m`` selects the test: it has to fail."""
+    select = _marker_expression(item.config)
+    own = {mark.name for mark in item.iter_markers()} - set(KINDS)
+    kinds = dict.fromkeys(_KIND_OF.get(backend, "hardware") for backend in want.backend) if want.backend else KINDS
+    pairs = [[kind, chip] for kind in kinds for chip in want.chip or CHIPS]
+    return next((pair for pair in pairs if select is None or select(own | {*pair})), [])
 
 
 def _selected_by_marker(item: pytest.Item, able: list[BoardSpec]) -> list[BoardSpec]:
@@ -324,38 +349,22 @@ def refuse_without_board(item: pytest.Item) -> None:
 
 
 def group_by_board(items: list[pytest.Item]) -> None:
-    """Group the tests of each module or class by board and firmware, so that the next test finds the board ready.
+    """Group neighbouring tests that ``each=`` runs on several boards by board: all tests on one, then all on the next.
 
-    Tests with the same boards and firmware keep their order, and no test leaves its module or class.
+    In all other respects tests keep the order in which they stand in their module and class: one may rely on another.
     """
     begin = 0
     for index in range(1, len(items) + 1):
-        if index == len(items) or items[index].parent is not items[begin].parent:
-            _group(items, begin, index)
+        if index == len(items) or _group_of(items[index]) != _group_of(items[begin]):
+            if _group_of(items[begin])[1]:
+                run = items[begin:index]
+                values = list(dict.fromkeys(map(_each_value, run)))
+                items[begin:index] = sorted(run, key=lambda item: values.index(_each_value(item)))
             begin = index
 
 
-def _group(items: list[pytest.Item], begin: int, end: int) -> None:
-    run = items[begin:end]
-    first: dict[tuple[str, ...], int] = {}
-    keys = _keys(run)
-    for index, key in enumerate(keys):
-        first.setdefault(key, index)
-    order = sorted(range(len(run)), key=lambda index: (first[keys[index]], index))
-    items[begin:end] = [run[index] for index in order]
-
-
-def _keys(items: list[pytest.Item]) -> list[tuple[str, ...]]:
-    """Return boards and firmware of each test; a test without firmware gets that of the test before it."""
-    firmware: dict[tuple[str, ...], str] = {}
-    keys: list[tuple[str, ...]] = []
-    for item in items:
-        plan = plan_of(item)
-        boards = plan.boards if plan is not None and plan.leases else ()
-        if plan is not None and plan.firmware_key:
-            firmware[boards] = plan.firmware_key
-        keys.append((*boards, firmware.get(boards, "")))
-    return keys
+def _group_of(item: pytest.Item) -> tuple[pytest.Collector | None, bool]:
+    return item.parent, _each_value(item) is not None
 
 
 def _where(item: pytest.Item) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
+from pytest_esp.rack.file import ENVIRONMENT, find_rack_file
 from pytest_esp.rack.rack import Rack
 from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power, PowerMeterSpec, misfits
 from pytest_esp.rack.toml_lines import locate_keys
@@ -22,8 +23,6 @@ from pytest_esp.rack.toml_lines import locate_keys
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-FILE_NAME = "boards.toml"
-ENVIRONMENT = "PYTEST_ESP_RACK"
 _LONGEST = 1024 * 1024  # characters; enough for thousands of boards
 _BOARD_KEYS = BoardSpec.model_fields.keys() - {"name"}
 
@@ -52,10 +51,7 @@ def load_rack(path: Path | None = None) -> Rack:
     Raises:
         RackError: if the file cannot be read or is invalid. The message lists all its errors.
     """
-    if path is None and (named := os.environ.get(ENVIRONMENT)):
-        path = Path(named)
-    if path is None:
-        path = _nearest_file(Path.cwd())
+    path = find_rack_file(path)
     if path is None:
         return _build(None, "", _DEFAULT)
     text = _read(path)
@@ -89,11 +85,6 @@ def _unreadable(path: Path, reason: object) -> RackError:
     return RackError(
         f"cannot read the rack file {path}: {reason}", hint=f"use another file, or set {ENVIRONMENT} to one"
     )
-
-
-def _nearest_file(folder: Path) -> Path | None:
-    """Return the nearest boards.toml even if it cannot be read: a file further up describes other boards."""
-    return next((found for parent in (folder, *folder.parents) if os.path.lexists(found := parent / FILE_NAME)), None)
 
 
 def _build(path: Path | None, text: str, data: dict[str, Any]) -> Rack:

@@ -339,5 +339,7 @@ def test_a_missing_port_is_an_error_with_a_hint(project):
             esp.chip.identify()
     """)
     result = project.run()
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*real: *not-there*", "*hint:*"])
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*PortError: real: *not-there*", "*hint:*"])
+    assert result.ret == 8
+    assert len(result.outlines) < 30

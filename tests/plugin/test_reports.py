@@ -61,7 +61,7 @@ def test_a_failing_test_shows_what_esptool_said(project):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_junit_properties_name_the_board(project, workers):
     project.file(TESTS)
-    project.run("--junitxml=junit.xml", f"-n{workers}")
+    project.run("--junitxml=junit.xml", "--esp-junit-properties", f"-n{workers}")
     cases = {case.get("name"): case for case in ElementTree.parse(project.path / "junit.xml").iter("testcase")}
     properties = {entry.get("name"): entry.get("value") for entry in cases["test_passes"].iter("property")}
     assert properties.pop("mac").count(":") == 5

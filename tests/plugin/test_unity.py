@@ -89,7 +89,7 @@ def test_every_case_is_a_subtest(app):
 def test_junit_has_every_case_with_its_time_and_message(app, workers):
     app.file(ALL)
     app.file("def test_plain(): ...", "test_other")
-    app.run_process("--junitxml=junit.xml", f"-n{workers}", "--esp-board=one")
+    app.run_process("--junitxml=junit.xml", "--esp-junit-properties", f"-n{workers}", "--esp-board=one")
     cases = junit_cases(app)
     named = {name: case for (classname, name), case in cases.items() if classname == "test_it.test_app"}
     assert {name: status_of(case) for name, case in named.items()} == STATUSES
@@ -114,7 +114,7 @@ def test_workers_share_the_boards_and_lose_no_case(app):
         def test_app(unity, turn):
             unity.run_all(groups=["[math]", "[memory]"])
     """)
-    code, output = app.run_process("--junitxml=junit.xml", "-n2")
+    code, output = app.run_process("--junitxml=junit.xml", "--esp-junit-properties", "-n2")
     assert code == pytest.ExitCode.TESTS_FAILED
     assert "16 failed" in output, output
     cases = junit_cases(app)
@@ -129,7 +129,15 @@ def test_workers_share_the_boards_and_lose_no_case(app):
 @pytest.mark.parametrize("family", ["xunit1", "xunit2"])
 def test_both_families_of_junit(app, family):
     app.file(ALL)
-    app.run("--junitxml=junit.xml", "-o", f"junit_family={family}", "-o", "junit_logging=all", "--esp-board=one")
+    app.run(
+        "--junitxml=junit.xml",
+        "--esp-junit-properties",
+        "-o",
+        f"junit_family={family}",
+        "-o",
+        "junit_logging=all",
+        "--esp-board=one",
+    )
     failed = junit_cases(app)["test_it.test_app", "one is two"]
     assert failed.get("file") == ("app/cases.c" if family == "xunit1" else None)
     assert "Running one is two..." in failed.find("system-out").text
@@ -156,7 +164,7 @@ def test_real_programs_on_two_machines_at_once(project, build_of, need_qemu, mon
         def test_app(firmware, unity):
             unity.run_all(names=["memory*", "one is two", "case crashes"])
     """)
-    code, output = project.run_process("--junitxml=junit.xml", "-n2")
+    code, output = project.run_process("--junitxml=junit.xml", "--esp-junit-properties", "-n2")
     assert code == pytest.ExitCode.TESTS_FAILED, output
     named = {key: case for key, case in junit_cases(project).items() if key[0] != "test_it"}
     assert sorted(map(status_of, named.values())) == 2 * ["crashed"] + 2 * ["failed"] + 4 * ["passed"], output
@@ -192,7 +200,7 @@ def test_retries_are_told(app):
         def test_app(unity):
             unity.run_all(names="one is two", retries=1)
     """)
-    result = app.run("--junitxml=junit.xml", "--esp-board=one")
+    result = app.run("--junitxml=junit.xml", "--esp-junit-properties", "--esp-board=one")
     result.stdout.fnmatch_lines(["app/cases.c:*", "1. attempt: failed: app/cases.c:*: Expected 1 Was 2"])
     case = junit_cases(app)["test_it.test_app", "one is two"]
     assert {one.get("name"): one.get("value") for one in case.iter("property")}["attempts"] == "2"
@@ -212,8 +220,8 @@ def test_a_board_that_vanishes_ends_the_test_and_keeps_what_ran(app):
             monkeypatch.setattr(suite, "run_on_board", vanish_at_the_third)
             unity.run_all()
     """)
-    result = app.run("--junitxml=junit.xml", "--esp-board=one")
-    result.assert_outcomes(failed=2)
+    result = app.run("--junitxml=junit.xml", "--esp-junit-properties", "--esp-board=one")
+    result.assert_outcomes(errors=1, failed=1)
     result.stdout.fnmatch_lines(["crashed: *unplugged*", "*PortError: one: *unplugged*"])
     named = {name: status_of(case) for (classname, name), case in junit_cases(app).items() if classname != "test_it"}
     assert named == {"addition holds": "passed", "memory keeps a pattern": "passed", "one is two": "crashed"}
@@ -274,7 +282,9 @@ def test_allure_has_every_case_as_a_step_with_its_log(app, workers):
 def test_without_subtests_the_test_fails_with_the_list(app):
     """As with a pytest older than 9."""
     app.file(ALL)
-    code, output = app.run_process("-pno:subtests", "--junitxml=junit.xml", "-n2", "--esp-board=one")
+    code, output = app.run_process(
+        "-pno:subtests", "--junitxml=junit.xml", "--esp-junit-properties", "-n2", "--esp-board=one"
+    )
     assert code == pytest.ExitCode.TESTS_FAILED
     assert "1 failed" in output
     assert "2 of the app's test cases failed:" in output
