@@ -11,7 +11,8 @@ import click
     "check",
     # No short options here: click would look for them inside pytest's (-pno:hypothesis has an h).
     context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]},
-    epilog="Exit codes are pytest's: 0 all passed, 1 some failed, 2 interrupted, 4 wrong boards.toml or usage; 8 if only boards failed.",
+    epilog="Exit codes are pytest's: 0 all passed, 1 some failed, 2 interrupted, 4 wrong boards.toml or usage. "
+    "8: only boards failed.",
 )
 @click.option("--rack", metavar="FILE", help="The rack file (default: boards.toml, here or above).")
 @click.option("--board", "boards", multiple=True, metavar="NAME", help="Only this board (repeatable).")
