@@ -15,7 +15,7 @@ from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
-from pytest_esp.rack.identity import canonical_port, identity
+from pytest_esp.rack.identity import canonical_port, possible_ports
 from pytest_esp.rack.lease import Lease, acquire
 from pytest_esp.rack.spec import BoardSpec
 
@@ -79,19 +79,25 @@ class BoardPool:
             return self.rack.boards[self.rack.only_board(port)]
         if not _looks_like_a_port(port):
             self.rack.board(port)  # raises: it names the nearest
-        for spec in self.rack.boards.values():
-            with contextlib.suppress(PortError):
-                if spec.backend == "serial" and identity(spec, self.rack) == canonical_port(port):
-                    return spec
         scheme, separator, _ = port.partition("://")
         if separator and scheme.lower() not in _SCHEMES:
             raise PortError(
                 f"{scheme}:// is no port that may be named here", hint="use rfc2217://HOST:PORT or socket://HOST:PORT"
             )
+        if (spec := self.rack.board_at(port)) is not None:
+            return spec
+        for spec in self._unnamed():
+            if canonical_port(port) in possible_ports(spec.port or ""):
+                return spec
         try:
             return BoardSpec.model_validate({"name": port, "backend": "serial", "chip": "auto", "port": port})
         except ValueError as error:
             raise PortError(f"{port!r} is not a valid port", hint=str(error).splitlines()[-1].strip()) from error
+
+    def _unnamed(self) -> list[BoardSpec]:
+        """Return the used ports that the rack does not name."""
+        with self._changed:
+            return [slot.spec for slot in self._slots.values() if slot.spec.port and slot.spec.name == slot.spec.port]
 
     # -- using
 
@@ -292,4 +298,4 @@ class BoardPool:
 
 
 def _looks_like_a_port(text: str) -> bool:
-    return "://" in text or text.startswith(("/", "usb:", "\\\\.\\")) or text.upper().startswith("COM")
+    return "://" in text or text.lower().startswith(("/", "usb:", "\\\\", "com"))

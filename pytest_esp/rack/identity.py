@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
+import ipaddress
 import os
 import re
+import socket
+import stat
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -16,39 +22,52 @@ if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
-_USB = re.compile(r"usb:(?P<vid>[0-9a-fA-F]{4}):(?P<pid>[0-9a-fA-F]{4})(?::serial=(?P<serial>.+))?")
+_USB = re.compile(r"usb:(?P<vid>[0-9a-f]{4}):(?P<pid>[0-9a-f]{4})(?::serial=(?P<serial>.+))?", re.IGNORECASE)
 _USB_SOCKET = re.compile(r"/(\d+-[\d.]+:\d+\.\d+)(?=/|$)")
-_WINDOWS_PORT = re.compile(r"(?:\\\\\.\\)?(com\d+)", re.IGNORECASE)
-_LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
+_WINDOWS_PORT = re.compile(r"(?:[\\/]{2}[.?][\\/])?(com\d+):?", re.IGNORECASE)
+_THIS_MACHINE = "127.0.0.1"
 _TTYS = Path("/sys/class/tty")
+_DEVICES = "/sys/dev/char"
 _COORDINATOR_PORT = 20408
+_FAILED_LOOKUP_LASTS = 30.0  # seconds: a name server that does not respond must not delay every lease
 
 
 def identity(spec: BoardSpec, rack: Rack) -> str:
     """Return the canonical identity of a board, which its lease is based on.
 
     Raises:
-        PortError: if its port is given by USB IDs, and no device or several devices match.
+        PortError: if its port is malformed, or given by USB IDs, and no device or several devices match.
     """
     where = os.path.realpath(rack.path) if rack.path else f"built-in of {user_id()}"
     if spec.backend == "labgrid":
         # Tags may match many places; the lab ensures that two boards get different ones.
-        return f"labgrid:{lab_address(spec)}" + ("" if spec.place else f":{where}:{spec.name}")
+        return f"labgrid:{lab_identity(spec)}/{_place(spec)}" + ("" if spec.place else f":{where}:{spec.name}")
     if spec.port:
-        return canonical_port(resolve_port(spec))
+        return canonical_port(spec.port, board=spec.name)
     return f"{spec.backend}:{where}:{spec.name}"
 
 
 def lab_address(spec: BoardSpec) -> str:
     """Return the address of a labgrid board: ``coordinator:port/place``, or with its tags instead of the place."""
-    tags = ",".join(f"{key}={value}" for key, value in sorted((spec.tags or {}).items()))
-    return f"{coordinator_address(spec)}/{spec.place or tags}"
+    return f"{coordinator_address(spec)}/{_place(spec)}"
+
+
+def _place(spec: BoardSpec) -> str:
+    return spec.place or ",".join(f"{key}={value}" for key, value in sorted((spec.tags or {}).items()))
 
 
 def coordinator_address(spec: BoardSpec) -> str:
-    """Return ``host:port`` of a labgrid board's coordinator."""
+    """Return ``host:port`` of a labgrid board's coordinator, as it is connected to."""
     name = (spec.coordinator or "").lower()
-    return name if ":" in name else f"{name}:{_COORDINATOR_PORT}"
+    if name.count(":") > 1 and "[" not in name:
+        name = f"[{name}]"
+    return name if re.search(r":\d+$", name) else f"{name}:{_COORDINATOR_PORT}"
+
+
+def lab_identity(spec: BoardSpec) -> str:
+    """Return one ``host:port`` for all spellings of a labgrid board's coordinator."""
+    host, _, port = coordinator_address(spec).rpartition(":")
+    return f"{canonical_host(host.strip('[]'))}:{port}"
 
 
 def user_id() -> str:
@@ -58,17 +77,34 @@ def user_id() -> str:
     return str(os.geteuid())
 
 
-def canonical_port(port: str) -> str:
-    """Return the canonical name of a port.
+def canonical_port(port: str, board: str | None = None) -> str:
+    """Return the canonical name of a port: all spellings of one port have the same.
 
-    Links are resolved. For a USB device it is the USB socket: a chip with native USB may return as another device node
-    after a reset, and is still the same board. The options of URLs are removed.
+    Links and USB IDs are resolved. For a USB device it is the USB socket: a chip with native USB may return as another
+    device node after a reset, and is still the same board. A host is known by its address, and this machine by one
+    address; users and options of URLs are removed.
+
+    Raises:
+        PortError: if it is malformed, or given by USB IDs, and no device or several devices match.
     """
+    return _canonical(_device(port, board))
+
+
+def possible_ports(port: str) -> set[str]:
+    """Return the canonical names that a port may have: several if it is given by USB IDs that several devices have."""
+    match = _USB.fullmatch(port)
+    try:
+        return {_canonical(device) for device in _matching(match)} if match else {canonical_port(port)}
+    except PortError:
+        return set()
+
+
+def _canonical(port: str) -> str:
     if "://" in port:
         return _canonical_url(port)
     if match := _WINDOWS_PORT.fullmatch(port):
         return f"device:{match[1].upper()}"
-    node = os.path.realpath(port)
+    node = _node(port)
     if sys.platform == "darwin":  # each device has two nodes: with and without waiting for the carrier
         node = node.replace("/dev/tty.", "/dev/cu.")
     return _usb_socket(node) or f"device:{node}"
@@ -78,10 +114,89 @@ def _canonical_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme in ("spy", "alt"):  # pyserial's wrappers of another port
         return canonical_port(url.partition("://")[2].partition("?")[0])
-    if parts.scheme in ("rfc2217", "socket"):
-        host = parts.hostname or ""
-        return f"tcp:{_LOCAL.get(host, host)}:{parts.port}"  # one TCP port is one board, whatever the protocol
+    if parts.scheme == "hwgrep" and (device := _grep(url)):
+        return _canonical(device)
+    if parts.scheme in ("rfc2217", "socket"):  # one TCP port is one board, whatever the protocol
+        return f"tcp:{canonical_host(parts.hostname or '')}:{parts.port}"
     return f"url:{parts.scheme}:{parts.netloc}{parts.path}"
+
+
+def canonical_host(host: str) -> str:
+    """Return one name for all names of a host: its lowest address, the same for all addresses of this machine.
+
+    A host whose address cannot be found is known by its name.
+    """
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return _THIS_MACHINE
+    addresses = _addresses(name, int(time.monotonic() / _FAILED_LOOKUP_LASTS))
+    if any(_is_own(address) for address in addresses):
+        return _THIS_MACHINE
+    return addresses[0] if addresses else name
+
+
+_known_addresses: dict[str, Sequence[str]] = {}
+"""The addresses found, for as long as the process runs: a board's identity must not change under its lease."""
+
+
+@functools.lru_cache(maxsize=256)
+def _addresses(name: str, _period: int) -> Sequence[str]:
+    """Return the addresses of a host, IPv4 first; none if they cannot be found, which is true for one *_period*."""
+    if name not in _known_addresses:
+        try:
+            found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+        except (OSError, ValueError):  # UnicodeError: the name is too long, or has an empty label
+            return ()
+        parsed = [ipaddress.ip_address(address.partition("%")[0]) for address in found]
+        plain = {getattr(address, "ipv4_mapped", None) or address for address in parsed}
+        _known_addresses[name] = [str(address) for address in sorted(plain, key=lambda item: (item.version, int(item)))]
+    return _known_addresses[name]
+
+
+@functools.lru_cache(maxsize=256)
+def _is_own(address: str) -> bool:
+    """Return whether an address is one of this machine's: only to those can a socket be bound."""
+    parsed = ipaddress.ip_address(address)
+    if parsed.is_loopback or parsed.is_unspecified:  # a connection to the unspecified address is one to this machine
+        return True
+    if parsed.is_multicast:
+        return False
+    family = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _grep(url: str) -> str | None:
+    """Return the device that pyserial's ``hwgrep://REGEXP&n=NUMBER`` finds; None if there is none."""
+    from serial.tools import list_ports
+
+    expression, *options = url[len("hwgrep://") :].split("&")
+    number = next((option[2:] for option in options if option.startswith("n=")), "0")
+    try:
+        found = sorted(item.device for item in list_ports.grep(expression))
+        return found[int(number)]
+    except (IndexError, ValueError, re.error):
+        return None
+
+
+def _node(port: str) -> str:
+    """Return the path of a device without links; of a node elsewhere the one in /dev that is the same device."""
+    node = os.path.realpath(port)
+    if sys.platform == "linux" and os.path.dirname(node) != "/dev":
+        try:
+            status = os.stat(node)
+        except OSError:
+            return node
+        if stat.S_ISCHR(status.st_mode):
+            number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+            name = os.path.basename(os.path.realpath(os.path.join(_DEVICES, number)))
+            if (_TTYS / name).exists():
+                return f"/dev/{name}"
+    return node
 
 
 def _usb_socket(node: str) -> str | None:
@@ -102,7 +217,9 @@ def check_port(port: str) -> None:
     Raises:
         ValueError: if it is invalid; says what was expected.
     """
-    if port.startswith("usb:") and _USB.fullmatch(port) is None:
+    if "\0" in port:
+        raise ValueError("a port's name cannot contain a null character")
+    if port[:4].lower() == "usb:" and _USB.fullmatch(port) is None:
         raise ValueError("expected usb:VID:PID or usb:VID:PID:serial=SERIAL, with four hex digits for each id")
     scheme, separator, _ = port.partition("://")
     if separator and scheme.lower() in ("rfc2217", "socket"):
@@ -123,14 +240,31 @@ def resolve_port(spec: BoardSpec) -> str:
     Raises:
         PortError: if no device or several devices match, or the port is invalid.
     """
-    port = spec.port or ""
+    return _device(spec.port or "", spec.name)
+
+
+def _device(port: str, board: str | None) -> str:
     try:
         check_port(port)
     except ValueError as error:
-        raise PortError(f"{port!r} is not a valid port", board=spec.name, hint=str(error)) from None
+        raise PortError(f"{port!r} is not a valid port", board=board, hint=str(error)) from None
     match = _USB.fullmatch(port)
     if match is None:
         return port
+    found = _matching(match)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise PortError(f"no USB device {port} is plugged in", board=board, hint=_plugged_in())
+    raise PortError(
+        f"{port} matches several devices: {', '.join(found)}",
+        board=board,
+        hint="add :serial=SERIAL to select one",
+    )
+
+
+def _matching(match: re.Match[str]) -> list[str]:
+    """Return the devices with these USB IDs: the one with this serial number, else all whose number begins so."""
     from serial.tools import list_ports
 
     wanted = (match["serial"] or "").casefold()
@@ -140,16 +274,7 @@ def resolve_port(spec: BoardSpec) -> str:
         if item.vid == int(match["vid"], 16) and item.pid == int(match["pid"], 16)
     }
     found = [device for device, serial in devices.items() if serial == wanted and wanted]
-    found = found or [device for device, serial in devices.items() if serial.startswith(wanted)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise PortError(f"no USB device {port} is plugged in", board=spec.name, hint=_plugged_in())
-    raise PortError(
-        f"{port} matches several devices: {', '.join(found)}",
-        board=spec.name,
-        hint="add :serial=SERIAL to select one",
-    )
+    return found or [device for device, serial in devices.items() if serial.startswith(wanted)]
 
 
 def _plugged_in() -> str:

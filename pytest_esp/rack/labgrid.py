@@ -27,7 +27,7 @@ from pytest_esp.errors import LeaseError, PortError
 from pytest_esp.names import nearest
 from pytest_esp.processes import is_gone, own_start
 from pytest_esp.rack.holder import HOST, PlaceHolder
-from pytest_esp.rack.identity import coordinator_address, identity, user_id
+from pytest_esp.rack.identity import coordinator_address, identity, lab_identity, user_id
 from pytest_esp.rack.labgrid_protocol import CallError, Connection, Place, Resource
 
 if TYPE_CHECKING:
@@ -545,9 +545,10 @@ _labs_lock = threading.Lock()
 
 def _lab(spec: BoardSpec) -> Lab:
     # One per process: gRPC's connections do not survive a fork.
-    key = os.getpid(), coordinator_address(spec)
+    # One per coordinator, however it is spelled: its session releases the places that this process does not hold in it.
+    key = os.getpid(), lab_identity(spec)
     with _labs_lock:
         if key not in _labs:
-            _labs[key] = lab = Lab(key[1])
+            _labs[key] = lab = Lab(coordinator_address(spec))
             atexit.register(lab.release_all)
         return _labs[key]

@@ -13,6 +13,7 @@ from platformdirs import user_state_path
 from pytest_esp.errors import LeaseError, NoMatchError, RackError
 from pytest_esp.names import nearest
 from pytest_esp.rack import lease as leases
+from pytest_esp.rack.identity import canonical_port, possible_ports
 from pytest_esp.rack.requirement import Requirement
 
 if TYPE_CHECKING:
@@ -66,6 +67,19 @@ class Rack:
                 hint=f"select one of {', '.join(self.boards)}",
             )
         return next(iter(self.boards))
+
+    def board_at(self, port: str) -> BoardSpec | None:
+        """Return the board that *port* leads to, however it is spelled; None if the rack does not name that port.
+
+        An entry with USB IDs that several devices have stands for each of them, so that what it allows holds for all.
+
+        Raises:
+            PortError: if *port* is malformed, or given by USB IDs, and no device or several devices match.
+        """
+        wanted = canonical_port(port)
+        found = [(possible_ports(spec.port), spec) for spec in self.boards.values() if spec.port]
+        fitting = [(len(ports), spec) for ports, spec in found if wanted in ports]
+        return min(fitting, key=lambda item: item[0])[1] if fitting else None
 
     def match(self, requirement: Requirement) -> list[BoardSpec]:
         """Return the boards that match, in the order of the file.

@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from serial.tools import list_ports
+from serial.tools.list_ports_common import ListPortInfo
 
 from mcp_bridge.boards import BoardPool
 from mcp_bridge.bridge import Bridge
@@ -16,6 +19,8 @@ from mcp_bridge.settings import Settings
 from pytest_esp.errors import LeaseError, RackError
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.lease import acquire, holder_of
+from pytest_esp.sim.chip import SimChip
+from pytest_esp.wire.endpoints import serve as serve_wire
 
 
 def test_answers_fit_their_schemas(server):
@@ -163,6 +168,60 @@ def test_a_path_that_leads_to_a_board_of_the_rack_is_that_board(tmp_path):
     pool = BoardPool(load_rack(tmp_path / "boards.toml"))
     assert pool.resolve(str(link)).name == "real"
     assert pool.resolve("/dev/ttyUSB8").chip == "auto"
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        f"rfc2217://{socket.gethostname()}:4000",
+        "rfc2217://localhost:4000?ign_set_control",
+        "RFC2217://127.1:4000",
+        "socket://[::1]:4000",
+        "socket://somebody@LOCALHOST.:4000",
+    ],
+)
+def test_another_spelling_of_a_port_allows_no_more(tmp_path, spelling):
+    (tmp_path / "boards.toml").write_text(
+        '[boards.far]\nbackend="serial"\nchip="esp32"\nport="rfc2217://127.0.0.1:4000"\nallow=["read"]\n'
+    )
+    spec = BoardPool(load_rack(tmp_path / "boards.toml")).resolve(spelling)
+    assert (spec.name, spec.allow) == ("far", {"read"})
+
+
+def test_a_usb_port_allows_no_more_than_its_device(tmp_path, monkeypatch):
+    devices = []
+    for name in ("ttyACM0", "ttyACM1"):
+        port = ListPortInfo(f"/dev/{name}")
+        port.vid, port.pid, port.serial_number = 0x303A, 0x1001, name[-1]
+        devices.append(port)
+    monkeypatch.setattr(list_ports, "comports", lambda: devices)
+    (tmp_path / "boards.toml").write_text(
+        '[boards.one]\nbackend="serial"\nchip="esp32c3"\nport="/dev/ttyACM0"\nallow=["read"]\n'
+        '[boards.any]\nbackend="serial"\nchip="esp32c3"\nport="usb:303a:1001"\nallow=["read"]\n'
+    )
+    pool = BoardPool(load_rack(tmp_path / "boards.toml"))
+    assert pool.resolve("usb:303a:1001:serial=0").name == "one"
+    assert pool.resolve("/dev/ttyACM1").name == "any"
+
+
+@pytest.mark.parametrize("port", ["rfc2217://lab:99999", "socket://[::1", "usb:303a", "/dev/tty\0"])
+def test_a_malformed_port_is_refused(server, port):
+    answer = server.call("esp_detect_chip", port=port)
+    assert "not a valid port" in answer["error"]
+
+
+def test_two_spellings_of_a_port_that_the_rack_does_not_name_are_one_board(tmp_path, monkeypatch):
+    (tmp_path / "boards.toml").write_text('[boards.a]\nbackend="sim"\nchip="esp32"\n')
+    pool = BoardPool(load_rack(tmp_path / "boards.toml"))
+    chip = SimChip("esp32c3")
+    endpoint = serve_wire(chip.wire, "socket://127.0.0.1:0", name="chip")
+    try:
+        with pool.use(endpoint.url):
+            assert pool.resolve(endpoint.url.replace("127.0.0.1", "localhost")).name == endpoint.url
+    finally:
+        pool.close()
+        endpoint.close()
+        chip.close()
 
 
 # -- consent and what is allowed

@@ -2,6 +2,8 @@
 
 import getpass
 import os
+import socket
+import stat
 import sys
 from types import SimpleNamespace
 
@@ -12,7 +14,17 @@ from serial.tools.list_ports_common import ListPortInfo
 from pytest_esp.errors import LeaseError, NoMatchError, PortError
 from pytest_esp.rack import identity as identities
 from pytest_esp.rack.config import load_rack
-from pytest_esp.rack.identity import canonical_port, check_port, identity, lab_address, resolve_port, user_id
+from pytest_esp.rack.identity import (
+    canonical_host,
+    canonical_port,
+    check_port,
+    coordinator_address,
+    identity,
+    lab_address,
+    possible_ports,
+    resolve_port,
+    user_id,
+)
 from pytest_esp.rack.lease import acquire
 from pytest_esp.rack.requirement import Requirement
 
@@ -67,6 +79,21 @@ def test_a_symlink_a_by_id_name_and_the_device_node_are_one_board(tmp_path, node
         ("socket://[::1]:4000", "socket://localhost:4000"),
         ("socket://lab:4000", "rfc2217://LAB:4000"),
         ("com7", r"\\.\COM7"),
+        ("COM7:", r"//./com7"),
+        *[
+            (f"rfc2217://{host}:4000", "rfc2217://127.0.0.1:4000")
+            for host in ("127.1", "0x7f000001", "2130706433", "127.0.0.2", "localhost.", "LOCALHOST", "board.localhost")
+        ],
+        *[
+            (f"rfc2217://{host}:4000", "socket://127.0.0.1:4000")
+            for host in ("[::1]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::]", "0.0.0.0", socket.gethostname())
+        ],
+        ("RFC2217://user:secret@LocalHost:04000/path?logging=debug&ign_set_control#end", "socket://127.0.0.1:4000"),
+        ("rfc2217://lab.example.:4000", "rfc2217://LAB.example:4000"),
+        ("rfc2217://[2001:DB8:0::1]:4000", "rfc2217://[2001:db8::1]:4000"),
+        ("rfc2217://192.0.2.1:4000", "rfc2217://192.0.513:4000"),
+        ("/dev/./ttyUSB7", "/dev//ttyUSB7"),
+        ("/dev/../dev/ttyUSB7", "SPY:///dev/ttyUSB7?file=/dev/null"),
     ],
 )
 def test_remote_and_windows_ports_have_one_name(one, other):
@@ -80,11 +107,106 @@ def test_remote_and_windows_ports_have_one_name(one, other):
         ("socket://mylocalhost:4000", "socket://my127.0.0.1:4000"),
         ("COM7", "COM70"),
         ("/dev/ttyUSB0", "/dev/ttyUSB1"),
+        ("socket://192.0.2.1:4000", "socket://192.0.2.2:4000"),
+        ("socket://192.0.2.1:4000", "socket://127.0.0.1:4000"),
         ("spy:///dev/ttyUSB0", "spy:///dev/ttyUSB1"),
     ],
 )
 def test_different_ports_have_different_names(one, other):
     assert canonical_port(one) != canonical_port(other)
+
+
+@pytest.fixture
+def hosts(monkeypatch):
+    """A name server that knows these hosts; the names that were asked for are in its `asked`."""
+    known = {"lab": ["fe80::1", "192.0.2.9", "192.0.2.8"], "other": ["192.0.2.8"], "twin": ["198.51.100.1"]}
+    asked = []
+
+    def look_up(name, *_, **__):
+        asked.append(name)
+        if name not in known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(0, 0, 0, "", (address, 0)) for address in known[name]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(identities, "_known_addresses", {})
+    identities._addresses.cache_clear()
+    yield SimpleNamespace(asked=asked, known=known)
+    identities._addresses.cache_clear()
+
+
+def test_a_host_is_known_by_its_address(hosts):
+    assert canonical_host("lab") == canonical_host("LAB.") == canonical_host("other") == "192.0.2.8"
+    assert canonical_host("twin") == "198.51.100.1"
+    assert canonical_host("nowhere") == "nowhere"
+
+
+def test_a_host_is_looked_up_once_and_a_failure_is_repeated_after_a_while(hosts, monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(identities, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for _ in range(3):
+        canonical_host("lab")
+        canonical_host("later")
+    assert sorted(hosts.asked) == ["lab", "later"]
+    hosts.known["later"] = ["192.0.2.7"]
+    clock.now += 60
+    assert canonical_host("later") == "192.0.2.7"
+    hosts.known["later"] = ["192.0.2.6"]
+    clock.now += 60
+    assert canonical_host("later") == "192.0.2.7"  # a board does not change its identity under a lease
+
+
+def test_another_node_of_the_same_device_is_that_device(tmp_path, monkeypatch):
+    """As in a container, or made with mknod."""
+    (tmp_path / "ttys" / "null").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("/dev/null")
+    monkeypatch.setattr(identities, "_TTYS", tmp_path / "ttys")
+    node = tmp_path / "node"
+    try:
+        os.mknod(node, 0o600 | stat.S_IFCHR, os.stat("/dev/null").st_rdev)
+    except PermissionError:
+        pytest.skip("only root can make device nodes")
+    assert canonical_port(str(node)) == canonical_port(str(tmp_path / "link")) == "device:/dev/null"
+
+
+def test_a_device_that_pyserial_searches_is_that_device(ports):
+    ports(("ttyUSB1", 0x0403, 0x6001, "1"), ("ttyUSB0", 0x0403, 0x6001, "2"))
+    assert canonical_port("hwgrep://0403:6001") == "device:/dev/ttyUSB0"
+    assert canonical_port("HWGREP://0403:6001&n=1&skip_busy") == "device:/dev/ttyUSB1"
+    assert canonical_port("hwgrep://0403:6001&n=2") == "url:hwgrep:0403:6001&n=2"
+    assert canonical_port("hwgrep://(") == "url:hwgrep:("
+
+
+def test_a_usb_port_is_its_device_for_whoever_names_it(ports):
+    ports(("ttyACM0", 0x303A, 0x1001, "7C:DF"), ("ttyACM1", 0x303A, 0x1001, "7C:DE"))
+    assert canonical_port("usb:303a:1001:serial=7c:df") == canonical_port("USB:303A:1001:SERIAL=7C:DF")
+    assert canonical_port("usb:303a:1001:serial=7c:df") == "device:/dev/ttyACM0"
+    with pytest.raises(PortError, match="several devices"):
+        canonical_port("usb:303a:1001")
+    assert possible_ports("usb:303a:1001") == {"device:/dev/ttyACM0", "device:/dev/ttyACM1"}
+    assert possible_ports("usb:303a:1002") == set()
+
+
+@pytest.mark.parametrize("port", ["rfc2217://lab:99999", "rfc2217://[::1", "socket://lab", "/dev/tty\0", "usb:1"])
+def test_a_malformed_port_has_no_name(port):
+    with pytest.raises(PortError, match="not a valid port"):
+        canonical_port(port)
+
+
+def test_the_board_of_a_rack_that_a_port_leads_to(tmp_path, ports):
+    ports(("ttyACM0", 0x303A, 0x1001, "A"), ("ttyACM1", 0x303A, 0x1001, "B"))
+    rack = rack_of(
+        tmp_path, any="usb:303a:1001", b="usb:303a:1001:serial=B", far="rfc2217://localhost:4000", gone="usb:0403:6001"
+    )
+    for port, name in {
+        "/dev/ttyACM1": "b",
+        "/dev/./ttyACM0": "any",  # one of two: what the entry allows holds for both
+        "usb:303A:1001:serial=a": "any",
+        "socket://127.1:4000": "far",
+    }.items():
+        assert rack.board_at(port).name == name
+    assert rack.board_at("/dev/ttyACM2") is None
+    assert rack.board_at("socket://127.1:4001") is None
 
 
 def test_a_usb_board_that_comes_back_as_another_device_node_is_the_same_board(tmp_path, monkeypatch):
@@ -179,6 +301,29 @@ def test_labgrid_places_are_known_by_coordinator_and_place(tmp_path):
     )
     rack = load_rack(path)
     assert identity(rack.board("a"), rack) == identity(rack.board("b"), rack) == "labgrid:lab.example:20408/far"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("lab.example", "LAB.example.:20408"), ("localhost", "127.0.0.1:20408"), ("[::1]", "::1"), ("[::1]:1", "127.1:1")],
+)
+def test_a_coordinator_has_one_name(tmp_path, one, other):
+    racks = [rack_with(tmp_path, f'backend="labgrid"\ncoordinator="{name}"\nplace="far"') for name in (one, other)]
+    assert len({identity(rack.board("a"), rack) for rack in racks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "address"),
+    [
+        ("Lab", "lab:20408"),
+        ("lab:1", "lab:1"),
+        ("[::1]", "[::1]:20408"),
+        ("::1", "[::1]:20408"),
+        ("[::1]:9", "[::1]:9"),
+    ],
+)
+def test_the_address_of_a_coordinator(coordinator, address):
+    assert coordinator_address(SimpleNamespace(coordinator=coordinator)) == address
 
 
 def test_boards_of_a_lab_with_the_same_tags_are_different_ones(tmp_path):
@@ -320,8 +465,10 @@ def ports(monkeypatch):
         for name, vid, pid, serial in devices:
             port = ListPortInfo(f"/dev/{name}")
             port.vid, port.pid, port.serial_number = vid, pid, serial
+            if vid is not None:
+                port.apply_usb_info()
             found.append(port)
-        monkeypatch.setattr(list_ports, "comports", lambda: found)
+        monkeypatch.setattr(list_ports, "comports", lambda *_: found)
 
     return plug_in
 
