@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
 from pytest_esp.errors import RefusedError
-from pytest_esp.rack.rack import STATE_ENVIRONMENT, state_folder
+from pytest_esp.rack.identity import STATE_ENVIRONMENT, state_folder
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

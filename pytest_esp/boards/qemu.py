@@ -27,8 +27,6 @@ from pytest_esp.wire.port import VirtualPort
 from pytest_esp.wire.wire import Wire
 
 if TYPE_CHECKING:
-    from filelock import FileLock
-
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
@@ -63,7 +61,7 @@ class QemuBoard(Board):
         self.folder: Path | None = None
         self._qemu: QemuMachine | None = None
         self._port: VirtualPort | None = None
-        self._claims: list[FileLock] = []
+        self._release_files: Callable[[], None] = lambda: None
 
     @property
     def wire(self) -> Wire | None:
@@ -126,8 +124,7 @@ class QemuBoard(Board):
         """
         try:
             machine = machine_for(self.chip)
-            for file in filter(None, (self.spec.flash_file, self.spec.efuse_file)):
-                self._claims.append(claim(file, self.rack))
+            self._release_files = claim(self.spec, self.rack)
             self._qemu = self._make(machine)
         except EspError as error:
             self.close()
@@ -201,9 +198,7 @@ class QemuBoard(Board):
             port.close()
         if qemu is not None:
             qemu.stop()
-        claims, self._claims = self._claims, []
-        for lock in claims:
-            lock.release()
+        self._release_files()
 
     def reset(self, bootloader: bool) -> bool:
         """Restart the machine with the strapping for the loader or the app."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from pytest_esp.boards.board import Board
+from pytest_esp.boards.claim import claim
 from pytest_esp.boards.port import Port
-from pytest_esp.errors import BackendError
+from pytest_esp.errors import BackendError, EspError
 from pytest_esp.formats.nor_flash import NorFlash
 from pytest_esp.rack.identity import identity
 from pytest_esp.rack.spec import VIRTUAL_FLASH_SIZE
@@ -40,6 +42,7 @@ class SimBoard(Board):
         self.on_close: OnClose = "bootloader"
         self.simulated: SimChip | None = None
         self._port: VirtualPort | None = None
+        self._release_files: Callable[[], None] = lambda: None
 
     @property
     def wire(self) -> Wire | None:
@@ -51,6 +54,7 @@ class SimBoard(Board):
         spec = self.spec
         path = spec.flash_file or self.rack.state_dir(spec) / "flash.bin"
         try:
+            self._release_files = claim(spec, self.rack)
             app = load_app(spec.app) if spec.app else None
             self.simulated = SimChip(
                 spec.chip,
@@ -64,7 +68,8 @@ class SimBoard(Board):
                 on_close=self.on_close,
                 name=identity(spec, self.rack),
             )
-        except BackendError as error:
+        except EspError as error:
+            self.close()
             error.board = error.board or self.name
             raise
         self._port = VirtualPort(self.simulated.wire, f"sim:{self.name}")
@@ -81,6 +86,7 @@ class SimBoard(Board):
             port.close()
         if simulated is not None:
             simulated.close()
+        self._release_files()
 
     def reset(self, bootloader: bool) -> bool:
         """Reset the chip at once, without control lines and delays."""

@@ -34,6 +34,7 @@ def sim_command(
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
+        _claim(stack, chip, flash_file, settings["efuse_file"])
         simulated = _make_chip(chip, flash_file, flash_size, app, **settings)
         stack.callback(simulated.close)
         announce_and_serve(
@@ -47,6 +48,16 @@ def sim_command(
             as_json=as_json,
         )
         stop.wait()
+
+
+def _claim(stack: contextlib.ExitStack, chip: str, *files: Path | None) -> None:
+    """Lock the files until *stack* is closed."""
+    from pytest_esp.boards.claim import claim_files
+    from pytest_esp.rack.rack import Rack
+
+    rack = Rack("command line", None, {})
+    used = [file for file in files if file is not None]
+    stack.callback(claim_files(used, rack, board=f"sim-{chip}", purpose=f"pytest-esp sim {chip}"))
 
 
 def _make_chip(chip: str, flash_file: Path | None, flash_size: int | None, app: str | None, **settings: Any) -> SimChip:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
 from pytest_esp.rack.file import ENVIRONMENT, find_rack_file
+from pytest_esp.rack.identity import canonical_files, files_of
 from pytest_esp.rack.rack import Rack
 from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power, PowerMeterSpec, misfits
 from pytest_esp.rack.toml_lines import locate_keys
@@ -148,11 +149,13 @@ def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> lis
 
 
 def _check_own_files(problems: _Problems, name: str, spec: BoardSpec, others: Iterable[BoardSpec]) -> None:
-    """Refuse two virtual boards that use the same file: their leases do not prevent that."""
+    """Refuse two virtual boards that use the same file, however it is spelled: only one could ever be leased."""
     for key in ("flash_file", "efuse_file"):
-        file = getattr(spec, key)
+        file: Path | None = getattr(spec, key)
+        if file is None:
+            continue
         for other in others:
-            if file is not None and file in (other.flash_file, other.efuse_file):
+            if not set(canonical_files([file])).isdisjoint(files_of(other)):
                 problems.add(("boards", name, key), f"`{key}`: {str(file)!r} belongs to the board {other.name!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import getpass
 import ipaddress
@@ -11,10 +12,12 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from platformdirs import user_state_path
 
 from pytest_esp.errors import PortError
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
+STATE_ENVIRONMENT = "PYTEST_ESP_STATE_DIR"
 _USB = re.compile(r"usb:(?P<vid>[0-9a-f]{4}):(?P<pid>[0-9a-f]{4})(?::serial=(?P<serial>.+))?", re.IGNORECASE)
 _USB_SOCKET = re.compile(r"/(\d+-[\d.]+:\d+\.\d+)(?=/|$)")
 _WINDOWS_PORT = re.compile(r"(?:[\\/]{2}[.?][\\/])?(com\d+):?", re.IGNORECASE)
@@ -32,19 +36,45 @@ _COORDINATOR_PORT = 20408
 _FAILED_LOOKUP_LASTS = 30.0  # seconds: a name server that does not respond must not delay every lease
 
 
+def state_folder() -> Path:
+    """Return the folder for data kept between runs, which may not exist: PYTEST_ESP_STATE_DIR, or one per user."""
+    root = os.environ.get(STATE_ENVIRONMENT)
+    return Path(os.path.expanduser(root)) if root else user_state_path("pytest-esp")
+
+
 def identity(spec: BoardSpec, rack: Rack) -> str:
     """Return the canonical identity of a board, which its lease is based on.
 
     Raises:
         PortError: if its port is malformed, or given by USB IDs, and no device or several devices match.
     """
-    where = os.path.realpath(rack.path) if rack.path else f"built-in of {user_id()}"
+    where = _real_path(os.path.abspath(rack.path)) if rack.path else f"built-in of {user_id()}"
     if spec.backend == "labgrid":
         # Tags may match many places; the lab ensures that two boards get different ones.
         return f"labgrid:{lab_identity(spec)}/{_place(spec)}" + ("" if spec.place else f":{where}:{spec.name}")
     if spec.port:
         return canonical_port(spec.port, board=spec.name)
     return f"{spec.backend}:{where}:{spec.name}"
+
+
+_real_path = functools.lru_cache(maxsize=16)(os.path.realpath)
+
+
+def files_of(spec: BoardSpec) -> list[str]:
+    """Return canonical names of the files that a virtual board writes and others might, too."""
+    return canonical_files(file for file in (spec.flash_file, spec.efuse_file) if file is not None)
+
+
+def canonical_files(files: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return the canonical names of files: their paths without links; a file with several hard links has a second."""
+    names: dict[str, None] = {}
+    for file in files:
+        path = os.path.normcase(os.path.realpath(file))
+        names[path] = None
+        with contextlib.suppress(OSError):
+            if (status := os.stat(path)).st_nlink > 1:
+                names[f"inode:{status.st_dev}:{status.st_ino}"] = None
+    return list(names)
 
 
 def lab_address(spec: BoardSpec) -> str:

@@ -7,29 +7,33 @@ import errno
 import functools
 import getpass
 import hashlib
-import json
 import os
 import random
 import re
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from pytest_esp.errors import LeaseError, NoMatchError, PortError
-from pytest_esp.processes import own_start, start_of
+from pytest_esp.processes import own_start
 from pytest_esp.rack import labgrid
-from pytest_esp.rack.holder import HOST, HolderRecord, PlaceHolder
-from pytest_esp.rack.identity import identity, user_id
-
-if sys.platform != "win32":
-    import fcntl
+from pytest_esp.rack.holder import (
+    HOST,
+    NAMESPACE,
+    HolderRecord,
+    PlaceHolder,
+    UnsignedHolder,
+    read_records,
+    write_record,
+)
+from pytest_esp.rack.identity import files_of, identity, state_folder, user_id
+from pytest_esp.rack.locks import FileLatch, MachineLock
+from pytest_esp.rack.waiting import Queue, Ticket
 
 if TYPE_CHECKING:
     from pytest_esp.rack.labgrid import HeldPlace
@@ -46,7 +50,7 @@ _REPORT_EVERY = 5.0
 _RESOLVE_EVERY = 1.0
 # Seconds. A lock without a record is just being taken, released or checked: try again, even after the timeout.
 _PASSING = 0.05
-
+_random = random.SystemRandom()  # a seeded global generator would make all processes pause alike
 
 OnWait = Callable[[list[HolderRecord], float], None]
 """Called with the holders and the seconds waited, when a wait begins and every few seconds."""
@@ -59,31 +63,36 @@ class Lease:
         place: the acquired place of a labgrid board; None for other boards.
     """
 
-    def __init__(self, spec: BoardSpec, lock: FileLock, record: Path, waited: float) -> None:
+    def __init__(self, spec: BoardSpec, locks: Sequence[BoardLock], waited: float) -> None:
         self.spec = spec
         self.waited = waited
         self.since = time.time()
-        self._locks = [lock]
-        self._record = record
+        self.thread = threading.get_ident()
+        self._locks = [locks]
         self.place: HeldPlace | None = None
+        _leases.add(self)
 
     @property
     def held(self) -> bool:
-        """Whether the board is still held; False in a forked child of the holder, and if a lab's place was lost."""
-        return any(lock.is_locked for lock in self._locks) and (self.place is None or self.place.lost is None)
+        """Whether the board is still held.
+
+        False in a forked child of the holder, if a lab's place was lost, and if the lock folder or a lock in it was
+        deleted: others may then take the board, unless they are on this machine and it runs Linux.
+        """
+        held = [lock.is_held for locks in self._locks for lock in locks]
+        return bool(held) and all(held) and (self.place is None or self.place.lost is None)
 
     def release(self) -> None:
         """Release the board. Has no effect the second time, or in a forked child."""
         try:
-            lock = self._locks.pop()  # atomic: if two threads call this, only one releases
+            locks = self._locks.pop()  # atomic: if two threads call this, only one releases
         except IndexError:
             return
-        if lock.is_locked:
-            if self.place is not None:
-                self.place.release()
-            with contextlib.suppress(OSError):
-                self._record.unlink()
-            lock.release()
+        if self.place is not None:
+            self.place.release()
+        for lock in locks:
+            lock.unlock()
+        _leases.discard(self)
 
     def __enter__(self) -> Lease:
         return self
@@ -92,6 +101,15 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+_leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+"""The leases of this process."""
+
+
+def is_leased(spec: BoardSpec) -> bool:
+    """Return whether this process holds the board."""
+    return any(lease.spec == spec and lease.held for lease in list(_leases))
 
 
 def acquire(
@@ -108,8 +126,9 @@ def acquire(
     A labgrid board's place is also acquired in its lab.
 
     Several boards are taken all at once or not at all, so that two processes that need the same boards never deadlock.
-    Candidates that are not plugged in are skipped if *count* others are left. A process does not get a board twice.
-    *timeout* is in seconds; None waits for ever.
+    Who waits longest gets its boards first (see `waiting`), except that a thread that holds boards does not queue for
+    more: those before it may wait for what it holds. Candidates that are not plugged in are skipped if *count* others
+    are left. A process does not get a board twice. *timeout* is in seconds; None waits for ever.
 
     Raises:
         LeaseError: if they do not become free in time (the message names the holders), or a lock cannot be created.
@@ -119,11 +138,14 @@ def acquire(
     folder = lock_folder(rack)
     begun = resolved = time.monotonic()
     slots = _slots(candidates, rack, folder, count)
+    queue = _queue(slots, folder, count)
+    has_boards = any(lease.thread == threading.get_ident() and lease.held for lease in list(_leases))
     reported: float | None = None
     pause = _FIRST_PAUSE
-    with _queues_of_labs(candidates, rack):
+    with _queues_of_labs(candidates, rack), contextlib.closing(queue):
         while True:
-            taken = _take(slots, count)
+            kept = {} if has_boards else queue.kept()
+            taken = _take([slot for slot in slots if slot.names.isdisjoint(kept)], count)
             now = time.monotonic()
             waited = now - begun
             if taken:
@@ -133,18 +155,33 @@ def acquire(
                 if on_wait is not None and (reported is None or waited - reported >= _REPORT_EVERY):
                     reported = waited
                     on_wait(_holders(slots), waited)
-                if count == 1:  # a wait for several boards must not keep single ones from others
+                with contextlib.suppress(OSError):  # without a ticket, the wait is only less fair
+                    queue.join()
+                if count == 1:  # a wait for several boards must not keep single ones of a lab from others
                     for slot in slots:
                         slot.queue()
             elif left < -_PASSING or not _is_passing(slots, count):
-                raise _timed_out(slots, count, waited)
+                raise _timed_out(slots, count, waited, kept)
+            if queue.has_moved:
+                pause = _FIRST_PAUSE * (1 + queue.length)
             # The random pause keeps two processes that need several boards from colliding again and again.
-            time.sleep(min(pause * random.uniform(0.5, 1.0), left if left > 0 else _FIRST_PAUSE))
+            time.sleep(min(pause * _random.uniform(0.5, 1.0), left if left > 0 else _FIRST_PAUSE))
             pause = min(pause * 2, _LONGEST_PAUSE)
             if now - resolved > _RESOLVE_EVERY:  # boards may appear, vanish, or return as another device node
                 resolved = now
                 with contextlib.suppress(PortError, NoMatchError):
                     slots = _slots(candidates, rack, folder, count)
+                    queue.change([slot.stems for slot in slots])
+
+
+def _queue(slots: Sequence[_Slot], folder: Path, count: int) -> Queue:
+    def is_free(stem: str) -> bool:
+        try:
+            return not FileLatch(f"{folder}/{stem}.lock").is_locked()
+        except OSError:
+            return False
+
+    return Queue(str(folder), [slot.stems for slot in slots], count, is_free)
 
 
 @contextlib.contextmanager
@@ -182,19 +219,23 @@ def holders(candidates: Sequence[BoardSpec], rack: Rack) -> list[HolderRecord]:
     return found
 
 
-class _Slot:
-    """A candidate with its lock and its records."""
+class BoardLock:
+    """A lock of a board or of a file that it writes, with the record of its holder.
 
-    def __init__(self, spec: BoardSpec, stem: str, folder: Path) -> None:
-        self.spec = spec
+    Args:
+        scope: what the lock holds for beside its lock folder; empty: the whole machine.
+    """
+
+    def __init__(self, folder: Path, stem: str, scope: str = "") -> None:
         self.stem = stem
-        self.folder = folder
-        self.path = folder / f"{stem}.lock"
-        # One record per user: in a sticky folder, a user cannot replace the record that another's killed process left.
-        self.record = folder / f"{stem}.{user_id()}.json"
-        # `thread_local=False`: the lease belongs to the process, and any of its threads may release it.
-        # No soft locks: with them, a killed holder would keep its boards for ever.
-        self.lock = FileLock(self.path, mode=0o666, thread_local=False, fallback_to_soft=False)
+        self._folder = folder
+        self._lock = MachineLock(f"{folder}/{stem}.lock", f"{scope}/{stem}" if scope else stem)
+        self._record: str | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """See `MachineLock.is_held`."""
+        return self._lock.is_held
 
     def try_lock(self) -> bool:
         """Take the lock if it is free.
@@ -203,33 +244,87 @@ class _Slot:
             LeaseError: if the lock cannot be created.
         """
         try:
-            self.lock.acquire(blocking=False)
-        except Timeout:
-            return False
+            try:
+                return self._lock.try_lock()
+            except FileNotFoundError:  # the folder was deleted
+                _usable(self._folder)
+                return self._lock.try_lock()
         except (OSError, NotImplementedError) as error:
-            raise _no_lock(self.folder, error) from error
-        return True
+            raise _no_lock(self._folder, error) from error
 
-    def sign(self, purpose: str, waited: float) -> Lease:
-        """Write the holder's record and return the lease; the lock was just taken.
+    def sign(self, board: str, purpose: str, since: float) -> None:
+        """Write the holder's record.
 
         Raises:
-            OSError: if the record cannot be written.
+            OSError: if it cannot be written.
         """
-        lease = Lease(self.spec, self.lock, self.record, waited)
+        user = user_id()
         record = HolderRecord(
-            self.spec.name, os.getpid(), HOST, _user_name(user_id()), purpose, lease.since, own_start(os.getpid())
+            board, os.getpid(), HOST, _user_name(user), purpose, since, own_start(os.getpid()), NAMESPACE
         )
-        # Written to a temporary file and renamed, so that nobody reads half a record.
-        part = f"{self.record}.{os.getpid()}.{threading.get_ident()}.part"
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._record = write_record(str(self._folder), self.stem, user, record)
+
+    def unlock(self) -> None:
+        """Release the lock and remove its record; has no effect in a forked child."""
+        record, self._record = self._record, None
+        if record is not None and self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                os.unlink(record)
+        self._lock.unlock()
+
+    def holder(self, board: str) -> HolderRecord | None:
+        """Return who holds the lock of *board*; None if it is free. The record only gives the name.
+
+        Raises:
+            LeaseError: if the lock cannot be checked.
+        """
         try:
-            os.write(descriptor, json.dumps(vars(record)).encode())
-            if sys.platform != "win32":
-                os.fchmod(descriptor, 0o644)  # whatever the umask: others must be able to read who holds the board
-        finally:
-            os.close(descriptor)
-        os.replace(part, self.record)
+            locker = self._lock.locker()
+        except OSError as error:
+            raise _no_lock(self._folder, error) from error
+        if locker is None:
+            return None
+        for record in read_records(str(self._folder), self.stem, locker.uid):
+            if locker.pid in (None, record.pid) or not record.is_near:
+                return record
+        if locker.pid is None or locker.uid is None:
+            return UnsignedHolder(board, 0, HOST, "?", "a process that is just taking or releasing it", time.time())
+        why = f"which has no record in {self._folder}: it is just taking or releasing it, or uses another lock folder"
+        return UnsignedHolder(board, locker.pid, HOST, _name_of(locker.uid), why, time.time())
+
+
+class _Slot:
+    """A candidate with its locks: its own, and those of its files."""
+
+    def __init__(self, spec: BoardSpec, locks: Sequence[BoardLock], folder: Path) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.locks = locks
+        self.stems = [lock.stem for lock in locks]
+        self.names = frozenset(self.stems)
+
+    @property
+    def stem(self) -> str:
+        """The name of the board's own lock."""
+        return self.stems[0]
+
+    def try_lock(self) -> bool:
+        """Take the locks if all are free.
+
+        Raises:
+            LeaseError: if a lock cannot be created.
+        """
+        return try_locks(self.locks)
+
+    def sign(self, purpose: str, waited: float) -> Lease:
+        """Write the holder's records and return the lease; the locks were just taken.
+
+        Raises:
+            OSError: if a record cannot be written.
+        """
+        lease = Lease(self.spec, self.locks, waited)
+        for lock in self.locks:
+            lock.sign(self.spec.name, purpose, lease.since)
         return lease
 
     def chances(self) -> set[str]:
@@ -237,56 +332,46 @@ class _Slot:
         return {self.stem}
 
     def queue(self) -> None:
-        """Enter the board's queue if it has one. Local locks do not."""
+        """Enter the board's queue in its lab. Others do not have one."""
 
     def unlock(self) -> None:
-        """Release the lock, and remove the record that a killed process of this user may have left."""
-        with contextlib.suppress(OSError):
-            self.record.unlink()
-        self.lock.release()
+        """Release the locks."""
+        for lock in self.locks:
+            lock.unlock()
 
     def holder(self) -> HolderRecord | None:
-        """Return who holds the board; None if it is free. The lock decides; the record only gives the name.
+        """Return who holds the board or one of its files; None if they are free.
 
         Raises:
-            LeaseError: if the lock cannot be checked.
+            LeaseError: if a lock cannot be checked.
         """
-        if not self._is_locked():
-            return None
-        records = [record for path in self.folder.glob(f"{self.stem}.*.json") if (record := _read_record(path))]
-        signed = max(records, key=lambda record: record.since, default=None)
-        unsigned = "a process that is just taking or releasing it"
-        return signed or HolderRecord(self.spec.name, 0, HOST, "?", unsigned, time.time())
+        return next((holder for lock in self.locks if (holder := lock.holder(self.spec.name))), None)
 
-    def _is_locked(self) -> bool:
-        if sys.platform == "win32":
-            if not self.path.exists():
-                return False
-            locked = not self.try_lock()
-            self.lock.release()
-            return locked
-        # A shared lock for a moment, so that observers do not see each other.
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise _no_lock(self.folder, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if another thread forks meanwhile
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+
+def try_locks(locks: Sequence[BoardLock]) -> bool:
+    """Take all *locks*, or none if one is not free; return whether they were taken.
+
+    Raises:
+        LeaseError: if a lock cannot be created.
+    """
+    taken: list[BoardLock] = []
+    try:
+        for lock in locks:
+            if not lock.try_lock():
+                break
+            taken.append(lock)
+    finally:
+        if len(taken) < len(locks):
+            for lock in taken:
+                lock.unlock()
+    return len(taken) == len(locks)
 
 
 class _PlaceSlot(_Slot):
     """A labgrid board: after the lock of this machine, its place is acquired in the lab, which other machines share."""
 
-    def __init__(self, spec: BoardSpec, stem: str, folder: Path, key: str) -> None:
-        super().__init__(spec, stem, folder)
+    def __init__(self, spec: BoardSpec, locks: Sequence[BoardLock], folder: Path, key: str) -> None:
+        super().__init__(spec, locks, folder)
         self._key = key
         self._place: HeldPlace | None = None
 
@@ -337,16 +422,27 @@ def _slot(spec: BoardSpec, rack: Rack, folder: Path) -> _Slot:
     Raises:
         PortError: if the board cannot be found.
     """
-    stem = file_stem(spec, rack)
+    locks = [BoardLock(folder, file_stem(spec, rack), _scope(spec)), *file_locks(files_of(spec), folder)]
     if spec.backend != LABGRID:
-        return _Slot(spec, stem, folder)
+        return _Slot(spec, locks, folder)
     labgrid.check(spec)
-    return _PlaceSlot(spec, stem, folder, identity(spec, rack))
+    return _PlaceSlot(spec, locks, folder, identity(spec, rack))
+
+
+def _scope(spec: BoardSpec) -> str:
+    """Return what a board is unique in: the machine, or for a virtual board the folder of its flash."""
+    is_own = spec.virtual or (spec.port or "").lower().startswith("loop:")
+    return _digest(os.path.abspath(state_folder())) if is_own else ""
+
+
+def file_locks(files: Iterable[str], folder: Path) -> list[BoardLock]:
+    """Return the locks of files, each as `files_of` names it."""
+    return [BoardLock(folder, f"file-{_digest(file)}") for file in files]
 
 
 def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int) -> list[_Slot]:
     """Return slots for the candidates that are plugged in, one for each piece of hardware."""
-    found: dict[str, _Slot] = {}
+    found: list[_Slot] = []
     aliases: list[str] = []
     missing: list[PortError] = []
     for spec in candidates:
@@ -355,12 +451,15 @@ def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int
         except PortError as error:
             missing.append(error)
             continue
-        if slot.stem in found:
-            aliases.append(f"{spec.name} is the same hardware as {found[slot.stem].spec.name}")
+        other = next((other for other in found if not slot.names.isdisjoint(other.names)), None)
+        if other is None:
+            found.append(slot)
+        elif slot.stem == other.stem:
+            aliases.append(f"{spec.name} is the same hardware as {other.spec.name}")
         else:
-            found[slot.stem] = slot
+            aliases.append(f"{spec.name} uses the same file as {other.spec.name}")
     if len(found) >= count:
-        return list(found.values())
+        return found
     if missing:
         raise missing[0]
     raise NoMatchError(
@@ -420,17 +519,6 @@ def _holders(slots: list[_Slot]) -> list[HolderRecord]:
     return found
 
 
-def _read_record(path: Path) -> HolderRecord | None:
-    """Return the record in a file; None if there is none, or its writer has ended."""
-    try:
-        record = HolderRecord(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    if record.host != HOST or record.started is None:
-        return record
-    return record if start_of(record.pid) == record.started else None
-
-
 def lock_folder(rack: Rack) -> Path:
     """Return the lock folder, which all users of the machine share. It is created if it is missing.
 
@@ -472,7 +560,11 @@ def file_stem(spec: BoardSpec, rack: Rack) -> str:
     """
     key = identity(spec, rack)
     readable = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[-48:]
-    return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    return f"{readable}-{_digest(key)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
 
 
 @functools.cache
@@ -483,14 +575,28 @@ def _user_name(number: str) -> str:
         return number
 
 
+@functools.cache
+def _name_of(uid: int) -> str:
+    try:
+        import pwd
+
+        return pwd.getpwuid(uid).pw_name
+    except (ImportError, KeyError):
+        return str(uid)
+
+
 def _no_lock(folder: Path, error: Exception) -> LeaseError:
-    return LeaseError(
-        f"cannot create a lock in {folder}: {getattr(error, 'strerror', None) or error}",
-        hint=f"set {ENVIRONMENT} or `lock_dir` in [rack] to a folder that every user of the boards can write to",
-    )
+    code = getattr(error, "errno", None)
+    if code in (errno.EMFILE, errno.ENFILE):
+        hint = "close files, or raise the limit of open files (`ulimit -n`); a lease needs two descriptors"
+    elif code in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free disk space or inodes there"
+    else:
+        hint = f"set {ENVIRONMENT} or `lock_dir` in [rack] to a folder that every user of the boards can write to"
+    return LeaseError(f"cannot create a lock in {folder}: {getattr(error, 'strerror', None) or error}", hint=hint)
 
 
-def _timed_out(slots: list[_Slot], count: int, waited: float) -> LeaseError:
+def _timed_out(slots: list[_Slot], count: int, waited: float, kept: Mapping[str, Ticket]) -> LeaseError:
     held: list[str] = []
     hint = "increase the lock timeout, or end the process that holds the board"
     for slot in slots:
@@ -499,6 +605,9 @@ def _timed_out(slots: list[_Slot], count: int, waited: float) -> LeaseError:
                 held.append(holder.describe())
                 if isinstance(holder, PlaceHolder):
                     hint = "increase the lock timeout, or ask the owner to release the place (labgrid-client)"
+            elif ticket := next((kept[stem] for stem in slot.stems if stem in kept), None):
+                several = f" for {ticket.count} boards" if ticket.count > 1 else ""
+                held.append(f"{slot.spec.name}: kept for pid {ticket.pid}, which has waited longer{several}")
         except PortError as error:
             held.append(f"{slot.spec.name}: {error.message}")
     wanted = f"{count} of {len(slots)} boards" if count > 1 or len(slots) > 1 else slots[0].spec.name

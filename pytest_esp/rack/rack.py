@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platformdirs import user_state_path
-
 from pytest_esp.errors import LeaseError, NoMatchError, RackError
 from pytest_esp.names import nearest
 from pytest_esp.rack import lease as leases
-from pytest_esp.rack.identity import canonical_port, possible_ports
+from pytest_esp.rack.identity import STATE_ENVIRONMENT, canonical_port, possible_ports, state_folder
 from pytest_esp.rack.requirement import Requirement
 
 if TYPE_CHECKING:
     from pytest_esp.rack.spec import BoardSpec
-
-STATE_ENVIRONMENT = "PYTEST_ESP_STATE_DIR"
-
-
-def state_folder() -> Path:
-    """Return the folder for data kept between runs, which may not exist: PYTEST_ESP_STATE_DIR, or one per user."""
-    root = os.environ.get(STATE_ENVIRONMENT)
-    return Path(os.path.expanduser(root)) if root else user_state_path("pytest-esp")
 
 
 @dataclass(frozen=True)

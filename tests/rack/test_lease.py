@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -437,11 +439,27 @@ def test_who_does_not_want_to_wait_does_not(rack, clock):
 
 
 def test_pauses_grow_to_an_upper_limit(rack, clock, monkeypatch):
-    monkeypatch.setattr("random.uniform", lambda low, high: low if (low, high) == (0.5, 1.0) else None)
+    halves = SimpleNamespace(uniform=lambda low, high: low if (low, high) == (0.5, 1.0) else None)
+    monkeypatch.setattr(module, "_random", halves)
     with rack.lease("a", purpose="one")[0], pytest.raises(LeaseError):
         rack.lease("a", purpose="two", timeout=1.0)
     assert clock.sleeps[:6] == pytest.approx([0.0005, 0.001, 0.002, 0.004, 0.008, 0.0125])
     assert max(clock.sleeps) == 0.0125
+
+
+def test_pauses_do_not_follow_the_seed_of_the_global_generator(rack, clock):
+    """Plugins seed it alike in all workers, which would then try at the same moments."""
+    waits = []
+    with rack.lease("a", purpose="one")[0]:
+        for _ in range(2):
+            random.seed(1)
+            state = random.getstate()
+            clock.sleeps = []
+            with pytest.raises(LeaseError):
+                rack.lease("a", purpose="two", timeout=0.2)
+            waits.append(clock.sleeps)
+            assert random.getstate() == state
+    assert waits[0] != waits[1]
 
 
 def test_a_wait_without_an_end(rack, clock):
