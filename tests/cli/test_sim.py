@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_esp.rack.config import load_rack
+
 BIN = Path(sys.executable).parent
 
 
@@ -105,6 +107,27 @@ def test_a_flash_file_of_another_size_or_in_a_folder_that_is_none(tmp_path):
         )
         assert result.returncode == 1
         assert message in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--flash", "--efuse"])
+def test_a_file_in_use_is_refused(serve, tmp_path, option):
+    """By another `pytest-esp sim`, or by a leased board, however the file is spelled."""
+    used, link = tmp_path / "used.bin", tmp_path / "link.bin"
+    link.symlink_to(used)
+    command = [BIN / "pytest-esp", "sim", "esp32", option, link]
+    served = serve("sim", "esp32", "--listen", "socket://127.0.0.1:0", option, used)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    assert f"{used} is in use by another board: sim-esp32: held for" in result.stderr
+    assert f"by pytest-esp sim esp32 (pid {served.process.pid}," in result.stderr
+    served.stop()
+    (tmp_path / "boards.toml").write_text(f'[boards.a]\nbackend="sim"\nchip="esp32"\n{option[2:]}_file="used.bin"\n')
+    rack = load_rack(tmp_path / "boards.toml")
+    with rack.lease("a", purpose="a test", timeout=0)[0]:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert result.returncode == 1
+        assert "a: held for" in result.stderr
+        assert "by a test" in result.stderr
 
 
 def test_help_needs_nothing_heavy(tool):
