@@ -143,7 +143,10 @@ class Queue:
     # -- the others
 
     def kept(self) -> dict[str, Ticket]:
-        """Return the locks that earlier tickets keep, free or not, with the ticket that keeps each."""
+        """Return the locks that earlier tickets keep, with the ticket that keeps each.
+
+        They also keep what is not free now: it could become free before the caller takes it.
+        """
         tickets = self._earlier()
         self.length = len(tickets)
         if not tickets:
@@ -152,7 +155,8 @@ class Queue:
         names = {name for ticket in tickets for board in ticket.boards for name in board}
         free = {name for name in names if self._is_free(name)}
         self._note((tuple(tickets), frozenset(free)))
-        return allot(tickets, free)
+        busy = {name: ticket for ticket in tickets for board in ticket.boards for name in board if name not in free}
+        return busy | allot(tickets, free)
 
     def _note(self, seen: object) -> None:
         self.has_moved, self._seen = seen != self._seen, seen
