@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 from pytest_esp.processes import start_of
@@ -158,21 +158,29 @@ def write_record(folder: str, stem: str, user: str, record: HolderRecord) -> str
     """
     # One record per user: in a sticky folder, a user cannot replace the record that another's killed process left.
     path = os.path.join(folder, f"{stem}.{user}.json")
-    # Written to a temporary file and renamed, so that nobody reads half a record. Never through another user's link.
-    part = f"{path}.{os.getpid()}.{time.monotonic_ns()}.part"
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    text = json.dumps({**vars(record), "purpose": printable(record.purpose)}).encode()
     try:
-        try:
-            os.write(descriptor, json.dumps({**asdict(record), "purpose": printable(record.purpose)}).encode())
-            if sys.platform != "win32":
-                os.fchmod(descriptor, 0o644)  # whatever the umask: others must be able to read who holds the board
-        finally:
-            os.close(descriptor)
-        return _rename(part, path)
+        _write(path, text)
+    except FileExistsError:  # left by a killed process, or by another user
+        part = f"{path}.{os.getpid()}.{time.monotonic_ns()}.part"
+        _write(part, text)
+        path = _rename(part, path)
+    return path
+
+
+def _write(path: str, text: bytes) -> None:
+    """Write a new file; never through another user's link. Who reads half of it sees no record yet."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.write(descriptor, text)
+        if sys.platform != "win32":
+            os.fchmod(descriptor, 0o644)  # whatever the umask: others must be able to read who holds the board
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(part)
+            os.unlink(path)
         raise
+    finally:
+        os.close(descriptor)
 
 
 def _rename(part: str, path: str) -> str:
@@ -181,6 +189,8 @@ def _rename(part: str, path: str) -> str:
         os.replace(part, path)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.EISDIR, errno.ENOTEMPTY):
+            with contextlib.suppress(OSError):
+                os.unlink(part)
             raise
         path = f"{part.removesuffix('.part')}.json"
         os.replace(part, path)

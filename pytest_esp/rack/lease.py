@@ -31,7 +31,7 @@ from pytest_esp.rack.holder import (
     read_records,
     write_record,
 )
-from pytest_esp.rack.identity import files_of, identity, state_folder, user_id
+from pytest_esp.rack.identity import STATE_ENVIRONMENT, files_of, identity, state_folder, user_id
 from pytest_esp.rack.locks import FileLatch, MachineLock
 from pytest_esp.rack.waiting import Queue, Ticket
 
@@ -432,7 +432,12 @@ def _slot(spec: BoardSpec, rack: Rack, folder: Path) -> _Slot:
 def _scope(spec: BoardSpec) -> str:
     """Return what a board is unique in: the machine, or for a virtual board the folder of its flash."""
     is_own = spec.virtual or (spec.port or "").lower().startswith("loop:")
-    return _digest(os.path.abspath(state_folder())) if is_own else ""
+    return _state_scope(*map(os.environ.get, (STATE_ENVIRONMENT, "XDG_STATE_HOME", "HOME"))) if is_own else ""
+
+
+@functools.lru_cache(maxsize=16)
+def _state_scope(*_environment: str | None) -> str:
+    return _digest(os.path.abspath(state_folder()))
 
 
 def file_locks(files: Iterable[str], folder: Path) -> list[BoardLock]:
@@ -531,7 +536,7 @@ def lock_folder(rack: Rack) -> Path:
     """
     named = os.environ.get(ENVIRONMENT) or rack.lock_dir
     if named:
-        folder = Path(os.path.expanduser(named))
+        folder = Path(os.path.expanduser(named) if str(named).startswith("~") else named)
         if not folder.is_absolute():
             raise _no_lock(folder, ValueError("the path must be absolute"))
         return _usable(folder)
@@ -542,7 +547,7 @@ def lock_folder(rack: Rack) -> Path:
 
 def _usable(folder: Path) -> Path:
     try:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o1777)  # sticky: everyone can create locks, but only remove their own
     except OSError as error:

@@ -182,10 +182,11 @@ def test_a_record_that_cannot_be_written_leaves_the_board_free(rack_of, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr(os, "write", full)
         with pytest.raises(LeaseError, match="No space left on device"):
             rack.lease("a", purpose="me")
     assert holder_of(rack.board("a"), rack) is None
+    assert not list(rack.lock_dir.glob("*.json*"))
     rack.lease("a", purpose="me", timeout=0)[0].release()
 
 

@@ -226,7 +226,8 @@ def test_a_record_is_never_written_through_a_link(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     monkeypatch.setattr(time, "monotonic_ns", lambda: 7)
-    (tmp_path / f"stem.1.json.{os.getpid()}.7.part").symlink_to(victim)
+    for name in ("stem.1.json", f"stem.1.json.{os.getpid()}.7.part"):
+        (tmp_path / name).symlink_to(victim)
     with pytest.raises(FileExistsError):
         write_record(str(tmp_path), "stem", "1", HolderRecord("a", 1, HOST, "u", "p", 0.0))
     assert victim.read_text() == "precious"
