@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import mmap
@@ -258,6 +259,8 @@ def _map(path: Path, size: int, private: bool) -> mmap.mmap:
                     f"the flash image {path} has {found} bytes, not {size} ({format_size(size)})",
                     hint="use the flash size that it was created with, or another file",
                 )
+            if not private:
+                _reserve(file.fileno(), size)
             return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY if private else mmap.ACCESS_WRITE)
     except OSError as error:
         raise BackendError(
@@ -266,13 +269,34 @@ def _map(path: Path, size: int, private: bool) -> mmap.mmap:
         ) from error
 
 
+def _reserve(descriptor: int, size: int) -> None:
+    """Allocate all blocks of a file that has holes: a write to a mapped hole on a full disk kills the process (SIGBUS).
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    allocated = getattr(os.fstat(descriptor), "st_blocks", None)
+    if allocated is None or allocated * 512 >= size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # what a file system that cannot reserve answers
+            raise
+
+
 def _create_blank(path: Path, size: int) -> None:
     """Create a temporary file and rename it, so that *path* is never an incomplete image."""
     part = _part_of(path)
-    with part.open("wb") as file:
-        for _ in range(0, size, 1 << 18):
-            file.write(b"\xff" * min(size, 1 << 18))
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            for _ in range(0, size, 1 << 18):
+                file.write(b"\xff" * min(size, 1 << 18))
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def _part_of(path: Path) -> Path:

@@ -1,8 +1,13 @@
 """The flash chip: NOR rules, the file behind it, its SPI commands."""
 
+import errno
 import hashlib
 import os
 import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -182,3 +187,81 @@ def test_a_file_that_cannot_be_replaced_stays_what_it_was(private, tmp_path):
     with pytest.raises(BackendError, match="cannot be written"):
         private.save()
     assert private.path.read_bytes() == b"\xaa" * MB
+
+
+# -- a full disk
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+needs_holes = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="cannot reserve blocks")
+
+
+@needs_holes
+def test_a_file_with_holes_on_a_full_disk_is_refused(tmp_path, monkeypatch):
+    """A write to a hole of a mapped file would kill the process."""
+    with (tmp_path / "flash.bin").open("wb") as file:
+        file.truncate(1 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(BackendError, match="No space left on device") as error:
+            NorFlash(1 << 20, tmp_path / "flash.bin")
+        assert "disk space" in error.value.hint
+        NorFlash(1 << 20, tmp_path / "flash.bin", private=True).close()
+    NorFlash(1 << 20, tmp_path / "flash.bin").close()
+    assert (tmp_path / "flash.bin").stat().st_blocks * 512 >= 1 << 20
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    NorFlash(1 << 20, tmp_path / "flash.bin").close()  # it needs no more blocks
+
+
+@needs_holes
+def test_a_file_system_that_cannot_reserve_blocks_is_used_as_it_is(tmp_path, monkeypatch):
+    with (tmp_path / "flash.bin").open("wb") as file:
+        file.truncate(1 << 20)
+
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    NorFlash(1 << 20, tmp_path / "flash.bin").close()
+
+
+def test_a_new_file_that_finds_no_room_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(BackendError, match="No space left on device"):
+        NorFlash(1 << 20, tmp_path / "flash.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a small tmpfs")
+def test_a_real_full_disk(tmp_path):
+    """The process lives, and says what is wrong, with a new file and with one that has holes."""
+    code = f"""
+        import os, sys
+        from pathlib import Path
+        from pytest_esp.errors import BackendError
+        from pytest_esp.formats.nor_flash import NorFlash
+        sparse, new = Path({str(tmp_path)!r}, "sparse.bin"), Path({str(tmp_path)!r}, "new.bin")
+        with sparse.open("wb") as file:
+            file.truncate(4 << 20)
+        for path in (sparse, new):
+            try:
+                NorFlash(4 << 20, path).erase(0, 4 << 20)
+            except BackendError as error:
+                print(error)
+        print(sorted(os.listdir({str(tmp_path)!r})))
+    """
+    mounted = f'mount -t tmpfs -o size=1m none "{tmp_path}" && exec "$0" -c "$1"'
+    result = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mounted, sys.executable, textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in result.stderr or "mount" in result.stderr:
+        pytest.skip("cannot mount")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("No space left on device") == 2
+    assert "['sparse.bin']" in result.stdout
