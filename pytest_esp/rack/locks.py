@@ -24,6 +24,7 @@ else:
     import fcntl
 
 _ATTEMPTS = 100
+_FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT)  # in a sandbox without Unix sockets: files must do
 _OBSERVERS = 1024
 """How many connections of observers the kernel keeps while a name is held; nobody accepts them."""
 
@@ -75,7 +76,12 @@ class KernelName:
         """
         if sys.platform != "linux":
             return True
-        taken = socket.socket(socket.AF_UNIX)
+        try:
+            taken = socket.socket(socket.AF_UNIX)
+        except OSError as error:
+            if error.errno in _FORBIDDEN:
+                return True
+            raise
         try:
             taken.bind(self._address)
             taken.listen(_OBSERVERS)
@@ -83,6 +89,8 @@ class KernelName:
             taken.close()
             if error.errno == errno.EADDRINUSE:
                 return False
+            if error.errno in _FORBIDDEN:
+                return True
             raise
         self._socket = taken
         return True
@@ -97,15 +105,17 @@ class KernelName:
         """Return who has the name; None if nobody has. This does not get in the way of those who want it."""
         if sys.platform != "linux":
             return None
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.setblocking(False)
                 probe.connect(self._address)
                 pid, uid, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            except BlockingIOError:  # more observers than the kernel keeps
-                return Locker()
-            except OSError:
+        except BlockingIOError:  # more observers than the kernel keeps
+            return Locker()
+        except OSError as error:
+            if error.errno == errno.ECONNREFUSED or error.errno in _FORBIDDEN:
                 return None
+            raise
         return Locker(pid or None, uid)  # 0: a process that cannot be seen from this PID namespace
 
 

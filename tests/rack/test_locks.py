@@ -1,9 +1,11 @@
 """One holder on one machine, whatever folders there are, and whatever becomes of them."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -246,6 +248,27 @@ def test_the_kernel_says_who_has_a_name():
     assert other.locker() is None
     assert other.try_lock()
     other.forget()
+
+
+@linux_only
+@pytest.mark.parametrize("call", ["socket", "bind"])
+def test_where_sockets_are_forbidden_the_file_is_the_lock(tmp_path, monkeypatch, call):
+    class Forbidden(socket.socket):
+        def __init__(self, *arguments):
+            if call == "socket":
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            super().__init__(*arguments)
+
+        def bind(self, address):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(socket, "socket", Forbidden)
+    one, two = (MachineLock(str(tmp_path / "x.lock"), f"test/{os.getpid()}") for _ in range(2))
+    assert one.try_lock()
+    assert not two.try_lock()
+    assert two.locker() == Locker()
+    assert one.unlock()
+    assert two.locker() is None
 
 
 @linux_only
