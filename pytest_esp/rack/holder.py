@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pytest_esp.processes import start_of
+from pytest_esp.processes import is_gone
 
 HOST = socket.gethostname()
 _LONGEST_TEXT = 300
@@ -219,7 +219,7 @@ def _read_record(path: str, uid: int | None) -> HolderRecord | None:
     record = None if text is None else _parse(text)
     if record is None or not record.is_near or record.started is None:
         return record
-    return record if start_of(record.pid) == record.started else None
+    return None if is_gone(record.pid, record.started) else record
 
 
 def read_untrusted(path: str, most: int, uid: int | None = None) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import getpass
 import ipaddress
@@ -195,7 +196,9 @@ def _is_own(address: str) -> bool:
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise PortError("too many open files", hint="close files, or raise the limit (`ulimit -n`)") from error
         return False
     return True
 

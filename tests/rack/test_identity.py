@@ -1,5 +1,6 @@
 """However a port is named, it is one board."""
 
+import errno
 import getpass
 import os
 import socket
@@ -154,6 +155,18 @@ def test_a_host_is_looked_up_once_and_a_failure_is_repeated_after_a_while(hosts,
     hosts.known["later"] = ["192.0.2.6"]
     clock.now += 60
     assert canonical_host("later") == "192.0.2.7"  # a board does not change its identity under a lease
+
+
+def test_too_few_descriptors_do_not_change_an_identity(monkeypatch):
+    class Full(socket.socket):
+        def __init__(self, *_):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", Full)
+        with pytest.raises(PortError, match="too many open files"):
+            canonical_host("192.0.2.77")
+    assert canonical_host("192.0.2.77") == "192.0.2.77"
 
 
 def test_another_node_of_the_same_device_is_that_device(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import pytest
 from filelock import FileLock
 
+from pytest_esp import processes
 from pytest_esp.errors import LeaseError
 from pytest_esp.processes import own_start
 from pytest_esp.rack import holder as module
@@ -177,6 +178,13 @@ def test_a_holder_in_another_pid_namespace_is_described_as_such(rack, record):
         assert f"pid {pid} in another PID namespace, somebody@{HOST}" in said
         assert "this process" not in said
         assert "just taking" not in said
+
+
+def test_a_process_that_proc_hides_is_not_taken_for_dead(rack, monkeypatch):
+    """As /proc mounted with hidepid does with other users' processes."""
+    with rack.lease("a", purpose="one")[0]:
+        monkeypatch.setattr(processes, "_stat", lambda pid: None)
+        assert holder_of(rack.board("a"), rack).purpose == "one"
 
 
 def test_a_holder_in_the_same_pid_namespace(rack):
