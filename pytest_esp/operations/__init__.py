@@ -1,1 +1,1 @@
-"""What can be done to a board or an image: a folder for each domain, typed results."""
+"""What can be done to a board or an image: one folder per domain, with typed results."""

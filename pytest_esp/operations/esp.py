@@ -1,4 +1,4 @@
-"""The operations bound to one board: what the fixture `esp` is."""
+"""The operations bound to one board: the fixture `esp`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class Esp:
-    """Everything that can be done to one board. A group of operations is imported when it is first used.
+    """Everything that can be done to one board. A group of operations is imported on first use.
 
     Attributes:
-        link: the open wire, for what no operation covers (``esp.link.session.use(...)`` yields esptool's own object).
+        link: the open link, for what no operation covers (``link.session.use(...)`` yields esptool's own object).
     """
 
     def __init__(self, link: Link) -> None:
@@ -41,7 +41,7 @@ class Esp:
 
     @cached_property
     def chip(self) -> ChipFace:
-        """Who answers, connections, resets, the running app, recovery."""
+        """Identity, connection, resets, the running app, recovery."""
         from pytest_esp.operations.faces.chip import ChipFace
 
         return ChipFace(self.link)
@@ -62,7 +62,7 @@ class Esp:
 
     @cached_property
     def security(self) -> SecurityFace:
-        """How the chip is locked; secure boot."""
+        """Lock state of the chip; secure boot."""
         from pytest_esp.operations.faces.security import SecurityFace
 
         return SecurityFace(self.link)
@@ -76,21 +76,21 @@ class Esp:
 
     @cached_property
     def partitions(self) -> PartitionsFace:
-        """Partition tables, and what is in partitions."""
+        """Partition tables, and the contents of partitions."""
         from pytest_esp.operations.faces.partitions import PartitionsFace
 
         return PartitionsFace(self.link)
 
     @cached_property
     def nvs(self) -> NvsFace:
-        """The non-volatile storage: make and read it."""
+        """Non-volatile storage: create and read it."""
         from pytest_esp.operations.faces.nvs import NvsFace
 
         return NvsFace(self.link)
 
     @cached_property
     def ota(self) -> OtaFace:
-        """Updates over the air: packages, slots, uploads."""
+        """Over-the-air updates: packages, slots, uploads."""
         from pytest_esp.operations.faces.ota import OtaFace
 
         return OtaFace(self.link)
@@ -139,7 +139,7 @@ class Esp:
 
     @property
     def transcript(self) -> str:
-        """What esptool and espefuse have said on this board so far."""
+        """Return what esptool and espefuse have printed for this board so far."""
         return self.link.transcript.text
 
 

@@ -1,4 +1,4 @@
-"""What makes a function an operation: its effect, checked before the wire is touched, and its place in the list."""
+"""Registers functions as operations: with an effect, checked before the board is accessed, and a place in the list."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ R = TypeVar("R")
 
 
 class Effect(enum.Enum):
-    """What an operation does to the board; the values are the words of ``allow`` in boards.toml."""
+    """What an operation does to the board; the values are those of ``allow`` in boards.toml."""
 
     READ = "read"
     WRITE = "write"
-    """Recoverable: flash is written."""
+    """Recoverable: writes flash."""
     ERASE = "erase"
-    """User data is gone."""
+    """Destroys user data."""
     BURN = "burn"
     """Irreversible: eFuses."""
 
@@ -39,7 +39,7 @@ class Parameter:
     Attributes:
         annotation: its type, resolved.
         default: `inspect.Parameter.empty` if it must be given.
-        description: from the ``Args:`` of the operation's docstring; empty where the name says it all.
+        description: from the ``Args:`` of the operation's docstring; empty if it has none.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether it must be given."""
+        """Whether the argument must be given."""
         return self.default is inspect.Parameter.empty
 
 
@@ -58,12 +58,12 @@ class Operation:
     """One entry of the list: all that a command line or a tool server needs to offer the operation.
 
     Attributes:
-        name: e.g. ``"flash-read"``: the group, and the function.
-        effect: what it does at most; None if it only works on files.
+        name: e.g. ``"flash-read"``: group and function name.
+        effect: the strongest effect it can have; None if it only works on files.
         function: the operation itself; its first parameter is the `Link`, if it takes a board.
         doc: its docstring, without the indentation.
-        without: flags (parameters) without which a call has a lesser effect, and that effect.
-        takes_board: whether it is done to one board, over a `Link`.
+        without: flags (parameters) without which a call has a weaker effect, and that effect.
+        takes_board: whether it runs on one board, over a `Link`.
     """
 
     name: str
@@ -74,27 +74,27 @@ class Operation:
     takes_board: bool = True
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
-        """Return what a call with these *arguments* does."""
+        """Return the effect of a call with these *arguments*."""
         return next((less for flag, less in self.without.items() if not arguments.get(flag)), self.effect)
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring."""
+        """Return the first line of the docstring."""
         return self.doc.partition("\n")[0]
 
     @property
     def description(self) -> str:
-        """The docstring up to its sections: what a person or a model reads before the arguments."""
+        """Return the docstring up to its sections: the text to read before the arguments."""
         return description(self.doc)
 
     @property
     def takes_progress(self) -> bool:
-        """Whether it has a callback ``progress``, which is not among the `parameters`."""
+        """Return whether the function has a callback ``progress``, which is not among the `parameters`."""
         return "progress" in inspect.signature(self.function).parameters
 
     @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The arguments, without the `Link` and the progress callback."""
+        """Return the arguments, without the `Link` and the progress callback."""
         hints = typing.get_type_hints(self.function, include_extras=True)
         descriptions = argument_descriptions(self.doc)
         rest = list(inspect.signature(self.function).parameters.values())
@@ -108,12 +108,12 @@ class Operation:
 
     @functools.cached_property
     def paths(self) -> Mapping[str, Access]:
-        """The parameters that are paths, by their types, and what each is opened for."""
+        """Return the parameters that are paths (by their types), and what each is opened for."""
         hints = typing.get_type_hints(self.function, include_extras=True)
         return {name: role.access for name, hint in hints.items() for role in _roles(hint)}
 
     def confine(self, names: Sequence[str], args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments of a call whose first parameters are *names*, with paths resolved if it is confined.
+        """Return the arguments of a call by name (the first are *names*), with paths resolved if paths are confined.
 
         Raises:
             RefusedError: see `resolve`.
@@ -132,28 +132,28 @@ class Operation:
 
     @property
     def result(self) -> type[Any]:
-        """The class of the result, a frozen dataclass."""
+        """Return the class of the result, a frozen dataclass."""
         return typing.get_type_hints(self.function)["return"]
 
 
 OPERATIONS: dict[str, Operation] = {}
-"""The operations of the modules imported so far, by name; `load_all` imports all of them."""
+"""Return the operations of the modules imported so far, by name; `load_all` imports all of them."""
 
 
 def operation(
     effect: Effect, *, group: str, without: Mapping[str, Effect] | None = None
 ) -> Callable[[Callable[Concatenate[Link, P], R]], Callable[Concatenate[Link, P], R]]:
-    """Make a function over a `Link` an operation with this effect.
+    """Register a function over a `Link` as an operation with this effect.
 
-    Its name is *group* and its own, e.g. ``"flash-read"``.
+    Its name joins *group* and the function's name, e.g. ``"flash-read"``.
 
     Args:
-        effect: what it does at most.
-        group: the method's place on `esp`.
-        without: a flag without which a call has a lesser effect, e.g. ``{"apply": Effect.READ}``.
+        effect: the strongest effect it can have.
+        group: the attribute of `esp` that has the method.
+        without: a flag without which a call has a weaker effect, e.g. ``{"apply": Effect.READ}``.
 
-    Calling it raises RefusedError, before the wire is touched, if the board's ``allow`` has not that effect. An error
-    that leaves it names the board and the operation.
+    Calling it raises RefusedError before the board is accessed, if the board's ``allow`` lacks that effect. Errors
+    that leave it name the board and the operation.
     """
 
     def decorate(function: Callable[Concatenate[Link, P], R]) -> Callable[Concatenate[Link, P], R]:
@@ -162,7 +162,7 @@ def operation(
 
         @functools.wraps(function)
         def checked(link: Link, *args: P.args, **kwargs: P.kwargs) -> R:
-            __tracebackhide__ = True  # pytest shows the arguments of frames, and some are secret
+            __tracebackhide__ = True  # pytest prints the arguments of frames; some are secret
             given: dict[str, Any] = dict(zip(names, args, strict=False), **kwargs)
             require(link, entry.effect_of(given) or effect, name)
             try:
@@ -180,10 +180,10 @@ def operation(
 
 
 def file_operation(*, group: str, effect: Effect | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function over files an operation of *group*, offered beside those of boards; it takes no `Link`.
+    """Register a function over files as an operation of *group*, offered beside those of boards; it takes no `Link`.
 
-    Its *effect* is what it does at most to boards that it leases by name, or to this machine (it installs or builds);
-    a server checks it. An error that leaves it names the operation.
+    *effect* is the strongest effect it can have on boards that it leases by name, or on this machine (it installs or
+    builds); a server checks it. Errors that leave it name the operation.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -207,7 +207,7 @@ def file_operation(*, group: str, effect: Effect | None = None) -> Callable[[Cal
 
 
 def operation_of(function: Callable[..., Any]) -> Operation:
-    """Return the entry of an operation, by its function."""
+    """Return the list entry of an operation, given its function."""
     return getattr(function, _ENTRY)
 
 
@@ -236,17 +236,17 @@ def require(link: Link, effect: Effect, name: str) -> None:
     """Check that the board allows *effect*.
 
     Raises:
-        RefusedError: if it does not; names the setting that would allow it.
+        RefusedError: if not; the hint names the setting that allows it.
     """
     spec = link.board.spec
     if effect.value in spec.allow:
         return
     allowed = ", ".join(word.value for word in Effect if word.value in spec.allow) or "nothing"
     raise RefusedError(
-        f"boards.toml does not allow this board to be changed so: it needs {effect.value!r}, and allows {allowed}",
+        f"operation requires {effect.value!r}; this board allows: {allowed}",
         board=spec.name,
         attempted=name,
-        hint=f'add "{effect.value}" to `allow` of [boards.{spec.name}] if this is meant',
+        hint=f'to permit it, add "{effect.value}" to `allow` of [boards.{spec.name}] in boards.toml',
     )
 
 
@@ -263,7 +263,7 @@ def description(doc: str) -> str:
 
 
 def argument_descriptions(doc: str) -> dict[str, str]:
-    """Return what the ``Args:`` of a docstring say of each argument."""
+    """Return the description of each argument in the ``Args:`` of a docstring."""
     section = _ARGUMENTS.search(doc)
     found = _ARGUMENT.findall(section[1]) if section else []
     return {name: " ".join(text.split()) for name, text in found}

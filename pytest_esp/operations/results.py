@@ -1,4 +1,4 @@
-"""Results as plain data, the same on every face: what `pytest-esp op --json` prints and what a tool answers."""
+"""Results as plain data, the same everywhere: what `pytest-esp op --json` prints and what a tool returns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Address", "as_shown", "fields_of", "to_dict"]
 def to_dict(result: object) -> dict[str, Any]:
     """Return a result (a frozen dataclass) as plain data for JSON.
 
-    Bytes become hex, or None where ``output_file`` has them; paths become text, mappings and sequences what JSON has
-    for them. Beside every `Address` stands its text; what is marked as never `Shown` is left out.
+    Bytes become hex, or None if ``output_file`` has them; paths become text; mappings and sequences become their JSON
+    counterparts. Each `Address` is accompanied by its text; fields marked as never `Shown` are left out.
     """
     if not is_dataclass(result) or isinstance(result, type):
         raise TypeError(f"{result!r} is not the result of an operation")
@@ -40,7 +40,7 @@ def fields_of(result_type: type[Any]) -> tuple[tuple[str, bool], ...]:
 
 
 def _shown(annotation: Any) -> str | None:
-    """Return how a field is `Shown`, also where it may be None."""
+    """Return how a field is `Shown`, even if its type allows None."""
     if typing.get_origin(annotation) is Annotated:
         return next((item.how for item in annotation.__metadata__ if isinstance(item, Shown)), None)
     choices = typing.get_args(annotation)
@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
 
 
 def as_shown(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the *properties* of a record's JSON schema as `to_dict` makes the record."""
+    """Return the *properties* of a record's JSON schema in the form that `to_dict` gives the record."""
     shown: dict[str, Any] = {}
     for name, schema in properties.items():
         choices = schema.get("anyOf", [schema])

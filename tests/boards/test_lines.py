@@ -176,7 +176,7 @@ def without_lines(tmp_path, monkeypatch, flash_of, build_of):
     [
         (Restarting, r"not reset by EN; the ROM reports rst:0xc \(RTC_SW_CPU_RST\)"),
         (Ticking, "the running app continued without a boot"),
-        (Silent, "no boot banner came"),
+        (Silent, "timed out waiting for the boot banner"),
     ],
 )
 def test_a_reset_that_did_not_happen_is_an_error(without_lines, app, message):

@@ -130,7 +130,7 @@ def test_what_does_not_belong_is_refused_in_the_same_words(qemu_esp, build_of, o
     for operation in (esp.flash.read, esp.flash.md5):
         with pytest.raises(OperationError, match="beyond the flash of 2MB"):
             operation(0x1FFFFF, 2, over=over)
-    with pytest.raises(OperationError, match="not multiples of a sector"):
+    with pytest.raises(OperationError, match="must be multiples of the sector size"):
         esp.flash.erase(0x1000, 100, over=over)
     with pytest.raises(OperationError, match="there is no partition table") as caught:
         esp.partitions.find("nvs")

@@ -1,1 +1,1 @@
-"""The chip itself: who answers, connections, resets, the running app, recovery."""
+"""The chip itself: identity, connection, resets, the running app, recovery."""

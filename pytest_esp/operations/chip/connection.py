@@ -1,4 +1,4 @@
-"""The connection to a chip's loader: made by one strategy after another, and measured."""
+"""Connects to a chip's loader, trying one strategy after another, and measures the link."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pytest_esp.operations.chip.identity import check_baudrate
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.wire.wire import ROM_BAUDRATE
 
-_LONG_DELAY = DEFAULT_RESET_DELAY + 0.5  # for boards with a large capacitor at EN, as esptool has it
+_LONG_DELAY = DEFAULT_RESET_DELAY + 0.5  # for boards with a large capacitor at EN, as in esptool
 _SLOWER = (57600, 38400, 19200)  # the ROM measures the baud rate of the first SYNC
 _SPEEDS = (115200, 230400, 460800, 921600, 1_500_000, 2_000_000)
 
@@ -33,11 +33,11 @@ _SPEEDS = (115200, 230400, 460800, 921600, 1_500_000, 2_000_000)
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way into the loader.
+    """One way to reach the loader.
 
     Attributes:
-        name: of the reset: ``board`` (a virtual board's own), ``tight``, ``classic``, each also ``-long`` (more time at
-            EN), ``usb-jtag``, or ``no-reset``: it may be in its loader already.
+        name: of the reset: ``board`` (a virtual board's own), ``tight``, ``classic``, each also ``-long`` (holds EN
+            longer), ``usb-jtag``, or ``no-reset`` (the chip may be in its loader already).
         hello: baud rate of the first SYNC.
     """
 
@@ -49,7 +49,7 @@ class Strategy:
 
 
 def strategies(link: Link) -> list[Strategy]:
-    """Return the ways into this board's loader, the likeliest first."""
+    """Return the strategies to reach this board's loader, the likeliest first."""
     names = _resets(link)
     return [Strategy(name) for name in names] + [Strategy(names[0], baudrate) for baudrate in _SLOWER]
 
@@ -59,7 +59,7 @@ def _resets(link: Link) -> list[str]:
     if type(board).reset is not Board.reset:
         return ["board", "no-reset"]
     if where.startswith("socket:"):
-        return ["no-reset"]  # it has no control lines
+        return ["no-reset"]  # the board has no control lines
     classic = ["classic", "classic-long"]
     if os.name == "nt" or where.startswith("rfc2217:"):
         return [*classic, "no-reset"]  # both lines cannot be set at once
@@ -76,7 +76,7 @@ _LINES: dict[str, Callable[[Any], Any]] = {
 
 
 def _enter(link: Link, strategy: Strategy) -> Callable[[Any], None]:
-    """Return what brings the chip into its loader and makes it answer, for `Session.connect_by`."""
+    """Return what resets the chip into its loader and synchronizes, for `Session.connect_by`."""
 
     def enter(esp: Any) -> None:
         if strategy.name == "board":
@@ -102,7 +102,7 @@ def _greet(esp: Any, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt that failed: its strategy in words, and why."""
+    """A failed attempt: its strategy in words, and the reason."""
 
     strategy: str
     error: str
@@ -110,15 +110,15 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection that holds: later operations on the same link use it.
+    """An established connection; later operations on the same link use it.
 
     Attributes:
-        baud: rate at which the link runs now; what was asked for, or less if the chip did not answer at that.
-        attempt: the number of the attempt that succeeded, from 1.
+        baud: the link's baud rate now: the requested one, or a lower one if the chip did not answer at that.
+        attempt: number of the attempt that succeeded, from 1.
         strategy: of that attempt: the reset, and the baud rate of the first SYNC.
-        stub_loaded: whether the stub flasher runs.
-        failures: the attempts before it, and baud rates that were too high.
-        seconds: all that it took.
+        stub_loaded: whether the stub flasher is running.
+        failures: the failed attempts before it, and baud rates that were too high.
+        seconds: total time.
     """
 
     chip_type: str
@@ -134,18 +134,18 @@ class Connection:
 def connect(link: Link, baud: int | None = None, retries: int = 7, use_stub: bool = True) -> Connection:
     """Connect to the chip's loader by several strategies (resets, lower baud rates), and keep the connection.
 
-    For a board whose chip does not answer, or to go on at another baud rate. If nothing helps, recover goes further.
+    Use it if a chip does not answer, or to continue at another baud rate. If it fails, try recover.
 
     Source: the reset sequences of ``esptool.reset``.
 
     Args:
-        baud: rate for what follows; that of boards.toml if None, 115200 on a virtual board.
-        retries: attempts at most, at least 1.
-        use_stub: run the stub flasher, where the chip has one.
+        baud: baud rate after connecting; by default that of boards.toml, 115200 on a virtual board.
+        retries: maximum number of attempts, at least 1.
+        use_stub: run the stub flasher, if the chip has one.
 
     Raises:
-        LinkError: if no attempt succeeds; ``details["attempts"]`` has each with its reason.
-        WrongChipError: if it is another chip than boards.toml says.
+        LinkError: if no attempt succeeds; ``details["attempts"]`` lists each with its reason.
+        WrongChipError: if the chip is not the one in boards.toml.
     """
     begun = time.monotonic()
     wanted = (ROM_BAUDRATE if link.board.virtual else link.board.spec.baud) if baud is None else baud
@@ -169,7 +169,7 @@ def connect(link: Link, baud: int | None = None, retries: int = 7, use_stub: boo
 
 
 def connect_by(link: Link, strategy: Strategy) -> None:
-    """Connect by this strategy only, to the ROM.
+    """Connect to the ROM by this strategy only.
 
     Raises:
         LinkError, PortError, WrongChipError: see `Session.use`.
@@ -184,41 +184,41 @@ def _connect(link: Link, ways: Iterator[Strategy]) -> tuple[int, Strategy, list[
             connect_by(link, strategy)
         except (LinkError, PortError) as error:
             if not isinstance(error, PortError) and type(error) is not LinkError:
-                raise  # another chip than was promised is there, by any strategy
+                raise  # a different chip: no other strategy changes that
             failures.append(Attempt(str(strategy), error.message))
         else:
             return number, strategy, failures
     raise LinkError(
-        f"it does not answer, by any of {len(failures)} attempts; the last: {failures[-1].error}",
+        f"cannot connect to the loader (attempts: {len(failures)}); last error: {failures[-1].error}",
         details={"attempts": [f"{failed.strategy}: {failed.error}" for failed in failures]},
-        hint="is it powered, is its boot pin free, and is this its port? recover the chip: that goes further",
+        hint="check the power supply, the boot pin and the port; then try to recover the chip",
     )
 
 
 def _run_at(link: Link, strategy: Strategy, wanted: int, use_stub: bool) -> tuple[int, list[Attempt]]:
-    """Start the stub, if it is wanted, and go to the highest baud rate, up to the wanted one, that works."""
+    """Start the stub, if requested, and switch to the highest working baud rate up to the requested one."""
     failures: list[Attempt] = []
     slower = [speed for speed in reversed(_SPEEDS) if strategy.hello <= speed < wanted]
     for speed in (wanted, *slower, strategy.hello):
         try:
-            with link.session.use(f"going on at {speed} baud", stub=use_stub) as esp:
+            with link.session.use(f"switching to {speed} baud", stub=use_stub) as esp:
                 if speed != link.port.baudrate:
                     _change(esp, speed)
-        except (LinkError, OperationError) as error:  # the ESP8266's ROM has one rate only
+        except (LinkError, OperationError) as error:  # the ESP8266's ROM has one baud rate only
             failures.append(Attempt(f"{speed} baud", error.message))
-            connect_by(link, strategy)  # at the wrong speed it hears nothing, also not that
+            connect_by(link, strategy)  # a chip at another baud rate does not understand a command to switch back
         else:
             return speed, failures
     raise LinkError(
-        f"it answers a SYNC, and nothing after it; the last: {failures[-1].error}",
+        f"the chip answers SYNC but nothing after it; last error: {failures[-1].error}",
         details={"attempts": [f"{failed.strategy}: {failed.error}" for failed in failures]},
-        hint="a bad cable, or noise on the line",
+        hint="check the cable and the line for noise",
     )
 
 
 def _change(esp: Any, baudrate: int) -> None:
     esp.change_baud(baudrate)
-    esp.sync()  # an answer at the new rate is the only proof
+    esp.sync()  # only an answer proves that the new rate works
 
 
 # -- measuring
@@ -226,14 +226,14 @@ def _change(esp: Any, baudrate: int) -> None:
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """The link at one baud rate.
+    """Measurements of the link at one baud rate.
 
     Attributes:
-        rounds: how often each of the three was tried; fewer than asked for where the link broke.
-        sync_errors, register_errors, md5_errors: how many of them failed. A register gets a pattern and is read back;
-            a block of flash is read, and has to have the MD5 that the chip computes.
-        latency: seconds of a register's round trip, the median; *worst_latency* the longest; None without any.
-        bytes_per_second: of the blocks that were read; None without any.
+        rounds: how often each of the three checks ran; fewer than requested if the link broke.
+        sync_errors, register_errors, md5_errors: number of failures. The register check writes a pattern and reads it
+            back; the MD5 check reads a block of flash and compares it with the MD5 that the chip computes.
+        latency: median round trip of a register access in seconds; *worst_latency* is the longest; None if none ran.
+        bytes_per_second: throughput of the blocks that were read; None if none were.
     """
 
     baud: int
@@ -253,12 +253,12 @@ class SpeedReport:
 
 @dataclass(frozen=True)
 class ConnectionTest:
-    """The link at rising baud rates, up to the first that failed.
+    """Measurements of the link at rising baud rates, up to the first that failed.
 
     Attributes:
-        highest_stable: the highest baud rate without an error; None if there is none.
-        errors: of all rates.
-        stub_loaded: whether the stub flasher answered, or the ROM.
+        highest_stable: the highest baud rate without an error; None if every rate had errors.
+        errors: total over all rates.
+        stub_loaded: whether the stub flasher answered, rather than the ROM.
     """
 
     chip_type: str
@@ -271,21 +271,21 @@ class ConnectionTest:
 
 @operation(Effect.READ, group="chip")
 def check_connection(link: Link, rounds: int = 8, highest_baud: int = 921600) -> ConnectionTest:
-    """Measure the link: SYNC, register echo and MD5 round trips, at rising baud rates.
+    """Measure the link at rising baud rates: SYNC, register echo and MD5 round trips.
 
-    The link goes on at the rate at which it was. In secure download mode only SYNC can be tried.
+    Afterwards the link is at its previous baud rate. In secure download mode only SYNC can be checked.
 
     Args:
-        rounds: how often each is tried, at each rate.
-        highest_baud: the last rate that is tried.
+        rounds: how often to run each check at each baud rate, 1 to 1000.
+        highest_baud: the highest baud rate to try.
 
     Raises:
         LinkError: if the chip does not answer at the start.
-        OperationError: for arguments that make no sense.
+        OperationError: if an argument is invalid.
     """
     check_baudrate(highest_baud)
     if not 0 < rounds <= 1000:
-        raise OperationError(f"{rounds} rounds are too few or too many", hint="1 to 1000")
+        raise OperationError(f"rounds must be 1 to 1000, not {rounds}", hint="use a number from 1 to 1000")
     begun = time.monotonic()
     session = link.session
     stub = not link.board.uploads_slowly
@@ -311,7 +311,7 @@ def check_connection(link: Link, rounds: int = 8, highest_baud: int = 921600) ->
 
 def _rising(session: Session, highest: int) -> list[int]:
     if session.chip == "esp8266" and not session.is_stub:
-        return [ROM_BAUDRATE]  # its ROM cannot change it
+        return [ROM_BAUDRATE]  # its ROM cannot change the baud rate
     return [speed for speed in _SPEEDS if speed < highest] + [highest]
 
 
@@ -351,7 +351,7 @@ def _try_speed(session: Session, speed: int, rounds: int, stub: bool) -> SpeedRe
             while counts.rounds < rounds and counts.sync + counts.register + counts.md5 < _MOST_ERRORS:
                 _round(esp, counts)
             if counts.sync:
-                raise LinkError("the chip does not answer")  # the next use begins anew
+                raise LinkError("the chip does not answer")  # the next use connects again
     except (LinkError, OperationError):
         counts.sync += not counts.sync
     return counts.report(speed)
@@ -377,9 +377,9 @@ def _round(esp: Any, counts: _Counts) -> None:
 
 
 def _echo(esp: Any, latencies: list[float]) -> None:
-    """Write patterns, among them SLIP's special bytes, to a register that nobody else looks at, and read them back.
+    """Write patterns, including SLIP's special bytes, to an unused register, and read them back.
 
-    It is the last word of the SPI controller's buffer: every command to the flash overwrites it.
+    The register is the last word of the SPI controller's buffer: every command to the flash overwrites it.
     """
     register = esp.SPI_REG_BASE + esp.SPI_W0_OFFS + 60
     for pattern in (0x55AA55AA, 0xC0DBDCDD, int.from_bytes(secrets.token_bytes(4), "little")):
@@ -388,7 +388,7 @@ def _echo(esp: Any, latencies: list[float]) -> None:
         back = esp.read_reg(register)
         latencies.append(time.monotonic() - begun)
         if back != pattern:
-            raise FatalError(f"{pattern:#010x} came back as {back:#010x}")
+            raise FatalError(f"wrote {pattern:#010x} but read back {back:#010x}")
 
 
 def _compare(esp: Any, counts: _Counts) -> None:
@@ -399,11 +399,11 @@ def _compare(esp: Any, counts: _Counts) -> None:
     counts.read_seconds += time.monotonic() - begun
     counts.read_bytes += len(data)
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != esp.flash_md5sum(address, size):
-        raise FatalError("what came is not what the chip read")
+        raise FatalError("the data received does not match the chip's MD5")
 
 
 def _go_back(session: Session, baudrate: int) -> None:
-    """Leave the link as it was; where it broke, the next use resets the chip."""
+    """Restore the link's baud rate; if the link broke, the next use resets the chip."""
     if session.is_connected and session.port.baudrate != baudrate:
-        with session.use(f"going back to {baudrate} baud", stub=False) as esp:
+        with session.use(f"switching back to {baudrate} baud", stub=False) as esp:
             _change(esp, baudrate)

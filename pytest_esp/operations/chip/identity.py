@@ -1,4 +1,4 @@
-"""Operations on the chip itself: who it is, how fast its link is, what its registers say."""
+"""Operations on the chip itself: identity, baud rate of its link, registers."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from pytest_esp.operations.results import Address
 from pytest_esp.units import format_size, parse_size
 
 _HIGHEST_BAUDRATE = 20_000_000  # beyond any UART of these chips; boards.toml has the same limit
-_ANSWER_TIMEOUT = 0.2  # seconds for the last answer; code that sets up the UART anew can cut it off
+_ANSWER_TIMEOUT = 0.2  # seconds for the last answer; code that reconfigures the UART can cut it off
 _FRAME_END = 0xC0  # of SLIP
 _LINE_TIMEOUT = 0.2  # seconds for the rest of a line of the banner
 _RESET_REASON = re.compile(r"rst:0x[0-9a-f]+ \(([A-Z0-9_]+)\)")
 _RESET_REASON_LINE = re.compile(rb"rst:0x[0-9a-f]+ \([A-Z0-9_]+\).*\n|rst cause:\d+.*\n")
-# What a chip says first: the ROM's banner, of any generation.
+# What a chip prints first: the ROM's banner, of any generation.
 _ROM_BANNER = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ 0-9]\d \d{4}|rst:0x|rst cause")
 
 
 @dataclass(frozen=True)
 class ChipIdentity:
-    """Who answers.
+    """The identity of a chip.
 
     Attributes:
         chip_type: as esptool names it, e.g. ``"esp32c3"``.
-        chip_revision: ``"v0.4"``; None where the chip does not give it (secure download mode, ESP8266).
+        chip_revision: ``"v0.4"``; None if the chip does not report it (secure download mode, ESP8266).
         revision: the same as a number: major * 100 + minor.
         description: with package and revision, e.g. ``"ESP32-C3 (QFN32) (revision v0.4)"``.
         package: product and package, e.g. ``"ESP32-C3 (QFN32)"``.
         mac_address: base MAC address, ``"7c:df:a1:00:00:01"``; None in secure download mode.
-        features: as esptool lists them.
+        features: as listed by esptool.
         crystal_frequency: ``"40MHz"``; None in secure download mode.
         crystal_mhz: the same as a number.
-        flash_id: manufacturer, type and capacity as RDID gives them; None in secure download mode.
-        flash_size: ``"4MB"``, by the id; None if it is unknown.
+        flash_id: manufacturer, type and capacity as returned by RDID; None in secure download mode.
+        flash_size: from the flash id, e.g. ``"4MB"``; None if the id is unknown.
         flash_size_bytes: the same as a number.
-        secure_download_mode: whether the ROM is in it.
-        stub_loaded: whether esptool's stub flasher runs.
-        connection_time_seconds: how long it took until the chip answered; 0 on a warm link.
+        secure_download_mode: whether the ROM is in secure download mode.
+        stub_loaded: whether esptool's stub flasher is running.
+        connection_time_seconds: time until the chip answered; 0 if it was connected already.
     """
 
     chip_type: str
@@ -67,12 +67,12 @@ class ChipIdentity:
 
 @operation(Effect.READ, group="chip")
 def identify(link: Link) -> ChipIdentity:
-    """Return who the chip is: type, revision, MAC address, features, crystal and flash.
+    """Return the chip's identity: type, revision, MAC address, features, crystal and flash.
 
     Source: the getters of esptool's target classes.
 
     Raises:
-        LinkError: if it does not answer; WrongChipError: if it is not the chip that boards.toml promises.
+        LinkError: if the chip does not answer. WrongChipError: if it is not the chip in boards.toml.
     """
     session = link.session
     begun = time.monotonic()
@@ -106,7 +106,7 @@ def identify(link: Link) -> ChipIdentity:
 
 
 def _identity_of_a_locked_chip(chip: str, esp: Any, connected: float) -> ChipIdentity:
-    """Return what the ROM still gives in secure download mode: no register can be read."""
+    """Return what the ROM still reports in secure download mode, where no register can be read."""
     return ChipIdentity(
         chip_type=chip,
         chip_revision=None,
@@ -138,35 +138,35 @@ def read_mac(link: Link) -> MacAddress:
     """Return the chip's base MAC address.
 
     Raises:
-        LinkError: if it does not answer; WrongChipError: if it is not the chip that boards.toml promises.
+        LinkError: if the chip does not answer. WrongChipError: if it is not the chip in boards.toml.
     """
     with link.session.use("reading the MAC address", stub=False) as esp:
         return MacAddress(None if esp.secure_download_mode else bytes(esp.read_mac("BASE_MAC")).hex(":"))
 
 
 def flash_size_of(flash_id: int) -> int | None:
-    """Return the size in bytes that a flash id stands for (``esptool.cmds.DETECTED_FLASH_SIZES``), if it is known."""
+    """Return the flash size in bytes for a flash id (``esptool.cmds.DETECTED_FLASH_SIZES``); None if unknown."""
     name = DETECTED_FLASH_SIZES.get(flash_id >> 16)
     return parse_size(name) if name else None
 
 
 @dataclass(frozen=True)
 class LinkSpeed:
-    """The baud rate at which the chip answers."""
+    """The current baud rate of the link."""
 
     baud: int
 
 
 @operation(Effect.READ, group="chip")
 def change_baudrate(link: Link, baud: int) -> LinkSpeed:
-    """Go on at another baud rate, once the chip has answered at it.
+    """Switch the link to another baud rate, and check that the chip answers at it.
 
     Args:
-        baud: the new rate.
+        baud: the new baud rate, e.g. 921600.
 
     Raises:
-        LinkError: if it does not.
-        OperationError: on a ROM that cannot change it (ESP8266 without stub), or if it is no baud rate.
+        LinkError: if the chip does not answer at it.
+        OperationError: if the ROM cannot change it (ESP8266 without stub), or the baud rate is invalid.
     """
     check_baudrate(baud)
     link.session.change_baudrate(baud)
@@ -174,13 +174,13 @@ def change_baudrate(link: Link, baud: int) -> LinkSpeed:
 
 
 def check_baudrate(baudrate: int) -> None:
-    """Check that it is one.
+    """Check that a baud rate is valid.
 
     Raises:
         OperationError: if it is not.
     """
     if not 0 < baudrate <= _HIGHEST_BAUDRATE:
-        raise OperationError(f"{baudrate} is no baud rate", hint="usual ones: 115200, 460800, 921600")
+        raise OperationError(f"invalid baud rate {baudrate}", hint="use e.g. 115200, 460800 or 921600")
 
 
 @dataclass(frozen=True)
@@ -196,13 +196,13 @@ def read_register(link: Link, address: int | str) -> RegisterValue:
     """Return the 32-bit word at an address (``ESPLoader.read_reg``).
 
     Args:
-        address: of the register, a multiple of 4: 0x3ff00000 or "0x3ff00000".
+        address: of the register, a multiple of 4, e.g. 0x3ff00000 or "0x3ff00000".
 
     Raises:
-        OperationError: if the address is no multiple of 4, or the chip does not let it be read.
+        OperationError: if the address is not a multiple of 4, or the chip does not allow reading it.
     """
     number = size_argument(address, "address")
     if number % 4 or number >= 1 << 32:
-        raise OperationError(f"{number:#x} is no address of a register", hint="a multiple of 4 below 0x100000000")
+        raise OperationError(f"invalid register address {number:#x}", hint="use a multiple of 4 below 0x100000000")
     with link.session.use(f"reading the register at {number:#x}", stub=False) as esp:
         return RegisterValue(number, int(esp.read_reg(number)))

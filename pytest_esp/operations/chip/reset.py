@@ -1,4 +1,4 @@
-"""Resets into the app or the loader: by EN, by the loader or by the watchdog; what the chip then says is the proof."""
+"""Resets into the app or the loader (by EN, the loader or the watchdog), checked by what the chip does afterwards."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.wire.framing import Decoder
 from pytest_esp.wire.wire import ROM_BAUDRATE
 
-_ANSWER_TIMEOUT = 0.2  # seconds for the last answer; code that sets up the UART anew can cut it off
+_ANSWER_TIMEOUT = 0.2  # seconds for the last answer; code that reconfigures the UART can cut it off
 _FRAME_END = 0xC0  # of SLIP
 _LINE_TIMEOUT = 0.2  # seconds for the rest of a line of the banner
 _RESET_REASON = re.compile(r"rst:0x[0-9a-f]+ \(([A-Z0-9_]+)\)")
 _RESET_REASON_LINE = re.compile(rb"rst:0x[0-9a-f]+ \([A-Z0-9_]+\).*\n|rst cause:\d+.*\n")
-# What a chip says first: the ROM's banner, of any generation.
+# What a chip prints first: the ROM's banner, of any generation.
 _ROM_BANNER = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ 0-9]\d \d{4}|rst:0x|rst cause")
 
 ResetMode = Literal["hard-reset", "soft-reset", "watchdog-reset"]
-"""By EN (or a virtual board's own reset), by the loader, by the RTC's watchdog; the words are esptool's."""
+"""By EN (or a virtual board's own reset), by the loader, by the RTC watchdog; the words are esptool's."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class ResetResult:
     """What the chip did after a reset.
 
     Attributes:
-        mode: where it is now.
+        mode: what runs now.
         reset_mode: how it was reset.
-        reason: the reset reason that its ROM printed, e.g. ``"POWERON"``; None if it was not seen.
-        seconds: from the reset to the proof.
-        output: what the console said (to the app only), without ANSI sequences.
+        reason: the reset reason printed by the ROM, e.g. ``"POWERON"``; None if it was not seen.
+        seconds: from the reset until this was confirmed.
+        output: console output (after a reset to the app only), without ANSI sequences.
     """
 
     mode: Literal["app", "bootloader"]
@@ -59,26 +59,26 @@ def reset(
     reset_mode: ResetMode = "hard-reset",
     wait_seconds: float = BOOT_TIMEOUT,
 ) -> ResetResult:
-    """Reset the chip into its app or its bootloader, and check by what it then does.
+    """Reset the chip into its app or its bootloader, and check that it got there.
 
-    The bootloader proves itself by an answer to SYNC, the app by the ROM's banner on the console. The banner has to
-    give the reason that fits: power-on or the reset pin after a hard reset, the watchdog after a reset by it.
+    The bootloader is confirmed by an answer to SYNC, the app by the ROM's banner on the console. The reset reason in
+    the banner must match: power-on or reset pin after a hard reset, watchdog after a watchdog reset.
 
     Args:
-        to: what starts after the reset.
-        reset_mode: how. After a soft reset the boot strap is still that of the loader: only an ESP8266 starts its app
-            then. Some chips have no watchdog reset.
-        wait_seconds: seconds that the app has for its banner.
+        to: what to start: app or bootloader.
+        reset_mode: how to reset. A soft reset keeps the latched boot strap, so that only an ESP8266 starts its app.
+            Some chips have no watchdog reset.
+        wait_seconds: seconds to wait for the app's boot banner.
 
     Raises:
-        LinkError: if the proof does not come.
-        OperationError: for another *to* or *reset_mode*, or if this chip cannot be reset so.
+        LinkError: if the chip does not get there.
+        OperationError: if *to* or *reset_mode* is invalid, or this chip cannot be reset that way.
     """
     if to not in ("app", "bootloader"):
-        raise OperationError(f"there is no reset to {to!r}", hint="use 'app' or 'bootloader'")
+        raise OperationError(f"invalid reset target {to!r}", hint="use 'app' or 'bootloader'")
     if reset_mode not in typing.get_args(ResetMode):
         words = "', '".join(typing.get_args(ResetMode))
-        raise OperationError(f"there is no reset mode {reset_mode!r}", hint=f"use one of '{words}'")
+        raise OperationError(f"invalid reset mode {reset_mode!r}", hint=f"use one of '{words}'")
     begun = time.monotonic()
     if to == "bootloader":
         reason = _into_loader(link, reset_mode)
@@ -94,26 +94,26 @@ def reset(
     mark = console.mark()
     _restart(link, reset_mode)
     output = _boot_log(link, mark, wait_seconds)
-    console.rewind(mark)  # a test may look for any of it
+    console.rewind(mark)  # a test may expect any part of it
     reason = reset_reason(output)
     if reset_mode == "watchdog-reset" and "WDT" not in (reason or ""):
         raise LinkError(
-            f"it started, but not by the watchdog: the ROM says {reason}", attempted="reset by the watchdog"
+            f"the app started, but not by the watchdog: the ROM reports {reason}", attempted="reset by the watchdog"
         )
     return ResetResult("app", reset_mode, reason, time.monotonic() - begun, output)
 
 
 def reset_reason(boot_log: str) -> str | None:
-    """Return the reset reason of the last boot in a log, as the ROM calls it; None if there is none."""
+    """Return the reset reason of the last boot in a log, in the ROM's words; None if there is none."""
     found = _RESET_REASON.findall(boot_log)
     return found[-1] if found else None
 
 
 def _boot_log(link: Link, mark: int, wait: float) -> str:
-    """Wait for the ROM's banner, and return what came since *mark*."""
+    """Wait for the ROM's banner, and return the output since *mark*."""
     try:
         link.console.expect(_ROM_BANNER, timeout=wait, ignore_crashes=True)
-        with contextlib.suppress(ConsoleError):  # an ESP8266 gives its reason as a number only
+        with contextlib.suppress(ConsoleError):  # an ESP8266 prints its reason as a number only
             link.console.expect(_RESET_REASON_LINE, timeout=_LINE_TIMEOUT, ignore_crashes=True)
     except ConsoleError as error:
         raise _no_banner() from error
@@ -122,17 +122,17 @@ def _boot_log(link: Link, mark: int, wait: float) -> str:
 
 def _no_banner() -> LinkError:
     return LinkError(
-        "it did not start: no boot banner came",
+        "timed out waiting for the boot banner of the app",
         attempted="reset to the app",
-        hint="a chip whose console is not on this port (USB) says nothing here; else check EN and its supply",
+        hint="if the chip's console is not on this port, nothing is printed here; otherwise check EN and the supply",
     )
 
 
 def _restart(link: Link, reset_mode: ResetMode) -> None:
-    """Let the loader restart the chip."""
+    """Restart the chip by a command to its loader."""
     session = link.session
     if session.is_stub:
-        session.drop()  # only the ROM can start the app, and only it lets the watchdog bite at once
+        session.drop()  # only the ROM can start the app, and only the ROM lets the watchdog fire at once
     with session.use(reset_mode, stub=False, flash=reset_mode == "soft-reset") as esp:
         _check_not_locked(esp, reset_mode)
         link.console.expect_reset()
@@ -140,7 +140,7 @@ def _restart(link: Link, reset_mode: ResetMode) -> None:
             reset_by_watchdog(esp, download=False)
         else:
             _start_app(esp)
-    session.drop()  # the console has the wire again, and what came meanwhile
+    session.drop()  # the console reads the port again, including what arrived meanwhile
     link.port.baudrate = ROM_BAUDRATE
     link.note_boot()
 
@@ -148,15 +148,15 @@ def _restart(link: Link, reset_mode: ResetMode) -> None:
 def _start_app(esp: Any) -> None:
     if esp.CHIP_NAME != "ESP8266":
         raise OperationError(
-            f"the ROM of the {esp.CHIP_NAME} restarts into its loader, as its boot strap was latched",
-            hint="use the hard reset, or the watchdog's",
+            f"the ROM of the {esp.CHIP_NAME} restarts into its loader, because its boot strap was latched",
+            hint="use the hard reset or the watchdog reset",
         )
     esp.flash_begin(0, 0)
     answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
 
 
 def _into_loader(link: Link, reset_mode: ResetMode) -> str | None:
-    """Reset into the loader and return the reason that the ROM gives, where its banner can be seen."""
+    """Reset into the loader and return the reset reason printed by the ROM, if its banner can be seen."""
     if reset_mode == "hard-reset":
         link.reset(bootloader=True)
         return None
@@ -174,14 +174,14 @@ def _into_loader(link: Link, reset_mode: ResetMode) -> str | None:
         banner = _banner(port_of(esp), max(link.board.boot_seconds, 1.0))
         if not _says_hello(esp):
             raise LinkError(
-                "its loader does not answer after the reset", hint="it has started the app: a hard reset keeps it there"
+                "the loader does not answer after the reset", hint="the app may have started: use the hard reset"
             )
     session.drop()
     return reset_reason(banner)
 
 
 def _banner(port: Any, seconds: float) -> str:
-    """Return what the ROM says after a reset, up to the line with its reason."""
+    """Return the ROM's output after a reset, up to the line with the reset reason."""
     saved, port.timeout = port.timeout, 0.05
     deadline = time.monotonic() + seconds
     said = b""
@@ -203,13 +203,13 @@ def _says_hello(esp: Any) -> bool:
 
 
 def answer_only(esp: Any, command: int, data: bytes) -> bytes:
-    """Send a command after which other code runs, and read no more than the loader's answer: the rest is for a console.
+    """Send a command after which other code runs; read only the loader's answer and leave the rest to the console.
 
     Returns:
-        What came instead of an answer, if anything.
+        What was received instead of an answer, if anything.
 
     Raises:
-        OperationError: if the loader refuses.
+        OperationError: if the loader rejects it.
     """
     esp.command(command, data, wait_response=False)
     port = port_of(esp)
@@ -226,10 +226,10 @@ def answer_only(esp: Any, command: int, data: bytes) -> bytes:
         port.timeout = saved
     for packet in Decoder().feed(bytes(came)):
         if len(packet) >= 10 and packet[8]:
-            raise OperationError(f"the loader refuses: status {packet[8]:#04x} {packet[9]:#04x}")
+            raise OperationError(f"the loader rejected the command: status {packet[8]:#04x} {packet[9]:#04x}")
     return b""
 
 
 def _check_not_locked(esp: Any, reset_mode: ResetMode) -> None:
     if esp.secure_download_mode:
-        raise OperationError(f"in secure download mode there is no {reset_mode}", hint="use hard-reset")
+        raise OperationError(f"{reset_mode} is not available in secure download mode", hint="use hard-reset")

@@ -1,4 +1,4 @@
-"""The app in flash: started, and listened to."""
+"""Starts the app in flash and captures its output."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class FirmwareRun:
     """What the app did after a reset.
 
     Attributes:
-        state: ``running`` if it said something and nothing went wrong in the time that it had.
-        crash: what went wrong, decoded as far as can be; None if nothing did.
-        reason: the reset reason that the ROM printed.
+        state: ``running`` if the app printed something and no crash was seen while listening.
+        crash: the crash, decoded as far as possible; None if there was none.
+        reason: the reset reason printed by the ROM.
         project, version, offset: of the app, from the boot log; *offset* is that of its partition.
-        output: the console, from the reset on, without ANSI sequences.
-        lines: the same, each with the seconds since the first of them.
-        matched: whether the text that was waited for came; None if none was.
+        output: console output since the reset, without ANSI sequences.
+        lines: the same, each line with the seconds since the first.
+        matched: whether the expected text was seen; None if none was expected.
         seconds: from the reset to the end of listening.
     """
 
@@ -63,15 +63,15 @@ class FirmwareRun:
 def run_firmware(
     link: Link, wait_seconds: float = 3.0, until: str | None = None, *, progress: Progress | None = None
 ) -> FirmwareRun:
-    """Start the app in flash by a reset and return its first output, and whether it crashed.
+    """Reset the chip, and return the first output of the app in flash and whether it crashed.
 
     Args:
-        wait_seconds: how long to listen, 300 s at most; a crash ends it.
-        until: text that ends it.
-        progress: called with seconds done and to do, every second.
+        wait_seconds: how long to listen, at most 300 s; a crash ends it earlier.
+        until: stop listening at this text.
+        progress: called every second with seconds done and total.
 
     Raises:
-        PortError: if the port is lost. LinkError: if the chip was not reset.
+        PortError: if the port is lost. LinkError: if the chip could not be reset.
     """
     said, crash, start = _listen(link, wait_seconds, until, reset=True, progress=progress)
     matched = None if until is None or crash is not None else said.matched is not None
@@ -125,13 +125,13 @@ def _run(link: Link, said: ConsoleText, crash: Crash | None, start: int, matched
 
 @dataclass(frozen=True)
 class ConsoleText:
-    """What an app has said.
+    """Output of an app.
 
     Attributes:
-        lines: without ANSI sequences, each with the seconds since the first of them.
-        matched: the text that was waited for; None if none was, or it did not come.
-        crash: what went wrong, decoded as far as can be; None if nothing did.
-        duration_seconds: how long it was listened to.
+        lines: without ANSI sequences, each with the seconds since the first.
+        matched: the expected text; None if none was expected, or it was not seen.
+        crash: the crash, decoded as far as possible; None if there was none.
+        duration_seconds: how long the console was read.
     """
 
     lines: tuple[tuple[float, str], ...]
@@ -150,18 +150,18 @@ def monitor(
     elf_file: ReadPath | None = None,
     progress: Progress | None = None,
 ) -> ConsoleText:
-    """Return what the app prints for some time, or until a text comes; a crash ends it, too.
+    """Return what the app prints for some time, until a text appears, or until a crash.
 
     Args:
-        duration_seconds: how long to listen, 300 s at most.
-        until: text that ends it.
+        duration_seconds: how long to listen, at most 300 s.
+        until: stop listening at this text.
         reset: restart the app first.
-        elf_file: the app's ELF file, by which a crash is decoded; it is kept for the next one.
-        progress: called with seconds done and to do, every second.
+        elf_file: the app's ELF file, to decode a crash; it is remembered for the next crash.
+        progress: called every second with seconds done and total.
 
     Raises:
-        PortError: if the port is lost. LinkError: if the chip was not reset. OperationError: for a duration that is
-            none.
+        PortError: if the port is lost. LinkError: if the chip could not be reset. OperationError: if the duration is
+            invalid.
     """
     link.console.elf = resolve(elf_file) if elf_file is not None else link.console.elf
     said, _, _ = _listen(link, duration_seconds, until, reset=reset, progress=progress)
@@ -171,9 +171,9 @@ def monitor(
 def _listen(
     link: Link, duration: float, until: Pattern | None, *, reset: bool, progress: Progress | None = None
 ) -> tuple[ConsoleText, Crash | None, int]:
-    """Listen, and return what was said, the crash, and where in the console it begins."""
+    """Listen, and return the output, the crash, and the position in the console where it begins."""
     if not 0 < duration <= _LONGEST:
-        raise OperationError(f"{duration:g} s are too short or too long", hint=f"up to {_LONGEST:g} s")
+        raise OperationError(f"invalid duration: {duration:g} s", hint=f"use more than 0 and at most {_LONGEST:g} s")
     console = link.console
     begun = time.monotonic()
     if reset:
@@ -196,7 +196,7 @@ def _listen(
 
 
 def ticks(progress: Progress | None, duration: float) -> Callable[[], None] | None:
-    """Return what tells *progress* how many of *duration* seconds are over, each time it is called."""
+    """Return a function that reports to *progress* how many of *duration* seconds have passed."""
     if progress is None:
         return None
     begun, total = time.monotonic(), max(round(duration), 1)

@@ -1,1 +1,1 @@
-"""What `esp` offers: a file for each group of operations, imported when the group is first used."""
+"""What `esp` offers: one file per group of operations, imported on first use."""

@@ -1,4 +1,4 @@
-"""How an operation becomes a method of `esp`."""
+"""Turns operations into methods of `esp`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 class bound(Generic[P, R]):  # noqa: N801 - used like a decorator
-    """Makes an operation (a function over a `Link`) a method of a face, with its signature and docstring."""
+    """Make an operation (a function over a `Link`) a method of a face, with its signature and docstring."""
 
     def __init__(self, function: Callable[Concatenate[Link, P], R]) -> None:
         self.function = function
@@ -28,7 +28,7 @@ class bound(Generic[P, R]):  # noqa: N801 - used like a decorator
             return self
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            __tracebackhide__ = True  # pytest shows the arguments of frames, and some are secret
+            __tracebackhide__ = True  # pytest prints the arguments of frames; some are secret
             return self.function(face.link, *args, **kwargs)
 
         call.__name__ = self.function.__name__

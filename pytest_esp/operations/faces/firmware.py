@@ -15,7 +15,7 @@ from pytest_esp.operations.firmware import (
 
 
 class FirmwareFace(Face):
-    """`pytest_esp.operations.building`: over files alone, whatever the board."""
+    """`pytest_esp.operations.firmware`: most work on files alone, independent of the board."""
 
     elf_to_image = staticmethod(elf_image.elf_to_image)
     prepare = staticmethod(preparing.prepare)

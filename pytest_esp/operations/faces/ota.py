@@ -7,7 +7,7 @@ from pytest_esp.operations.ota import package, slots, upload
 
 
 class OtaFace(Face):
-    """`pytest_esp.operations.ota`: slots of a board, and packages and uploads, which take none."""
+    """`pytest_esp.operations.ota`: slots of a board; packages and uploads need no board."""
 
     create = staticmethod(package.create)
     read = staticmethod(package.read)

@@ -7,7 +7,7 @@ from pytest_esp.operations.production import batch, factory, provisioning, quali
 
 
 class ProductionFace(Face):
-    """`pytest_esp.operations.production`. Those that lease boards by name need no link: they may be of other boards."""
+    """`pytest_esp.operations.production`. Those that lease boards by name need no link: they may use other boards."""
 
     factory_program = bound(factory.factory_program)
     factory_reset = bound(factory.factory_reset)

@@ -7,7 +7,7 @@ from pytest_esp.operations.faces.face import Face
 
 
 class ProductsFace(Face):
-    """`pytest_esp.operations.catalogue`: chips and modules, whatever the board."""
+    """`pytest_esp.operations.catalogue`: chips and modules, independent of the board."""
 
     search = staticmethod(queries.search)
     info = staticmethod(queries.info)

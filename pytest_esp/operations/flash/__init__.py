@@ -1,1 +1,1 @@
-"""Flash: reading, writing, the partition table in it, what is in it, the flash chip."""
+"""Flash: reading, writing, the partition table, flash usage, the flash chip."""

@@ -17,21 +17,21 @@ from pytest_esp.operations.chip.identity import flash_size_of
 from pytest_esp.units import format_size
 
 Over = Literal["auto", "wire"]
-"""How the flash is reached: *auto* is the flash file of a QEMU machine, and the wire on every other board."""
+"""How the flash is reached: *auto* uses the flash file of a QEMU machine, and the wire on every other board."""
 
 ADDRESS_SPACE = 1 << 32
 _WORD = 4
 
 
 class FlashAccess(Protocol):
-    """A flash that can be reached now. Sizes and addresses are bytes.
+    """A flash that can be accessed. Sizes and addresses are in bytes.
 
     Attributes:
         chip: as esptool names it.
-        revision: of the chip, major * 100 + minor; None where it does not tell.
-        size: by the flash's id, else what boards.toml says, else all that can be addressed.
-        has_md5: whether `md5` works: not on an ESP8266's ROM, nor in secure download mode.
-        is_atomic: whether what fails leaves the flash as it was.
+        revision: of the chip, major * 100 + minor; None if it does not report it.
+        size: by the flash id; otherwise flash_size of boards.toml; otherwise all that can be addressed.
+        has_md5: whether `md5` works: not with an ESP8266's ROM or in secure download mode.
+        is_atomic: whether a failed operation leaves the flash unchanged.
     """
 
     @property
@@ -54,7 +54,7 @@ class FlashAccess(Protocol):
         ...
 
     def write(self, address: int, data: bytes, *, force: bool) -> None:
-        """Erase the sectors that *data* touches, write it, and verify it where `has_md5`."""
+        """Erase the sectors that *data* touches, write it, and verify it if `has_md5`."""
         ...
 
     def erase(self, address: int, size: int, *, force: bool) -> None:
@@ -71,10 +71,10 @@ def reach(link: Link, over: Over, attempted: str, progress: Progress | None = No
     """Yield the flash of the link's board.
 
     Args:
-        link: its port is not opened if the flash is reached past it; the chip is then stopped.
+        link: the board's link; if the flash file is used, its port is not opened and the chip is stopped.
         over: see `Over`.
-        attempted: what is to be done, for messages.
-        progress: of esptool's own work on the wire, see `logs.Progress`.
+        attempted: what the caller is doing, for messages.
+        progress: of esptool's own work on the wire; see `logs.Progress`.
 
     Raises:
         LinkError, PortError, OperationError: see `Session.use`. BackendError: if a flash file cannot be used.
@@ -93,21 +93,21 @@ def reach(link: Link, over: Over, attempted: str, progress: Progress | None = No
 
 
 def check_inside(access: FlashAccess, address: int, size: int) -> None:
-    """Check that a region is in the flash.
+    """Check that a region lies inside the flash.
 
     Raises:
-        OperationError: if it ends beyond it.
+        OperationError: if it ends beyond the flash.
     """
     available = access.size
     if address + size > available:
         raise OperationError(
             f"{address:#x} to {address + size:#x} is beyond the flash of {format_size(available)}",
-            hint=f"the last address is {available - 1:#x}",
+            hint=f"use addresses up to {available - 1:#x}",
         )
 
 
 class _Wire:
-    """The flash behind a chip, by esptool's loader *esp*."""
+    """The flash of a chip, accessed by esptool's loader *esp*."""
 
     is_atomic = False
 
@@ -140,7 +140,7 @@ class _Wire:
 
     def write(self, address: int, data: bytes, *, force: bool) -> None:
         # esptool writes whole words, counted from the first byte: at the end of the flash they would lie beyond it.
-        # What is erased is 0xFF, and a 0xFF more changes nothing.
+        # Erased flash is 0xFF, so that padding with 0xFF changes nothing.
         odd = address % _WORD
         cmds.write_flash(self._esp, [(address - odd, b"\xff" * odd + data)], force=force)
 
@@ -155,12 +155,12 @@ class _Wire:
         else:
             raise OperationError(
                 "the size of the flash is unknown",
-                hint="write flash_size into boards.toml, or erase by address and size",
+                hint="set flash_size in boards.toml, or erase by address and size",
             )
 
 
 def _ticker(progress: Progress | None) -> Callable[[int, int, int], None] | None:
-    """Return *progress* as ``ESPLoader.read_flash`` calls it: with the offset, too."""
+    """Return *progress* in the form that ``ESPLoader.read_flash`` calls, which also passes the offset."""
     if progress is None:
         return None
 
@@ -171,7 +171,7 @@ def _ticker(progress: Progress | None) -> Callable[[int, int, int], None] | None
 
 
 class _File:
-    """The flash of a stopped machine. Nothing is ever refused for safety: eFuses that guard flash lead to the wire."""
+    """The flash of a stopped machine. No safety checks: if eFuses guard flash, the wire is used."""
 
     is_atomic = True
     has_md5 = True
@@ -205,7 +205,7 @@ class _File:
         self._flash.erase(address, len(data))
         self._flash.program(address, data)
         if self.md5(address, len(data)) != hashlib.md5(data, usedforsecurity=False).hexdigest():
-            raise OperationError(f"{len(data)} bytes at {address:#x} are not what was written")
+            raise OperationError(f"verification failed: {len(data)} bytes at {address:#x} differ from what was written")
 
     def erase(self, address: int, size: int, *, force: bool) -> None:
         self._flash.erase(address, size)

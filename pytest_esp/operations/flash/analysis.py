@@ -1,4 +1,4 @@
-"""What is in a flash: how full it is, by partition, and which images are in it."""
+"""Analyzes a flash: how full each partition is, and which images it contains."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pytest_esp.units import format_size
 
 @dataclass(frozen=True)
 class RegionUse:
-    """How full a region is.
+    """Usage of a region.
 
     Attributes:
-        type, subtype: of a partition; None for the others.
-        used_sectors, erased_sectors: of 4 KB; erased is all 0xFF.
-        fill: used sectors over all, 0 to 1.
-        entropy: of the used sectors, bits per byte: about 8 is compressed or encrypted, None where nothing is used.
+        type, subtype: of a partition; None for other regions.
+        used_sectors, erased_sectors: number of 4 KB sectors; an erased sector is all 0xFF.
+        fill: used sectors divided by all sectors, 0 to 1.
+        entropy: of the used sectors, bits per byte: about 8 for compressed or encrypted data; None if nothing is used.
     """
 
     name: str
@@ -47,10 +47,10 @@ class FoundImage:
     """An image in flash.
 
     Attributes:
-        region: where it begins.
-        chip: that its header names; "esp8266" by where its segments go.
-        size: bytes; None if it is damaged.
-        problem: what the bootloader would say of it; None if checksum and hash are right.
+        region: the region that it begins in.
+        chip: the chip named in its header; "esp8266" if its segments' addresses say so.
+        size: in bytes; None if it is damaged.
+        problem: why the bootloader would reject it; None if checksum and hash are right.
         app: its descriptor, if it is an app that has one.
     """
 
@@ -64,12 +64,12 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class FlashAnalysis:
-    """What is in the flash. Sizes are bytes.
+    """Contents of the flash. Sizes are in bytes.
 
     Attributes:
-        flash_encryption: whether the chip encrypts it: what was read is not what the chip sees.
-        note: why it is not divided into partitions, if so.
-        map: a picture of it, SVG.
+        flash_encryption: whether the chip encrypts its flash: the bytes read are then not what the chip sees.
+        note: why the flash is not divided into partitions; None if it is.
+        map: a picture of the flash, SVG.
     """
 
     flash_size: int
@@ -85,16 +85,16 @@ class FlashAnalysis:
 
 @operation(Effect.READ, group="flash")
 def analyze(link: Link, *, over: Over = "auto", progress: Progress | None = None) -> FlashAnalysis:
-    """Return what is in the flash: sectors used and erased, entropy, images with their descriptors, and a map.
+    """Return the contents of the flash: used and erased sectors, entropy, images with descriptors, and a map.
 
-    What the chip's MD5 says is blank (in pieces of 64 KB) is not read.
+    Areas of 64 KB that are blank according to the chip's MD5 are not read.
 
     Args:
-        over: "wire" makes the chip read it, also where its flash file could be read (QEMU).
-        progress: called with bytes done and to do.
+        over: "wire" reads through the chip even if its flash file could be read (QEMU).
+        progress: called with bytes done and total.
 
     Raises:
-        OperationError: in secure download mode, or if the flash's size is unknown.
+        OperationError: in secure download mode, or if the size of the flash is unknown.
     """
     board = owner_of(link, over)
     layout = layout_of(link, board.flash_size, board.chip)
@@ -142,7 +142,7 @@ def _use(span: Span, contents: bytes, used: Sequence[bool]) -> RegionUse:
 
 
 def _entropy(contents: bytes, start: int, used: Sequence[bool]) -> float | None:
-    """Return Shannon's entropy of the bytes in used sectors, from *start*; None where there are none."""
+    """Return Shannon's entropy of the bytes in used sectors, from *start*; None if there are none."""
     counts: Counter[int] = Counter()
     for number, is_used in enumerate(used):
         if is_used:
@@ -155,7 +155,7 @@ def _entropy(contents: bytes, start: int, used: Sequence[bool]) -> float | None:
 
 
 def _images(contents: bytes, used: Sequence[bool], spans: Sequence[Span], chip: str) -> Iterator[FoundImage]:
-    """Yield the images that begin at a sector; none is looked for inside one that is whole."""
+    """Yield the images that begin at a sector boundary; valid images are not searched for further images."""
     position = 0
     for span in spans:
         for address in range(span.address, span.end, SECTOR):

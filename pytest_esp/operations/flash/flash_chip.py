@@ -1,4 +1,4 @@
-"""Operations on the flash chip behind the chip: what it says of itself, and what is true of that."""
+"""Operations on the flash chip: its status registers, its SFDP parameters, its real size."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _LINES = {0: "quad", 1: "octal"}
 
 @dataclass(frozen=True)
 class FlashStatus:
-    """The status registers of the flash chip, and what they mean.
+    """The flash chip's status registers, and what they mean.
 
     Source: the datasheets of GigaDevice GD25Q and Winbond W25Q, and, where they differ, Macronix MX25L.
 
     Attributes:
-        registers: 1 to 3 (RDSR 0x05, RDSR2 0x35, RDSR3 0x15); a chip without the later ones gives 0 or 0xFF.
+        registers: 1 to 3 (RDSR 0x05, RDSR2 0x35, RDSR3 0x15); a chip without the later ones returns 0 or 0xFF.
         busy: whether a write or an erase is under way.
-        write_enabled: whether the next write or erase would be obeyed.
-        block_protection: the bits BP0 and up of register 1.
-        protection: of the array against writes and erases.
+        write_enabled: whether the next write or erase command would be executed (WEL).
+        block_protection: the bits BP0 and above of register 1.
+        protection: which part of the array is protected against writes and erases.
         registers_locked: whether the registers themselves are protected (SRP0).
-        quad_enabled: whether the four-line modes are switched on (QE).
-        voltage: of the flash's supply, as far as the chip tells; *voltage_source* is what sets it.
-        lines: ``"quad"`` or ``"octal"`` by eFuse, where the chip has both.
+        quad_enabled: whether the four-line modes are enabled (QE).
+        voltage: of the flash's supply, if the chip reports it; *voltage_source* is what sets it.
+        lines: ``"quad"`` or ``"octal"`` according to eFuse, on chips that support both.
     """
 
     flash_id: int
@@ -59,12 +59,12 @@ class FlashStatus:
 
 @operation(Effect.READ, group="flash")
 def status(link: Link) -> FlashStatus:
-    """Return the flash chip's status registers, its protection, and its voltage (``ESPLoader.read_status``).
+    """Return the flash chip's status registers, protection and supply voltage (``ESPLoader.read_status``).
 
     Raises:
-        OperationError: in secure download mode, where the flash's bus cannot be reached.
+        OperationError: in secure download mode, where the flash bus cannot be accessed.
     """
-    with link.session.use("reading the flash's status", stub=not link.board.uploads_slowly, flash=True) as esp:
+    with link.session.use("reading the flash status", stub=not link.board.uploads_slowly, flash=True) as esp:
         number = int(esp.flash_id(cache=False))
         packed = int(esp.read_status(3))
         voltage, source = _voltage(esp)
@@ -97,7 +97,7 @@ def _protection(bits: int, mask: int, *, complement: bool) -> Protection:
 
 
 def _voltage(esp: Any) -> tuple[str | None, str | None]:
-    """Return the voltage that esptool tells, and what sets it; it only prints them."""
+    """Return the voltage that esptool reports, and what sets it; esptool only prints them."""
     said = Transcript()
     with capture(said):
         try:
@@ -110,10 +110,10 @@ def _voltage(esp: Any) -> tuple[str | None, str | None]:
 
 @operation(Effect.READ, group="flash")
 def sfdp_read(link: Link) -> Sfdp:
-    """Return what the flash chip says of itself: its SFDP parameters, parsed (``ESPLoader.read_spiflash_sfdp``).
+    """Return the flash chip's SFDP parameters, parsed (``ESPLoader.read_spiflash_sfdp``).
 
     Raises:
-        OperationError: if it has none, or they make no sense.
+        OperationError: if it has none, or they are invalid.
     """
     with link.session.use("reading SFDP", stub=not link.board.uploads_slowly, flash=True) as esp:
         return parse(lambda address, size: _sfdp_bytes(esp, address, size))
@@ -126,7 +126,7 @@ def _sfdp_bytes(esp: Any, address: int, size: int) -> bytes:
 
 # -- the size
 
-_SIZES = tuple(1 << exponent for exponent in range(18, 24))  # 256 KB to 8 MB: 16 MB is all that 3 bytes address
+_SIZES = tuple(1 << exponent for exponent in range(18, 24))  # 256 KB to 8 MB: 3 address bytes reach 16 MB
 _MARKER = 16
 _READ = 0x03
 _SAMPLES = 32
@@ -134,17 +134,17 @@ _SAMPLES = 32
 
 @dataclass(frozen=True)
 class SizeDetection:
-    """How large the flash is, by several witnesses. Sizes are bytes; None is what a witness does not tell.
+    """The size of the flash according to several sources. Sizes are in bytes; None if a source does not give one.
 
     Attributes:
         by_id: by the capacity byte of its id, as esptool reads it.
         by_sfdp: by its SFDP density.
-        by_wrap: by where addresses begin anew: a chip of 2 MB gives at 2 MB + n what it gives at n.
-        at_least: by addresses that do not begin anew.
-        wrap_note: what that was seen by, or why it was not.
-        configured: what boards.toml says.
-        size: the size to believe: by addresses where they tell, else by SFDP, else by id.
-        agree: whether no two witnesses contradict each other; a relabelled chip does.
+        by_wrap: by address wrap-around: a 2 MB chip returns at 2 MB + n the contents of n.
+        at_least: lower bound from addresses that do not wrap around.
+        wrap_note: how the wrap-around was detected, or why it was not.
+        configured: flash_size of boards.toml.
+        size: the most reliable of these: by wrap-around if known, else by SFDP, else by id.
+        agree: whether the sources agree; those of a relabelled chip do not.
     """
 
     by_id: int | None
@@ -159,14 +159,14 @@ class SizeDetection:
 
 @operation(Effect.READ, group="flash")
 def size_detect(link: Link) -> SizeDetection:
-    """Return how large the flash really is: by its id, by SFDP, and by where reads wrap around.
+    """Return the real size of the flash: by its id, by SFDP, and by where reads wrap around.
 
-    Nothing is written: where the flash is blank, a wrap cannot be seen. Flash beyond 16 MB is not looked at.
+    Nothing is written: if the flash is blank, a wrap-around cannot be detected. Flash beyond 16 MB is not checked.
 
     Raises:
-        OperationError: in secure download mode, where the flash's bus cannot be reached.
+        OperationError: in secure download mode, where the flash bus cannot be accessed.
     """
-    with link.session.use("detecting the flash's size", stub=not link.board.uploads_slowly, flash=True) as esp:
+    with link.session.use("detecting the flash size", stub=not link.board.uploads_slowly, flash=True) as esp:
         by_id = flash_size_of(int(esp.flash_id(cache=False)))
         by_sfdp = _size_by_sfdp(esp)
         by_wrap, at_least, note = _size_by_wrap(esp, CHIP_DEFS[link.session.chip].BOOTLOADER_FLASH_OFFSET)
@@ -185,23 +185,23 @@ def _size_by_sfdp(esp: Any) -> int | None:
 
 
 def _size_by_wrap(esp: Any, bootloader: int) -> tuple[int | None, int | None, str]:
-    """Return the size where addresses begin anew, a size that is exceeded for certain, and a note."""
+    """Return the size at which addresses wrap around, a size that is certainly exceeded, and a note."""
     places = (bootloader, 0x8000, 0x9000, 0xE000, 0x10000, 0x20000)
     markers = {place: data for place in places if len(set(data := _bus_read(esp, place, _MARKER))) > 2}
     if not markers:
-        return None, None, "the flash is blank where a bootloader, a table or an app would be: a wrap cannot be seen"
+        return None, None, "bootloader, partition table and app areas are blank: a wrap-around cannot be detected"
     where = ", ".join(f"{place:#x}" for place in markers)
     for size in _SIZES:
         if all(_bus_read(esp, size + place, _MARKER) == data for place, data in markers.items()) and all(
             _bus_read(esp, place, 4) == _bus_read(esp, size + place, 4)
             for place in range(0x100, size, size // _SAMPLES)
         ):
-            return size, None, f"what is at {where} is {format_size(size)} further on, too"
-    return None, 2 * _SIZES[-1], f"what is at {where} does not come again up to {format_size(2 * _SIZES[-1])}"
+            return size, None, f"the contents of {where} repeat {format_size(size)} further on"
+    return None, 2 * _SIZES[-1], f"the contents of {where} do not repeat up to {format_size(2 * _SIZES[-1])}"
 
 
 def _bus_read(esp: Any, address: int, size: int) -> bytes:
-    """Return bytes by the flash's own read command: the loader's would stop at the size that it believes in."""
+    """Read bytes by the flash's own read command: the loader's command stops at the size that it assumes."""
     words = (
         int(esp.run_spiflash_command(_READ, read_bits=32, addr=place, addr_len=24))
         for place in range(address, address + size, 4)

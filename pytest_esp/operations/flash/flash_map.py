@@ -16,11 +16,11 @@ _CELL, _LINE, _MARGIN, _LABEL = 10, 16, 8, 64
 
 
 def draw(spans: Sequence[Span], used: Sequence[bool]) -> str:
-    """Return a map of *spans*: what is used in full colour, what is erased pale.
+    """Return a map of *spans*: used sectors in full colour, erased ones pale.
 
     Args:
-        spans: from the first byte to the last.
-        used: whether each sector (4 KB) is.
+        spans: from the first byte to the last, without gaps.
+        used: for each sector (4 KB) whether it is used.
     """
     scale = max(-(-len(used) // (_COLUMNS * _MOST_ROWS)), 1)  # sectors per cell
     cells = [any(used[first : first + scale]) for first in range(0, len(used), scale)]
@@ -39,7 +39,7 @@ def draw(spans: Sequence[Span], used: Sequence[bool]) -> str:
 
 
 def _printable(name: str) -> str:
-    """Return a name without what XML cannot hold: it comes from flash, and may be anything."""
+    """Return a name without characters that XML does not allow: names come from flash and may contain anything."""
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
@@ -78,6 +78,6 @@ def _legend(spans: Sequence[Span], used: Sequence[bool], top: int) -> Iterator[s
 
 
 def _colour(span: Span, number: int, filled: bool) -> str:
-    """Return a colour per region: neighbours lie far apart on the wheel, gaps are grey."""
+    """Return a colour per region: neighbours differ clearly, gaps are grey."""
     saturation = 0 if span.kind == "gap" else 65
     return f"hsl({number * 137 % 360},{saturation}%,{45 if filled else 90}%)"

@@ -1,4 +1,4 @@
-"""What lies where in a flash: bootloader, partition table, partitions, and the gaps between them."""
+"""The layout of a flash: bootloader, partition table, partitions, and the gaps between them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pytest_esp.operations.flash import tables
 from pytest_esp.operations.flash.access import ADDRESS_SPACE, Over, reach
 
 Kind = Literal["bootloader", "table", "partition", "gap", "flash"]
-"""What a span is; *flash* is all of it, where nothing tells how it is divided."""
+"""What a span is; *flash* is the whole flash, if it cannot be divided."""
 
 CHUNK = 0x10000
-"""Bytes that are read, compared and kept at a time: one large erase block of usual flash chips."""
+"""Bytes to read, compare and keep at a time: one large erase block of usual flash chips."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of the flash that has a name; *partition* is the table's entry, if it is one's."""
+    """A named part of the flash; *partition* is its entry in the table, if it has one."""
 
     name: str
     kind: Kind
@@ -42,16 +42,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """Spans that follow each other from the first byte of the flash to its last; *note* says why there is only one."""
+    """Spans that cover the flash from its first byte to its last; *note* says why there is only one."""
 
     spans: tuple[Span, ...]
     note: str | None = None
 
 
 def layout_of(link: Link, flash_size: int, chip: str) -> Layout:
-    """Return how the flash is divided, by the partition table in it.
+    """Return how the flash is divided, according to its partition table.
 
-    Without a usable table (none, damaged, encrypted, or its partitions overlap) it is one span, and a note says so.
+    Without a usable table (missing, damaged, encrypted, or overlapping partitions) it is one span, and a note says so.
     """
     try:
         table = tables.read(link)
@@ -71,7 +71,7 @@ def layout_of(link: Link, flash_size: int, chip: str) -> Layout:
 
 
 def chunks(address: int, size: int) -> Iterable[tuple[int, int]]:
-    """Yield address and size of the pieces of a region, cut where addresses are multiples of `CHUNK`."""
+    """Yield address and size of the pieces of a region, cut at multiples of `CHUNK`."""
     end = address + size
     while address < end:
         following = min((address // CHUNK + 1) * CHUNK, end)
@@ -89,12 +89,12 @@ def _undivided(flash_size: int, reason: str) -> Layout:
 
 
 def _problem(spans: Sequence[Span], flash_size: int) -> str | None:
-    """Return why the table cannot be used, if so."""
+    """Return why the table cannot be used, or None."""
     for span in spans:
         if span.end > flash_size:
             return f"{span.name} ends at {span.end:#x}, beyond the flash"
         if span.address % SECTOR or span.size % SECTOR:
-            return f"{span.name} at {span.address:#x} is not made of whole sectors"
+            return f"{span.name} at {span.address:#x} is not aligned to whole sectors"
     for span, following in itertools.pairwise(spans):
         if span.end > following.address:
             return f"{span.name} and {following.name} overlap"
@@ -118,7 +118,7 @@ def _gap(start: int, end: int) -> Span:
 
 @dataclass(frozen=True)
 class FlashOwner:
-    """What must be the same where a backup is made and where it is restored."""
+    """The properties that must match between the board of a backup and the board of its restore."""
 
     chip: str
     mac: str | None
@@ -127,20 +127,20 @@ class FlashOwner:
 
 
 def owner_of(link: Link, over: Over) -> FlashOwner:
-    """Return whose flash it is.
+    """Return the identity of the flash: chip, size, encryption.
 
     Raises:
-        OperationError: if it cannot be read as a whole.
+        OperationError: if the flash cannot be read as a whole.
     """
     chip = identify(link)
     if chip.secure_download_mode:
         raise OperationError(
-            "the chip is in secure download mode: its flash cannot be read", hint="no tool can; keep the build instead"
+            "the chip is in secure download mode: its flash cannot be read", hint="keep the build's files instead"
         )
     with link.session.use("reading whether flash is encrypted", stub=False) as esp:
         encrypted = bool(esp.get_flash_encryption_enabled())
     with reach(link, over, "reading the size of the flash") as access:
         size = access.size
     if size >= ADDRESS_SPACE:
-        raise OperationError("the size of the flash is unknown", hint="write flash_size into boards.toml")
+        raise OperationError("the size of the flash is unknown", hint="set flash_size in boards.toml")
     return FlashOwner(chip.chip_type, chip.mac_address, encrypted, size)

@@ -18,7 +18,7 @@ from pytest_esp.operations.results import Address
 
 @dataclass(frozen=True)
 class FlashInfo:
-    """The flash chip: its id as RDID gives it, maker and device, and its size in bytes (None if the id is unknown)."""
+    """The flash chip: its id as returned by RDID, manufacturer, device, and size in bytes (None if unknown)."""
 
     flash_id: Address
     manufacturer: Address
@@ -28,7 +28,7 @@ class FlashInfo:
 
 @operation(Effect.READ, group="flash")
 def info(link: Link) -> FlashInfo:
-    """Return which flash chip answers (``ESPLoader.flash_id``)."""
+    """Return the id of the flash chip (``ESPLoader.flash_id``)."""
     with link.session.use("reading the flash id", stub=not link.board.uploads_slowly, flash=True) as esp:
         number = int(esp.flash_id(cache=False))
     device = (number >> 8 & 0xFF) << 8 | number >> 16
@@ -37,7 +37,7 @@ def info(link: Link) -> FlashInfo:
 
 @dataclass(frozen=True)
 class FlashRead:
-    """What was read: *size* bytes from *address*, and where they were saved, if they were."""
+    """The bytes read: *size* bytes from *address*, and the file they were saved to, if any."""
 
     address: Address
     size: int
@@ -56,18 +56,18 @@ def read(
     over: Over = "auto",
     progress: Progress | None = None,
 ) -> FlashRead:
-    """Return *size* bytes of flash from *address*; on the wire the stub proves them by an MD5.
+    """Read *size* bytes of flash from *address*; on the wire the stub confirms them by an MD5.
 
     Args:
         address: of the first byte.
         size: in bytes.
-        output_file: saves them, too: beside their place and renamed, so that no half file has the right name.
-        overwrite: whether *output_file* may exist already.
-        over: "wire" makes the chip read it, also where its flash file could be read (QEMU).
-        progress: called with bytes done and to do.
+        output_file: also save the bytes to this file; a failed read leaves no partial file.
+        overwrite: replace *output_file* if it exists.
+        over: "wire" reads through the chip even if its flash file could be read (QEMU).
+        progress: called with bytes done and total.
 
     Raises:
-        OperationError: if the region is not in the flash, or the file exists or cannot be written.
+        OperationError: if the region lies beyond the flash, or the file exists or cannot be written.
         LinkError: if bytes were lost.
     """
     start, length = size_argument(address, "address"), size_argument(size, "size")
@@ -96,10 +96,10 @@ def md5(link: Link, address: int | str, size: int | str, *, over: Over = "auto")
     Args:
         address: of the first byte.
         size: in bytes.
-        over: "wire" asks the chip, also where its flash file could be read (QEMU).
+        over: "wire" asks the chip even if its flash file could be read (QEMU).
 
     Raises:
-        OperationError: if the region is not in the flash, or the loader has no such command.
+        OperationError: if the region lies beyond the flash, or the loader lacks the command.
     """
     start, length = size_argument(address, "address"), size_argument(size, "size")
     with reach(link, over, f"MD5 of {length:#x} bytes at {start:#x}") as access:
@@ -108,12 +108,12 @@ def md5(link: Link, address: int | str, size: int | str, *, over: Over = "auto")
 
 
 def is_blank(link: Link, address: int, size: int) -> bool:
-    """Return whether a region is erased, by the chip's MD5: that costs no transfer."""
+    """Return whether a region is erased, by the chip's MD5, without transferring the region."""
     return md5(link, address, size).md5 == md5_of(b"\xff" * size)
 
 
 def chip_of_flash(link: Link) -> str:
-    """Return the board's chip without opening the port where its flash is reached past it (QEMU)."""
+    """Return the board's chip; the port is not opened if its flash file can be used (QEMU)."""
     with reach(link, "auto", "looking at the flash") as access:
         return access.chip
 
@@ -122,9 +122,9 @@ def flash_size(link: Link) -> int:
     """Return the size of the flash in bytes.
 
     Raises:
-        OperationError: if neither the flash's id nor boards.toml tells it.
+        OperationError: if it is known neither from the flash id nor from boards.toml.
     """
     with reach(link, "auto", "reading the size of the flash") as access:
         if access.size >= ADDRESS_SPACE:
-            raise OperationError(f"the size of the flash of this {access.chip} is unknown", hint="give flash_size")
+            raise OperationError(f"the size of the flash of this {access.chip} is unknown", hint="set flash_size")
         return access.size

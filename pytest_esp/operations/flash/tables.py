@@ -1,4 +1,4 @@
-"""The partition table that is in flash, otadata, and the app that starts."""
+"""The partition table in flash, otadata, and the app that starts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DEFAULT_OFFSET = 0x8000
 _SEARCH_START, _SEARCH_END = 0x1000, 0x20000
 
 
-# The bootloader passes over these (bootloader_common_ota_select_invalid in ESP-IDF).
+# The bootloader skips these (bootloader_common_ota_select_invalid in ESP-IDF).
 _GIVEN_UP = (OtaImageState.INVALID, OtaImageState.ABORTED)
 
 
 @dataclass(frozen=True)
 class Partitions:
-    """A partition table: where in flash it was found, and whether an MD5 in it was checked (a table may have none)."""
+    """A partition table, its address in flash, and whether its MD5 was checked (a table may have none)."""
 
     offset: Address
     checked: bool
@@ -44,14 +44,14 @@ class Partitions:
 
 @operation(Effect.READ, group="partitions")
 def read(link: Link) -> Partitions:
-    """Read the partition table from flash, at 0x8000 or at the first sector up to 0x20000 that has one; check its MD5.
+    """Read the partition table from flash, at 0x8000 or the first sector up to 0x20000 that has one; check its MD5.
 
     Source: ESP-IDF's partition table format, as esp-idf-defs reads it.
 
     Raises:
-        OperationError: if there is none, or it is damaged.
+        OperationError: if there is no table, or it is damaged.
     """
-    # The tables of nearly all boards: one short read, and the search only where it finds none.
+    # Nearly all boards have it there: one short read; search only if there is none.
     head = reading.read(link, DEFAULT_OFFSET, TABLE_SIZE).data
     if head.startswith(MAGIC):
         return _table(DEFAULT_OFFSET, head)
@@ -62,8 +62,8 @@ def read(link: Link) -> Partitions:
     raise OperationError(
         "there is no partition table in flash",
         attempted="reading the partition table",
-        hint="flash one: an ESP-IDF build folder has it as partition_table/partition-table.bin; "
-        "where flash is encrypted it cannot be read from outside",
+        hint="flash one (partition_table/partition-table.bin of an ESP-IDF build folder); "
+        "if flash is encrypted, the table cannot be read from outside",
     )
 
 
@@ -73,13 +73,13 @@ def _table(offset: int, data: bytes) -> Partitions:
 
 @operation(Effect.READ, group="partitions")
 def find(link: Link, name: str) -> Partition:
-    """Return the partition of that name.
+    """Return the partition with this name.
 
     Args:
-        name: as the table in flash has it.
+        name: name of the partition in the table in flash, e.g. nvs.
 
     Raises:
-        OperationError: if there is none; lists those there are.
+        OperationError: if there is no such partition; the hint lists those that exist.
     """
     partitions = read(link).partitions
     for partition in partitions:
@@ -96,10 +96,10 @@ class OtaEntry:
     """One of the two entries of otadata.
 
     Attributes:
-        address: where it lies in flash.
-        valid: whether its checksum is right; the rest is None if not.
-        sequence: its number; the higher one is the newer.
-        slot: name of the partition that it stands for.
+        address: its address in flash.
+        valid: whether its checksum is right; if not, the other fields are None.
+        sequence: its number; the higher one is newer.
+        slot: name of the partition that it selects.
         state: of the image, as ESP-IDF calls it: ``"NEW"``, ``"PENDING_VERIFY"``, ``"VALID"``, ``"INVALID"``,
             ``"ABORTED"`` or ``"UNDEFINED"``.
     """
@@ -113,10 +113,10 @@ class OtaEntry:
 
 @dataclass(frozen=True)
 class OtaData:
-    """What otadata says.
+    """The contents of otadata.
 
     Attributes:
-        partition: its partition.
+        partition: the otadata partition.
         entries: both.
         active: name of the partition that the bootloader tries first; None if there is no app to start.
         slots: names of the OTA partitions, in order.
@@ -130,12 +130,12 @@ class OtaData:
 
 @operation(Effect.READ, group="partitions")
 def otadata(link: Link) -> OtaData:
-    """Read otadata: both entries, and which app partition the bootloader tries first.
+    """Read otadata: both entries, and the app partition that the bootloader tries first.
 
     Source: ``esp_ota_select_entry_t`` of ESP-IDF, as esp-idf-defs reads it.
 
     Raises:
-        OperationError: if the table has no otadata or no OTA partition, or there is no table.
+        OperationError: if there is no table, or it has no otadata or no OTA partition.
     """
     return _otadata(link, read(link).partitions)
 
@@ -147,7 +147,7 @@ def _otadata(link: Link, partitions: tuple[Partition, ...]) -> OtaData:
         raise OperationError(
             "there is no otadata" if place is None else "there is otadata, but no OTA partition",
             attempted="reading otadata",
-            hint="updates over the air need a table with otadata and at least two OTA partitions",
+            hint="use a table with otadata and at least two OTA partitions for updates over the air",
         )
     addresses = (place.offset, place.offset + SECTOR)
     raw = [_decoded(reading.read(link, at, OtaDataSelectEntry.SIZE).data) for at in addresses]
@@ -174,7 +174,7 @@ def _ota_entry(address: int, entry: OtaDataSelectEntry | None, slots: tuple[str,
 
 @dataclass(frozen=True)
 class InstalledApp:
-    """The app that the bootloader tries first: its partition, and what it says of itself (None if there is none)."""
+    """The app that the bootloader tries first: its partition and its descriptor (None if there is none)."""
 
     slot: Partition
     app: App | None
@@ -182,17 +182,17 @@ class InstalledApp:
 
 @operation(Effect.READ, group="partitions")
 def app(link: Link) -> InstalledApp:
-    """Return the app that the bootloader tries first, by what is in flash now.
+    """Return the app that the bootloader tries first, according to the flash contents.
 
     Raises:
-        OperationError: if there is no partition table, or none of its partitions is for an app.
+        OperationError: if there is no partition table, or it has no app partition.
     """
     slot = app_slot(link)
     return InstalledApp(slot, app_of(reading.read(link, slot.offset, APP_HEAD_SIZE).data))
 
 
 def app_slot(link: Link, table: Partitions | None = None) -> Partition:
-    """Return the partition that the bootloader tries first, by the *table* in flash, which is read if it is not given.
+    """Return the partition that the bootloader tries first, by *table* or, if None, the table in flash.
 
     Raises:
         OperationError: see `app`.
@@ -202,5 +202,5 @@ def app_slot(link: Link, table: Partitions | None = None) -> Partition:
     active = _otadata(link, partitions).active if otadata_of(partitions) and ota_slots(partitions) else None
     slot = by_name[active] if active else default_app(partitions)
     if slot is None:
-        raise OperationError("the partition table has no partition for an app", hint="flash another table")
+        raise OperationError("the partition table has no app partition", hint="flash another table")
     return slot

@@ -1,4 +1,4 @@
-"""What could be faster or larger: the baud rate of the wire, and the flash settings in the bootloader's header."""
+"""Finds faster or larger settings: the baud rate, and the flash settings in the bootloader's header."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from pytest_esp.units import format_size, parse_size
 _SAMPLE = 0x10000
 RATES = (115200, 460800, 921600)
 _MODES = ("qio", "qout", "dio", "dout")  # by the number in the header
-_FASTEST = 80  # MHz; what is above needs more than a number in a header
+_FASTEST = 80  # MHz; higher frequencies need more than a number in the header
 _LARGEST_BOOTLOADER = 0x20000
 _HASH_FLAG, _HASH_SIZE = 23, 32
 
 How = Literal["apply", "rebuild"]
-"""How a change is made: by *apply* here, or in the build's configuration."""
+"""How to make a change: by *apply* here, or in the configuration of the build."""
 
 
 @dataclass(frozen=True)
 class RateMeasure:
-    """How fast flash was read at a baud rate: bytes per second; None, and why, if the chip did not answer at it."""
+    """The read speed at a baud rate in bytes per second; None, and the reason, if the chip did not answer at it."""
 
     baudrate: int
     bytes_per_second: float | None
@@ -46,7 +46,7 @@ class RateMeasure:
 
 @dataclass(frozen=True)
 class BootHeader:
-    """The flash settings in the bootloader's header. *size* is in bytes; None is a number that stands for nothing."""
+    """The flash settings in the bootloader's header. *size* is in bytes; None if a number has no meaning."""
 
     address: int
     mode: str | None
@@ -56,7 +56,7 @@ class BootHeader:
 
 @dataclass(frozen=True)
 class Change:
-    """What could be better: a setting, what it is, what it could be, why, and how to change it."""
+    """A suggested change: the setting, its value, a better value, the reason, and how to change it."""
 
     setting: Literal["baud", "size", "frequency", "mode"]
     now: str
@@ -67,12 +67,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Optimization:
-    """What was measured, and what it says.
+    """Measurements, and the changes they suggest.
 
     Attributes:
-        best_baudrate: of those at which the chip answered.
-        header: of the bootloader; None if there is none, or it cannot be read (encrypted).
-        flash_size: bytes, see `flash_chip.size_detect`.
+        best_baudrate: the fastest of those at which the chip answered.
+        header: of the bootloader; None if there is no bootloader, or it cannot be read (encrypted).
+        flash_size: in bytes, see `flash_chip.size_detect`.
         applied: the settings that were changed.
     """
 
@@ -86,18 +86,18 @@ class Optimization:
 
 @operation(Effect.WRITE, group="flash", without={"apply": Effect.READ})
 def optimize(link: Link, baudrates: Sequence[int] = RATES, *, apply: bool = False, over: Over = "auto") -> Optimization:
-    """Measure how fast flash is read, look at the bootloader's flash settings, and say what to change.
+    """Measure how fast flash is read, check the bootloader's flash settings, and suggest changes.
 
     Args:
-        baudrates: to read 64 KB at, each; afterwards the rate is what it was.
-        apply: write the bootloader again with the better size, frequency and mode, and a new hash. The baud rate is
-            never changed here: it belongs into boards.toml.
-        over: "wire" makes the chip read and write, also where its flash file could be used (QEMU).
+        baudrates: baud rates to read 64 KB at; afterwards the previous rate is restored.
+        apply: rewrite the bootloader with the better size, frequency and mode, and a new hash. The baud rate is only
+            suggested: set it in boards.toml.
+        over: "wire" reads and writes through the chip even if its flash file could be used (QEMU).
 
     Raises:
-        RefusedError: for *apply* where the board does not allow "write".
-        FirmwareError: for *apply* where the bootloader is damaged, or secure boot or flash encryption is on.
-        OperationError: if a baud rate is none.
+        RefusedError: with *apply*, if the board does not allow "write".
+        FirmwareError: with *apply*, if the bootloader is damaged, or secure boot or flash encryption is enabled.
+        OperationError: if a baud rate is invalid.
     """
     board = owner_of(link, over)
     rates = _measure(link, baudrates)
@@ -125,7 +125,7 @@ def _measure(link: Link, baudrates: Sequence[int]) -> tuple[RateMeasure, ...]:
     session = link.session
     with session.use("measuring reads") as esp:
         if not esp.IS_STUB:
-            return ()  # the ROM reads 64 bytes at a time: no rate makes that fast
+            return ()  # the ROM reads 64 bytes at a time: no baud rate makes that fast
         before = int(session.port.baudrate)
     try:
         return tuple(_measure_one(link, rate) for rate in baudrates)
@@ -138,7 +138,7 @@ def _measure_one(link: Link, rate: int) -> RateMeasure:
         change_baudrate(link, rate)
         with link.session.use(f"reading at {rate} baud", flash=True) as esp:
             begun = time.perf_counter()
-            esp.read_flash(0, _SAMPLE)  # proved by the MD5 that the stub sends
+            esp.read_flash(0, _SAMPLE)  # verified by the MD5 that the stub sends
             return RateMeasure(rate, round(_SAMPLE / (time.perf_counter() - begun), 1), None)
     except (LinkError, PortError) as error:
         return RateMeasure(rate, None, error.message)
@@ -150,12 +150,12 @@ def _best(rates: Sequence[RateMeasure]) -> int | None:
 
 
 def _better_rate(link: Link, rates: Sequence[RateMeasure]) -> Sequence[Change]:
-    """Say so if a rate is a tenth faster at least than the one that boards.toml has: less is chance."""
+    """Suggest a baud rate if it is at least a tenth faster than that of boards.toml; less may be chance."""
     speeds = {rate.baudrate: rate.bytes_per_second for rate in rates if rate.bytes_per_second is not None}
     best, configured = _best(rates), link.board.spec.baud
     if best is None or link.board.virtual or speeds[best] < 1.1 * speeds.get(configured, 0.0):
         return ()
-    why = f"64 KB are read at {speeds[best] / 1024:.0f} KB/s"
+    why = f"it reads 64 KB at {speeds[best] / 1024:.0f} KB/s"
     return (Change("baud", str(configured), str(best), why, "rebuild"),) if best != configured else ()
 
 
@@ -167,7 +167,7 @@ def _header(head: bytes, chip: str, address: int) -> BootHeader | None:
         return None
     rom = CHIP_DEFS[chip]
     sizes = {number: name for name, number in rom.FLASH_SIZES.items()}
-    # One number may stand for two: on the ESP32-C6 the ROM makes 80 MHz of the one for 40.
+    # One number may have two meanings: the one for 40 MHz gives 80 MHz on the ESP32-C6.
     frequencies = {number: name for name, number in reversed(rom.FLASH_FREQUENCY.items())}
     size = sizes.get(head[3] & 0xF0)
     return BootHeader(
@@ -179,7 +179,7 @@ def _header(head: bytes, chip: str, address: int) -> BootHeader | None:
 
 
 def _bytes_of(name: str) -> int:
-    """Return the bytes of one of esptool's names: ``"4MB"``, or ``"2MB-c1"`` of an ESP8266."""
+    """Return the size in bytes for one of esptool's names: ``"4MB"``, or ``"2MB-c1"`` of an ESP8266."""
     return parse_size(name.partition("-")[0])
 
 
@@ -189,22 +189,22 @@ def _better_header(link: Link, header: BootHeader, size: int | None) -> Sequence
     now = format_size(header.size) if header.size else "unknown"
     if size and size != header.size:
         why = (
-            "the bootloader refuses to start where the header promises more than there is"
+            "the bootloader does not start if the header states more than the real size"
             if header.size and header.size > size
-            else "what lies beyond is not used"
+            else "the flash beyond the stated size is not used"
         )
         how: How = "apply" if format_size(size) in rom.FLASH_SIZES else "rebuild"
         found.append(Change("size", now, format_size(size), why, how))
     fastest = max((name for name in rom.FLASH_FREQUENCY if _mhz(name) <= _FASTEST), key=_mhz)
     if header.frequency and _mhz(header.frequency) < _mhz(fastest):
-        why = "code and data are read from flash faster; boards with long lines to the flash may need the lower one"
+        why = "code and data are read from flash faster; boards with long traces to the flash may need the lower one"
         found.append(Change("frequency", header.frequency, fastest, why, "apply"))
     found += _better_mode(link, header)
     return found
 
 
 def _mhz(frequency: str) -> int:
-    """Return the MHz of one of esptool's names: ``"40m"``, ``"26m"``."""
+    """Return the frequency in MHz for one of esptool's names: ``"40m"``, ``"26m"``."""
     number = re.match(r"\d+", frequency)
     return int(number[0]) if number else 0
 
@@ -216,11 +216,11 @@ def _better_mode(link: Link, header: BootHeader) -> Sequence[Change]:
         return ()
     found: list[Change] = []
     if header.mode == "dout" and "1-2-2" in lines:
-        found.append(Change("mode", "dout", "dio", "the flash takes addresses on two lines, too", "apply"))
+        found.append(Change("mode", "dout", "dio", "the flash also accepts addresses on two lines", "apply"))
     if header.mode in ("dio", "dout") and "1-4-4" in lines:
         why = (
-            "the flash reads on four lines; where they are wired, set CONFIG_ESPTOOLPY_FLASHMODE_QIO: the bootloader "
-            "then switches them on itself, and its header stays dio"
+            "the flash reads on four lines; if they are wired, set CONFIG_ESPTOOLPY_FLASHMODE_QIO: the bootloader "
+            "then enables them itself, and its header stays dio"
         )
         found.append(Change("mode", header.mode, "qio", why, "rebuild"))
     return found
@@ -234,15 +234,15 @@ def _apply(link: Link, changes: Sequence[Change], board: FlashOwner, offset: int
         signed = bool(esp.get_secure_boot_enabled())
     if signed or board.flash_encryption:
         raise FirmwareError(
-            "secure boot or flash encryption is on: a bootloader that was changed here would not start",
-            hint="build it with these settings and sign it; nothing was written",
+            "secure boot or flash encryption is enabled: a modified bootloader would not start",
+            hint="nothing was written; build the bootloader with these settings and sign it",
         )
     room = reading.read(link, offset, min(_LARGEST_BOOTLOADER, board.flash_size - offset), over=over).data
     writing.write(link, _changed(room, changes, board.chip), offset, over=over)
 
 
 def _changed(room: bytes, changes: Sequence[Change], chip: str) -> bytes:
-    """Return the bootloader at the beginning of *room* with other flash settings and a new hash, in whole sectors.
+    """Return the bootloader at the start of *room* with new flash settings and hash, in whole sectors.
 
     Raises:
         FirmwareError: if it is damaged.

@@ -25,12 +25,12 @@ from pytest_esp.units import parse_size
 # -- writing
 
 State = Literal["written", "unchanged", "partly", "untouched"]
-"""Of a region: *unchanged* was there already; *partly* is erased or written from its beginning up to some byte."""
+"""Of a region: *unchanged* had these contents already; *partly* is erased or written up to some byte."""
 
 
 @dataclass(frozen=True)
 class WrittenRegion:
-    """One region of a write, and its state after it."""
+    """One region of a write, and its state afterwards."""
 
     address: Address
     size: int
@@ -40,9 +40,9 @@ class WrittenRegion:
 
 @dataclass(frozen=True)
 class FlashWrite:
-    """What a write did. Sizes are bytes of content, not of what was compressed for the wire.
+    """The result of a write. Sizes are bytes of content, not of the compressed transfer.
 
-    *verified* is False only where the chip cannot compute an MD5 (secure download mode, ESP8266 without stub).
+    *verified* is False only if the chip cannot compute an MD5 (secure download mode, ESP8266 without stub).
     """
 
     regions: tuple[WrittenRegion, ...]
@@ -63,27 +63,27 @@ def write(
     over: Over = "auto",
     progress: Progress | None = None,
 ) -> FlashWrite:
-    """Write regions to flash and verify each by the chip's MD5.
+    """Write regions to flash and verify each one by the chip's MD5.
 
-    A region that is there already is not written again, on the evidence of the chip's MD5. Everything is checked
-    before anything is erased: files, overlaps, the flash's size, and whether an image is for this chip. Flash is
-    erased in sectors of 4 KB: what shares a sector with a region that begins or ends inside it is erased with it.
+    A region whose MD5 matches already is not written again. Files, overlaps, the size of the flash, and the chip that
+    an image is for are checked before anything is erased. Flash is erased in sectors of 4 KB: a region that begins or
+    ends inside a sector also erases the rest of that sector.
 
-    The flash of a QEMU machine is its file, and is written there with the machine stopped: as the chip would write it,
-    and some hundred times as fast. The machine stays stopped until it is reset.
+    For a QEMU machine the flash file is written while the machine is stopped: same result, some hundred times
+    faster. The machine stays stopped until it is reset.
 
     Args:
         firmware: bytes or a file for *address*; pairs of address and bytes or file; or the path of a build, or an
-            opened one (see `Firmware.open`). An app alone goes where the partition table in flash says.
-        address: of *firmware*, where it has none of its own.
-        skip_unchanged: False writes in any case.
-        force: write an image even if it is for another chip, or security features speak against it.
-        over: "wire" makes the chip write it, also where its flash file could be written (QEMU).
-        progress: called with bytes done and to do, over all regions.
+            opened one (see `Firmware.open`). A single app goes to the app partition of the table in flash.
+        address: where to write *firmware*, if it has no addresses of its own.
+        skip_unchanged: skip regions whose contents are in flash already; False writes all.
+        force: write even if an image is for another chip, or security features may make the chip unusable.
+        over: "wire" writes through the chip even if its flash file could be written (QEMU).
+        progress: called with bytes done and total, over all regions.
 
     Raises:
-        FirmwareError: if a file or image is not fit; nothing was touched.
-        OperationError, LinkError, PortError: if a write failed; the hint says what state each region is in, and
+        FirmwareError: if a file or image is unsuitable; nothing was written.
+        OperationError, LinkError, PortError: if a write failed; the hint gives the state of each region, and
             ``details["regions"]`` has the same as `WrittenRegion` records.
     """
     loaded = _placed(link, load(firmware, address))
@@ -94,7 +94,7 @@ def write(
 def write_regions(
     link: Link, regions: Sequence[Region], skip_unchanged: bool, force: bool, over: Over, progress: Progress | None
 ) -> FlashWrite:
-    """Write regions as `write` does, whatever is in them: they are known to belong on this board.
+    """Write regions like `write`, without checking their contents: they are known to fit this board.
 
     Raises:
         OperationError, LinkError, PortError: see `write`.
@@ -109,7 +109,7 @@ def write_regions(
 
 
 def _placed(link: Link, firmware: Firmware) -> Firmware:
-    """Put an app alone where the bootloader looks for one; without a partition table it stays at the usual place."""
+    """Move a single app to where the bootloader looks for it; without a partition table keep the usual address."""
     if not firmware.needs_slot:
         return firmware
     try:
@@ -120,14 +120,14 @@ def _placed(link: Link, firmware: Firmware) -> Firmware:
 
 
 def _check_load(link: Link, loaded: Firmware, force: bool, over: Over) -> None:
-    """Refuse what does not belong on this board, before anything is erased."""
+    """Reject firmware that does not fit this board, before anything is erased."""
     total = sum(region.size for region in loaded.regions)
     with reach(link, over, f"writing {len(loaded.regions)} region(s), {total} bytes") as access:
         chip, size, revision = access.chip, access.size, access.revision
         if loaded.chip not in (None, chip) and not force:
             raise FirmwareError(
                 f"this is a build for {loaded.chip}, not for the {CHIP_DEFS[chip].CHIP_NAME}",
-                hint=f"build it with `idf.py set-target {chip}`; nothing was written",
+                hint=f"nothing was written; build for this chip with `idf.py set-target {chip}`",
             )
         for region in loaded.regions:
             check_fits(region, size)
@@ -138,7 +138,7 @@ def _check_load(link: Link, loaded: Firmware, force: bool, over: Over) -> None:
 class _Write:
     """A write under way, region by region.
 
-    Each region is one call of esptool: one that cannot be compressed would turn compression off for all after it.
+    Each region is a separate call of esptool: one incompressible region would disable compression for all after it.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class _Write:
         self.verified = True
 
     def run(self) -> None:
-        """Write all regions; an error says what state each is in."""
+        """Write all regions; an error gives the state of each."""
         try:
             for number, region in enumerate(self._regions):
                 self._write(number, region)
@@ -168,7 +168,7 @@ class _Write:
             error.details["regions"] = [asdict(region) for region in self.regions()]
             error.hint = "; ".join(filter(None, (self._describe(), error.hint)))
             raise
-        except BaseException as error:  # Ctrl-C, or the callback's own
+        except BaseException as error:  # Ctrl-C, or an error of the callback
             error.add_note(self._describe())
             raise
 
@@ -180,7 +180,7 @@ class _Write:
         )
 
     def bytes_in(self, state: State) -> int:
-        """Return how many bytes are in that state."""
+        """Return the number of bytes in regions with that state."""
         return sum(region.size for region in self.regions() if region.state == state)
 
     def _write(self, number: int, region: Region) -> None:
@@ -197,7 +197,7 @@ class _Write:
         self._tell(before + region.size)
 
     def _meter(self, before: int, size: int) -> Progress | None:
-        """Return a callback that turns esptool's compressed bytes of one region into bytes of all of them."""
+        """Return a callback that converts esptool's compressed bytes of one region into bytes of all regions."""
         if self._progress is None:
             return None
         return lambda done, total: self._tell(before + size * done // max(total, 1))
@@ -217,7 +217,7 @@ class _Write:
 
 @dataclass(frozen=True)
 class ErasedRegion:
-    """What was erased: *size* bytes, None for all of a flash whose size is unknown."""
+    """What was erased: *size* in bytes; None for the whole of a flash whose size is unknown."""
 
     address: Address
     size: int | None
@@ -227,28 +227,28 @@ class ErasedRegion:
 def erase(
     link: Link, region: int | str, size: int | str | None = None, *, force: bool = False, over: Over = "auto"
 ) -> ErasedRegion:
-    """Erase ``"all"`` of the flash, a partition by its name, or *size* bytes from an address (whole sectors of 4 KB).
+    """Erase ``"all"`` of the flash, a partition by name, or *size* bytes from an address (whole sectors of 4 KB).
 
     Args:
-        region: the word ``all``, a partition's name, or an address.
-        size: in bytes; for an address.
-        force: erase even if security features speak against it.
-        over: "wire" makes the chip erase it, also where its flash file could be written (QEMU).
+        region: the word ``all``, the name of a partition, or an address.
+        size: in bytes, if *region* is an address; a multiple of 4096.
+        force: erase even if security features may make the chip unusable.
+        over: "wire" erases through the chip even if its flash file could be written (QEMU).
 
     Raises:
-        OperationError: if a start has no size, the range is not made of whole sectors, or it is not in the flash.
+        OperationError: if an address has no size, the range is not made of whole sectors, or lies beyond the flash.
     """
     if region == "all":
         if size is not None:
-            raise OperationError("'all' has no size", hint="leave the size out, or give an address")
+            raise OperationError("'all' does not take a size", hint="omit the size, or give an address")
         return _erase_all(link, force, over)
     start, length = _erase_range(link, region, size)
     with reach(link, over, f"erasing {length:#x} bytes at {start:#x}") as access:
         check_inside(access, start, length)
         if start % SECTOR or length % SECTOR:
             raise OperationError(
-                f"{start:#x} and {length:#x} are not multiples of a sector ({SECTOR:#x})",
-                hint="flash is erased in sectors of 4 KB",
+                f"address {start:#x} and size {length:#x} must be multiples of the sector size ({SECTOR:#x})",
+                hint="round them to sectors of 4 KB: flash is erased in whole sectors",
             )
         if length:
             access.erase(start, length, force=force)
@@ -268,7 +268,7 @@ def _erase_range(link: Link, region: int | str, size: int | str | None) -> tuple
     if isinstance(region, str) and not _is_size(region):
         partition = tables.find(link, region)
         return partition.offset, partition.size
-    raise OperationError(f"the start {region} has no size", hint="give a size, a partition's name, or the word 'all'")
+    raise OperationError(f"region {region} needs a size", hint="give a size, a partition's name, or the word 'all'")
 
 
 def _is_size(text: str) -> bool:
@@ -284,7 +284,7 @@ def _is_size(text: str) -> bool:
 
 @dataclass(frozen=True)
 class CheckedRegion:
-    """Whether a region holds what it should; *first_difference* is the address of the first byte that is another."""
+    """Whether a region matches; *first_difference* is the address of the first byte that differs."""
 
     address: Address
     size: int
@@ -295,7 +295,7 @@ class CheckedRegion:
 
 @dataclass(frozen=True)
 class FlashVerify:
-    """What a comparison found; *matches* is whether all regions do. Iterating yields the regions."""
+    """The result of a comparison; *matches* is whether all regions match. Iterating yields the regions."""
 
     matches: bool
     regions: tuple[CheckedRegion, ...]
@@ -306,16 +306,16 @@ class FlashVerify:
 
 @operation(Effect.READ, group="flash")
 def verify(link: Link, firmware: Contents, address: int | str | None = None, *, over: Over = "auto") -> FlashVerify:
-    """Compare flash with regions, given as for `write`: by MD5, and byte by byte where that differs.
+    """Compare flash with regions, given as for `write`: by MD5, and byte by byte if that differs.
 
     Args:
         firmware: bytes or a file for *address*; pairs of address and bytes or file; or the path of a build, or an
-            opened one (see `Firmware.open`). An app alone goes where the partition table in flash says.
-        address: of *firmware*, where it has none of its own.
-        over: "wire" makes the chip read it, also where its flash file could be read (QEMU).
+            opened one (see `Firmware.open`). A single app is compared with the app partition of the table in flash.
+        address: where *firmware* is in flash, if it has no addresses of its own.
+        over: "wire" reads through the chip even if its flash file could be read (QEMU).
 
     Raises:
-        FirmwareError: if a file cannot be read. OperationError: if a region is not in the flash.
+        FirmwareError: if a file cannot be read. OperationError: if a region lies beyond the flash.
     """
     regions = tuple(_verify_one(link, region, over) for region in _placed(link, load(firmware, address)).regions)
     return FlashVerify(all(region.matches for region in regions), regions)

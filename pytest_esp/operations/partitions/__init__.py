@@ -1,1 +1,1 @@
-"""New partition tables, what is in partitions, NVS."""
+"""New partition tables, the contents of partitions, NVS."""

@@ -1,4 +1,4 @@
-"""What is in the partitions of a board."""
+"""Analyzes the partitions of a board."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pytest_esp.operations.results import Address
 
 @dataclass(frozen=True)
 class PartitionContents:
-    """What is in a partition.
+    """The contents of a partition.
 
     Attributes:
-        kind: ``"blank"``; ``"app"`` (an image that says what it is); ``"image"`` (one that does not); ``"data"``.
-        used: bytes up to the last one that is not 0xFF; *fill* is that part of its size, 0 to 1.
-        app: what an app says of itself.
+        kind: ``"blank"``; ``"app"`` (an image with a descriptor); ``"image"`` (one without); ``"data"``.
+        used: bytes up to the last one that is not 0xFF; *fill* is *used* divided by the size, 0 to 1.
+        app: the descriptor of the app.
         active: whether the bootloader tries it first.
     """
 
@@ -43,7 +43,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class PartitionAnalysis:
-    """The table, what is in its partitions, and the gaps of the flash that belong to none. Sizes in bytes."""
+    """The table, the contents of its partitions, and the parts of the flash that belong to none. Sizes in bytes."""
 
     table_offset: Address
     checked: bool
@@ -54,9 +54,9 @@ class PartitionAnalysis:
 
 @operation(Effect.READ, group="partitions")
 def analyze(link: Link) -> PartitionAnalysis:
-    """Look into every partition: blank or how full, which app, which one starts; and what belongs to none.
+    """Analyze every partition (blank or how full, which app, which one starts) and the unused parts of the flash.
 
-    A blank partition is known by the chip's MD5; others are read, which takes a while for large ones on a real board.
+    Blank partitions are detected by the chip's MD5; others are read, which takes time for large ones on a real board.
 
     Raises:
         OperationError: if there is no table, or it is damaged.
@@ -79,7 +79,7 @@ def _contents(link: Link, part: Partition, active: bool) -> PartitionContents:
 
 
 def _gaps(table: tables.Partitions, flash_size: int) -> tuple[Gap, ...]:
-    """Return what lies behind the table and in no partition; before it is the bootloader."""
+    """Return the parts of the flash after the table that belong to no partition; before it is the bootloader."""
     gaps: list[Gap] = []
     end = table.offset + SECTOR
     for part in sorted(table.partitions, key=lambda item: item.offset):

@@ -1,4 +1,4 @@
-"""New partition tables: made, and written to a board."""
+"""Creates partition tables, and writes them to a board."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def create(
     table_offset: int | str = tables.DEFAULT_OFFSET,
     overwrite: bool = False,
 ) -> BuiltTable:
-    """Make a partition table, checked for overlaps, alignment, names and the size of the flash.
+    """Create a partition table, checked for overlaps, alignment, names and the size of the flash.
 
     Args:
-        layout: a usual one by its name (single_factory, single_factory_large, single_factory_all, two_ota,
-            two_ota_littlefs, factory_two_ota), a CSV file or its text, or rows with name, type, subtype, size, and
-            maybe offset and flags (encrypted, readonly). Rows may also be the partitions of a table that has its own
-            flash_size and table_offset, e.g. {"flash_size": "8MB", "partitions": [...]}.
-        output_file: saves it: as text if its name ends in .csv, else binary.
-        flash_size: in bytes, or like 8MB.
-        table_offset: where in flash the table itself will lie.
-        overwrite: whether *output_file* may exist already.
+        layout: a predefined layout by name (single_factory, single_factory_large, single_factory_all, two_ota,
+            two_ota_littlefs, factory_two_ota), a CSV file or its text, or rows with name, type, subtype, size and,
+            optionally, offset and flags (encrypted, readonly). Rows may also be given together with a flash_size and a
+            table_offset, e.g. {"flash_size": "8MB", "partitions": [...]}.
+        output_file: save the table to this file: as text if its name ends in .csv, else binary.
+        flash_size: in bytes, or e.g. 8MB.
+        table_offset: address in flash of the table itself.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
-        OperationError: if the table is wrong (see `partition_layouts.build`), or the file exists or cannot be written.
+        OperationError: if the table is invalid (see `partition_layouts.build`), or the file cannot be written.
     """
     return _saved(build(layout, flash_size, table_offset=table_offset), output_file, overwrite)
 
@@ -61,19 +61,19 @@ def create_ota(
     storage: Storage | None = None,
     overwrite: bool = False,
 ) -> BuiltTable:
-    """Make a partition table for updates over the air.
+    """Create a partition table for updates over the air.
 
     Args:
-        flash_size: in bytes, or like 8MB.
-        app_size: of every app, written alike; by default as much as there is room for.
-        output_file: saves it: as text if its name ends in .csv, else binary.
-        slots: how many OTA partitions there are, 2 to 16.
-        factory: whether there is a factory app, too.
-        storage: a file system in what is left.
-        overwrite: whether *output_file* may exist already.
+        flash_size: in bytes, or e.g. 8MB.
+        app_size: size of each app partition, in bytes or e.g. 1MB; by default as large as possible.
+        output_file: save the table to this file: as text if its name ends in .csv, else binary.
+        slots: number of OTA partitions, 2 to 16.
+        factory: add a factory app partition.
+        storage: file system for the remaining space.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
-        OperationError: if there is no room, or the file exists or cannot be written.
+        OperationError: if there is not enough space, or the file exists or cannot be written.
     """
     return _saved(
         build_ota(flash_size, app_size, slots=slots, factory=factory, storage=storage), output_file, overwrite
@@ -90,12 +90,12 @@ def _saved(table: BuiltTable, output_file: FileName | None, overwrite: bool) -> 
 
 @dataclass(frozen=True)
 class TableWrite:
-    """What flashing a table did.
+    """The result of flashing a table.
 
     Attributes:
-        table_offset: where it lies now.
-        state: ``"written"`` or, if it was there already, ``"unchanged"``.
-        orphaned: names of old partitions with contents that no partition of the new table has at the same place.
+        table_offset: its address in flash.
+        state: ``"written"``, or ``"unchanged"`` if it was in flash already.
+        orphaned: names of old partitions with contents that have no matching partition in the new table.
         partitions: of the new table.
     """
 
@@ -109,15 +109,15 @@ class TableWrite:
 def write(
     link: Link, table: Layout | bytes, *, table_offset: int | str | None = None, discard_data: bool = False
 ) -> TableWrite:
-    """Write a partition table to flash. The partitions' contents stay as they are.
+    """Write a partition table to flash. The contents of the partitions are not changed.
 
     Args:
-        table: a file (.bin or .csv); or a layout by its name, the text of a CSV, or rows.
-        table_offset: of the table; by default where the old one lies, else 0x8000.
-        discard_data: flash it even if data of the old table would belong to no partition any more.
+        table: a file (.bin or .csv), a layout by name, the text of a CSV file, or rows.
+        table_offset: address of the table; by default that of the old table, else 0x8000.
+        discard_data: write the table even if partitions with contents have no matching partition in it.
 
     Raises:
-        OperationError: if the table is wrong, does not fit into the flash, or would orphan data; or flash is encrypted.
+        OperationError: if the table is invalid, exceeds the flash, or would orphan data; or if flash is encrypted.
     """
     _refuse_encrypted(link)
     old = _old_table(link)
@@ -130,8 +130,8 @@ def write(
     orphaned = tuple(part.name for part in _orphans(link, old.partitions if old else (), partitions))
     if orphaned and not discard_data:
         raise OperationError(
-            f"the new table has no place for what is in {', '.join(orphaned)}",
-            hint="keep these partitions (name, type, offset, and at least their size), or flash it with discard_data",
+            f"the new table has no matching partition for the contents of {', '.join(orphaned)}",
+            hint="keep these partitions (name, type, offset, and at least their size), or set discard_data",
             details={"orphaned": list(orphaned)},
         )
     result = writing.write(link, data.ljust(SECTOR, b"\xff"), offset)
@@ -142,11 +142,11 @@ def _old_table(link: Link) -> tables.Partitions | None:
     try:
         return tables.read(link)
     except OperationError:
-        return None  # none, or a damaged one: nothing can be said about what is where
+        return None  # without a valid table, the location of data is unknown
 
 
 def _contents(table: Layout | bytes, flash_size: int, table_offset: int) -> bytes:
-    """Return a table as bytes: as given, from a binary file, or built."""
+    """Return a table as bytes: as given, from a binary file, or created."""
     if isinstance(table, bytes):
         return table
     is_text = isinstance(table, str) and (table in LAYOUTS or "," in table or "\n" in table)
@@ -155,7 +155,7 @@ def _contents(table: Layout | bytes, flash_size: int, table_offset: int) -> byte
     try:
         return resolve(table).read_bytes()
     except OSError as error:
-        hint = f"name a .bin or .csv file, or a layout: {', '.join(LAYOUTS)}"
+        hint = f"give a .bin or .csv file, or a layout: {', '.join(LAYOUTS)}"
         raise OperationError(f"{table} cannot be read: {error.strerror}", hint=hint) from error
 
 
@@ -163,25 +163,25 @@ def _check_places(partitions: Sequence[Partition], offset: int, flash_size: int)
     if not partitions:
         raise OperationError("the partition table is empty")
     if offset % SECTOR:
-        raise OperationError(f"a partition table cannot lie at {offset:#x}", hint="a multiple of 0x1000")
+        raise OperationError(f"invalid partition table offset {offset:#x}", hint="use a multiple of 0x1000")
     last = max(partitions, key=lambda part: part.offset + part.size)
     if last.offset + last.size > flash_size:
         raise OperationError(
             f"{last.name} ends at {last.offset + last.size:#x}, beyond the flash of {flash_size:#x} bytes",
-            hint="make a table for this flash size",
+            hint="use a table for this flash size",
         )
     for part in partitions:
         if part.offset < offset + SECTOR and offset < part.offset + part.size and part.type != "partition_table":
-            raise OperationError(f"{part.name} at {part.offset:#x} overlaps the table itself at {offset:#x}")
+            raise OperationError(f"{part.name} at {part.offset:#x} overlaps the partition table at {offset:#x}")
 
 
 def _refuse_encrypted(link: Link) -> None:
     if link.board.direct_flash() is not None or reading.chip_of_flash(link) == "esp8266":
-        return  # the flash file of a machine is not reached past eFuses that guard it; and who has none needs no look
+        return  # a flash file is used only if no eFuses guard the flash; an ESP8266 has no flash encryption
     if posture(link).flash_encryption:
         raise OperationError(
-            "flash is encrypted: a plain table would not be understood",
-            hint="encrypt the table for its offset (espsecure encrypt-flash-data), and flash that",
+            "flash is encrypted: the chip cannot read a plaintext table",
+            hint="encrypt the table for its offset (espsecure encrypt-flash-data), and flash the result",
         )
 
 
@@ -194,7 +194,7 @@ def _orphans(link: Link, old: Sequence[Partition], new: Sequence[Partition]) -> 
             for other in new
         )
 
-    # What can be made anew belongs to no user: otadata (which slot starts), and the calibration of the radio.
+    # These are regenerated and hold no user data: otadata (which slot starts), and the calibration of the radio.
     made_anew = {("data", "ota"), ("data", "phy")}
     lost = [part for part in old if not kept(part) and (part.type, part.subtype) not in made_anew]
     return [part for part in lost if not reading.is_blank(link, part.offset, part.size)]
@@ -202,15 +202,15 @@ def _orphans(link: Link, old: Sequence[Partition], new: Sequence[Partition]) -> 
 
 @dataclass(frozen=True)
 class OtaSetup:
-    """A board that is ready for updates over the air.
+    """A board prepared for updates over the air.
 
     Attributes:
-        table: what flashing the table did.
-        app_size: the room for each app, in bytes.
-        otadata_erased: whether otadata had to be erased; the bootloader then begins with the factory app or ota_0.
-        bootloader: the chip that the bootloader in flash is for; None if there is none.
-        app: in the partition that is started first; None if it has to be flashed still.
-        warnings: what is missing until it starts.
+        table: the result of flashing the table.
+        app_size: size of each app partition, in bytes.
+        otadata_erased: whether otadata had to be erased; the bootloader then starts the factory app or ota_0.
+        bootloader: the chip that the bootloader in flash is for; None if there is no bootloader.
+        app: in the partition that is started first; None if it must still be flashed.
+        warnings: what is missing before it can start.
     """
 
     table: TableWrite
@@ -231,14 +231,14 @@ def setup_ota(
     storage: Storage | None = None,
     discard_data: bool = False,
 ) -> OtaSetup:
-    """Make a board ready for updates over the air: table, blank otadata, and a look at bootloader and app.
+    """Prepare a board for updates over the air: flash a table, clear otadata, and check bootloader and app.
 
     Args:
-        app_size: of every app, in bytes or like 1MB; by default as much as there is room for.
-        slots: how many OTA partitions there are, 2 to 16.
-        factory: whether there is a factory app, too.
-        storage: a file system in what is left.
-        discard_data: flash the table even if data of the old one would belong to no partition any more.
+        app_size: size of each app partition, in bytes or e.g. 1MB; by default as large as possible.
+        slots: number of OTA partitions, 2 to 16.
+        factory: add a factory app partition.
+        storage: file system for the remaining space.
+        discard_data: write the table even if partitions with contents have no matching partition in it.
 
     Raises:
         OperationError: see `write` and `create_ota`.

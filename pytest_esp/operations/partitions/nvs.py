@@ -21,13 +21,13 @@ from pytest_esp.units import Contents
 
 @dataclass(frozen=True)
 class NvsImage:
-    """An NVS partition to be flashed.
+    """An NVS partition that was created.
 
-    Attributes:
-        size: bytes.
-        encrypted: whether a key was given.
+    size: in bytes.
+        encrypted: whether it is encrypted.
+        namespaces: number of values in each.
         namespaces: how many values each has.
-        output_file: where it was saved, if it was.
+        output_file: the file it was saved to.
     """
 
     size: int
@@ -46,19 +46,19 @@ def create(
     key_file: ReadPath | None = None,
     overwrite: bool = False,
 ) -> NvsImage:
-    """Make an NVS partition of values, and flash nothing.
+    """Create an NVS partition image from values; nothing is flashed.
 
     Args:
-        data: values by namespace and key, {"wifi": {"ssid": "home", "channel": 6}}, or a CSV file as Espressif's
-            generator takes it. A value is text, a number (u32, or i32 if negative), or {"type": "u8", "value": 1};
+        data: values by namespace and key, {"wifi": {"ssid": "home", "channel": 6}}, or a CSV file in the format of
+            Espressif's generator. A value is text, a number (u32, or i32 if negative), or {"type": "u8", "value": 1};
             types are u8 to i64, string, blob (hex digits) and base64.
-        output_file: the partition.
-        size: in bytes, or like 24KB: a whole number of pages of 4 KB.
-        key_file: a key of NVS encryption, which encrypts it; its first 64 bytes are used.
-        overwrite: whether *output_file* may exist already.
+        output_file: save the partition image to this file.
+        size: in bytes, or e.g. 24KB: a multiple of the 4 KB page size.
+        key_file: encrypt the partition with this NVS key; the first 64 bytes are used.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
-        OperationError: if a value does not fit, there is no room, or the file exists or cannot be written.
+        OperationError: if a value is invalid, there is not enough space, or the file exists or cannot be written.
     """
     path = new_file(output_file, overwrite)
     image = make(data, size_argument(size, "size"), key_file=key_file)
@@ -67,7 +67,7 @@ def create(
 
 
 def make(values: NvsData | FileName, size: int, *, key_file: FileName | None = None) -> NvsImage:
-    """Make an NVS partition of *size* bytes, and save it nowhere; see `create`."""
+    """Create an NVS partition of *size* bytes without saving it; see `create`."""
     source = Path(values) if isinstance(values, (str, os.PathLike)) else values
     remember_in(source)
     key = _key(key_file)
@@ -77,26 +77,26 @@ def make(values: NvsData | FileName, size: int, *, key_file: FileName | None = N
 
 
 def contents(image: NvsImage, *, key_file: FileName | None = None) -> NvsContents:
-    """Return what an NVS partition holds that was made, read back from its bytes."""
+    """Return the values of an NVS partition that was created, read back from its bytes."""
     return read_pages(image.data, _key(key_file))
 
 
 @operation(Effect.READ, group="nvs")
 def read(link: Link, partition: str = "nvs", *, key_file: ReadPath | None = None) -> NvsContents:
-    """Read an NVS partition in flash: namespaces, keys, types and values; pages that are encrypted are named as such.
+    """Read an NVS partition in flash: namespaces, keys, types and values; encrypted pages are marked as such.
 
     Args:
-        partition: its name.
-        key_file: a key of NVS encryption, with which those are read, too; its first 64 bytes are used.
+        partition: name of the partition.
+        key_file: decrypt encrypted pages with this NVS key; the first 64 bytes are used.
 
     Raises:
-        OperationError: if there is no such partition, or it is not for NVS.
+        OperationError: if there is no such partition, or it is not an NVS partition.
     """
     place = tables.find(link, partition)
     if (place.type, place.subtype) != ("data", "nvs"):
         raise OperationError(
             f"the partition {partition!r} is {place.type}/{place.subtype}, not data/nvs",
-            hint="the partition table says which are",
+            hint="look up the NVS partitions in the partition table",
         )
     key = _key(key_file)
     return read_pages(reading.read(link, place.offset, place.size).data, key)

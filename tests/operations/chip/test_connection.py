@@ -97,7 +97,7 @@ def test_a_baud_rate_that_the_line_does_not_carry(esp_of, monkeypatch):
 def test_a_chip_that_never_answers(esp_of, monkeypatch):
     esp = esp_of("esp32c3")
     monkeypatch.setattr(chip_of(esp), "receive", lambda data: None)
-    with pytest.raises(LinkError, match="any of 3 attempts") as caught:
+    with pytest.raises(LinkError, match="attempts: 3") as caught:
         esp.chip.connect(retries=3)
     assert [line.partition(":")[0] for line in caught.value.details["attempts"]] == [
         "board at 115200 baud",
@@ -242,7 +242,7 @@ def test_as_many_rounds_as_may_be(esp_of):
     esp = esp_of("locked")
     assert esp.chip.check_connection(rounds=1000, highest_baud=115200).speeds[0].rounds == 1000
     assert esp.chip.check_connection(rounds=1, highest_baud=115200).speeds[0].rounds == 1
-    with pytest.raises(OperationError, match="1001 rounds"):
+    with pytest.raises(OperationError, match="rounds must be 1 to 1000, not 1001"):
         esp.chip.check_connection(rounds=1001)
 
 
@@ -413,12 +413,12 @@ def test_the_ways_are_tried_over_and_over(esp_of, monkeypatch):
     """Seven attempts, if nothing else is said."""
     esp = esp_of("esp32c3")
     monkeypatch.setattr(chip_of(esp), "receive", lambda data: None)
-    with pytest.raises(LinkError, match=r"any of 7 attempts; the last: \S") as caught:
+    with pytest.raises(LinkError, match=r"attempts: 7\); last error: \S") as caught:
         esp.chip.connect()
     ways = [line.partition(":")[0] for line in caught.value.details["attempts"]]
     assert ways[:5] == [str(way) for way in strategies(esp.link)]
     assert ways[5:] == ways[:2]
-    with pytest.raises(LinkError, match="any of 1 attempts"):
+    with pytest.raises(LinkError, match="attempts: 1"):
         esp.chip.connect(retries=1)
 
 
@@ -429,7 +429,7 @@ def test_a_chip_that_answers_a_sync_and_nothing_else(esp_of, monkeypatch):
         raise LinkError("the stub does not start")
 
     monkeypatch.setattr(esp.link.session, "use", refuse)
-    with pytest.raises(LinkError, match="nothing after it; the last: the stub does not start") as caught:
+    with pytest.raises(LinkError, match="nothing after it; last error: the stub does not start") as caught:
         esp.chip.connect(baud=460800)
     tried = [line.partition(":")[0] for line in caught.value.details["attempts"]]
     assert list(dict.fromkeys(tried)) == ["460800 baud", "230400 baud", "115200 baud"]

@@ -122,7 +122,7 @@ def test_the_app_that_starts(esp, firmware_folder, csv, otadata, slot):
 
 def test_a_table_without_an_app(esp):
     esp.flash.write(from_csv("nvs, data, nvs, 0x9000, 0x4000"), 0x8000)
-    with pytest.raises(OperationError, match="no partition for an app"):
+    with pytest.raises(OperationError, match="has no app partition"):
         esp.partitions.app()
 
 
