@@ -110,7 +110,7 @@ def test_the_help_of_an_operation(op):
     assert text.startswith("Usage: pytest-esp op flash-read [--board NAME] address=... size=...")
     words = " ".join(text.split())
     assert "address of the first byte. [number|text; required]" in words
-    assert "overwrite whether output_file may exist already. [true|false; default: false]" in words
+    assert "overwrite replace output_file if it exists. [true|false; default: false]" in words
     assert "[auto|wire; default: auto]" in words
     assert "reads the board" in words
     assert "irreversible" in op("efuse-burn", "-h").stdout
@@ -213,7 +213,7 @@ def test_a_burn_prints_its_plan_first(op):
     burnt = op("efuse-burn", "--board", "c3", "efuse_name=UART_PRINT_CONTROL", "value=2", "--json")
     assert json.loads(burnt.stdout)["burnt_bits"] == 1
     assert burnt.stderr == (
-        "will be burnt on c3, which cannot be undone on a real board:\n"
+        "to be burnt on c3 (irreversible on a real board):\n"
         "  UART_PRINT_CONTROL = 2 (1 bit)\n"
         "    UART_PRINT_CONTROL: 00 -> 10\n"
     )
@@ -236,7 +236,7 @@ def test_a_procedure_prints_all_that_it_burns(op, build_of, tmp_path):
     (tmp_path / "key").write_bytes(bytes(range(32)))
     done = op("encryption-enable", "--board", "c3", f"firmware={build_of('esp32c3')}", f"key_file={tmp_path / 'key'}")
     assert done.exit_code == 0, done.output
-    assert done.stderr.count("will be burnt on c3") == 1
+    assert done.stderr.count("to be burnt on c3") == 1
     assert "    BLOCK_KEY0: a key\n" in done.stderr
     assert "    SPI_BOOT_CRYPT_CNT: 000 -> 001\n" in done.stderr
 
@@ -306,7 +306,7 @@ def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
         (("chip-reset", "--board", "c3", "to=moon"), "to=moon: Input should be 'app' or 'bootloader'", ""),
         (("chip-identify", "--board", "c4"), "no board 'c4'", ""),
         (("chip-identify",), "2 boards, and none was selected", "c3, guarded"),
-        (("flash-erase", "--board", "guarded", "region=all"), "it needs 'erase', and allows read", "allow"),
+        (("flash-erase", "--board", "guarded", "region=all"), "requires 'erase'; this board allows: read", "allow"),
     ],
 )
 def test_what_goes_wrong_is_a_record(op, arguments, error, hint):

@@ -63,7 +63,7 @@ REFUSED = [
     ("esp_connect_advanced", {"port": "c3", "baud": -1}, "invalid baud rate -1"),
     ("esp_connect_advanced", {"port": "c3", "retries": 0}, "retries must be at least 1"),
     ("esp_connect_advanced", {"port": "c4"}, "no board 'c4'"),
-    ("esp_test_connection", {"port": "c3", "rounds": 0}, "0 rounds"),
+    ("esp_test_connection", {"port": "c3", "rounds": 0}, "rounds must be 1 to 1000, not 0"),
     ("esp_run_firmware", {"port": "c3", "wait_seconds": 1e9}, "invalid duration"),
     ("esp_serial_monitor", {"port": "c3", "duration_seconds": 0}, "invalid duration"),
     ("esp_serial_monitor", {"port": "c3", "elf_file": "/etc/passwd"}, "outside"),

@@ -107,7 +107,7 @@ REFUSED = [
     ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash_size": 4}}, "config.flash_size: Input should be"),
     ("esp_bootloader_build", {"chip_type": "esp32", "config": {"options": ["X"]}}, "config.options: Input should be"),
     ("esp_bootloader_build", {"chip_type": "esp32", "config": {"options": {"X": None}}}, "config.options.X"),
-    ("esp_bootloader_build", {"chip_type": "esp32"}, "without ESP-IDF no bootloader can be built"),
+    ("esp_bootloader_build", {"chip_type": "esp32"}, "building a bootloader requires ESP-IDF"),
     ("esp_binary_optimize", {"binary_file": "boards.toml"}, "needs an address"),
     (
         "esp_binary_optimize",

@@ -110,9 +110,9 @@ def test_backup_and_restore(server, call, confirmed, filled, kind, restore):
 @pytest.mark.parametrize("kind", ["esp_flash_backup", "esp_smart_backup"])
 def test_a_backup_is_not_replaced_unasked(call, filled, kind):
     first = call(kind, output_dir="saved")
-    assert "holds a backup already" in call(kind, output_dir="saved")["error"]
+    assert "already contains a backup" in call(kind, output_dir="saved")["error"]
     assert call(kind, output_dir="saved", overwrite=True)["sha256"] == first["sha256"]
-    assert "holds other files" in call(kind, output_dir=".")["error"]
+    assert "contains other files" in call(kind, output_dir=".")["error"]
     assert call(kind, port="esp32", output_dir="other")["success"]
 
 
@@ -131,7 +131,7 @@ def test_one_region(call, confirmed, filled):
 @pytest.mark.parametrize("restore", ["esp_flash_restore", "esp_smart_restore"])
 def test_a_restore_that_is_refused(server, call, confirmed, filled, restore):
     call("esp_smart_backup", output_dir="saved")
-    assert "no complete backup" in confirmed(restore, backup_dir="nowhere")["error"]
+    assert "not a complete backup" in confirmed(restore, backup_dir="nowhere")["error"]
     assert "not of an esp32" in confirmed(restore, port="esp32", backup_dir="saved", any_mac=True)["error"]
     assert "does not allow 'erase'" in call(restore, port="guarded", backup_dir="saved")["error"]
     chunk = next(iter((server.folder / "saved").glob("*.gz")))

@@ -37,7 +37,7 @@ def test_from_a_build_to_an_update_and_back(updates):
     assert (done["slot"], done["previous"], done["started"]) == ("ota_0", "factory", True)
     assert updates.progress
     assert updates.call("esp_ota_rollback", port="c3")["slot"] == "factory"
-    assert "nothing to go back from" in updates.call("esp_ota_rollback", port="c3")["error"]
+    assert "cannot roll back: otadata" in updates.call("esp_ota_rollback", port="c3")["error"]
 
 
 def test_a_device_takes_an_update_over_http(updates):
@@ -72,9 +72,9 @@ def test_a_device_takes_an_update_over_http(updates):
             {"firmware_file": "build", "version": "1", "output_file": "../x"},
             "outside the folders",
         ),
-        ("esp_ota_deploy", {"package": "none.espota", "port": "c3"}, "there is no package"),
+        ("esp_ota_deploy", {"package": "none.espota", "port": "c3"}, "package none.espota does not exist"),
         ("esp_ota_deploy", {"package": "/etc/passwd", "port": "c3"}, "outside the folders"),
-        ("esp_ota_deploy", {"package": "x", "target_url": "file:///etc/passwd"}, "is no address"),
+        ("esp_ota_deploy", {"package": "x", "target_url": "file:///etc/passwd"}, "invalid update URL"),
         ("esp_ota_deploy", {"package": "x", "target_url": "http://d/", "port": "c3"}, "two targets"),
         ("esp_ota_deploy", {"package": "x", "port": "guarded"}, "does not allow 'write'"),
         ("esp_ota_flash_prepare", {"port": "esp32"}, "there is no partition table"),

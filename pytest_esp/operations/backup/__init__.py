@@ -1,1 +1,1 @@
-"""Flash saved to a folder, and brought back."""
+"""Saving flash to a folder, and restoring it."""

@@ -1,7 +1,7 @@
-"""A backup of a flash as files: compressed chunks, and a manifest that vouches for every byte of them.
+"""A flash backup as files: compressed chunks, and a manifest with digests of every byte.
 
-The manifest is written last and takes its name by a rename: a folder with a manifest is complete. It is refused
-unless it is exactly what was written, and so is every chunk, by SHA-256 of the file and of what is in it.
+The manifest is written last and renamed into place: a folder with a manifest is complete. The manifest and every
+chunk are rejected unless they are exactly what was written, by SHA-256 of each file and of its contents.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LARGEST_MANIFEST = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class SavedChunk:
-    """One chunk; what is blank (0xFF) may have no file, and then no *file_sha256*."""
+    """One chunk; a blank chunk (0xFF) may have no file and then no *file_sha256*."""
 
     address: int
     size: int
@@ -37,7 +37,7 @@ class SavedChunk:
 
 @dataclass(frozen=True)
 class SavedRegion:
-    """One region of the flash, and its chunks; *used* is whether anything in it is not 0xFF."""
+    """One region of the flash, and its chunks; *used* is whether it contains anything but 0xFF."""
 
     name: str
     kind: Kind
@@ -50,20 +50,20 @@ class SavedRegion:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a backup is of. Sizes and addresses are bytes, digests 64 hex digits.
+    """Describes a backup. Sizes and addresses are in bytes, digests are 64 hex digits.
 
     Attributes:
         format: `FORMAT`.
-        tool: program and version that made it.
+        tool: name and version of the program that made it.
         created: UTC, ISO 8601.
         chip: as esptool names it.
-        mac: base MAC address; None if the chip did not tell.
-        flash_encryption: whether the chip encrypts its flash: the content is of use to this very chip only.
+        mac: base MAC address; None if the chip did not report it.
+        flash_encryption: whether the chip encrypts its flash: only this very chip can use the contents.
         flash_size: bytes.
-        note: why the flash is not divided into regions, where it is not.
+        note: why the flash is not divided into regions; None if it is.
         sha256: of the whole flash.
         regions: from the first byte of the flash to its last.
-        manifest_sha256: of the manifest itself, without this.
+        manifest_sha256: of the manifest itself, without this field.
     """
 
     format: str
@@ -88,14 +88,14 @@ def sha256(data: bytes) -> str:
 
 
 class Folder:
-    """A folder that becomes a backup.
+    """A folder that is being made a backup.
 
     Args:
-        path: the folder; it is made if it is missing.
-        overwrite: whether a complete backup may be there already: its manifest goes first.
+        path: the folder; it is created if missing.
+        overwrite: replace a complete backup in the folder; its manifest is removed first.
 
     Raises:
-        OperationError: if it holds a complete backup or other files, or cannot be made.
+        OperationError: if it contains a complete backup or other files, or cannot be created.
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
@@ -108,15 +108,15 @@ class Folder:
         others = sorted(name for name in names if name != MANIFEST and not _OWN_FILE.fullmatch(name))
         if others:
             raise OperationError(
-                f"{path} holds other files: {', '.join(others[:3])}", hint="name an empty folder, or a new one"
+                f"{path} contains other files: {', '.join(others[:3])}", hint="use an empty or new folder"
             )
         if MANIFEST in names:
             if not overwrite:
-                raise OperationError(f"{path} holds a backup already", hint="name another folder, or ask for overwrite")
+                raise OperationError(f"{path} already contains a backup", hint="use another folder, or set overwrite")
             self._remove(MANIFEST)
 
     def load(self, address: int) -> bytes | None:
-        """Return the content of a chunk that is there already, if it can be read."""
+        """Return the content of an existing chunk, if it can be read."""
         try:
             return _unpacked(resolve(self.path / _name(address)).read_bytes())
         except (OSError, ValueError):
@@ -133,7 +133,7 @@ class Folder:
         return sha256(packed)
 
     def finish(self, manifest: Manifest) -> None:
-        """Remove what earlier attempts have left, and write the manifest.
+        """Remove leftovers of earlier attempts, and write the manifest.
 
         Raises:
             OperationError: if that fails.
@@ -156,7 +156,7 @@ class Folder:
             part.unlink(missing_ok=True)
             raise OperationError(
                 f"{self.path / name} cannot be written: {error.strerror or error}",
-                hint="the next attempt goes on where this one ended",
+                hint="make the backup again into this folder; it continues where this one ended",
             ) from error
 
     def _remove(self, name: str) -> None:
@@ -171,15 +171,15 @@ def _name(address: int) -> str:
 
 
 def _packed(data: bytes) -> bytes:
-    """Return *data* compressed, the same bytes every time: a resumed backup relies on it."""
+    """Return *data* compressed, always to the same bytes: resuming a backup relies on it."""
     return gzip.compress(data, compresslevel=6, mtime=0)
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """Return what is compressed in a chunk's file.
+    """Return the decompressed contents of a chunk's file.
 
     Raises:
-        ValueError: if it is damaged, or longer than any chunk.
+        ValueError: if it is damaged, or longer than a chunk may be.
     """
     inflate = zlib.decompressobj(wbits=31)  # gzip's header and trailer
     try:
@@ -187,12 +187,12 @@ def _unpacked(packed: bytes) -> bytes:
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if not inflate.eof or inflate.unused_data or len(data) > CHUNK:
-        raise ValueError("it is cut, or too long")
+        raise ValueError("it is truncated or too long")
     return data
 
 
 def _rendered(manifest: Manifest) -> str:
-    """Return the one text that a manifest has, with its own digest."""
+    """Return the canonical text of a manifest, with its own digest."""
     plain = asdict(replace(manifest, manifest_sha256=""))
     plain["manifest_sha256"] = sha256(json.dumps(plain, sort_keys=True).encode())
     return json.dumps(plain, indent=1) + "\n"
@@ -202,13 +202,13 @@ def _rendered(manifest: Manifest) -> str:
 
 
 class Archive:
-    """A backup that was checked, every byte of it; its contents are in memory.
+    """A backup of which every byte was checked; its contents are in memory.
 
     Args:
         path: its folder.
 
     Raises:
-        FirmwareError: if it is not complete, or anything in it is damaged.
+        FirmwareError: if it is incomplete, or anything in it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -237,8 +237,8 @@ class Archive:
             text = path.read_bytes()
         except FileNotFoundError as error:
             raise FirmwareError(
-                f"{self.path} is no complete backup: it has no {MANIFEST}",
-                hint="a backup that was interrupted goes on if it is made again into the same folder",
+                f"{self.path} is not a complete backup: it has no {MANIFEST}",
+                hint="if the backup was interrupted, make it again into the same folder; it continues there",
             ) from error
         except OSError as error:
             raise FirmwareError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -247,19 +247,19 @@ class Archive:
         except ValidationError as error:
             raise self._damaged(f"{MANIFEST}: {error.errors()[0]['msg']}") from error
         if manifest.format != FORMAT:
-            raise FirmwareError(f"{path} is of another format: {manifest.format!r}, not {FORMAT!r}")
+            raise FirmwareError(f"{path} has an unsupported format {manifest.format!r}; expected {FORMAT!r}")
         if _rendered(manifest).encode() != text:
             raise self._damaged(f"{MANIFEST} was changed")
         self._check_places(manifest)
         return manifest
 
     def _check_places(self, manifest: Manifest) -> None:
-        """Refuse a manifest whose regions and chunks do not follow each other over the whole flash."""
+        """Reject a manifest whose regions and chunks do not cover the whole flash in order."""
         position = 0
         for region in manifest.regions:
             wanted = list(chunks(region.address, region.size))
             if region.address != position or [(chunk.address, chunk.size) for chunk in region.chunks] != wanted:
-                raise self._damaged(f"{MANIFEST}: {region.name} does not fit to what is before it")
+                raise self._damaged(f"{MANIFEST}: {region.name} does not follow the region before it")
             position += region.size
         if position != manifest.flash_size:
             raise self._damaged(f"{MANIFEST}: the regions end at {position:#x}")
@@ -268,7 +268,7 @@ class Archive:
         digest = chunk.file_sha256
         data = self._stored(chunk.address, digest) if digest else b"\xff" * chunk.size
         if len(data) != chunk.size or sha256(data) != chunk.sha256:
-            raise self._damaged(f"the content at {chunk.address:#x} is not what was saved")
+            raise self._damaged(f"the content at {chunk.address:#x} differs from what was saved")
         return data
 
     def _stored(self, address: int, digest: str) -> bytes:
@@ -278,7 +278,7 @@ class Archive:
         except OSError as error:
             raise self._damaged(f"{path.name} cannot be read: {error.strerror or error}") from error
         if sha256(packed) != digest:
-            raise self._damaged(f"{path.name} is not what was written")
+            raise self._damaged(f"{path.name} differs from what was written")
         try:
             return _unpacked(packed)
         except ValueError as error:
@@ -290,9 +290,9 @@ class Archive:
             data = self.region_data(region)
             whole.update(data)
             if sha256(data) != region.sha256:
-                raise self._damaged(f"the content of {region.name} is not what was saved")
+                raise self._damaged(f"the content of {region.name} differs from what was saved")
         if whole.hexdigest() != self.manifest.sha256:
-            raise self._damaged("the content as a whole is not what was saved")
+            raise self._damaged("the content as a whole differs from what was saved")
 
     def _damaged(self, what: str) -> FirmwareError:
         return FirmwareError(

@@ -1,4 +1,4 @@
-"""Operations that bring a flash back to what a backup holds (see `saving`)."""
+"""Operations that restore a flash from a backup (see `saving`)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pytest_esp.units import format_size
 _Piece = tuple[SavedRegion, SavedChunk]
 
 Outcome = Literal["written", "unchanged", "left"]
-"""Of a region: *unchanged* held the same already; *left* was not asked for."""
+"""Of a region: *unchanged* had the contents already; *left* was not selected."""
 
 
 @dataclass(frozen=True)
 class RestoredRegion:
-    """One region of a backup, and what became of it."""
+    """One region of a backup, and the outcome for it."""
 
     name: str
     address: int
@@ -39,10 +39,10 @@ class RestoredRegion:
 
 @dataclass(frozen=True)
 class Restore:
-    """What a restore did; all regions are named, those that were left alone, too. Sizes are bytes.
+    """The result of a restore; it lists all regions, including those left alone. Sizes are in bytes.
 
     Attributes:
-        verified: that the flash now holds what the backup does, by the chip's MD5.
+        verified: whether the flash now matches the backup, by the chip's MD5.
     """
 
     backup_dir: Path
@@ -65,21 +65,21 @@ def restore(
     over: Over = "auto",
     progress: Progress | None = None,
 ) -> Restore:
-    """Bring the whole flash back to what a backup holds, and verify it.
+    """Restore the whole flash from a backup, and verify it.
 
-    Before a byte is written, all of the backup is checked, and that it is of this chip and this size of flash. What is
-    there already is not written again; what is blank in the backup is erased.
+    The whole backup is checked before anything is written, and that it is from this chip and this flash size. Contents
+    that match already are not written again; areas that are blank in the backup are erased.
 
     Args:
-        backup_dir: of `backup` or `smart_backup`.
-        any_mac: restore onto another chip than the one that the backup is of; never if that one's flash is encrypted.
-        force: write even if security features speak against it.
-        over: "wire" makes the chip write it, also where its flash file could be written (QEMU).
-        progress: called with bytes done and to do.
+        backup_dir: folder made by `backup` or `smart_backup`.
+        any_mac: allow restoring onto another chip of the same type; never allowed if the backup is of encrypted flash.
+        force: write even if security features may make the chip unusable.
+        over: "wire" writes through the chip even if its flash file could be written (QEMU).
+        progress: called with bytes done and total.
 
     Raises:
-        FirmwareError: if the backup is incomplete, damaged, or of another board; nothing was touched.
-        OperationError, LinkError, PortError: if writing failed; the hint says what state each region is in.
+        FirmwareError: if the backup is incomplete, damaged, or of another board; nothing was written.
+        OperationError, LinkError, PortError: if writing failed; the hint gives the state of each region.
     """
     return _restore(link, Path(backup_dir), None, any_mac, force, over, progress)
 
@@ -95,22 +95,22 @@ def smart_restore(
     over: Over = "auto",
     progress: Progress | None = None,
 ) -> Restore:
-    """Bring regions of a backup back, by name; all others are left alone, and the result says so.
+    """Restore regions of a backup by name; all others are left alone, and listed as such in the result.
 
     Args:
-        backup_dir: of `backup` or `smart_backup`.
-        regions: names of partitions, ``bootloader``, ``partition-table``, or gaps as the backup names them; all of
-            them if left out.
-        any_mac: see `restore`.
-        force: write even if security features speak against it.
-        over: "wire" makes the chip write it, also where its flash file could be written (QEMU).
-        progress: called with bytes done and to do.
+        backup_dir: folder made by `backup` or `smart_backup`.
+        regions: names of partitions, ``bootloader``, ``partition-table``, or gaps as named in the backup; by default
+            all regions.
+        any_mac: allow restoring onto another chip of the same type; never allowed if the backup is of encrypted flash.
+        force: write even if security features may make the chip unusable.
+        over: "wire" writes through the chip even if its flash file could be written (QEMU).
+        progress: called with bytes done and total.
 
     Raises:
-        OperationError: if the backup has no region of that name. Otherwise see `restore`.
+        OperationError: if the backup has no such region. Otherwise see `restore`.
     """
     if isinstance(regions, str) or (regions is not None and not regions):
-        raise OperationError("regions is no list of names", hint='e.g. ["nvs", "otadata"]')
+        raise OperationError("regions must be a list of names", hint='use e.g. ["nvs", "otadata"]')
     return _restore(link, Path(backup_dir), regions, any_mac, force, over, progress)
 
 
@@ -177,34 +177,34 @@ def _chosen(archive: Archive, names: Sequence[str] | None) -> list[SavedRegion]:
 
 
 def _check_board(manifest: Manifest, board: FlashOwner, any_mac: bool) -> None:
-    """Refuse a backup that is of another board.
+    """Reject a backup of another board.
 
     Raises:
-        FirmwareError: if it is.
+        FirmwareError: if it is of another board.
     """
     if manifest.chip != board.chip:
         raise FirmwareError(f"the backup is of an {manifest.chip}, not of an {board.chip}", hint=_UNTOUCHED)
     if manifest.flash_size != board.flash_size:
         raise FirmwareError(
             f"the backup is of a flash of {format_size(manifest.flash_size)}, "
-            f"but this one has {format_size(board.flash_size)}",
+            f"but this board has {format_size(board.flash_size)}",
             hint=_UNTOUCHED,
         )
     if manifest.flash_encryption != board.flash_encryption:
         raise FirmwareError(
             f"flash encryption was {'on' if manifest.flash_encryption else 'off'} when the backup was made, "
-            f"and is {'on' if board.flash_encryption else 'off'} now: the chip could not read what it holds",
+            f"and is {'on' if board.flash_encryption else 'off'} now: the chip could not read the restored contents",
             hint=_UNTOUCHED,
         )
     if manifest.mac != board.mac and manifest.flash_encryption:
         raise FirmwareError(
-            f"the backup is encrypted with the key of the chip with MAC {manifest.mac}; this one is {board.mac}",
+            f"the backup is encrypted with the key of the chip with MAC {manifest.mac}; this chip has {board.mac}",
             hint=_UNTOUCHED,
         )
     if manifest.mac != board.mac and not any_mac:
         raise FirmwareError(
-            f"the backup is of the chip with MAC {manifest.mac}; this one is {board.mac}",
-            hint="ask for any_mac if this is meant: calibration data and credentials of the other chip come with it",
+            f"the backup is from the chip with MAC {manifest.mac}; this chip has {board.mac}",
+            hint="set any_mac to restore it anyway, including calibration data and credentials of the other chip",
         )
 
 
@@ -216,7 +216,7 @@ def _holds(access: FlashAccess, chunk: SavedChunk, archive: Archive) -> bool:
 
 
 def _joined(pieces: Sequence[_Piece], archive: Archive) -> list[Region]:
-    """Return what to write: chunks that follow each other in a region become one."""
+    """Return what to write; consecutive chunks of a region are joined."""
     return [
         Region(run[0][1].address, b"".join(archive.data(chunk) for _, chunk in run), run[0][0].name)
         for run in _runs(pieces)
@@ -241,11 +241,11 @@ def _erase(link: Link, pieces: Sequence[_Piece], force: bool, over: Over) -> Non
 
 
 def _verify(access: FlashAccess, pieces: Iterable[_Piece], archive: Archive) -> None:
-    """Raise OperationError if the flash does not hold what was restored."""
+    """Raise OperationError if the flash does not match what was restored."""
     wrong = {region.name: chunk.address for region, chunk in pieces if not _holds(access, chunk, archive)}
     if wrong:
         places = ", ".join(f"{name} (in the 64 KB from {address:#x})" for name, address in wrong.items())
         raise OperationError(
-            f"the flash does not hold what was written to it: {places}",
-            hint="worn cells, or protected blocks: esp_flash_status tells; all other regions are restored",
+            f"verification failed: the flash differs from what was written: {places}",
+            hint="check flash-status for protected blocks; the flash may be worn; all other regions are restored",
         )

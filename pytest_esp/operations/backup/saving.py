@@ -1,4 +1,4 @@
-"""Operations that save a flash to files; `restoring` brings it back."""
+"""Operations that save a flash to files; `restoring` restores it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pytest_esp.units import format_size
 
 @dataclass(frozen=True)
 class BackedUp:
-    """One region of a backup; *used* is whether anything in it is not blank (0xFF)."""
+    """One region of a backup; *used* is whether it contains anything but 0xFF."""
 
     name: str
     kind: Kind
@@ -34,18 +34,18 @@ class BackedUp:
 
 @dataclass(frozen=True)
 class Backup:
-    """A complete backup. Sizes are bytes.
+    """A complete backup. Sizes are in bytes.
 
     Attributes:
-        mac: of the chip, as far as it tells.
-        flash_encryption: whether the content is of use to this very chip only.
+        mac: base MAC address of the chip, if it reports it.
+        flash_encryption: whether the contents are encrypted, so that only this very chip can use them.
         sha256: of the whole flash.
-        regions: from the first byte of the flash to its last, gaps between partitions included.
-        note: why there is only one region, where there is.
-        bytes_read: that came from the chip.
-        bytes_kept: that an interrupted backup had left, and the chip's MD5 has proved.
-        bytes_blank: that the chip's MD5 has proved to be blank, and that were not read.
-        bytes_stored: of the files.
+        regions: from the first byte of the flash to its last, including gaps between partitions.
+        note: why the flash is not divided into regions; None if it is.
+        bytes_read: bytes read from the chip.
+        bytes_kept: bytes left by an interrupted backup, and confirmed by the chip's MD5.
+        bytes_blank: bytes that are blank by the chip's MD5, and were not read.
+        bytes_stored: total size of the files.
     """
 
     output_dir: Path
@@ -72,19 +72,19 @@ def backup(
     over: Over = "auto",
     progress: Progress | None = None,
 ) -> Backup:
-    """Save the whole flash to a folder: compressed, with a manifest that has a SHA-256 of everything.
+    """Save the whole flash to a folder: compressed, with a manifest that contains a SHA-256 of everything.
 
-    An interrupted backup goes on if it is made again into the same folder: what is there already is kept if the chip's
-    MD5 proves it. Only a folder with a ``manifest.json`` is complete; it is written last.
+    To resume an interrupted backup, make it again into the same folder: existing data is kept if the chip's MD5
+    confirms it. Only a folder with a ``manifest.json`` is complete; it is written last.
 
     Args:
         output_dir: a new or empty folder, or that of an interrupted backup.
-        overwrite: whether a complete backup in *output_dir* may be replaced.
-        over: "wire" makes the chip read it, also where its flash file could be read (QEMU).
-        progress: called with bytes done and to do.
+        overwrite: replace a complete backup in *output_dir*.
+        over: "wire" reads through the chip even if its flash file could be read (QEMU).
+        progress: called with bytes done and total.
 
     Raises:
-        OperationError: if the folder holds other things or cannot be written, or the flash's size is unknown.
+        OperationError: if the folder contains other files or cannot be written, or the flash size is unknown.
         LinkError: if bytes were lost.
     """
     return _Saving(link, Path(output_dir), overwrite, over, progress, only_used=False).run()
@@ -99,16 +99,16 @@ def smart_backup(
     over: Over = "auto",
     progress: Progress | None = None,
 ) -> Backup:
-    """Save what is used of the flash, by partition: like `backup`, but what is blank is not read.
+    """Save the used parts of the flash, by partition: like `backup`, but blank areas are not read.
 
-    Blank is what the chip's MD5 says is blank, in pieces of 64 KB. Bootloader, partition table and the gaps between
-    partitions are regions, too: the manifest accounts for every byte, and a restore brings back the whole flash.
+    Areas of 64 KB are blank if the chip's MD5 says so. Bootloader, partition table and the gaps between partitions are
+    regions, too: the manifest accounts for every byte, and a restore restores the whole flash.
 
     Args:
         output_dir: a new or empty folder, or that of an interrupted backup.
-        overwrite: whether a complete backup in *output_dir* may be replaced.
-        over: "wire" makes the chip read it, also where its flash file could be read (QEMU).
-        progress: called with bytes done and to do.
+        overwrite: replace a complete backup in *output_dir*.
+        over: "wire" reads through the chip even if its flash file could be read (QEMU).
+        progress: called with bytes done and total.
 
     Raises:
         OperationError, LinkError: see `backup`.
@@ -117,7 +117,7 @@ def smart_backup(
 
 
 class _Saving:
-    """A backup under way."""
+    """A backup in progress."""
 
     def __init__(
         self, link: Link, path: Path, overwrite: bool, over: Over, progress: Progress | None, *, only_used: bool

@@ -1,1 +1,1 @@
-"""What is done to a build's files, and programs in RAM."""
+"""Work on the files of a build, and programs in RAM."""

@@ -1,4 +1,4 @@
-"""Bootloaders: built by ESP-IDF where it is installed, else a given image with other flash settings.
+"""Creates bootloaders: built by ESP-IDF, or a given image with other flash settings.
 
 Source: ESP-IDF's guide, "Bootloader" and "Bootloader Image Format"; the header is changed by esptool.
 """
@@ -24,7 +24,7 @@ from pytest_esp.operations.registry import file_operation
 from pytest_esp.operations.results import Address
 
 Option = bool | int | str
-"""The value of an option of ESP-IDF's configuration."""
+"""The value of an ESP-IDF configuration option."""
 
 _OPTION = re.compile(r"[A-Z][A-Z0-9_]*")
 _QUAD = ("qio", "qout")
@@ -38,13 +38,13 @@ _MAIN = "void app_main(void)\n{\n}\n"
 
 @dataclass(frozen=True)
 class BootloaderConfig:
-    """What a bootloader is to be like; what is left out stays, or is what ESP-IDF chooses.
+    """Properties of a bootloader; omitted ones stay as they are, or are chosen by ESP-IDF.
 
     Attributes:
-        image: a bootloader to take instead of building one; only its flash settings are changed.
+        image: a bootloader to use instead of building one; only its flash settings are changed.
         flash_freq: e.g. ``"80m"``.
         flash_size: e.g. ``"4MB"``.
-        options: of ESP-IDF's configuration, for a build.
+        options: ESP-IDF configuration options, for a build.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -56,7 +56,7 @@ class BootloaderConfig:
     options: Mapping[str, Option] | None = None
 
     def lines(self) -> dict[str, str]:
-        """Return the lines of ESP-IDF's configuration for the flash, and for each, in words, what it asks for."""
+        """Return the lines of ESP-IDF configuration for the flash settings, each with a description."""
         given = {"mode": self.flash_mode, "freq": self.flash_freq, "size": self.flash_size}
         return {
             f"CONFIG_ESPTOOLPY_FLASH{name.upper()}_{value.upper()}=y": f"flash {_SETTINGS[name]} {value}"
@@ -70,16 +70,16 @@ _SETTINGS = {"mode": "mode", "freq": "frequency", "size": "size"}
 
 @dataclass(frozen=True)
 class Bootloader:
-    """A bootloader that was made.
+    """A bootloader that was created.
 
     Attributes:
         how: "built" by ESP-IDF, or "adapted" from a given image.
-        done: what exactly was done, in words.
-        offset: where in flash it belongs on this chip.
-        image: what it is now.
-        fit: between *offset* and the usual place of the partition table.
-        idf_version: that built it; None if none did.
-        warnings: what is odd about it.
+        done: what was done, in words.
+        offset: its address in flash on this chip.
+        image: a report on the image.
+        fit: its fit between *offset* and the usual place of the partition table.
+        idf_version: version of the ESP-IDF that built it; None if it was not built.
+        warnings: anything unusual about it.
     """
 
     output_file: Path
@@ -103,23 +103,23 @@ def bootloader(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bootloader:
-    """Make a bootloader: built by the installed ESP-IDF, or a given image with other flash settings and a new hash.
+    """Create a bootloader: built by the installed ESP-IDF, or a given image with other flash settings and a new hash.
 
-    `done` says which of the two it was.
+    `how` says which of the two was done.
 
     Args:
-        chip_type: the chip as esptool names it, e.g. esp32c3.
-        config: what it is to be like: flash_mode, flash_freq (80m), flash_size (4MB); image, a bootloader to take
-            instead of building one, of which only these settings are changed; and for a build the options of ESP-IDF,
-            e.g. {"CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE": true}. What is left out stays, or is what ESP-IDF chooses.
-        output_file: the bootloader.
-        timeout: seconds that a build may take.
-        overwrite: whether *output_file* may exist already.
-        progress: called with the build's steps that are done and that there are.
+        chip_type: chip name as in esptool, e.g. esp32c3.
+        config: its properties: flash_mode, flash_freq (80m), flash_size (4MB); image, a bootloader to use instead of
+            building one, of which only these settings are changed; options, for a build, ESP-IDF configuration options,
+            e.g. {"CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE": true}. Omitted settings stay, or are chosen by ESP-IDF.
+        output_file: file for the bootloader.
+        timeout: maximum duration of a build in seconds.
+        overwrite: replace *output_file* if it exists.
+        progress: called with steps of the build done and total.
 
     Raises:
-        FirmwareError: if the image is damaged, signed, no bootloader, or for another chip.
-        OperationError: if an argument is wrong, there is neither an image nor an ESP-IDF, or the build fails.
+        FirmwareError: if the image is damaged, signed, not a bootloader, or for another chip.
+        OperationError: if an argument is invalid, neither an image nor an ESP-IDF is available, or the build fails.
     """
     chip, wanted = known_chip(chip_type), config or BootloaderConfig()
     _check(chip, wanted)
@@ -128,7 +128,7 @@ def bootloader(
     if wanted.image is not None:
         if wanted.options:
             raise OperationError(
-                "options of ESP-IDF change nothing in an image that is built", hint="leave out image, or the options"
+                "ESP-IDF options have no effect on an existing image", hint="omit either image or options"
             )
         data, done, warnings = _adapted(read_file(wanted.image, "bootloader"), str(wanted.image), chip, wanted)
         how: Literal["built", "adapted"] = "adapted"
@@ -138,7 +138,7 @@ def bootloader(
     found = _checked(data, "the bootloader", chip)
     fit = fit_of_bootloader(found)
     if not fit.fits:
-        warnings = (*warnings, f"{-fit.free} bytes too large for a partition table at the usual place")
+        warnings = (*warnings, f"{-fit.free} bytes too large for a partition table at its usual place")
     save(path, data)
     offset = CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET
     return Bootloader(path, chip, how, done, offset, found, fit, version, warnings)
@@ -155,23 +155,23 @@ def _check(chip: str, wanted: BootloaderConfig) -> None:
 
 
 def _checked(data: bytes, source: str, chip: str) -> ImageReport:
-    """Return what a bootloader is.
+    """Return a report on a bootloader.
 
     Raises:
-        FirmwareError: if it is damaged, no bootloader, or for another chip.
+        FirmwareError: if it is damaged, not a bootloader, or for another chip.
     """
     found = report(data, source, 0, chip)
     if found.chip_type != chip:
         raise FirmwareError(f"{source} is for the {found.chip_type}, not for the {chip}")
     if found.problem is not None:
-        raise FirmwareError(f"{source} is damaged: {found.problem}", hint="take another one")
+        raise FirmwareError(f"{source} is damaged: {found.problem}", hint="use another file")
     if found.kind == "app":
-        raise FirmwareError(f"{source} is an app, not a bootloader", hint="it is bootloader/bootloader.bin of a build")
+        raise FirmwareError(f"{source} is an app, not a bootloader", hint="use bootloader/bootloader.bin of a build")
     rest = data[found.end :]
     if any(rest) and not is_blank(rest):
         raise FirmwareError(
-            f"{source} has {len(rest)} bytes behind its bootloader",
-            hint="is it merged? Give bootloader/bootloader.bin",
+            f"{source} has {len(rest)} bytes after its bootloader",
+            hint="if it is a merged image, use bootloader/bootloader.bin of the build instead",
         )
     return found
 
@@ -201,16 +201,16 @@ def _adapted(data: bytes, source: str, chip: str, wanted: BootloaderConfig) -> t
         raise FirmwareError(f"{source} cannot be changed")
     if changed != data and before.signature is not None:
         raise FirmwareError(
-            f"{source} is signed, and a change would make its signature wrong", hint="change it before it is signed"
+            f"{source} is signed; changing it would invalidate the signature", hint="change it before signing"
         )
-    begun = f"nothing was built: {source} was taken as it is"
+    begun = f"not built: {source} was used unchanged"
     if changed == data:
-        done = f"{begun}; its flash settings are {_settings(before)}"
+        done = f"{begun}; its flash settings: {_settings(before)}"
     else:
         after = report(changed, source, 0, chip)
         rehashed = ", and its SHA-256 was updated" if after.hash is not None else ""
-        change = f"{_settings(before)} became {_settings(after)}"
-        done = f"{begun}, but for the flash settings in its header: {change}{rehashed}"
+        change = f"{_settings(before)} changed to {_settings(after)}"
+        done = f"{begun} except for the flash settings in its header: {change}{rehashed}"
     return changed, f"{done}. It belongs at {offset:#x}.", _odd(wanted)
 
 
@@ -222,8 +222,8 @@ def _odd(wanted: BootloaderConfig) -> tuple[str, ...]:
     if wanted.flash_mode not in _QUAD:
         return ()
     return (
-        f"the header says {wanted.flash_mode} now, which the bootloader of ESP-IDF switches on only if it was built "
-        "for it (CONFIG_ESPTOOLPY_FLASHMODE_...); its own header stays dio or dout then",
+        f"the header now has {wanted.flash_mode}, which ESP-IDF's bootloader enables only if it was built "
+        "for it (CONFIG_ESPTOOLPY_FLASHMODE_...); it then keeps dio or dout in its header",
     )
 
 
@@ -233,7 +233,7 @@ def _odd(wanted: BootloaderConfig) -> tuple[str, ...]:
 def _built(
     chip: str, wanted: BootloaderConfig, timeout: float, progress: Progress | None
 ) -> tuple[bytes, str, tuple[str, ...], str | None]:
-    """Return a bootloader that ESP-IDF built, what was done, warnings, and the version of ESP-IDF."""
+    """Return a bootloader built by ESP-IDF, what was done, warnings, and the version of ESP-IDF."""
     from pytest_esp.operations.idf.installation import build_environment, installation
 
     lines = [*wanted.lines(), *(_line(name, value) for name, value in (wanted.options or {}).items())]
@@ -242,11 +242,11 @@ def _built(
         variables = build_environment(idf)
     except OperationError as error:
         raise OperationError(
-            f"without ESP-IDF no bootloader can be built: {error.message}",
-            hint="install ESP-IDF and set IDF_PATH, or give an image, whose flash settings are changed then",
+            f"building a bootloader requires ESP-IDF: {error.message}",
+            hint="install ESP-IDF and set IDF_PATH, or give an image to change the flash settings of",
             details=error.details,
         ) from error
-    variables.pop("IDF_TARGET", None)  # set-target says it
+    variables.pop("IDF_TARGET", None)  # set-target sets the chip
     with tempfile.TemporaryDirectory(prefix="bootloader-") as folder:
         project = Path(folder)
         (project / "main").mkdir()
@@ -261,7 +261,7 @@ def _built(
         with confined(None):  # the folder is ours
             data = read_file(place / "bootloader" / "bootloader.bin", "bootloader")
         missing = _without_effect(project / "sdkconfig", lines)
-    warnings = tuple(f"ESP-IDF did not take {line}" for line in missing)
+    warnings = tuple(f"ESP-IDF did not accept {line}" for line in missing)
     taken = ", ".join(words for line, words in wanted.lines().items() if line not in missing)
     asked = f" with {taken}" if taken else ""
     return data, f"built by ESP-IDF {idf.version or ''} for the {chip}{asked}", warnings, idf.version
@@ -286,11 +286,11 @@ def _run(command: Sequence[str], variables: Mapping[str, str], timeout: float, p
     on_wait()  # the last step, too
     if ended.code:
         errors = findings(ended.lines).errors
-        last = next((line for line in reversed(ended.lines) if line.strip()), "it does not say why")
+        last = next((line for line in reversed(ended.lines) if line.strip()), "no output")
         details: dict[str, Any] = {"errors": [vars(one) for one in errors], "last_lines": list(ended.lines[-40:])}
         raise OperationError(
-            f"ESP-IDF does not build the bootloader (exit code {ended.code}): {errors[0].message if errors else last}",
-            hint="see last_lines; are the options right for this chip?",
+            f"ESP-IDF failed to build the bootloader (exit code {ended.code}): {errors[0].message if errors else last}",
+            hint="see last_lines; check the options for this chip",
             details=details,
         )
 
@@ -298,18 +298,18 @@ def _run(command: Sequence[str], variables: Mapping[str, str], timeout: float, p
 def _line(name: str, value: Option) -> str:
     bare = name.removeprefix("CONFIG_")
     if _OPTION.fullmatch(bare) is None:
-        raise OperationError(f"{name!r} is no option of ESP-IDF", hint="e.g. CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE")
+        raise OperationError(f"invalid ESP-IDF option {name!r}", hint="use e.g. CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE")
     if isinstance(value, bool):
         return f"CONFIG_{bare}={'y' if value else 'n'}"
     if isinstance(value, int) or value in ("y", "n"):
         return f"CONFIG_{bare}={value}"
     if not value.isprintable() or '"' in value or "\\" in value:
-        raise OperationError(f"{name} cannot have the value {value!r}", hint="printable characters, no quotes")
+        raise OperationError(f"invalid value {value!r} of {name}", hint="use printable characters without quotes")
     return f'CONFIG_{bare}="{value}"'
 
 
 def _without_effect(sdkconfig: Path, lines: Sequence[str]) -> list[str]:
-    """Return those *lines* that are not in the configuration that was built: Kconfig drops what it does not know."""
+    """Return the *lines* missing in the resulting configuration: Kconfig drops options that it does not know."""
     try:
         text = sdkconfig.read_text("utf-8", errors="replace")
     except OSError:

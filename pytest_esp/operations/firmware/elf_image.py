@@ -1,4 +1,4 @@
-"""Images of ELF files: what ``esptool elf2image`` makes, after the ELF file was looked through."""
+"""Converts ELF files to images like ``esptool elf2image``, after checking the ELF file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pytest_esp.operations.registry import file_operation
 FlashMode = Literal["qio", "qout", "dio", "dout"]
 FLASH_MODES = get_args(FlashMode)
 NO_LIMIT = 0xFFFF
-"""The highest revision of an image that is for all."""
+"""The maximum revision of an image without an upper limit."""
 
-_DESCRIPTOR_HASH = 0xB0  # where the ELF file's SHA-256 lies in an app that begins with its descriptor
+_DESCRIPTOR_HASH = 0xB0  # offset of the ELF file's SHA-256 in an app that begins with its descriptor
 
 
 @dataclass(frozen=True)
 class FlashSettings:
-    """What an image's header says of the flash.
+    """The flash settings in an image header.
 
     Attributes:
-        mode: how it is read.
-        frequency: e.g. "40m"; None is the chip's usual one.
+        mode: read mode of the flash.
+        frequency: e.g. "40m"; None is the chip's default.
         size: e.g. "4MB".
     """
 
@@ -41,12 +41,12 @@ class FlashSettings:
 
 @dataclass(frozen=True)
 class ElfImage:
-    """An image that was made.
+    """An image that was created.
 
     Attributes:
-        size: bytes.
+        size: in bytes.
         sha256: of the whole file, 64 hex digits.
-        warnings: what is odd about it.
+        warnings: anything unusual about it.
     """
 
     output_file: Path
@@ -69,22 +69,22 @@ def elf_to_image(
     max_revision: int = NO_LIMIT,
     overwrite: bool = False,
 ) -> ElfImage:
-    """Make an image for flash of an ELF file, as esptool's elf2image does; an ELF file that is damaged is refused.
+    """Convert an ELF file to an image for flash, like esptool's elf2image; a damaged ELF file is rejected.
 
     Args:
-        elf_file: as the linker made it.
-        chip_type: the chip as esptool names it, e.g. esp32c3.
-        output_file: the image; by default beside the ELF file, with the ending .bin.
-        flash_mode: that the header asks for.
-        flash_freq: that the header asks for, e.g. 40m; by default the chip's usual one.
-        flash_size: that the header states, e.g. 4MB.
-        min_revision: of the chip, major * 100 + minor.
-        max_revision: of the chip, the same; 65535 is no limit.
-        overwrite: whether *output_file* may exist already.
+        elf_file: ELF file as written by the linker.
+        chip_type: chip name as in esptool, e.g. esp32c3.
+        output_file: file for the image; by default the name of the ELF file with the suffix .bin.
+        flash_mode: flash mode in the header.
+        flash_freq: flash frequency in the header, e.g. 40m; by default that of the chip.
+        flash_size: flash size in the header, e.g. 4MB.
+        min_revision: minimum chip revision, major * 100 + minor.
+        max_revision: maximum chip revision, major * 100 + minor; 65535 is no limit.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
-        FirmwareError: if the ELF file is damaged, cut, or not for this chip.
-        OperationError: if the chip or a setting does not exist, or the file exists or cannot be written.
+        FirmwareError: if the ELF file is damaged, truncated, or not for this chip.
+        OperationError: if the chip is unknown, a setting is invalid, or the file exists or cannot be written.
     """
     chip = known_chip(chip_type)
     elf = read_elf(elf_file)
@@ -104,14 +104,14 @@ def image_of(
     max_revision: int = NO_LIMIT,
     hash_in_descriptor: bool = False,
 ) -> tuple[bytes, tuple[str, ...]]:
-    """Return the image of an ELF file, and what esptool warned of.
+    """Return the image of an ELF file, and esptool's warnings.
 
-    *hash_in_descriptor* puts the ELF file's SHA-256 into a descriptor that lies in RAM, too; esptool does so of itself
-    only where ``.flash.appdesc`` lies in flash.
+    *hash_in_descriptor* puts the ELF file's SHA-256 into a descriptor in RAM, too; esptool alone does so only for
+    a descriptor in ``.flash.appdesc``.
 
     Raises:
-        FirmwareError: if the ELF file is not for this chip, or no image can be made of it.
-        OperationError: if a setting does not exist.
+        FirmwareError: if the ELF file is not for this chip, or cannot be converted.
+        OperationError: if a setting is invalid.
     """
     from esptool import cmds
 
@@ -119,10 +119,10 @@ def image_of(
     _check_settings(chip, settings)
     for revision in (min_revision, max_revision):
         if not 0 <= revision <= NO_LIMIT:
-            raise OperationError(f"{revision} is no revision", hint="major * 100 + minor, e.g. 3 for v0.3")
+            raise OperationError(f"invalid revision {revision}", hint="use major * 100 + minor, e.g. 3 for v0.3")
     if min_revision > max_revision:
         raise OperationError(
-            f"no chip has a revision from {min_revision} to {max_revision}", hint="the lowest comes first"
+            f"no chip has a revision from {min_revision} to {max_revision}", hint="give the lower revision first"
         )
     transcript = Transcript()
     try:
@@ -137,32 +137,32 @@ def image_of(
                 max_rev_full=max_revision,
                 elf_sha256_offset=_DESCRIPTOR_HASH if hash_in_descriptor else None,
             )
-    except Exception as error:  # esptool lets errors of struct, assertions and its own out
+    except Exception as error:  # esptool also raises errors of struct, and AssertionError
         words = str(error) or type(error).__name__
-        raise FirmwareError(f"{elf.source} cannot be made an image for the {chip}: {words}") from error
+        raise FirmwareError(f"{elf.source} cannot be converted to an image for the {chip}: {words}") from error
     if not isinstance(image, bytes):
         raise FirmwareError(
-            f"{elf.source} makes two images, as every ELF file for the {chip}",
-            hint=f"esptool --chip {chip} elf2image writes both",
+            f"{elf.source} converts to two images, like every ELF file for the {chip}",
+            hint=f"use esptool --chip {chip} elf2image, which writes both",
         )
     return image, tuple(transcript.warnings)
 
 
 def warnings_of(elf: Elf, chip: str) -> tuple[str, ...]:
-    """Return what is odd about an ELF file for *chip*, though an image can be made of it."""
+    """Return anything unusual about an ELF file for *chip* that does not prevent conversion."""
     homeless = elf.homeless(chip)
-    return (f"in no memory of the {chip} that esptool knows: {', '.join(homeless)}",) if homeless else ()
+    return (f"not in any memory of the {chip} known to esptool: {', '.join(homeless)}",) if homeless else ()
 
 
 def _check_for(elf: Elf, chip: str) -> None:
     reason = elf.why_not_for(chip)
     others = elf.fitting_chips()
     if reason is None and elf.homeless(chip) and others:
-        reason = f"{', '.join(elf.homeless(chip))} lie in no memory of the {chip}"
+        reason = f"{', '.join(elf.homeless(chip))} not in any memory of the {chip}"
     if reason is not None:
         raise FirmwareError(
             f"{elf.source} is not for the {chip}: {reason}",
-            hint=f"it fits {', '.join(others)}" if others else "build it for this chip",
+            hint=f"use it for {', '.join(others)}" if others else "build it for this chip",
         )
 
 
@@ -175,10 +175,10 @@ def _check_settings(chip: str, settings: FlashSettings) -> None:
 
 
 def check_setting(what: str, value: str, known: Collection[str], chip: str) -> None:
-    """Check that a flash setting exists.
+    """Check that a flash setting is valid.
 
     Raises:
-        OperationError: if not; lists those that do.
+        OperationError: if it is not; lists the valid ones.
     """
     if value not in known:
-        raise OperationError(f"the {chip} has no flash {what} {value!r}", hint=f"one of {', '.join(known)}")
+        raise OperationError(f"the {chip} has no flash {what} {value!r}", hint=f"use one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What is in a firmware file: images with their headers, segments, checks and descriptors; partition tables; fit.
+"""Analyzes firmware files: images (header, segments, checks, descriptor), partition tables, and whether they fit.
 
 Source: ``esp_app_format.h`` and ``esp_bootloader_desc.h`` of ESP-IDF; images are parsed by esptool.
 """
@@ -28,7 +28,7 @@ from pytest_esp.operations.firmware.signatures import Signature, signature_of
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.operations.results import Address
 
-_MAGIC_V2 = 0xEA  # of an ESP8266's second-stage images
+_MAGIC_V2 = 0xEA  # second-stage images of an ESP8266
 _DESCRIPTOR = AppDescription.FIRMWARE_BINARY_OFFSET
 _BOOTLOADER_DESCRIPTOR = struct.Struct("<B3xI32s24s16x")
 _BOOTLOADER_MAGIC = 0x50
@@ -42,10 +42,10 @@ _PINS = ("clk", "q", "d", "cs", "hd", "wp")
 
 @dataclass(frozen=True)
 class ImageSegment:
-    """One segment; offset (of its header, as esptool tells it) and size in bytes.
+    """One segment; offset (of its header, as reported by esptool) and size in bytes.
 
     Attributes:
-        memory: what esptool calls the memory at *address*.
+        memory: esptool's name of the memory at *address*.
     """
 
     address: Address
@@ -56,11 +56,11 @@ class ImageSegment:
 
 @dataclass(frozen=True)
 class AppDetails:
-    """What only some apps' descriptors tell. Revisions as "v0.3"; of the eFuse block.
+    """Fields that only some apps' descriptors have. Revisions (of the eFuse block) in the form "v0.3".
 
     Attributes:
         secure_version: for anti-rollback.
-        mmu_page_size: bytes; None if it is not told.
+        mmu_page_size: in bytes; None if the descriptor does not have it.
     """
 
     secure_version: int
@@ -83,15 +83,15 @@ class ImageReport:
     """One image.
 
     Attributes:
-        offset: in the file; the address, in Intel HEX and UF2.
-        kind: app and bootloader by descriptor or by segments in flash; "image" is all else that runs in RAM.
-        size: bytes, up to the end of its hash.
-        flash_mode, flash_freq, flash_size: that the header asks for; None for numbers that stand for nothing.
-        chip_id, write_protect_pin, pin_drives: as the header has them; None for an ESP8266, whose has not.
-        min_revision, max_revision: of the chip, e.g. "v0.3"; None is no limit.
-        checksum_valid: of the one byte at the end.
-        hash: SHA-256 that is appended, 64 hex digits; None if none is.
-        problem: why the bootloader would refuse it, in its own words; None if it would not.
+        offset: in the file; for Intel HEX and UF2, the address.
+        kind: app and bootloader by descriptor or by segments in flash; "image" is anything else that runs in RAM.
+        size: in bytes, including its hash.
+        flash_mode, flash_freq, flash_size: from the header; None for values without a meaning.
+        chip_id, write_protect_pin, pin_drives: from the header; None for an ESP8266, whose header lacks them.
+        min_revision, max_revision: of the chip, e.g. "v0.3"; None if not limited.
+        checksum_valid: whether the checksum byte at the end is right.
+        hash: appended SHA-256, 64 hex digits; None if there is none.
+        problem: why the bootloader would reject it, in the bootloader's words; None if it would not.
     """
 
     offset: Address
@@ -120,13 +120,13 @@ class ImageReport:
 
     @property
     def end(self) -> int:
-        """The offset in the file after its last byte, with its signature."""
+        """The offset in the file of its end, including its signature."""
         return self.offset + (self.signature.size(self.size) if self.signature else self.size)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether an image fits into a place in flash. Sizes in bytes; *free* is negative where it does not."""
+    """Whether an image fits into a place in flash. Sizes in bytes; *free* is negative if it does not fit."""
 
     place: str
     room: int
@@ -137,14 +137,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class FirmwareAnalysis:
-    """What a file is.
+    """The contents of a file.
 
     Attributes:
-        kind: "merged" is several things at their places.
-        size: bytes; *sha256* and *md5* are of the whole file.
-        partitions: of the table in it, or beside it, or of the one that was given.
-        fits: every place of *partitions* that an image of the file could be in.
-        problems: all that is wrong, in words; empty if nothing is.
+        kind: "merged" means several parts, each at its place.
+        size: in bytes; *sha256* and *md5* are of the whole file.
+        partitions: from the table in the file, beside it, or given.
+        fits: every place of *partitions* that an image of the file could go to.
+        problems: everything that is wrong, in words; empty if nothing is.
     """
 
     binary_file: Path
@@ -166,19 +166,19 @@ def analyze(
     partition_table: ReadPath | None = None,
     key_file: ReadPath | None = None,
 ) -> FirmwareAnalysis:
-    """Look into a firmware file: header, segments, descriptor, checksum, hash, signature, chip, and where it fits.
+    """Analyze a firmware file: header, segments, descriptor, checksum, hash, signature, chip, and whether it fits.
 
-    All that is wrong is in `problems`.
+    Everything that is wrong is listed in `problems`.
 
     Args:
         binary_file: an app, a bootloader, a partition table, or a merged image (raw, Intel HEX or UF2).
-        chip_type: the chip that it should be for, e.g. esp32c3; most headers name theirs.
-        partition_table: .bin or .csv, to see where it fits; by default the one of the build folder it lies in.
-        key_file: a key in PEM, public or private, that it should be signed by.
+        chip_type: chip that it should be for, e.g. esp32c3; by default the one named in its header.
+        partition_table: .bin or .csv, to check whether it fits; by default that of its build folder.
+        key_file: key in PEM, public or private, that it should be signed with.
 
     Raises:
-        FirmwareError: if it is none of these, or cut.
-        OperationError: if chip, table or key are wrong.
+        FirmwareError: if it is none of these, or truncated.
+        OperationError: if chip, table or key are invalid.
     """
     return analysis_of(read_file(binary_file, "firmware"), binary_file, chip_type, partition_table, key_file)
 
@@ -190,7 +190,7 @@ def analysis_of(
     partition_table: FileName | None = None,
     key_file: FileName | None = None,
 ) -> FirmwareAnalysis:
-    """Return what `analyze` says of *file*, the contents of *binary_file*, which need not be written yet.
+    """Return what `analyze` reports for *file*, the contents of *binary_file*, which may not be written yet.
 
     Raises:
         FirmwareError, OperationError: see `analyze`.
@@ -227,17 +227,17 @@ def analysis_of(
 def report(
     data: bytes, source: str, offset: int = 0, chip: str | None = None, key_file: FileName | None = None
 ) -> ImageReport:
-    """Return what the image at *offset* of *data* is.
+    """Return a report on the image at *offset* of *data*.
 
     Raises:
-        FirmwareError: if there is none, or it is cut.
+        FirmwareError: if there is none, or it is truncated.
     """
     image = data[offset:]
     made_for = _chip_in(image) or chip
     if made_for is None or image[0] not in (MAGIC, _MAGIC_V2):
         raise FirmwareError(
-            f"{source} is no image: it begins with {image[:4].hex(' ') or 'nothing'}",
-            hint="an encrypted image must be decrypted first; an ELF file must be made an image",
+            f"{source} is not an image: it begins with {image[:4].hex(' ') or 'nothing'}",
+            hint="decrypt an encrypted image first; convert an ELF file to an image first",
         )
     size, problem = _verdict(image, made_for)
     parsed = _parsed(image, made_for, source, problem)
@@ -287,13 +287,13 @@ def _chip_in(image: bytes) -> str | None:
 
 
 def _verdict(image: bytes, chip: str) -> tuple[int | None, str | None]:
-    """Return the size of the image and, or, what the bootloader would say of it."""
+    """Return the size of the image, and what the bootloader would reject about it, if anything."""
     if image[:1] == bytes([_MAGIC_V2]):
         return None, None
 
     def read(place: int, size: int) -> bytes:
         if place + size > len(image):
-            raise ImageError(f"it is cut: {size} bytes at {place:#x} are wanted, and it has {len(image):#x}")
+            raise ImageError(f"image is truncated: {size} bytes needed at {place:#x}, but it has only {len(image):#x}")
         return image[place : place + size]
 
     try:
@@ -308,13 +308,13 @@ def _parsed(image: bytes, chip: str, source: str, problem: str | None) -> Any:
     try:
         with capture(Transcript()):
             return LoadFirmwareImage(chip, image)
-    except Exception as error:  # esptool lets errors of struct, TypeError and its own out for images that are cut
+    except Exception as error:  # for truncated images esptool also raises errors of struct, and TypeError
         words = problem or str(error) or type(error).__name__
         raise FirmwareError(f"{source} is damaged: {words}", hint="build it again, or copy it again") from error
 
 
 def _size(image: bytes, parsed: Any) -> int:
-    """Return the size of an image that the bootloader would refuse."""
+    """Return the size of an image that the bootloader would reject."""
     if getattr(parsed, "append_digest", False):
         return min(parsed.data_length + 32, len(image))
     last = parsed.segments[-1] if parsed.segments else None
@@ -361,7 +361,7 @@ def _kind_of_image(
 def _look(
     data: bytes, source: str, chip: str | None, key_file: FileName | None
 ) -> tuple[tuple[ImageReport, ...], tuple[Partition, ...], list[str]]:
-    """Return the images and the table in a file, and what is wrong with those that cannot be read."""
+    """Return the images and the table in a file, and what is wrong with unreadable ones."""
     if data.startswith(partition_table.MAGIC):
         return (), partition_table.parse(data), []
     if not is_blank(data[:SECTOR]) or len(data) <= SECTOR:
@@ -386,11 +386,11 @@ def _look(
             except FirmwareError as error:
                 problems.append(f"at {offset:#x}: {error.message}")
     if not images and not partitions:
-        raise FirmwareError(f"{source} is no firmware: it has neither an image nor a partition table", hint=_HINT)
+        raise FirmwareError(f"{source} is not firmware: it contains neither an image nor a partition table", hint=_HINT)
     return tuple(images), partitions, problems
 
 
-_HINT = "give an app, a bootloader, a partition table or a merged image; an encrypted one must be decrypted first"
+_HINT = "give an app, a bootloader, a partition table or a merged image; decrypt an encrypted image first"
 
 
 def _kind(
@@ -409,7 +409,7 @@ def _table_of(path: Path) -> tuple[Partition, ...]:
 
 
 def _fits(images: Sequence[ImageReport], partitions: Sequence[Partition], *, merged: bool) -> Iterator[Fit]:
-    """Yield how images fit: in a merged file the place is known, an app alone could go into every app partition."""
+    """Yield how images fit: in a merged file the place is known; a single app could go to every app partition."""
     for image in images:
         needed = image.end - image.offset
         if image.kind == "bootloader" or (
@@ -423,7 +423,7 @@ def _fits(images: Sequence[ImageReport], partitions: Sequence[Partition], *, mer
 
 
 def fit_of_bootloader(image: ImageReport) -> Fit:
-    """Return how a bootloader fits between its place in flash and the usual one of the partition table."""
+    """Return how a bootloader fits between its address in flash and the usual one of the partition table."""
     offset = CHIP_DEFS[image.chip_type].BOOTLOADER_FLASH_OFFSET
     return _fit(f"bootloader at {offset:#x}", _USUAL_TABLE_OFFSET - offset, image.end - image.offset)
 
@@ -442,12 +442,12 @@ def _problems(images: Sequence[ImageReport], fits: Sequence[Fit], chip: str | No
         if image.signature is not None and image.signature.problem is not None:
             yield f"{where}its signature is wrong: {image.signature.problem}"
         if image.signature is not None and image.signature.by_given_key is False:
-            yield f"{where}it is not signed by the given key"
+            yield f"{where}it is not signed with the given key"
     yield from (f"it does not fit into {fit.place}: {-fit.free} bytes too large" for fit in fits if not fit.fits)
 
 
 def _unsigned(images: Sequence[ImageReport]) -> Iterator[str]:
-    """Tell of images that should be signed and are not; secure boot v1 signs apps only."""
+    """Report images that should be signed but are not; secure boot v1 signs apps only."""
     first_version = any(image.signature is not None and image.signature.version == 1 for image in images)
     for image in images:
         if image.signature is None and (image.kind == "app" or not first_version):
@@ -455,8 +455,8 @@ def _unsigned(images: Sequence[ImageReport]) -> Iterator[str]:
 
 
 def _surplus(images: Sequence[ImageReport], data: bytes) -> Iterator[str]:
-    """Tell of bytes behind an image that are neither its signature nor padding."""
+    """Report bytes after an image that are neither its signature nor padding."""
     for image in images:
         rest = data[image.end :]
         if image.chip_type != "esp8266" and not is_blank(rest) and any(rest):
-            yield f"{len(rest)} bytes at {image.end:#x} are behind the image, and belong to nothing"
+            yield f"{len(rest)} unexpected bytes at {image.end:#x}, after the image"

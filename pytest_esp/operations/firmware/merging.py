@@ -1,4 +1,4 @@
-"""One file of several: raw, Intel HEX or UF2, the bytes that ``esptool merge-bin`` makes."""
+"""Merges files into one, raw, Intel HEX or UF2, with the same bytes as ``esptool merge-bin``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OTHER_FORMATS = {re.compile(rb":[0-9A-Fa-f]{10,}\r?\n"): "Intel HEX", re.compil
 
 @dataclass(frozen=True)
 class MergedPart:
-    """A part of a merged file. Address in flash and size in bytes; MD5 of the file as it was given."""
+    """A part of a merged file. Address in flash, size in bytes, and MD5 of the file as given."""
 
     address: Address
     size: int
@@ -48,10 +48,10 @@ class Merged:
     """A merged file.
 
     Attributes:
-        size: bytes of the file.
-        address: where in flash a raw file belongs; the other formats have addresses in them.
-        padding: bytes of a raw file between and behind the parts.
-        notes: what esptool said about the flash settings of the bootloader, if they were to be changed.
+        size: of the file in bytes.
+        address: address in flash of a raw file; the other formats contain addresses.
+        padding: bytes of a raw file between and after the parts.
+        notes: esptool's messages about the bootloader's flash settings, if they were to be changed.
     """
 
     output_file: Path
@@ -84,19 +84,19 @@ def merge(
     Args:
         files: a build folder, or files and their addresses in flash, e.g. [{"address": "0x10000", "path": "app.bin"}]
             or {"0x10000": "app.bin"}.
-        output_file: the merged file.
-        chip_type: the chip as esptool names it, e.g. esp32c3; by default the one that the images are for.
-        format: by default by the ending of *output_file*: .hex, .uf2, all else is raw.
-        flash_mode: to write into the bootloader's header, whose hash is then updated.
-        flash_freq: the same, e.g. 80m.
-        flash_size: the same, e.g. 4MB.
-        target_offset: where in flash a raw file will be written to.
-        pad_to_size: of a raw file: the size of the flash to fill, e.g. 4MB.
-        overwrite: whether *output_file* may exist already.
+        output_file: file for the result.
+        chip_type: chip name as in esptool, e.g. esp32c3; by default the chip in the images.
+        format: file format; by default by the suffix of *output_file*: .hex, .uf2, anything else is raw.
+        flash_mode: flash mode to write into the bootloader's header; its hash is updated.
+        flash_freq: flash frequency to write into the bootloader's header, e.g. 80m.
+        flash_size: flash size to write into the bootloader's header, e.g. 4MB.
+        target_offset: address in flash that a raw file will be written to.
+        pad_to_size: pad a raw file to this size, e.g. 4MB.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
-        FirmwareError: if a file is missing, damaged or in another format, parts overlap, or are for different chips.
-        OperationError: if an argument is wrong, or the file exists or cannot be written.
+        FirmwareError: if a file is missing, damaged or in another format, or parts overlap or are for different chips.
+        OperationError: if an argument is invalid, or the file exists or cannot be written.
     """
     path = new_file(output_file, overwrite)
     regions, build_chip = regions_of(files)
@@ -128,16 +128,16 @@ def merge(
 
 
 def regions_of(files: Parts) -> tuple[list[Region], str | None]:
-    """Return the contents of a build folder or of files by address, and the chip of the build if it names one.
+    """Return the contents of a build folder, or of files by address, and the chip of the build if it names one.
 
     Raises:
-        FirmwareError: if there are none, one is missing, empty or in another format, or an address is wrong.
+        FirmwareError: if there are none, one is missing, empty or in an unsupported format, or an address is invalid.
     """
     if isinstance(files, (str, os.PathLike)):
         build = Firmware.open(files)
         return list(build.regions), build.chip
     pairs = files.items() if isinstance(files, Mapping) else [(one.address, one.path) for one in files]
-    # One by one: parts of one file may share a sector, which regions that are flashed by themselves may not.
+    # One by one: parts of one file may share a sector, unlike regions that are flashed separately.
     regions = [region for pair in pairs for region in make_regions([pair])]
     if not regions:
         raise FirmwareError("there is nothing to merge", hint="give files and their addresses, or a build folder")
@@ -150,7 +150,7 @@ def _check_raw(region: Region) -> None:
     for pattern, name in _OTHER_FORMATS.items():
         if pattern.match(region.data):
             raise FirmwareError(
-                f"{region.source} is {name}, which has addresses of its own", hint="give the images it was made of"
+                f"{region.source} is {name}, which contains addresses", hint="give the images it was made of"
             )
 
 
@@ -170,7 +170,7 @@ def _chip_for(regions: Iterable[Region], build_chip: str | None) -> str:
         words = ", ".join(f"{source} is for the {chip}" for source, chip in named.items())
         raise FirmwareError(f"the files are for different chips: {words}")
     if not chips or chips[0] is None:
-        raise FirmwareError("no file names its chip", hint="say which chip they are for, e.g. esp32c3")
+        raise FirmwareError("no file names its chip", hint="give the chip, e.g. esp32c3")
     return chips[0]
 
 
@@ -179,11 +179,11 @@ def _check_arguments(regions: Sequence[Region], chip: str, kind: Format, start: 
     if last.end > _LARGEST_FLASH:
         raise FirmwareError(f"{last.source} ends at {last.end:#x}, beyond the largest flash")
     if first.address < start:
-        raise OperationError(f"{first.source} lies at {first.address:#x}, before the target offset {start:#x}")
+        raise OperationError(f"{first.source} at {first.address:#x} is before the target offset {start:#x}")
     if pad_to_size is None:
         return
     if kind != "raw":
-        raise OperationError(f"only raw files are padded, and this one is {kind}", hint="leave out pad_to_size")
+        raise OperationError(f"only raw files can be padded, not {kind}", hint="omit pad_to_size")
     check_setting("size", pad_to_size, CHIP_DEFS[chip].FLASH_SIZES, chip)
     if last.end > size_argument(pad_to_size.partition("-")[0], "size to pad to"):
         raise FirmwareError(f"{last.source} ends at {last.end:#x}, beyond {pad_to_size}")
@@ -214,6 +214,6 @@ def _merged(
         try:
             with capture(transcript):
                 cmds.merge_bin(pairs, chip, str(place), format=kind, **settings, **more)  # pyright: ignore[reportArgumentType]
-        except Exception as error:  # esptool and intelhex have errors of their own
+        except Exception as error:  # esptool and intelhex raise their own errors
             raise FirmwareError(f"the files cannot be merged: {error or type(error).__name__}") from error
         return place.read_bytes()

@@ -1,4 +1,4 @@
-"""An app made ready to be flashed: the image, what it says of itself, and what takes room in it."""
+"""Prepares an app for flashing: its image, descriptor and size analysis."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pytest_esp.operations.firmware.image_report import FirmwareAnalysis
 from pytest_esp.operations.firmware.size_analysis import SizeAnalysis
 from pytest_esp.operations.registry import file_operation
 
-_NO_DESCRIPTOR = "it has no app descriptor: its project and version are unknown to the bootloader and to updates"
+_NO_DESCRIPTOR = "no app descriptor: the bootloader and updates cannot read its project and version"
 
 
 @dataclass(frozen=True)
 class PreparedApp:
-    """An app's image that was made and looked through.
+    """An app image that was created and analyzed.
 
     Attributes:
-        image: descriptor, hash, and where it fits.
-        sizes: what takes how much room.
-        warnings: what is odd about it; empty if nothing is.
+        image: report with descriptor, hash, and whether it fits.
+        sizes: size analysis.
+        warnings: anything unusual about it; empty if nothing is.
     """
 
     output_file: Path
@@ -57,26 +57,26 @@ def prepare(
     top: int = 10,
     overwrite: bool = False,
 ) -> PreparedApp:
-    """Make an app's image of its ELF file, and report its descriptor, its hash, its sizes, and whether it fits.
+    """Convert an app's ELF file to an image, and report its descriptor, hash, sizes, and whether it fits.
 
-    The SHA-256 of the ELF file goes into the descriptor wherever that lies, so that panics find their ELF file.
+    The SHA-256 of the ELF file is put into the descriptor wherever it is, so that panics can be decoded.
 
     Args:
-        elf_file: as the linker made it.
-        chip_type: the chip as esptool names it, e.g. esp32c3.
-        output_file: the image; by default beside the ELF file, with the ending .bin.
-        flash_mode: that the header asks for; this and the next two by default as in the build's flasher_args.json.
-        flash_freq: that the header asks for, e.g. 40m.
-        flash_size: that the header states, e.g. 4MB.
-        min_revision: of the chip, major * 100 + minor.
-        max_revision: of the chip, the same; 65535 is no limit.
-        partition_table: .bin or .csv, to see where it fits; by default that of the build folder.
-        top: how many of the largest symbols and archives are listed.
-        overwrite: whether *output_file* may exist already.
+        elf_file: ELF file as written by the linker.
+        chip_type: chip name as in esptool, e.g. esp32c3.
+        output_file: file for the image; by default the name of the ELF file with the suffix .bin.
+        flash_mode: flash mode in the header; by default that of the build's flasher_args.json.
+        flash_freq: flash frequency in the header, e.g. 40m; by default that of the build's flasher_args.json.
+        flash_size: flash size in the header, e.g. 4MB; by default that of the build's flasher_args.json.
+        min_revision: minimum chip revision, major * 100 + minor.
+        max_revision: maximum chip revision, major * 100 + minor; 65535 is no limit.
+        partition_table: .bin or .csv, to check whether it fits; by default that of the build folder.
+        top: number of largest symbols and archives to list.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
-        FirmwareError: if the ELF file is damaged, cut, or not for this chip.
-        OperationError: if the chip or a setting does not exist, or the file exists or cannot be written.
+        FirmwareError: if the ELF file is damaged, truncated, or not for this chip.
+        OperationError: if the chip is unknown, a setting is invalid, or the file exists or cannot be written.
     """
     chip = known_chip(chip_type)
     elf = read_elf(elf_file)
@@ -90,7 +90,7 @@ def prepare(
         )
     found = image_report.analysis_of(image, path, chip, partition_table)
     sizes = size_analysis.size(elf_file, chip, top=top)
-    save(path, image)  # last: where anything is wrong, nothing is written
+    save(path, image)  # last, so that nothing is written if anything fails
     return PreparedApp(
         output_file=path,
         chip_type=chip,

@@ -1,4 +1,4 @@
-"""Programs in RAM: loaded by the ROM, started, listened to; the flash stays as it is."""
+"""Loads programs into RAM, starts them and captures their output; the flash is not changed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class RamRun:
     """A program that was loaded into RAM and started.
 
     Attributes:
-        image: what it is.
-        bytes_loaded: of all segments.
-        output: what it said in the time that it had.
-        matched: whether the text that was waited for came; None if none was.
-        seconds: for loading and listening.
+        image: the program image.
+        bytes_loaded: total size of the segments.
+        output: what it printed while listening.
+        matched: whether the expected text was seen; None if none was expected.
+        seconds: time for loading and listening.
     """
 
     image: RamImage
@@ -55,19 +55,19 @@ def load_ram(
     *,
     progress: Progress | None = None,
 ) -> RamRun:
-    """Load a program into RAM, start it, and return what it says first. The flash stays as it is.
+    """Load a program into RAM, start it, and return its first output. The flash is not changed.
 
-    It runs until the next reset, with its console on this link. Source: ``esptool.cmds.load_ram``.
+    It runs until the next reset, with its console on this port. Source: ``esptool.cmds.load_ram``.
 
     Args:
-        firmware: an image whose segments lie in RAM only, or an ELF file of such a program.
+        firmware: an image with segments in RAM only, or an ELF file of such a program.
         wait_seconds: how long to listen.
-        until: text that ends the listening.
-        progress: called with seconds listened and to listen, every second.
+        until: stop listening at this text.
+        progress: called every second with seconds done and total.
 
     Raises:
-        FirmwareError: if it is no program for this chip's RAM.
-        OperationError: if the ROM does not take it (secure download mode).
+        FirmwareError: if it is not a program for this chip's RAM.
+        OperationError: if the ROM does not accept it (secure download mode).
         LinkError: if the chip does not answer.
         CrashError: if the program crashes.
     """
@@ -85,17 +85,17 @@ def load_ram(
 
 
 def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImage, Callable[[], str]]:
-    """Load and start; return the image, and a function that returns what the program has said so far."""
+    """Load and start; return the image, and a function that returns the program's output so far."""
     path = None if isinstance(firmware, bytes) else Path(firmware)
     source = str(path) if path else "the program"
     data = firmware if isinstance(firmware, bytes) else read_file(firmware, "program")
     session = link.session
     if session.is_stub:
-        session.drop()  # programs lie where the stub lies
+        session.drop()  # programs use the memory of the stub
     with session.use(f"loading {source} into RAM", stub=False) as esp:
         chip = session.chip
         if esp.secure_download_mode:
-            raise OperationError("in secure download mode the ROM loads no programs", hint="flash an app instead")
+            raise OperationError("programs cannot be loaded in secure download mode", hint="flash an app instead")
         image = loadable(ram_image_of(parse_elf(data, source), chip) if is_elf(data) else data, chip, source)
         for segment in image.segments:
             _send(esp, segment.addr, segment.data)
@@ -103,7 +103,7 @@ def _load(link: Link, firmware: str | os.PathLike[str] | bytes) -> tuple[RamImag
         console = link.console
         console.skip()
         mark = console.mark()
-    session.drop()  # the program has the chip now, and the console the wire
+    session.drop()  # the program runs now, and the console reads the port
     link.note_program()
     first = said.decode("utf-8", "replace")
     return RamImage.of(image, chip, path), lambda: first + console.text_since(mark)
@@ -117,7 +117,7 @@ def _send(esp: Any, address: int, data: bytes) -> None:
 
 
 class _SilenceError(Exception):
-    """What was waited for did not come."""
+    """The expected text was not received."""
 
 
 def _expect(link: Link, pattern: Any, wait: float) -> Any:
@@ -134,7 +134,7 @@ def _expect(link: Link, pattern: Any, wait: float) -> Any:
 
 @dataclass(frozen=True)
 class SelfTestItem:
-    """One test: its name, whether it passed, and its figures as the program gave them."""
+    """One test: its name, whether it passed, and its figures as printed by the program."""
 
     name: str
     passed: bool
@@ -143,14 +143,14 @@ class SelfTestItem:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What the self-test says of a chip.
+    """The result of the self-test.
 
     Attributes:
-        passed: whether all tests did, and the program said so at its end.
-        tests: ram, crc, timer and uart; ``code`` is ours: the program's CRC of itself against what was sent.
+        passed: whether all tests passed, and the program reported so at its end.
+        tests: ram, crc, timer and uart; ``code`` compares the program's CRC of its own code with what was sent.
         image: the program.
-        output: all that it said.
-        seconds: for loading and running.
+        output: everything it printed.
+        seconds: time for loading and running.
     """
 
     passed: bool
@@ -161,7 +161,7 @@ class SelfTest:
 
 
 SELF_TEST_CHIPS = ("esp32", "esp32c3")
-"""The chips that the package has a self-test for."""
+"""The chips that the package contains a self-test for."""
 
 _READY = "uart: send a line"
 _NOT_RUN = "machine code is not run"
@@ -171,7 +171,7 @@ _END = re.compile(rb"^self-test: (PASS|FAIL) \d+ of \d+\r?$", re.MULTILINE)
 
 
 def self_test_image(chip: str) -> bytes:
-    """Return the self-test for *chip*, as it was built from the source beside it.
+    """Return the self-test for *chip*, built from the source beside it.
 
     Raises:
         OperationError: if there is none.
@@ -179,29 +179,29 @@ def self_test_image(chip: str) -> bytes:
     if chip not in SELF_TEST_CHIPS:
         raise OperationError(
             f"there is no self-test for the {chip}",
-            hint=f"for {', '.join(SELF_TEST_CHIPS)} there is; load a program of your own into RAM",
+            hint=f"use a supported chip ({', '.join(SELF_TEST_CHIPS)}), or load a program of your own into RAM",
         )
     return (Path(__file__).with_name("selftest") / f"{chip}.bin").read_bytes()
 
 
 @operation(Effect.WRITE, group="chip")
 def self_test(link: Link, wait_seconds: float = 10.0, chip_type: str | None = None) -> SelfTest:
-    """Load a small program into RAM that tests RAM, CRC, timer and UART (both ways), and return what it found.
+    """Load a small program into RAM that tests RAM, CRC, timer and UART (both directions), and return the results.
 
-    The flash stays as it is. A simulated chip runs no machine code: its app class has to play the program.
+    The flash is not changed. A simulated chip does not run machine code: its app class must emulate the program.
 
     Args:
-        wait_seconds: seconds that the tests have.
-        chip_type: refuse a board that is another chip.
+        wait_seconds: maximum duration of the tests in seconds.
+        chip_type: fail if the board is another chip.
 
     Raises:
-        OperationError: if there is none for this chip, it is not *chip_type*, it says nothing, or the board runs no
-            machine code.
-        LinkError: if the chip does not answer; CrashError: if the program crashes.
+        OperationError: if there is no self-test for this chip, it is not *chip_type*, it prints nothing, or the board
+            does not run machine code.
+        LinkError: if the chip does not answer. CrashError: if the program crashes.
     """
     begun = time.monotonic()
     if chip_type is not None:
-        self_test_image(chip_type)  # raises where there is none
+        self_test_image(chip_type)  # raises if there is none
         _check_is(chip_type, link.board.spec.chip)
     with link.session.use("self-test", stub=False):
         _check_is(chip_type, link.session.chip)
@@ -211,8 +211,8 @@ def self_test(link: Link, wait_seconds: float = 10.0, chip_type: str | None = No
         _expect(link, [_READY, _NOT_RUN], wait_seconds)
         if _NOT_RUN in heard():
             raise OperationError(
-                "this simulated chip runs no machine code",
-                hint="run it on QEMU or a real board, or give the chip an app class that plays the program",
+                "this simulated chip does not run machine code",
+                hint="use QEMU or a real board, or give the chip an app class that emulates the program",
             )
         line = secrets.token_hex(32)
         link.console.write(line + "\n")
@@ -220,9 +220,9 @@ def self_test(link: Link, wait_seconds: float = 10.0, chip_type: str | None = No
     except _SilenceError:
         output = heard().strip()
         raise OperationError(
-            f"the self-test did not end within {wait_seconds:g} s",
+            f"self-test timed out after {wait_seconds:g} s",
             details={"output": output},
-            hint=f"it said {output[-200:]!r}" if output else "nothing came: is the console on this port?",
+            hint=f"last output: {output[-200:]!r}" if output else "check that the console is on this port",
         ) from None
     output = heard()
     tests = _tests(output, line, data, image.chip_type)
@@ -237,7 +237,7 @@ def _check_is(chip_type: str | None, found: str) -> None:
 
 
 def _tests(output: str, line: str, image: bytes, chip: str) -> tuple[SelfTestItem, ...]:
-    """Return what the program says, with what it cannot judge itself looked at here."""
+    """Return the program's results, plus those that only the host can judge."""
     found = {name: (verdict == "PASS", detail) for name, verdict, detail in _ITEM.findall(output)}
     tests: list[SelfTestItem] = []
     for name, (passed, detail) in found.items():

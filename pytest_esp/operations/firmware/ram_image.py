@@ -1,4 +1,4 @@
-"""Images of programs that run in RAM: no part of them lies in flash."""
+"""Images of programs that run in RAM, without any part in flash."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pytest_esp.operations.firmware.elf_image import FlashSettings, image_of
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.operations.results import Address
 
-_IN_FLASH = {"IROM", "DROM"}  # names in the memory maps of esptool's chips: what the cache shows of the flash
+_IN_FLASH = {"IROM", "DROM"}  # memory names of esptool's chips for flash mapped by the cache
 
 
 @dataclass(frozen=True)
 class RamSegment:
-    """One part of a program: where in RAM it lies, and its size in bytes."""
+    """One part of a program: its address in RAM, and its size in bytes."""
 
     address: Address
     size: int
@@ -33,8 +33,8 @@ class RamImage:
     """A program for RAM.
 
     Attributes:
-        entry: the address at which it begins.
-        path: the file it is in; None if it was given as bytes.
+        entry: the address of its entry point.
+        path: its file; None if it was given as bytes.
     """
 
     chip_type: str
@@ -44,7 +44,7 @@ class RamImage:
 
     @classmethod
     def of(cls, image: Any, chip: str, path: Path | None) -> Self:
-        """Return what `loadable` has returned, in short."""
+        """Return a summary of what `loadable` returned."""
         segments = tuple(RamSegment(part.addr, len(part.data)) for part in image.segments)
         return cls(chip_type=chip, entry=image.entrypoint, segments=segments, path=path)
 
@@ -53,17 +53,17 @@ class RamImage:
 def elf_to_ram_image(
     elf_file: ReadPath, chip_type: str, output_file: WritePath | None = None, *, overwrite: bool = False
 ) -> RamImage:
-    """Make an image for `load_ram` from an ELF file, all of whose segments lie in RAM (``esptool elf2image``).
+    """Convert an ELF file with all segments in RAM to an image for loading into RAM (``esptool elf2image``).
 
     Args:
-        elf_file: the program as its linker made it.
-        chip_type: as esptool names it, e.g. esp32c3.
-        output_file: the image; if None, NAME.ram.bin beside the ELF file.
-        overwrite: whether *output_file* may exist already.
+        elf_file: ELF file as written by the linker.
+        chip_type: chip name as in esptool, e.g. esp32c3.
+        output_file: file for the image; by default NAME.ram.bin beside the ELF file.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
-        FirmwareError: if it is no ELF file, damaged, or not for this chip's RAM.
-        OperationError: if the file exists or cannot be written, or there is no such chip.
+        FirmwareError: if it is not an ELF file, is damaged, or not for this chip's RAM.
+        OperationError: if the file exists or cannot be written, or the chip is unknown.
     """
     chip = known_chip(chip_type)
     target = new_file(output_file or Path(elf_file).with_suffix(".ram.bin"), overwrite)
@@ -77,17 +77,17 @@ def ram_image_of(elf: Elf, chip: str) -> bytes:
     """Return the image of an ELF file of a program for RAM.
 
     Raises:
-        FirmwareError: if the ELF file is not for this chip, or no single image can be made of it.
+        FirmwareError: if the ELF file is not for this chip, or cannot be converted to a single image.
     """
     image, _ = image_of(elf, chip, FlashSettings())
     return image
 
 
 def loadable(data: bytes, chip: str, source: str) -> Any:
-    """Return an image as esptool sees it (``BaseFirmwareImage``); *source* is its name in messages.
+    """Return an image as parsed by esptool (``BaseFirmwareImage``); *source* is its name in messages.
 
     Raises:
-        FirmwareError: if it is none, is damaged, is for another chip, or has parts in flash.
+        FirmwareError: if it is not an image, is damaged, is for another chip, or has parts in flash.
     """
     from esptool.bin_image import LoadFirmwareImage
 
@@ -97,14 +97,14 @@ def loadable(data: bytes, chip: str, source: str) -> Any:
     try:
         image: Any = LoadFirmwareImage(chip, data)
     except (FatalError, struct.error, IndexError, TypeError) as error:
-        raise FirmwareError(f"{source} is no image for the {chip}: {error}") from error
+        raise FirmwareError(f"{source} is not an image for the {chip}: {error}") from error
     if image.checksum != image.calculate_checksum():
         raise FirmwareError(f"{source} is damaged: its checksum is wrong")
     for segment in image.segments:
         kinds = set(segment.get_memory_type(image))
         if not kinds or (kinds & _IN_FLASH and "IRAM" not in kinds):
             raise FirmwareError(
-                f"{source} is no program for RAM: {len(segment.data)} bytes belong to {segment.addr:#010x}",
+                f"{source} is not a program for RAM: {len(segment.data)} bytes are for {segment.addr:#010x}",
                 hint="flash an app, or link it for RAM only",
             )
     return image

@@ -1,6 +1,6 @@
-"""Signatures of images for secure boot, as espsecure makes and checks them.
+"""Signatures of images for secure boot, in the format of espsecure.
 
-Source: ESP-IDF's guide, "Secure Boot v2" (signature block format) and "Secure Boot" (v1, 68 bytes behind the image).
+Source: ESP-IDF's guide, "Secure Boot v2" (signature block format) and "Secure Boot" (v1, 68 bytes after the image).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _CURVES = {1: 24, 2: 32, 3: 48}  # number of a curve: bytes of a coordinate
 
 @dataclass(frozen=True)
 class Signature:
-    """The signatures behind an image.
+    """The signatures that follow an image.
 
     Attributes:
         version: of secure boot.
-        key_digests: SHA-256 of the public key in each signature block, 64 hex digits, as the eFuses keep it (v2).
-        valid: whether the image is what was signed, by the keys in its own blocks; None where the key is not in it
-            (v1), and none was given.
-        by_given_key: whether it is signed by the key that was given; None if none was.
+        key_digests: SHA-256 of the public key in each signature block, 64 hex digits, as stored in eFuses (v2).
+        valid: whether the signature is valid for the image, by the keys in its own blocks; None if the key is neither
+            contained (v1) nor given.
+        by_given_key: whether it is signed with the given key; None if none was given.
         problem: why it is not valid.
     """
 
@@ -44,20 +44,20 @@ class Signature:
     problem: str | None
 
     def size(self, image_size: int) -> int:
-        """Return the bytes of an image of *image_size* bytes with this behind it."""
+        """Return the bytes of an image of *image_size* bytes including this signature."""
         return image_size + _V1_SIZE if self.version == 1 else -(-image_size // SECTOR) * SECTOR + SECTOR
 
 
 def signature_of(data: bytes, image_size: int, key_file: FileName | None = None) -> Signature | None:
-    """Return the signature that follows an image; None if none does.
+    """Return the signature that follows an image; None if there is none.
 
     Args:
         data: from the first byte of the image.
-        image_size: bytes, with its hash.
-        key_file: a public or private key in PEM that it should be signed by.
+        image_size: in bytes, including its hash.
+        key_file: key in PEM, public or private, that it should be signed with.
 
     Raises:
-        FirmwareError: if the key cannot be read. OperationError: if it is none.
+        FirmwareError: if the key cannot be read. OperationError: if it is not a key.
     """
     key = read_file(key_file, "key") if key_file is not None else None
     start = -(-image_size // SECTOR) * SECTOR
@@ -97,7 +97,7 @@ def _version_1(data: bytes, key: bytes | None) -> Signature:
 
 
 def _why_wrong(data: bytes, key: bytes) -> str | None:
-    """Return why no block of *data* is signed by *key*, if so."""
+    """Return why no block of *data* is signed with *key*, or None."""
     import espsecure
 
     named = io.BytesIO(key)
@@ -111,13 +111,13 @@ def _failure(transcript: Transcript, check: Callable[[], Any]) -> str | None:
     try:
         with capture(transcript):
             check()
-    except Exception as error:  # espsecure lets errors of struct and of cryptography out
+    except Exception as error:  # espsecure also raises errors of struct and of cryptography
         return str(error) or type(error).__name__
     return None
 
 
 def _own_keys(data: bytes, count: int) -> Iterable[bytes]:
-    """Yield the public keys in the first *count* signature blocks, in PEM; empty for what is no key."""
+    """Yield the public keys in the first *count* signature blocks, in PEM; empty if a block has no valid key."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     sector = data[-SECTOR:]
@@ -154,10 +154,10 @@ def _ecdsa_key(block: bytes) -> Any:
 
 
 def _is_key(key: bytes) -> bool:
-    """Check that it is a key at all.
+    """Check that a file is a key.
 
     Raises:
-        OperationError: if it is none.
+        OperationError: if it is not.
     """
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
@@ -167,5 +167,5 @@ def _is_key(key: bytes) -> bool:
         else:
             load_pem_private_key(key, None)
     except (ValueError, TypeError) as error:
-        raise OperationError(f"it is no key in PEM: {error}", hint="give the key that espsecure signs with") from error
+        raise OperationError(f"not a key in PEM: {error}", hint="give the key that espsecure signs with") from error
     return True

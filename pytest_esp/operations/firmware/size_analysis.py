@@ -1,4 +1,4 @@
-"""What takes how much room in an app: sections, memories, symbols, and, where the linker's map is there, archives."""
+"""Size analysis of an app: sections, memories, symbols and, if the linker map is available, archives."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pytest_esp.formats.images import chip_of
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.operations.registry import file_operation
 
-_PLACEHOLDER = "dummy"  # in names of sections that only keep the room free that another bus shows at this address
-_OVERLAPPING = ("BYTE_ACCESSIBLE", "MEM_INTERNAL2")  # in memory maps: other names for what has one
+_PLACEHOLDER = "dummy"  # in names of sections that reserve addresses used through another bus
+_OVERLAPPING = ("BYTE_ACCESSIBLE", "MEM_INTERNAL2")  # in memory maps: second names of the same memory
 # Chips with a memory for the instruction bus alone; elsewhere both buses reach one SRAM (their technical reference
 # manuals, "System and Memory").
 _APART = ("esp8266", "esp32", None)
-_SHARED = "DRAM and IRAM are the same memory here, at two addresses: what one takes is missing in the other"
+_SHARED = "DRAM and IRAM are the same memory on this chip, at two addresses: using one reduces the other"
 _CODE, _DATA = ("IRAM", "IROM"), ("DRAM", "DROM")
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """How full a memory is, in bytes.
+    """Usage of a memory, in bytes.
 
     Attributes:
-        size: what the linker may use, where its map tells; else the window of addresses as esptool knows it.
+        size: available to the linker, according to its map; otherwise the address range known to esptool.
     """
 
     name: str
@@ -43,7 +43,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class ArchiveSize:
-    """What an archive (a component of the project) brings, in bytes: in total, and by memory."""
+    """The size of an archive (a component of the project) in bytes: in total, and by memory."""
 
     name: str
     size: int
@@ -52,15 +52,15 @@ class ArchiveSize:
 
 @dataclass(frozen=True)
 class SizeAnalysis:
-    """What takes how much room, in bytes.
+    """Sizes, in bytes.
 
     Attributes:
-        chip_type: None if nothing says it; there are no `memories` then.
-        image_size: of all that is in the image, without its headers.
-        ram_only_size: of what is only given room (``.bss``).
-        symbols: the largest ones.
-        archives: by size; empty without a map.
-        map_file: that archives and memories are from.
+        chip_type: None if it is unknown; there are no `memories` then.
+        image_size: contents of the image, without headers.
+        ram_only_size: RAM without contents in the image (``.bss``).
+        symbols: the largest symbols.
+        archives: largest first; empty without a map.
+        map_file: source of archives and memories.
         notes: what is missing, and why.
     """
 
@@ -80,34 +80,34 @@ class SizeAnalysis:
 def size(
     elf_file: ReadPath, chip_type: str | None = None, *, map_file: ReadPath | None = None, top: int = 20
 ) -> SizeAnalysis:
-    """Say what takes how much room in an app: sections, memories, largest symbols, and archives by the linker's map.
+    """Analyze the size of an app: sections, memories, largest symbols, and archives by the linker map.
 
     Args:
-        elf_file: as the linker made it.
-        chip_type: the chip as esptool names it, e.g. esp32c3; by default that of the build folder, else the only one
-            that it fits.
-        map_file: that the linker wrote; by default NAME.map beside the ELF file.
-        top: how many symbols and archives are listed.
+        elf_file: ELF file as written by the linker.
+        chip_type: chip name as in esptool, e.g. esp32c3; by default that of the build folder, else the only one that
+            the ELF file fits.
+        map_file: linker map; by default NAME.map beside the ELF file.
+        top: number of largest symbols and archives to list.
 
     Raises:
         FirmwareError: if the ELF file or the map is damaged, or the ELF file is not for this chip.
-        OperationError: if there is no such chip.
+        OperationError: if the chip is unknown.
     """
     if top < 0:
-        raise OperationError(f"the {top} largest cannot be listed", hint="give a number from 0")
+        raise OperationError(f"top must be at least 0, not {top}", hint="use a number from 0")
     elf = read_elf(elf_file)
     made_for = _chip_of(elf, Path(elf_file), chip_type)
     notes: list[str] = []
     if made_for is None:
         fitting = ", ".join(elf.fitting_chips()) or "none"
-        notes.append(f"no memories: nothing says which chip it is for; it fits {fitting}")
+        notes.append(f"no memories: the chip is unknown; the ELF file fits {fitting}")
     path = resolve(map_file if map_file is not None else Path(elf_file).with_suffix(".map"))
     by_map = _by_map(path, elf, made_for) if map_file is not None or path.is_file() else None
     if by_map is None:
-        notes.append(f"no archives: there is no linker map {path.name}")
+        notes.append(f"no archives: linker map {path.name} not found")
     sections = tuple(section for section in elf.sections if _counts(section))
     if not elf.symbols:
-        notes.append("no symbols: the ELF file was stripped of them")
+        notes.append("no symbols: the ELF file is stripped")
     memories = by_map.memories if by_map else tuple(_memories(sections, made_for))
     if made_for not in _APART and {"DRAM", "IRAM"} <= {one.name for one in memories}:
         notes.append(_SHARED)
@@ -130,13 +130,13 @@ def _counts(section: Section) -> bool:
 
 
 def _chip_of(elf: Elf, path: Path, chip: str | None) -> str | None:
-    """Return the chip that was given, else that of the build folder, else the only one that has such memory."""
+    """Return the given chip, else that of the build folder, else the only one with matching memory."""
     if chip is not None:
         chip = known_chip(chip)
         reason = elf.why_not_for(chip)
         if reason is not None:
             raise FirmwareError(
-                f"{elf.source} is not for the {chip}: {reason}", hint="leave out the chip, or name another"
+                f"{elf.source} is not for the {chip}: {reason}", hint="omit the chip, or give another one"
             )
         return chip
     fitting = elf.fitting_chips()
@@ -172,7 +172,7 @@ def _memories(sections: Sequence[Section], chip: str | None) -> Iterator[MemoryU
 def _memory(chip: str, section: Section) -> str:
     names = memories_at(chip, section.address)
     plain = [name for name in names if name not in _OVERLAPPING] or list(names)
-    # On chips with one address space for code and data the same memory has two names there.
+    # On chips with one address space for code and data the same memory has two names.
     preferred = [name for name in plain if name in (_CODE if section.executable else _DATA)]
     return next(iter((*preferred, *plain)), "unknown")
 
@@ -197,7 +197,7 @@ class _ByMap:
 
 
 def _by_map(path: Path, elf: Elf, chip: str | None) -> _ByMap:
-    """Return what esp-idf-size makes of a map."""
+    """Return the data that esp-idf-size extracts from a map."""
     from esp_idf_size import mapfile, memorymap
 
     read_file(path, "linker map")
@@ -206,7 +206,7 @@ def _by_map(path: Path, elf: Elf, chip: str | None) -> _ByMap:
             parsed: Any = mapfile.MapFile(str(path))
             parsed.target = parsed.target or chip
             found = memorymap.get(str(path), load_symbols=False, map_file=parsed)
-    except Exception as error:  # its own, and what it stumbles over in a map that is cut
+    except Exception as error:  # its own errors, and any other for truncated maps
         words = str(error) or type(error).__name__
         raise FirmwareError(f"the linker map {path} cannot be read: {words}", hint="build the project again") from error
     types: Mapping[str, Any] = found["memory_types"]
@@ -231,4 +231,4 @@ def _mismatches(sections: Sequence[Mapping[str, Any]], elf: Elf, path: Path) -> 
     mapped = {str(one["name"]): (int(one["address"]), int(one["size"])) for one in sections}
     others = [one.name for one in elf.sections if mapped.get(one.name) != (one.address, one.size)]
     if others:
-        yield f"{path.name} is the map of another build: {', '.join(others[:5])} differ"
+        yield f"{path.name} is the map of another build: sections {', '.join(others[:5])} differ"

@@ -1,4 +1,4 @@
-"""Less to flash: images without padding and blank sectors, and proof that the content is the same."""
+"""Reduces what is flashed: images without padding and blank sectors, and digests to verify the same content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pytest_esp.operations.results import Address
 _PAGE, _PAGE_TIME = 256, 0.0004
 _BLOCK, _BLOCK_ERASE_TIME = 0x10000, 0.15
 _SECTOR_ERASE_TIME = 0.045
-_PART_TIME = 0.02  # what esptool and the stub say to each other around one part
+_PART_TIME = 0.02  # overhead of esptool and the stub for each part
 _BITS_PER_BYTE = 10  # on a UART
 _WORD = 4
 
@@ -35,7 +35,7 @@ _PART_NAME = re.compile(r"0x[0-9a-f]+\.bin")
 
 @dataclass(frozen=True)
 class Part:
-    """What is to be flashed at an address. Sizes in bytes; *compressed_size* is what goes over the wire."""
+    """Data to flash at an address. Sizes in bytes; *compressed_size* is what is sent over the wire."""
 
     address: Address
     size: int
@@ -46,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Content:
-    """What the flash holds in the end: the MD5 that the chip must have of this region (`flash.md5`)."""
+    """The final content of a region: the MD5 that the chip must compute for it (`flash.md5`)."""
 
     address: Address
     size: int
@@ -56,7 +56,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Blank:
-    """What is left out, because it is as erased flash is; it must be erased where the flash is not yet. In bytes."""
+    """A blank region that is not flashed; it must be erased if the flash is not erased yet. In bytes."""
 
     address: Address
     size: int
@@ -64,16 +64,16 @@ class Blank:
 
 @dataclass(frozen=True)
 class Optimized:
-    """A smaller build. Sizes in bytes; times in seconds, computed for *baud* and a typical flash chip.
+    """A smaller build. Sizes in bytes; times in seconds, calculated for *baud* and a typical flash chip.
 
     Attributes:
-        output_dir: a build folder with the parts, which can be flashed as it is.
-        parts: what is flashed, by address.
-        blank: what is left out, by address.
-        contents: to prove that the flash holds what the whole images would have put there.
-        size, compressed_size: of all parts; ``..._before`` are of the whole images.
-        erase_seconds: what it takes to erase *blank*, where that is needed.
-        notes: what to think of.
+        output_dir: build folder with the parts, ready to flash.
+        parts: the parts to flash, by address.
+        blank: the omitted regions, by address.
+        contents: digests to verify that the flash has the content of the whole images.
+        size, compressed_size: of all parts; ``..._before`` are for the whole images.
+        erase_seconds: time to erase *blank*, if needed.
+        notes: points to consider.
     """
 
     output_dir: Path
@@ -103,29 +103,29 @@ def optimize(
     baud: int = 460800,
     overwrite: bool = False,
 ) -> Optimized:
-    """Make a build that is smaller to flash: padding is dropped, and images are split at blank sectors.
+    """Create a build that is faster to flash: padding is dropped, and images are split at blank sectors.
 
-    On erased flash its content is the same, byte for byte, which the MD5s in `contents` prove. Elsewhere the regions in
+    On erased flash the resulting content is identical, which the MD5s in `contents` verify. Otherwise the regions in
     `blank` must be erased first.
 
     Args:
         binary_file: an image or a build folder.
-        output_dir: the build folder that is made: the parts and their flasher_args.json; by default NAME-parts beside
+        output_dir: build folder to create, with the parts and their flasher_args.json; by default NAME-parts beside
             *binary_file*.
-        address: in flash, of an image that is neither an app nor a merged one.
-        prefer: "bytes" leaves out every gap, "time" only those that do not cost more than they save: a flash erases
-            64 KB at once faster than what is left of them in sectors.
-        min_gap: how many blank bytes in a row are left out, in bytes or like 64KB.
-        baud: that the times are computed for.
-        overwrite: replace the folder, if it was made by this.
+        address: address in flash of an image that is neither an app nor merged.
+        prefer: "bytes" omits every gap; "time" omits only gaps that save time: flash erases a block of 64 KB faster
+            than the single sectors that remain of it.
+        min_gap: minimum number of consecutive blank bytes to omit, in bytes or e.g. 64KB.
+        baud: baud rate to calculate times for.
+        overwrite: replace the folder, if it was made by this operation.
 
     Raises:
-        FirmwareError: if the firmware is missing or damaged, is all blank, or has no address.
-        OperationError: if an argument is wrong, or the folder exists or cannot be written.
+        FirmwareError: if the firmware is missing or damaged, entirely blank, or has no address.
+        OperationError: if an argument is invalid, or the folder exists or cannot be written.
     """
     gap = max(size_argument(min_gap, "gap"), SECTOR)
     if baud <= 0:
-        raise OperationError(f"{baud} is not a baud rate")
+        raise OperationError(f"invalid baud rate {baud}")
     build = load(binary_file, address)
     beside = Path(binary_file).with_name(f"{Path(binary_file).stem}-parts")
     folder = resolve(beside if output_dir is None else output_dir, "write")
@@ -136,7 +136,7 @@ def optimize(
         for piece in (_pieces(region, gap) if prefer == "bytes" else _quickest(region, gap, baud))
     ]
     if not pieces:
-        raise FirmwareError(f"{binary_file} is blank: there is nothing to flash", hint="erase the flash instead")
+        raise FirmwareError(f"{binary_file} is blank: nothing to flash", hint="erase the flash instead")
     packed, packed_before = [_compressed(one.data) for one in pieces], sum(_compressed(r.data) for r in build.regions)
     parts = tuple(
         Part(one.address, one.size, size, md5_of(one.data), folder / f"{one.address:#x}.bin")
@@ -166,13 +166,13 @@ def optimize(
 
 def _notes(blank: Sequence[Blank], saved: float) -> Iterator[str]:
     if blank:
-        yield "where the flash is not erased, erase `blank` first: the parts leave it as it is"
+        yield "if the flash is not erased, erase `blank` first: the parts do not change it"
     if saved < 0:
-        yield "it takes longer, as sectors are erased one by one where whole blocks were: prefer time"
+        yield "this takes longer, because single sectors are erased instead of whole blocks: prefer time"
 
 
 def _quickest(region: Region, gap: int, baudrate: int) -> list[Region]:
-    """Return what is left of a region; pieces stay together where the flash erases large blocks faster than parts."""
+    """Return the parts of a region; pieces stay together if the flash erases large blocks faster than sectors."""
     chosen: list[Region] = []
     for piece in _pieces(region, gap):
         joined = _between(region, chosen[-1].address, piece.end) if chosen else piece
@@ -192,7 +192,7 @@ def _time(region: Region, baudrate: int) -> float:
 
 
 def _pieces(region: Region, gap: int) -> Iterator[Region]:
-    """Yield what is left of a region without *gap* or more blank bytes in a row, in whole sectors of the flash."""
+    """Yield the parts of a region separated by *gap* or more blank bytes, in whole sectors of the flash."""
     begin: int | None = None
     blank_from = region.address
     for start, end in _sectors(region.address, region.end):
@@ -215,14 +215,14 @@ def _sectors(address: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _between(region: Region, begin: int, end: int) -> Region:
-    """Return a part of a region, without what is blank behind it; the flash is written in whole words."""
+    """Return a part of a region without trailing blank bytes; flash is written in whole words."""
     data = region.data[begin - region.address : end - region.address]
     used = len(data.rstrip(b"\xff"))
     return Region(begin, data[: -(-used // _WORD) * _WORD], region.source)
 
 
 def _blank(regions: Sequence[Region], pieces: Sequence[Region]) -> Iterator[Blank]:
-    """Yield the whole sectors of *regions* that no piece touches: writing a piece erases all sectors it touches."""
+    """Yield the whole sectors of *regions* that no piece touches; writing a piece erases every sector it touches."""
     touched = {sector for one in pieces for sector in range(one.address // SECTOR, (one.end - 1) // SECTOR + 1)}
     run: list[int] = []
     for region in regions:
@@ -238,13 +238,13 @@ def _blank(regions: Sequence[Region], pieces: Sequence[Region]) -> Iterator[Blan
 
 
 def _compressed(data: bytes) -> int:
-    return len(zlib.compress(data, 9))  # as esptool compresses
+    return len(zlib.compress(data, 9))  # the compression of esptool
 
 
 def _seconds(address: int, size: int, compressed_size: int, baudrate: int) -> float:
     wire = compressed_size * _BITS_PER_BYTE / baudrate
     programming = math.ceil(size / _PAGE) * _PAGE_TIME
-    return max(wire, programming) + _erase_seconds(address, size) + _PART_TIME  # it programs while it receives
+    return max(wire, programming) + _erase_seconds(address, size) + _PART_TIME  # programming and receiving overlap
 
 
 def _erase_seconds(address: int, size: int) -> float:
@@ -262,7 +262,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     if not (overwrite and ours):
         raise OperationError(
             f"{folder} exists already",
-            hint="name another folder, or ask for overwrite" if ours else "name another folder: it holds other files",
+            hint="use another folder, or set overwrite" if ours else "use another folder: it contains other files",
         )
 
 

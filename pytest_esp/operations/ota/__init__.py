@@ -1,1 +1,1 @@
-"""Updates over the air: packages, their way onto a device, and the way back."""
+"""Over-the-air updates: packages, deployment to a device, and rollback."""

@@ -1,4 +1,4 @@
-"""An update as one file: the app's image, a manifest that vouches for every byte of it, and a signature of both.
+"""An update as one file: the app image, a manifest with digests, and a signature.
 
 A package is a ZIP archive of ``manifest.json``, ``app.bin`` and, if it is signed, ``manifest.sig``: the signature of
 the manifest's bytes, by Ed25519 (RFC 8032), or by ECDSA on P-256 with SHA-256 (FIPS 186-5, DER).
@@ -34,11 +34,11 @@ from pytest_esp.operations.security.secret_names import remember_key
 FORMAT = "pytest-esp update 1"
 SUFFIX = ".espota"
 _MANIFEST, _IMAGE, _SIGNATURE = "manifest.json", "app.bin", "manifest.sig"
-# No app is larger than what a chip can map; a manifest or a signature is far smaller than these.
+# No app is larger than what a chip can map; manifests and signatures are far smaller than these limits.
 _LIMITS = {_MANIFEST: 64 * 1024, _IMAGE: 32 * 1024 * 1024, _SIGNATURE: 1024}
 _MAX_VERSION = 128
 _NOT_IN_NAMES = re.compile(r"[^\w.+-]")
-_ONE_APP = "name the image of the app (an update replaces the app and nothing else)"
+_ONE_APP = "give the image of a single app (an update replaces nothing but the app)"
 
 _PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 _PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
@@ -46,13 +46,13 @@ _PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a package holds. Digests are 64 hex digits.
+    """The contents of a package. Digests are 64 hex digits.
 
     Attributes:
         format: `FORMAT`.
-        version: of the update, as its maker calls it.
+        version: version of the update, as given by its author.
         chip_type: as esptool names it.
-        project: of the app's descriptor, as are *app_version*, *idf_version* and *elf_sha256*; empty without one.
+        project: from the app's descriptor, like *app_version*, *idf_version* and *elf_sha256*; empty without one.
         size: of the image in bytes.
         sha256: of the image.
         created: UTC, ISO 8601.
@@ -72,12 +72,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Package:
-    """An update that was checked.
+    """An update that was verified.
 
     Attributes:
         path: its file.
-        signature: ``"Ed25519"`` or ``"ECDSA-P256"``; None if it has none.
-        signed_by: SHA-256 of the public key (DER) that its signature was checked with; None if none was given.
+        signature: ``"Ed25519"`` or ``"ECDSA-P256"``; None if it is not signed.
+        signed_by: SHA-256 of the public key (DER) that verified the signature; None if no key was given.
     """
 
     path: Path
@@ -95,23 +95,23 @@ def create(
     key_file: ReadPath | None = None,
     overwrite: bool = False,
 ) -> Package:
-    """Make an update package of an app: its image, a manifest with the SHA-256, and a signature if a key is given.
+    """Create an update package from an app: its image, a manifest with the SHA-256, and a signature if a key is given.
 
     Args:
-        firmware_file: the image of an app, or a build folder, whose app is taken.
-        version: of the update; one line.
-        output_file: the package; by default FIRMWARE-VERSION.espota beside *firmware_file*.
-        key_file: a private key in PEM, Ed25519 or P-256, to sign it with.
-        overwrite: whether *output_file* may exist already.
+        firmware_file: the image of an app, or a build folder whose app to use.
+        version: version of the update; one line.
+        output_file: file for the package; by default FIRMWARE-VERSION.espota beside *firmware_file*.
+        key_file: private key in PEM, Ed25519 or P-256, to sign it with.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
         FirmwareError: if there is no app, or it is damaged.
-        OperationError: if the version, the key or the file is not fit.
+        OperationError: if the version, the key or the file is invalid.
     """
     beside = f"{Path(firmware_file).with_suffix('')}-{_NOT_IN_NAMES.sub('_', version)}{SUFFIX}"
     path = new_file(beside if output_file is None else output_file, overwrite)
     if not version.strip() or not version.isprintable() or len(version) > _MAX_VERSION:
-        raise OperationError(f"{version!r} is not a version", hint=f"up to {_MAX_VERSION} printable characters")
+        raise OperationError(f"invalid version {version!r}", hint=f"use up to {_MAX_VERSION} printable characters")
     key = _private_key(Path(key_file)) if key_file is not None else None
     region = _app_of_build(Firmware.open(firmware_file))
     manifest = _describe(region, version)
@@ -128,22 +128,22 @@ def create(
 
 @file_operation(group="ota")
 def read(package: ReadPath, *, public_key_file: ReadPath | None = None) -> Package:
-    """Open a package, and check all of it: manifest, size, SHA-256, the image itself, and the signature.
+    """Open a package, and verify it completely: manifest, size, SHA-256, the image itself, and the signature.
 
     Args:
-        package: its file.
-        public_key_file: a public key in PEM; then only a package signed with its private key will do.
+        package: file of the package.
+        public_key_file: public key in PEM; the package must then be signed with its private key.
 
     Raises:
-        OperationError: if it cannot be read, or is no package or a damaged one.
-        RefusedError: if *public_key_file* is given and the package is not signed, or by another key.
+        OperationError: if it cannot be read, is not a package, or is damaged.
+        RefusedError: if *public_key_file* is given and the package is not signed, or with another key.
         FirmwareError: if the image is damaged.
     """
     return unpack(package, public_key_file)[0]
 
 
 def unpack(path: str | os.PathLike[str], public_key_file: str | os.PathLike[str] | None) -> tuple[Package, bytes]:
-    """Open a package as `read` does; return it and the image.
+    """Open a package like `read`; return it and the image.
 
     Raises:
         OperationError, RefusedError, FirmwareError: see `read`.
@@ -155,7 +155,7 @@ def unpack(path: str | os.PathLike[str], public_key_file: str | os.PathLike[str]
 
 
 def _app_of_build(firmware: Firmware) -> Region:
-    """Return the one app of a build."""
+    """Return the only app of a build."""
     apps = [region for region in firmware.regions if app_of(region.data) is not None]
     if len(apps) == 1:
         return apps[0]
@@ -183,24 +183,24 @@ def _describe(region: Region, version: str) -> Manifest:
 
 
 def check_app(image: bytes, source: str) -> str:
-    """Check an image's checksum and hash as the bootloader will; return its chip.
+    """Verify an image's checksum and hash as the bootloader does; return its chip.
 
     Raises:
-        FirmwareError: if it is no app, more than one, or damaged.
+        FirmwareError: if it is not an app, more than one, or damaged.
     """
     found = report(image, source)
     if found.chip_type == "esp8266":
-        raise FirmwareError(f"{source} is for the ESP8266", hint="its updates are not of this kind")
+        raise FirmwareError(f"{source} is for the ESP8266", hint="use a build for another chip")
     if not found.checksum_valid or found.hash_valid is False:
         raise FirmwareError(f"{source} is damaged: its checksum or hash is wrong", hint="build it again")
     if found.problem is not None:
         raise FirmwareError(f"{source} is damaged: {found.problem}", hint="build it again")
     if found.kind != "app":
-        # A slot with a bootloader in it would be started, too, and the board would be lost.
+        # The bootloader would also start a slot with a bootloader in it, and the board would be lost.
         raise FirmwareError(f"{source} begins with a {found.kind}, not with an app", hint=_ONE_APP)
     rest = image[found.end - found.offset :]
     if any(rest) and not is_blank(rest):
-        raise FirmwareError(f"{source} has {len(rest)} bytes behind its app, which belong to nothing", hint=_ONE_APP)
+        raise FirmwareError(f"{source} has {len(rest)} unexpected bytes after its app", hint=_ONE_APP)
     return found.chip_type
 
 
@@ -212,40 +212,40 @@ def _opened(path: Path, key: _PublicKey | None) -> tuple[Package, bytes]:
     signature = parts.get(_SIGNATURE)
     if key is not None:
         if signature is None:
-            raise RefusedError(
-                f"{path} is not signed, and a key is set", hint="sign it when you make it, or leave the key out"
-            )
+            raise RefusedError(f"{path} is not signed, but a key is set", hint="use a signed package, or omit the key")
         _verify(key, signature, parts[_MANIFEST], path)
     manifest = _manifest(parts[_MANIFEST], path)
     image = parts[_IMAGE]
     if len(image) != manifest.size or _sha256(image) != manifest.sha256:
-        raise OperationError(f"{path}: the image is not the one of its manifest", hint="fetch the package again")
+        raise OperationError(f"{path}: the image does not match its manifest", hint="fetch the package again")
     if check_app(image, f"the image in {path}") != manifest.chip_type:
-        raise OperationError(f"{path}: the image is not for the {manifest.chip_type} of its manifest")
+        raise OperationError(f"{path}: the image is not for the {manifest.chip_type}, the chip in its manifest")
     return Package(path, manifest, _kind(signature), _fingerprint(key) if key else None), image
 
 
 def _parts(path: Path) -> dict[str, bytes]:
-    """Return the members of the archive, none of them larger than may be."""
+    """Return the members of the archive, after checking their sizes."""
     try:
         with zipfile.ZipFile(resolve(path)) as archive:
             found = {member.filename: member for member in archive.infolist()}
             missing = [name for name in (_MANIFEST, _IMAGE) if name not in found]
             strange = sorted(found.keys() - _LIMITS.keys())
             if missing or strange or len(found) != len(archive.infolist()):
-                wrong = f"has no {missing[0]}" if missing else f"holds {', '.join(strange) or 'a file twice'}"
-                raise OperationError(f"{path} is no update package: it {wrong}", hint="make one of the app's image")
+                wrong = f"has no {missing[0]}" if missing else f"contains {', '.join(strange) or 'a file twice'}"
+                raise OperationError(
+                    f"{path} is not an update package: it {wrong}", hint="create one from the app image"
+                )
             return {name: _read(archive, found[name]) for name in found}
     except FileNotFoundError as error:
-        raise OperationError(f"there is no package {path}", hint="make one of the app's image") from error
+        raise OperationError(f"package {path} does not exist", hint="create one from the app's image") from error
     except (OperationError, RefusedError) as error:
         error.attempted = error.attempted or f"reading {path}"
         raise
     except OSError as error:
         raise OperationError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # zipfile and zlib raise many kinds for damaged archives
+    except Exception as error:  # zipfile and zlib raise many kinds of errors for damaged archives
         raise OperationError(
-            f"{path} is no update package, or damaged: {error}", hint="make one of the app's image"
+            f"{path} is not an update package, or damaged: {error}", hint="create one from the app's image"
         ) from error
 
 
@@ -254,7 +254,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     with archive.open(member) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise OperationError(f"{member.filename} has more than {limit} bytes")
+        raise OperationError(f"{member.filename} is larger than {limit} bytes")
     return data
 
 
@@ -266,8 +266,8 @@ def _manifest(text: bytes, path: Path) -> Manifest:
         raise OperationError(f"{path}: its manifest cannot be read: {error}") from error
     wrong = [item.name for item in fields(Manifest) if type(values[item.name]).__name__ != item.type]
     if found or wrong or values["format"] != FORMAT:
-        problem = f"unknown {sorted(found)}" if found else f"wrong {wrong or values['format']}"
-        raise OperationError(f"{path}: its manifest is not of the format {FORMAT!r}: {problem}")
+        problem = f"unknown {sorted(found)}" if found else f"invalid {wrong or values['format']}"
+        raise OperationError(f"{path}: its manifest does not have the format {FORMAT!r}: {problem}")
     return Manifest(**values)
 
 
@@ -290,14 +290,14 @@ def _verify(key: _PublicKey, signature: bytes, data: bytes, path: Path) -> None:
             key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise RefusedError(
-            f"{path} was not signed with this key, or changed afterwards", hint="do not install it"
+            f"{path} was not signed with this key, or was modified afterwards", hint="do not install it"
         ) from error
 
 
 def _kind(signature: bytes | None) -> str | None:
     if signature is None:
         return None
-    return "Ed25519" if len(signature) == 64 else "ECDSA-P256"  # a DER sequence of two integers has other lengths
+    return "Ed25519" if len(signature) == 64 else "ECDSA-P256"  # DER sequences of two integers have other lengths
 
 
 def _fingerprint(key: _PublicKey) -> str:
@@ -330,13 +330,13 @@ def _wrong_kind(path: Path) -> OperationError:
 
 
 def _load_key(path: Path, parse: Callable[[bytes], Any], kind: str) -> Any:
-    """Return the key; no message quotes what is in the file."""
+    """Return the key; messages never quote the file."""
     try:
         return parse(resolve(path).read_bytes())
     except OSError as error:
         raise OperationError(f"the key {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise OperationError(
-            f"{path} holds no {kind} key in PEM without a password",
-            hint="`openssl pkey -in key.pem -pubout` writes the public key of a private one",
+            f"{path} is not a {kind} key in PEM without a password",
+            hint="to get the public key of a private one, use `openssl pkey -in key.pem -pubout`",
         ) from error

@@ -1,8 +1,8 @@
-"""Updates through the wire: into the slot that does not run, and otadata last, so that a board always has an app.
+"""Updates over the wire: into the slot that is not running, then otadata, so that a board always has an app.
 
-What the bootloader does with otadata: ESP-IDF, ``bootloader_utility.c`` and ``esp_ota_ops.c``. No slot is written while
-it is the one that starts, and an entry that counts is only changed where another one, or none, means the right app:
-whenever the power is cut, the old app starts or the new one.
+What the bootloader does with otadata: ESP-IDF, ``bootloader_utility.c`` and ``esp_ota_ops.c``. The slot that would
+start is never written, and a valid entry of otadata is changed only if another entry, or none, selects the right app:
+if the power fails at any time, the old app or the new one starts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.security import efuse, posture
 from pytest_esp.secrets import hide
 
-_BOOT_TIMEOUT = 15.0  # seconds: a bootloader reads and hashes the whole app before it says which one it starts
+_BOOT_TIMEOUT = 15.0  # seconds: a bootloader hashes the whole app before it prints which one it starts
 _SETTLING = 1.0  # seconds
 _LOADED = re.compile(rb"Loaded app from partition at offset 0x([0-9a-f]+)\s")
 _HOPELESS = re.compile(rb"No bootable app partitions|invalid header: 0x|load partition table error!")
@@ -39,15 +39,15 @@ _HOPELESS = re.compile(rb"No bootable app partitions|invalid header: 0x|load par
 
 @dataclass(frozen=True)
 class OtaReadiness:
-    """Whether and where an update would go. Sizes are bytes.
+    """Whether and where an update can be installed. Sizes are in bytes.
 
     Attributes:
-        running: the partition that starts now; None if none has an app.
-        next_slot: the partition that takes the next update.
-        room: for its app.
-        otadata: ``"ready"``, or ``"repaired"`` where it named no app: it now names the one that starts.
-        bootloader: the chip that the bootloader in flash is for; None if there is none.
-        warnings: what would keep an update from starting.
+        running: the partition that starts now; None if no partition has an app.
+        next_slot: the partition for the next update.
+        room: size available for its app.
+        otadata: ``"ready"``, or ``"repaired"`` if it selected no app; it now selects the one that starts.
+        bootloader: the chip that the bootloader in flash is for; None if there is no bootloader.
+        warnings: what would prevent an update from starting.
     """
 
     running: str | None
@@ -60,15 +60,15 @@ class OtaReadiness:
 
 @dataclass(frozen=True)
 class OtaUpdate:
-    """What an update or a way back has done.
+    """The result of an update or a rollback.
 
     Attributes:
-        slot: the partition that is to start; *previous* the one that did.
-        sequence: of its entry in otadata; None where that names no partition any more (the factory app starts).
-        app: what is in *slot*.
-        bytes_written, bytes_skipped: of the image; what was there already is not written again.
-        started: whether the bootloader said that it starts *slot*; None if it was not asked to, or says nothing.
-        output: of that boot.
+        slot: the partition that starts now; *previous* the one that started before.
+        sequence: of its entry in otadata; None if no entry selects a partition any more (the factory app starts).
+        app: the app in *slot*.
+        bytes_written, bytes_skipped: of the image; unchanged parts are not written again.
+        started: whether the bootloader reported starting *slot*; None if it was not reset, or prints nothing.
+        output: console output of that boot.
     """
 
     slot: str
@@ -83,13 +83,12 @@ class OtaUpdate:
 
 @operation(Effect.WRITE, group="ota")
 def prepare(link: Link) -> OtaReadiness:
-    """Check that a board can take an update (table, otadata, slots, bootloader), and repair damaged otadata.
+    """Check that a board can be updated (table, otadata, slots, bootloader), and repair damaged otadata.
 
-    Blank otadata is fine: the bootloader then begins with the factory app or the first slot.
+    Blank otadata is valid: the bootloader then starts the factory app or the first slot.
 
     Raises:
-        OperationError: if there is no partition table, no otadata, or no second partition for an app; or flash is
-            encrypted.
+        OperationError: if there is no partition table, otadata or second app partition; or flash is encrypted.
     """
     state = _State(link)
     bootloader = chip_of(reading.read(link, CHIP_DEFS[state.chip].BOOTLOADER_FLASH_OFFSET, APP_HEAD_SIZE).data)
@@ -101,7 +100,7 @@ def prepare(link: Link) -> OtaReadiness:
     missing = {
         "there is no bootloader in flash": bootloader is None,
         f"the bootloader is for {bootloader}": bootloader not in (None, state.chip),
-        "no partition has an app: nothing starts until an update is there": state.running is None,
+        "no partition has an app: nothing starts until an update is installed": state.running is None,
     }
     return OtaReadiness(
         running=state.running.name if state.running else None,
@@ -123,22 +122,22 @@ def deploy(
     start: bool = True,
     progress: Progress | None = None,
 ) -> OtaUpdate:
-    """Install an update through the wire as the app itself would: into the slot that does not run, then otadata.
+    """Install an update over the wire as the app itself would: into the slot that is not running, then otadata.
 
-    If the power is cut in the middle, the old app starts or the new one.
+    If the power fails at any time, the old app or the new one starts.
 
     Args:
-        package: its file.
-        public_key_file: a public key in PEM; then the package must be signed with its private key.
-        on_trial: mark the app as new: a bootloader with rollback starts it once, and the old one again unless the app
-            has confirmed itself (``esp_ota_mark_app_valid_cancel_rollback``).
-        start: reset the board, and see that the bootloader starts the new app.
-        progress: called with bytes done and to do.
+        package: file of the package.
+        public_key_file: public key in PEM; the package must then be signed with its private key.
+        on_trial: mark the app as new: a bootloader with rollback starts it once, and then the old one again unless the
+            app has confirmed itself (``esp_ota_mark_app_valid_cancel_rollback``).
+        start: reset the board, and check that the bootloader starts the new app.
+        progress: called with bytes done and total.
 
     Raises:
-        RefusedError: if the package is not signed as wanted.
-        FirmwareError: if it is for another chip, too large, or older than the chip's eFuses allow (anti-rollback).
-        OperationError: if the package is damaged, the board takes no updates (see `prepare`), or something else starts.
+        RefusedError: if the package is not signed as required.
+        FirmwareError: if it is for another chip, too large, or older than the eFuses allow (anti-rollback).
+        OperationError: if the package is damaged, the board cannot be updated (see `prepare`), or does not start it.
     """
     update, image = unpack(package, public_key_file)
     state = _State(link)
@@ -161,16 +160,16 @@ def deploy(
 
 @operation(Effect.WRITE, group="ota")
 def rollback(link: Link, *, start: bool = True) -> OtaUpdate:
-    """Go back to the app before the last update, by otadata's sequence and state; no app is erased.
+    """Roll back to the app before the last update, by otadata's sequence and state; no app is erased.
 
-    The entry of the running app is marked as invalid, which is what ``esp_ota_mark_app_invalid_rollback`` does, where
-    the bootloader then finds the other entry or the factory app; else an entry for the other app is written.
+    If the bootloader then finds the other entry or the factory app, the entry of the running app is marked as invalid,
+    like ``esp_ota_mark_app_invalid_rollback``; otherwise an entry for the other app is written.
 
     Args:
-        start: reset the board, and see that the bootloader starts that app.
+        start: reset the board, and check that the bootloader starts that app.
 
     Raises:
-        OperationError: if there is no other app to go back to, the board takes no updates, or something else starts.
+        OperationError: if there is no other app to roll back to, the board cannot be updated, or something else starts.
     """
     state = _State(link)
     slot, sequence = state.go_back()
@@ -187,14 +186,14 @@ def rollback(link: Link, *, start: bool = True) -> OtaUpdate:
     )
 
 
-# -- what is there
+# -- state of the slots
 
 
 class _State:
-    """The slots of a board, what is in them, and what otadata says.
+    """The slots of a board, their contents, and otadata.
 
     Attributes:
-        apps: what the apps say of themselves, by partition; None for an image that says nothing.
+        apps: descriptors of the apps, by partition; None for an image without one.
         running: what starts now: the first partition with an app, in the bootloader's order.
         target: the slot for the next update: the one after the running one.
     """
@@ -204,7 +203,7 @@ class _State:
         with reach(link, "auto", "looking at the slots") as access:
             self.chip = access.chip
         if self.chip == "esp8266":
-            raise OperationError("the ESP8266 has no otadata", hint="its updates are not of this kind")
+            raise OperationError("the ESP8266 has no otadata", hint="ESP8266 updates are not supported")
         _refuse_encrypted(link)
         self.table = tables.read(link).partitions
         self.otadata: OtaData = tables.otadata(link)
@@ -213,7 +212,7 @@ class _State:
         self.factory = first if first is not None and first not in self.slots else None
         if len(self.slots) + bool(self.factory) < 2:
             raise OperationError(
-                f"the only partition for an app is {self.slots[0].name}: an update would overwrite what runs",
+                f"{self.slots[0].name} is the only app partition: an update would overwrite the running app",
                 hint="flash a table with two OTA partitions",
             )
         self.apps = dict(self._find_apps())
@@ -228,7 +227,7 @@ class _State:
                 yield part.name, app_of(head)
 
     def _order(self, passed_over: OtaEntry | None = None) -> list[Partition]:
-        """Return the partitions as the bootloader tries them; *passed_over* is an entry that does not count."""
+        """Return the partitions in the order in which the bootloader tries them, ignoring the entry *passed_over*."""
         factory = [self.factory] if self.factory else []
         newest = self._newest(passed_over)
         if newest is None:
@@ -246,7 +245,7 @@ class _State:
 
     @property
     def otadata_is_damaged(self) -> bool:
-        """Whether it has something in it, but no entry that counts."""
+        """Return whether otadata has contents, but no valid entry."""
         place = self.otadata.partition
         return self._newest() is None and any(
             reading.read(self._link, entry.address, OtaDataSelectEntry.SIZE).data.strip(b"\xff")
@@ -257,7 +256,7 @@ class _State:
     # -- changes
 
     def name(self, slot: Partition, state: OtaImageState = OtaImageState.UNDEFINED) -> int:
-        """Make otadata name *slot*, in the entry that does not count now; return its sequence number."""
+        """Make otadata select *slot*, in the entry that is not in effect; return its sequence number."""
         newest = self._newest()
         number = self.slots.index(slot)
         if newest is None:
@@ -270,12 +269,12 @@ class _State:
         return entry.seq
 
     def go_back(self) -> tuple[Partition, int | None]:
-        """Make otadata name the app before the running one; return its partition and sequence number."""
+        """Make otadata select the app before the running one; return its partition and sequence number."""
         newest = self._newest()
         if newest is None or self.running is None or newest.slot != self.running.name:
             raise OperationError(
-                "there is nothing to go back from: otadata names no app that runs",
-                hint="the board starts what it would start without any update",
+                "cannot roll back: otadata does not select a running app",
+                hint="install an update first; the board starts its default app",
             )
         then = next((part for part in self._order(newest) if part.name in self.apps), None)
         if then is not None and then != self.running:
@@ -285,8 +284,8 @@ class _State:
         others = [part for part in self.slots if part.name in self.apps and part != self.running]
         if not others:
             raise OperationError(
-                f"there is no app but that in {self.running.name} to go back to",
-                hint="deploy the update that is wanted instead",
+                f"cannot roll back: there is no other app than that in {self.running.name}",
+                hint="deploy the wanted update instead",
             )
         return others[-1], self.name(others[-1], OtaImageState.VALID)
 
@@ -297,8 +296,8 @@ class _State:
 def _refuse_encrypted(link: Link) -> None:
     if link.board.direct_flash() is None and posture.posture(link).flash_encryption:
         raise RefusedError(
-            "flash is encrypted: what is written from outside would not start",
-            hint="update it over HTTP, by its own app",
+            "flash is encrypted: an app written from outside would not start",
+            hint="update over HTTP, through the running app",
         )
 
 
@@ -311,15 +310,15 @@ def _check_fits(update: Package, state: _State) -> None:
         )
     if manifest.size > state.target.size:
         raise FirmwareError(
-            f"the update has {manifest.size:#x} bytes, but {state.target.name} only {state.target.size:#x}",
-            hint="nothing was written; the partition table limits the size of an app",
+            f"the update has {manifest.size:#x} bytes, but {state.target.name} has only {state.target.size:#x}",
+            hint="nothing was written; use a partition table with larger app partitions",
         )
 
 
 def _check_secure_version(link: Link, image: bytes, chip: str) -> None:
-    """Refuse what a bootloader with anti-rollback would not start (``CONFIG_BOOTLOADER_APP_ANTI_ROLLBACK``).
+    """Reject an app that a bootloader with anti-rollback would not start (``CONFIG_BOOTLOADER_APP_ANTI_ROLLBACK``).
 
-    An ESP32 has its version in the block of the user's own data (BLOCK3), where bits may mean anything: left out.
+    An ESP32 has its version in the user block (BLOCK3), where bits may mean anything: not checked.
     """
     details = report(image, "the update", 0, chip).app_details
     if details is None or chip == "esp32":
@@ -327,20 +326,20 @@ def _check_secure_version(link: Link, image: bytes, chip: str) -> None:
     wanted = (efuse.read(link, "SECURE_VERSION").bits or "").count("1")
     if details.secure_version < wanted:
         raise FirmwareError(
-            f"the update has the secure version {details.secure_version}, but the eFuses of this chip want {wanted}",
+            f"the update has secure version {details.secure_version}, but the eFuses of this chip require {wanted}",
             hint="nothing was written; a bootloader with anti-rollback does not start it. Build it with a higher "
             "CONFIG_BOOTLOADER_APP_SECURE_VERSION",
         )
 
 
-# -- the proof
+# -- verification
 
 
 def _start(link: Link, slot: Partition) -> tuple[bool | None, str]:
-    """Let the board start; return whether its bootloader said that it starts *slot* (None: it says nothing).
+    """Start the board; return whether its bootloader reported starting *slot* (None: it prints nothing).
 
     Raises:
-        OperationError: if it starts something else, or nothing.
+        OperationError: if something else, or nothing, starts.
     """
     console = link.boot()
     try:
@@ -349,8 +348,8 @@ def _start(link: Link, slot: Partition) -> tuple[bool | None, str]:
             console.listen(_SETTLING)  # an app that crashes at once has not started
     except CrashError as error:
         raise OperationError(
-            f"the board crashes where it should start {slot.name}: {error.crash.describe()}",
-            hint="go back to the app before",
+            f"the board crashes instead of starting {slot.name}: {error.crash.describe()}",
+            hint="roll back to the previous app",
         ) from error
     except ConsoleError:
         return None, console.text
@@ -360,7 +359,7 @@ def _start(link: Link, slot: Partition) -> tuple[bool | None, str]:
         what = f"the app at {offset:#x}" if offset is not None else "nothing"
         raise OperationError(
             f"the board starts {what} instead of {slot.name} at {slot.offset:#x}",
-            hint="the bootloader does not accept the image: is it signed as secure boot wants, and for this revision?",
+            hint="the bootloader rejects the image: check its signature and its minimum chip revision",
             details={"output": hide(console.text)[-2000:]},
         )
     return True, console.text

@@ -1,4 +1,4 @@
-"""Updates over HTTP: the app's image to the server that runs on the device, which installs it itself."""
+"""Updates over HTTP: sends the app image to a server on the device, which installs it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pytest_esp.operations.security.secret_names import is_secret_name
 from pytest_esp.secrets import hide, remember
 
 _CHUNK = 16 * 1024
-_MOST_TEXT = 4096  # bytes of an answer that are kept
+_MOST_TEXT = 4096  # bytes of a response to keep
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, token
 _OWN_HEADERS = ("content-length", "content-type", "host", "transfer-encoding")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What the device said.
+    """The response of the device.
 
     Attributes:
-        target_url: without name and password.
-        status: of HTTP; 200 to 299.
-        answer: the beginning of its body.
-        bytes_sent: of the image.
-        elapsed_seconds: until it had answered.
+        target_url: without user name and password.
+        status: HTTP status, 200 to 299.
+        answer: the beginning of the response body.
+        bytes_sent: size of the image.
+        elapsed_seconds: time until the response.
     """
 
     target_url: str
@@ -58,26 +58,26 @@ def upload(
     timeout: float = 30.0,
     progress: Progress | None = None,
 ) -> Upload:
-    """Send the image of a package to a device, which installs it itself.
+    """Send the image of a package to a device, which installs it.
 
-    The body is the image (``application/octet-stream``), as an ESP-IDF app with ``httpd_req_recv`` takes it, or one
-    field of a form, as Arduino's ``HTTPUpdateServer`` does. Headers have its version (``X-Update-Version``) and SHA-256
-    (``X-Update-SHA256``). A redirection is not followed.
+    The body is the image (``application/octet-stream``), as expected by ESP-IDF apps with ``httpd_req_recv``, or one
+    field of a form, as expected by Arduino's ``HTTPUpdateServer``. Headers contain its version (``X-Update-Version``)
+    and SHA-256 (``X-Update-SHA256``). Redirects are not followed.
 
     Args:
-        package: its file.
-        target_url: where the device takes updates, http or https.
-        public_key_file: a public key in PEM; then the package must be signed with its private key.
-        method: of HTTP.
-        form_field: name of the field of a ``multipart/form-data`` body, e.g. ``"update"`` for Arduino.
-        headers: more of them, e.g. ``Authorization``; their values are never shown.
-        ca_file: certificates in PEM that the device's one is checked with, instead of the system's.
-        timeout: seconds without a byte.
-        progress: called with bytes done and to do.
+        package: file of the package.
+        target_url: update URL of the device, http or https.
+        public_key_file: public key in PEM; the package must then be signed with its private key.
+        method: HTTP method.
+        form_field: name of the field for a ``multipart/form-data`` body, e.g. ``"update"`` for Arduino.
+        headers: additional HTTP headers, e.g. ``Authorization``; their values are never shown.
+        ca_file: certificates in PEM to verify the device's certificate with, instead of the system's.
+        timeout: maximum seconds without receiving or sending a byte.
+        progress: called with bytes done and total.
 
     Raises:
-        RefusedError: for another kind of URL, or if the package is not signed as wanted.
-        OperationError: if the package is damaged, or the device cannot be reached or does not accept it.
+        RefusedError: if the URL is not supported, or the package is not signed as required.
+        OperationError: if the package is damaged, or the device cannot be reached or rejects it.
     """
     target = _target(target_url)
     fields = _headers(headers)
@@ -116,10 +116,10 @@ def _target(url: str) -> SplitResult:
         usable, target = False, urlsplit("")
     if not usable or not url.isprintable() or " " in url:
         raise RefusedError(
-            f"{url.partition('@')[2] or url!r} is no address for an update", hint="http://DEVICE/PATH, or https://"
+            f"invalid update URL {url.partition('@')[2] or url!r}", hint="use http://DEVICE/PATH or https://DEVICE/PATH"
         )
     if target.username is not None:
-        raise RefusedError("the address has a name or password in it", hint="give it as a header: Authorization")
+        raise RefusedError("the URL contains a user name or password", hint="use an Authorization header instead")
     return target
 
 
@@ -136,17 +136,17 @@ def _headers(given: Mapping[str, str] | None) -> dict[str, str]:
     for name, value in fields.items():
         if not _HEADER.fullmatch(name) or not value.isprintable() or name.lower() in _OWN_HEADERS:
             raise OperationError(
-                f"the header {name!r} cannot be sent", hint="one line of text, and not one of HTTP's own"
+                f"invalid header {name!r}", hint="use one line of text, and a name that HTTP does not reserve"
             )
     return fields
 
 
 def _envelope(update: Package, form_field: str | None) -> tuple[bytes, bytes, str]:
-    """Return what goes before and after the image, and the type of it all."""
+    """Return the data before and after the image, and the content type."""
     if form_field is None:
         return b"", b"", "application/octet-stream"
     if not form_field.isprintable() or '"' in form_field:
-        raise OperationError(f"{form_field!r} is no name of a field")
+        raise OperationError(f"invalid field name {form_field!r}")
     border = f"update-{update.manifest.sha256[:32]}"
     head = (
         f'--{border}\r\nContent-Disposition: form-data; name="{form_field}"; filename="firmware.bin"\r\n'
@@ -180,7 +180,7 @@ def _connection(
 def _exchange(
     connection: http.client.HTTPConnection, method: str, path: str, body: Iterator[bytes], fields: Mapping[str, str]
 ) -> tuple[http.client.HTTPResponse, bool]:
-    """Return the answer, and whether all was sent: a device that refuses may say so before it has read the body."""
+    """Return the response, and whether everything was sent: a device may reject a request before reading all of it."""
     connection.connect()
     try:
         connection.request(method, path, body=body, headers=dict(fields))
@@ -190,7 +190,7 @@ def _exchange(
 
 
 def _text_of(response: http.client.HTTPResponse, timeout: float) -> str:
-    """Return the beginning of an answer, as far as it comes in time."""
+    """Return the beginning of a response, as far as it arrives in time."""
     deadline, parts, missing = time.monotonic() + timeout, list[bytes](), _MOST_TEXT
     while missing and time.monotonic() < deadline and (part := response.read1(missing)):
         parts.append(part)
@@ -202,28 +202,28 @@ def _refused(response: http.client.HTTPResponse, answer: str, attempted: str) ->
     elsewhere = response.getheader("Location")
     if 300 <= response.status < 400 and elsewhere is not None:
         return OperationError(
-            f"the device sends the update elsewhere: HTTP {response.status} to {elsewhere[:200]!r}",
+            f"the device redirects the update: HTTP {response.status} to {elsewhere[:200]!r}",
             attempted=attempted,
-            hint="no redirection is followed; give that address if it is the right one",
+            hint="redirects are not followed; use that URL if it is the right one",
         )
     return OperationError(
-        f"the device did not take the update: HTTP {response.status} {response.reason}",
+        f"the device rejected the update: HTTP {response.status} {response.reason}",
         attempted=attempted,
-        hint=hide(answer.strip())[:200] or "it says no more; does this address take updates, by this method?",
+        hint=hide(answer.strip())[:200] or "check that the device accepts updates at this URL, with this method",
     )
 
 
 def _unreachable(url: str, error: Exception) -> OperationError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return OperationError(
-            f"the certificate of {url} is not trusted: {error.verify_message}", hint="give the device's own as ca_file"
+            f"the certificate of {url} is not trusted: {error.verify_message}", hint="give its certificate as ca_file"
         )
     if isinstance(error, TimeoutError):
-        message = f"{url} does not answer in time"
+        message = f"timed out waiting for {url}"
     elif isinstance(error, (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected)):
-        message = f"{url} broke the connection off"
+        message = f"{url} closed the connection"
     else:
         message = f"{url} cannot be reached: {error}"
     return OperationError(
-        message, hint="is it on, and does it listen there? Its old app is not touched by half an update"
+        message, hint="check that the device is on and listens there; an incomplete update leaves its old app unchanged"
     )

@@ -1,1 +1,1 @@
-"""eFuses, how a chip is locked, flash encryption, secure boot."""
+"""eFuses, lock state of the chip, flash encryption, secure boot."""

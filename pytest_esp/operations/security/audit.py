@@ -1,4 +1,4 @@
-"""One report of how a chip is locked: posture, eFuses, key blocks, and what is weak."""
+"""Reports how a chip is locked: posture, eFuses, key blocks, and weaknesses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_esp.operations.security import efuse
 from pytest_esp.operations.security.findings import Finding, KeyBlock
 from pytest_esp.operations.security.posture import SecurityPosture, posture
 
-# What the locks of a chip rest on, whatever its family calls them.
+# The eFuses that the locks depend on, in the names of all families.
 _SECURITY_FUSES = (
     "FLASH_CRYPT_CNT", "FLASH_CRYPT_CONFIG", "SPI_BOOT_CRYPT_CNT", "ABS_DONE_0", "ABS_DONE_1", "SECURE_BOOT_EN",
     "SECURE_BOOT_KEY_REVOKE0", "SECURE_BOOT_KEY_REVOKE1", "SECURE_BOOT_KEY_REVOKE2", "SECURE_BOOT_AGGRESSIVE_REVOKE",
@@ -26,17 +26,17 @@ _SECURITY_FUSES = (
 
 @dataclass(frozen=True)
 class SecurityAudit:
-    """How a chip is locked, and what is weak in it. Values of key blocks are never shown.
+    """How a chip is locked, and its weaknesses. Values of key blocks are never shown.
 
     Attributes:
-        chip_id: of the chip's images, in hexadecimal.
-        source: what this was read from: in secure download mode the security info alone, and no eFuse.
+        chip_id: chip id in image headers, in hexadecimal.
+        source: what this was read from; in secure download mode the security info alone, without eFuses.
         security_info: secure boot and flash encryption in words.
         efuse_summary: all eFuses by name.
-        security_fuses: those that the locks rest on.
+        security_fuses: the eFuses that the locks depend on.
         posture: each lock in words.
-        key_blocks: the blocks for keys: purpose, state and protection.
-        findings: what is weak, the worst first, and what to do.
+        key_blocks: the key blocks: purpose, state and protection.
+        findings: weaknesses, the worst first, and what to do about each.
     """
 
     chip_id: str
@@ -54,8 +54,8 @@ class SecurityAudit:
 def audit(link: Link) -> SecurityAudit:
     """Audit how the chip is locked: flash encryption, secure boot, JTAG, download mode, keys and their protection.
 
-    The findings say what is weak, how bad it is and what to do. Changes nothing. A board that does not answer is an
-    error, never a clean report.
+    Each finding gives the weakness, its severity and what to do. Changes nothing. If the board does not answer, this is
+    an error, never a clean report.
 
     Raises:
         LinkError, OperationError: see `posture`.

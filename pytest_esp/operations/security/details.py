@@ -1,4 +1,4 @@
-"""What a chip gives about itself beyond its identity: eFuse blocks, package, USB, security."""
+"""What a chip reports beyond its identity: eFuse blocks, package, USB, security."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pytest_esp.operations.security.posture import posture
 
 @dataclass(frozen=True)
 class ChipInfo(ChipIdentity):
-    """All that a chip gives without being changed. None is what this chip does not give.
+    """All that a chip reports. None if this chip does not report it.
 
     Attributes:
-        package_version: the number of the package in the eFuses.
-        efuse_block_version: layout and calibration data of the eFuse blocks, ``"v1.3"``.
-        usb_mode: ``"USB-Serial/JTAG"`` or ``"USB-OTG"`` if the port is the chip's own, by its USB ids; None for a UART.
+        package_version: number of the package in the eFuses.
+        efuse_block_version: version of layout and calibration data of the eFuse blocks, e.g. ``"v1.3"``.
+        usb_mode: ``"USB-Serial/JTAG"`` or ``"USB-OTG"`` if the port is the chip's own (by USB ids); None for a UART.
         security_flags: the flags of the ROM's security info that are set.
-        flash_encryption: whether flash contents are encrypted.
-        secure_boot: ``"v1"`` or ``"v2"``; ``"disabled"``.
+        flash_encryption: whether the chip encrypts its flash.
+        secure_boot: ``"v1"``, ``"v2"`` or ``"disabled"``.
     """
 
     package_version: int | None
@@ -36,12 +36,12 @@ class ChipInfo(ChipIdentity):
 
 @operation(Effect.READ, group="chip")
 def info(link: Link) -> ChipInfo:
-    """Return all that the chip gives about itself: identity, package, eFuse blocks, USB, security.
+    """Return all that the chip reports: identity, package, eFuse blocks, USB, security.
 
     Source: the getters of esptool's target classes, GET_SECURITY_INFO, and the eFuses as espefuse reads them.
 
     Raises:
-        LinkError: if it does not answer; WrongChipError: if it is not the chip that boards.toml promises.
+        LinkError: if the chip does not answer. WrongChipError: if it is not the chip in boards.toml.
     """
     who = identify(link)
     with link.session.use("chip info", stub=False) as esp:

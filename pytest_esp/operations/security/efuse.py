@@ -29,14 +29,14 @@ R = TypeVar("R")
 AUDIT_FILE = "efuse-audit.jsonl"
 
 EfuseValue = bool | int | str | bytes
-"""What can be asked for: a bool or a number (also as text), bytes or hex digits for fields of bytes, a MAC address."""
+"""Values to burn: a bool or a number (also as text), bytes or hex digits for fields of bytes, a MAC address."""
 
 Burns = Sequence[tuple[str, EfuseValue]]
 """eFuses to burn, in order, each with its value."""
 
-# Fields that espefuse joins with what is burnt already: bits are only ever added.
+# Fields whose new value espefuse joins with the burnt bits: bits are only ever added.
 _ADDED_TO = frozenset({"WR_DIS", "RD_DIS"})
-# After one of these has been burnt no loader lets the eFuses be read: what the chip then does is the proof.
+# After burning one of these, no loader can read the eFuses: the chip's behaviour is the only proof.
 _CLOSE_THE_LOADER = frozenset({"DIS_DOWNLOAD_MODE", "UART_DOWNLOAD_DIS"})
 _KEY_BLOCK = re.compile(r"BLOCK_KEY\w+|BLOCK[12]|flash_encryption|secure_boot_v1", re.IGNORECASE)
 _CLOSES_THE_REGISTERS = "ENABLE_SECURITY_DOWNLOAD"
@@ -47,12 +47,12 @@ class Efuse:
     """One eFuse field.
 
     Attributes:
-        value: as text: ``"0"`` and ``"1"`` for a flag.
-        meaning: the value as espefuse's JSON has it: bool, int or text.
-        bits: its raw bits, a string of 0 and 1 with the highest first; None if they cannot be read.
-        readable, writeable: whether its protection allows it.
-        block, word, bit: where it begins; word and bit are None for a field that is computed from others.
-        bit_length, category, description: as espefuse's definition of the chip says.
+        value: as text; ``"0"`` or ``"1"`` for a flag.
+        meaning: the value as in espefuse's JSON: bool, int or text.
+        bits: its raw bits, a string of 0 and 1, highest bit first; None if they cannot be read.
+        readable, writeable: whether its protection allows reading and writing.
+        block, word, bit: its position; word and bit are None for a field that is computed from others.
+        bit_length, category, description: from espefuse's definition for the chip.
     """
 
     efuse_name: str
@@ -95,11 +95,11 @@ def read(link: Link, efuse_name: str) -> Efuse:
     """Return one eFuse.
 
     Args:
-        efuse_name: as espefuse calls it, or one of its other names; upper or lower case.
+        efuse_name: name of the eFuse in espefuse, or an alternative name; case does not matter.
 
     Raises:
-        OperationError: if the chip has none of that name; names the nearest, and ``details["available_efuses"]`` has
-            all, the nearest first.
+        OperationError: if the chip has no such eFuse; the hint gives the nearest names, and
+            ``details["available_efuses"]`` all names, the nearest first.
     """
     with link.session.use(f"reading the eFuse {efuse_name}", stub=False) as esp:
         commands = _commands(link, esp)
@@ -109,7 +109,7 @@ def read(link: Link, efuse_name: str) -> Efuse:
 
 @dataclass(frozen=True)
 class EfuseValues:
-    """All eFuses of a chip as text, without keys: values by name, and what espefuse prints for people."""
+    """All eFuses of a chip as text, without keys: values by name, and espefuse's printed summary."""
 
     efuses: Mapping[str, str]
     raw_output: str
@@ -117,7 +117,7 @@ class EfuseValues:
 
 @operation(Effect.READ, group="efuse")
 def summary(link: Link) -> EfuseValues:
-    """Return all eFuses as ``espefuse summary`` prints them. Keys are not shown.
+    """Return all eFuses as printed by ``espefuse summary``. Keys are not shown.
 
     Raises:
         OperationError: see `read_all`.
@@ -140,7 +140,7 @@ def summary(link: Link) -> EfuseValues:
 
 
 def texts(fields: Mapping[str, Efuse]) -> dict[str, str]:
-    """Return the values of eFuses by name, without keys."""
+    """Return the values of all eFuses by name, without keys."""
     return {name: "(a key)" if _shows_a_key(field) else field.value for name, field in fields.items()}
 
 
@@ -153,7 +153,7 @@ def _shows_a_key(field: Efuse) -> bool:
 
 @dataclass(frozen=True)
 class BitChange:
-    """The bits of a field before and after; None before if they cannot be read, None both if they are a key."""
+    """The bits of a field before and after; None before if they cannot be read, both None for a key."""
 
     efuse_name: str
     before: str | None
@@ -162,12 +162,12 @@ class BitChange:
 
 @dataclass(frozen=True)
 class BurnPlan:
-    """What a burn would do, bit by bit. A key block's value and bits are not shown: no log and no result has a key.
+    """The effect of a burn, bit by bit. Values and bits of key blocks are not shown: no log or result contains a key.
 
     Attributes:
-        before, after: the raw bits of the eFuse itself; None before if they cannot be read, None both if it is a key.
-        new_bits: how many bits of it go from 0 to 1; 0 means that nothing is to be done.
-        changes: all fields that change: espefuse burns checksums and versions along with some.
+        before, after: raw bits of the eFuse itself; None before if they cannot be read, both None for a key.
+        new_bits: number of its bits that go from 0 to 1; 0 means that there is nothing to do.
+        changes: all fields that change: espefuse also burns checksums and versions along with some.
     """
 
     efuse_name: str
@@ -180,17 +180,17 @@ class BurnPlan:
 
 @operation(Effect.READ, group="efuse")
 def plan(link: Link, efuse_name: str, value: EfuseValue) -> BurnPlan:
-    """Return what `burn` with the same arguments would do, and touch nothing.
+    """Return what `burn` with the same arguments would do, without changing anything.
 
-    The checks are espefuse's own: protection, coding scheme, eFuses that must not be burnt together.
+    The checks are espefuse's own: protection, coding scheme, incompatible eFuses.
 
     Args:
-        efuse_name: as espefuse calls it.
-        value: a number or bool, hex digits or bytes for a field of bytes, a MAC address for a MAC.
+        efuse_name: name of the eFuse in espefuse.
+        value: a number or bool; hex digits or bytes for a field of bytes; a MAC address for a MAC.
 
     Raises:
-        OperationError: if there is no such eFuse, it cannot be burnt, the value does not fit, or bits that are burnt
-            would have to become 0.
+        OperationError: if the eFuse does not exist or cannot be burnt, the value is invalid, or burnt bits would
+            have to become 0.
     """
     _remember_if_key(efuse_name, value)
     with link.session.use(f"planning to burn {efuse_name}", stub=False) as esp:
@@ -199,12 +199,12 @@ def plan(link: Link, efuse_name: str, value: EfuseValue) -> BurnPlan:
 
 @dataclass(frozen=True)
 class BurnResult:
-    """What a burn did.
+    """The result of a burn.
 
     Attributes:
-        value_before, value_after: ``"0"`` and ``"1"`` for a flag; after is None if it cannot be read any more.
-        burnt_bits: how many bits of the eFuse went from 0 to 1.
-        verified: whether the chip has proved it: by the bits that it reads back, or by a loader that is closed now.
+        value_before, value_after: as text; ``"0"`` or ``"1"`` for a flag; after is None if it can no longer be read.
+        burnt_bits: number of bits of the eFuse that went from 0 to 1.
+        verified: whether the chip confirmed it, by the bits that were read back, or because its loader is now closed.
             None for a field that cannot be read.
         changes: all fields that were burnt.
     """
@@ -221,20 +221,20 @@ class BurnResult:
 
 @operation(Effect.BURN, group="efuse")
 def burn(link: Link, efuse_name: str, value: EfuseValue) -> BurnResult:
-    """Burn an eFuse and read it back: irreversible on real hardware.
+    """Burn an eFuse and read it back. This is irreversible on real hardware.
 
     A real board needs ``"burn"`` in its ``allow``, the eFuse in its ``allow_burn``, and the run's consent
-    (``--esp-allow-burn``). Every burn of a real board is written to an audit log (`audit_file`) before and after it is
-    made. Ctrl-C does not cut a burn in the middle: it takes effect after it. The ROM alone burns: if the stub has run,
-    the chip is reset first.
+    (``--esp-allow-burn``). Every burn on a real board is recorded in an audit log (`audit_file`) before and after.
+    Ctrl-C does not interrupt a burn; it takes effect afterwards. Only the ROM burns eFuses: if the stub is running, the
+    chip is reset first.
 
     Args:
-        efuse_name: as espefuse calls it.
-        value: a number or bool, hex digits or bytes for a field of bytes, a MAC address for a MAC.
+        efuse_name: name of the eFuse in espefuse.
+        value: a number or bool; hex digits or bytes for a field of bytes; a MAC address for a MAC.
 
     Raises:
-        RefusedError: if any of these is missing; nothing was touched.
-        OperationError: see `plan`; or if the eFuse reads back as something else.
+        RefusedError: if one of these permissions is missing; nothing was burnt.
+        OperationError: see `plan`; or if the eFuse reads back a different value.
     """
     _remember_if_key(efuse_name, value)
     require_consent(link, efuse_name)
@@ -244,7 +244,7 @@ def burn(link: Link, efuse_name: str, value: EfuseValue) -> BurnResult:
 
 
 def plan_all(link: Link, burns: Burns) -> tuple[BurnPlan, ...]:
-    """Return what `burn_all` with the same burns would do, each on the eFuses as they are now, and touch nothing.
+    """Return what `burn_all` with the same burns would do, each planned on the current eFuses. Changes nothing.
 
     Raises:
         OperationError: see `plan`.
@@ -255,13 +255,13 @@ def plan_all(link: Link, burns: Burns) -> tuple[BurnPlan, ...]:
 
 
 def burn_all(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
-    """Burn several eFuses in order, each as `burn` does; all of them are planned before the first is burnt.
+    """Burn several eFuses in order, each like `burn`; all are planned before the first is burnt.
 
-    Neither Ctrl-C nor a call that is cancelled stops between two of them.
+    Neither Ctrl-C nor a cancelled call stops between two of them.
 
     Raises:
-        RefusedError: see `require_consents`; nothing was touched.
-        OperationError: see `plan`: nothing was burnt. If one fails later, ``details["burnt"]`` names those before it.
+        RefusedError: see `require_consents`; nothing was burnt.
+        OperationError: see `plan`; nothing was burnt. If a later one fails, ``details["burnt"]`` names those before it.
     """
     require_consents(link, [name for name, _ in burns])
     _announce(link, plan_all(link, burns))
@@ -285,7 +285,7 @@ def _burn_in_order(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
 
 
 def key_purposes(link: Link) -> dict[str, int]:
-    """Return the numbers of the purposes that a key block of this chip can have; empty where blocks have none.
+    """Return the key purposes of this chip and their numbers; empty if its key blocks have no purposes.
 
     Source: espefuse's definitions of the chip.
     """
@@ -298,12 +298,12 @@ def key_purposes(link: Link) -> dict[str, int]:
 
 
 def protection_masks(link: Link, name: str) -> tuple[int, int]:
-    """Return the bits of RD_DIS and of WR_DIS that protect an eFuse; 0 where it cannot be protected so.
+    """Return the bits of RD_DIS and of WR_DIS that protect an eFuse; 0 if it has no such bit.
 
     Source: espefuse's definitions of the chip.
 
     Raises:
-        OperationError: if the chip has none of that name.
+        OperationError: if the chip has no such eFuse.
     """
     with link.session.use(f"looking up what protects {name}", stub=False) as esp:
         field = _find(_commands(link, esp), name)
@@ -315,7 +315,7 @@ def protection_masks(link: Link, name: str) -> tuple[int, int]:
 
 
 def audit_file(link: Link) -> Path:
-    """Return the append-only log of all burns of a board: JSON lines."""
+    """Return the path of the append-only log of all burns on a board: JSON lines."""
     return link.board.rack.state_dir(link.board.spec) / AUDIT_FILE
 
 
@@ -323,15 +323,13 @@ def audit_file(link: Link) -> Path:
 
 
 def _commands(link: Link, esp: Any) -> Any:
-    """Return espefuse's commands with what the chip's eFuses hold now."""
+    """Return espefuse's commands, with the current eFuses read."""
     from espefuse.efuse_interface import SUPPORTED_CHIPS
 
     if link.session.chip not in SUPPORTED_CHIPS:
         raise OperationError(f"espefuse has no eFuse definitions for the {esp.CHIP_NAME}")
     if esp.secure_download_mode:
-        raise OperationError(
-            "its eFuses cannot be read: the ROM is in secure download mode", hint="security info still works"
-        )
+        raise OperationError("the eFuses cannot be read in secure download mode", hint="read the security info instead")
     commands = link.session.espefuse(esp)
     commands.efuses.read_blocks()
     commands.efuses.update_efuses()
@@ -339,13 +337,13 @@ def _commands(link: Link, esp: Any) -> Any:
 
 
 class _Kept(io.StringIO):
-    """espefuse prints the name of the file that it writes its summary to, and closes it."""
+    """A file for espefuse's summary that keeps its contents: espefuse prints its name, writes to it and closes it."""
 
     name = "memory"
     contents = ""
 
     def close(self) -> None:
-        """Keep what was written."""
+        """Keep the contents."""
         if not self.closed:
             self.contents = self.getvalue()
         super().close()
@@ -379,7 +377,7 @@ def _bits(array: Any) -> str:
 
 
 def _find(commands: Any, name: str) -> Any:
-    """Return espefuse's field of that name."""
+    """Return espefuse's field with this name."""
     efuses = commands.efuses
     for spelling in filter(None, (name, name.upper())):
         with contextlib.suppress(KeyError):
@@ -397,29 +395,29 @@ def _find(commands: Any, name: str) -> Any:
 
 
 class _Intent:
-    """A burn that has passed all checks, with what only the burn itself may see.
+    """A burn that has passed all checks, including what only the burn itself may see.
 
     Attributes:
-        raw: the value as espefuse's ``burn_efuse`` takes it.
-        after: the field's bits as they will be.
+        raw: the value in the form that espefuse's ``burn_efuse`` takes.
+        after: the field's bits after the burn.
         secret: whether the field is a key block.
-        shown: the value that the field has now, as espefuse shows it.
+        shown: the current value of the field, as shown by espefuse.
     """
 
     def __init__(self, commands: Any, name: str, value: EfuseValue) -> None:
         field = _find(commands, name)
         if not field.is_writeable():
-            raise OperationError(f"the eFuse {field.name} is write-protected", hint="that cannot be undone")
+            raise OperationError(f"the eFuse {field.name} is write-protected", hint="this cannot be undone")
         self.secret = _is_key(commands.efuses, field)
         self.shown = _text(field.get())
         before = _bits(field.get_bitstring())
         raw, wanted = _requested(commands, field, value, self.secret)
         self.after = _joined(before, wanted)
         if self.after != wanted and field.name not in _ADDED_TO:
-            has = f"has bits burnt ({before}) that the value {_text(value)} ({wanted}) has not"
+            has = f"has burnt bits ({before}) that are 0 in the value {_text(value)} ({wanted})"
             raise OperationError(
                 f"the eFuse {field.name} {has if not self.secret else 'is burnt with another key'}",
-                hint="a bit that is 1 stays 1",
+                hint="burnt bits cannot be cleared; choose a value that includes them",
             )
         self.raw = raw if isinstance(raw, bytes) else int(self.after, 2)
         self.plan = BurnPlan(
@@ -437,52 +435,52 @@ def _joined(before: str, wanted: str) -> str:
 
 
 def _text(value: EfuseValue) -> str:
-    """Return *value* as one writes it for espefuse's command line."""
+    """Return *value* as text for espefuse's command line."""
     if isinstance(value, bytes):
         return value.hex()
     return str(int(value) if isinstance(value, bool) else value)
 
 
 def _remember_if_key(name: str, value: EfuseValue) -> None:
-    """Mask what goes into a key block; a digest that goes there by an operation of its own is none."""
+    """Mask a value for a key block; digests are burnt by an operation of their own and are not masked."""
     if _KEY_BLOCK.fullmatch(name) and isinstance(value, (str, bytes)):
         with contextlib.suppress(ValueError):
             remember_key(value if isinstance(value, bytes) else bytes.fromhex(value.removeprefix("0x")))
 
 
 def _is_key(efuses: Any, field: Any) -> bool:
-    """Tell whether a field is a key: a whole block that can be read-protected, or one half of the ESP32-C2's."""
+    """Return whether a field is a key: a whole block that can be read-protected, or one half of the ESP32-C2's."""
     block = efuses.blocks[field.block]
     whole = field.name in (block.name, *block.alias)
     return field.read_disable_bit is not None and (whole or field.name.startswith("BLOCK_KEY"))
 
 
 def _requested(commands: Any, field: Any, value: EfuseValue, secret: bool) -> tuple[int | bytes, str]:
-    """Return *value* as espefuse understands it, and its bits."""
+    """Return *value* as parsed by espefuse, and its bits."""
     import esptool
     from espefuse.efuse.base_fields import CheckArgValue
 
     text = _text(value)
     try:
         if not field.efuse_type.startswith("bytes") and int(text, 0) == 0:
-            return 0, "0" * field.bit_len  # which espefuse refuses to look at, even where it changes nothing
+            return 0, "0" * field.bit_len  # espefuse rejects 0, even if it would change nothing
         raw = CheckArgValue(commands.efuses, field.name)(text)
         return raw, _bits(field.convert_to_bitstring(raw))
     except (esptool.FatalError, ValueError, TypeError) as error:
         shown = "given" if secret else repr(text)
         raise OperationError(
-            f"the value {shown} does not fit the eFuse {field.name}: {error}",
-            hint=f"it has {field.bit_len} bits ({field.efuse_type}); {field.description}",
+            f"invalid value {shown} for the eFuse {field.name}: {error}",
+            hint=f"give {field.bit_len} bits ({field.efuse_type}); {field.description}",
         ) from error
 
 
 def _staged(commands: Any, field: Any, raw: int | bytes) -> tuple[BitChange, ...]:
-    """Return the fields that a burn would change, after espefuse's own checks; what was staged is forgotten again."""
+    """Return the fields that a burn would change, after espefuse's own checks; the staged values are cleared again."""
     import esptool
 
     efuses = commands.efuses
     try:
-        # What espefuse says about it has the bits of keys in it, and belongs to no transcript.
+        # espefuse's output contains the bits of keys, so that it is kept out of the transcript.
         with capture(Transcript()):
             field.save(raw)
             incompatible = efuses.is_efuses_incompatible_for_burn()
@@ -496,8 +494,8 @@ def _staged(commands: Any, field: Any, raw: int | bytes) -> tuple[BitChange, ...
             block.wr_bitarray.set(0)
     if incompatible:
         raise OperationError(
-            f"the eFuse {field.name} does not go together with what is burnt already",
-            hint="this chip's ROM has a defect with that combination; espefuse refuses it, too",
+            f"the eFuse {field.name} is incompatible with eFuses that are burnt already",
+            hint="the ROM of this chip has a bug with this combination, which espefuse also rejects; leave it unburnt",
         )
     return changes
 
@@ -532,7 +530,7 @@ def require_consents(link: Link, names: Sequence[str]) -> None:
     """Check that all these eFuses may be burnt on this board in this run; see `burn`.
 
     Raises:
-        RefusedError: if not; it names every eFuse that boards.toml lacks, else the switch of the run.
+        RefusedError: if not; names every eFuse missing in boards.toml, else the switch of the run.
     """
     board = link.board
     if board.virtual:
@@ -541,27 +539,27 @@ def require_consents(link: Link, names: Sequence[str]) -> None:
     attempted = f"burning {', '.join(dict.fromkeys(names))}"
     if missing:
         raise RefusedError(
-            f"boards.toml does not allow {', '.join(missing)} to be burnt on this board",
+            f"boards.toml does not allow burning {', '.join(missing)} on this board",
             board=board.name,
             attempted=attempted,
             hint=f"add {', '.join(map(json.dumps, missing))} to `allow_burn` of [boards.{board.name}]; "
-            "it cannot be undone",
+            "burning cannot be undone",
             details={"allow_burn": missing},
         )
     if not link.burns_enabled:
         raise RefusedError(
-            "this run was not told to burn eFuses",
+            "this run does not allow burning eFuses",
             board=board.name,
             attempted=attempted,
             hint="start pytest with --esp-allow-burn (`pytest-esp op` and the MCP server with --allow-burn); "
-            "it cannot be undone",
+            "burning cannot be undone",
         )
 
 
 def _announce(link: Link, plans: Sequence[BurnPlan]) -> None:
     wanted = [plan for plan in plans if plan.new_bits]
     if link.announce and wanted:
-        lines = [f"will be burnt on {link.board.name}, which cannot be undone on a real board:"]
+        lines = [f"to be burnt on {link.board.name} (irreversible on a real board):"]
         for plan in wanted:
             lines.append(f"  {plan.efuse_name} = {plan.value} ({plan.new_bits} bit{'s' * (plan.new_bits > 1)})")
             lines += [f"    {change.efuse_name}: {_bits_of(change)}" for change in plan.changes]
@@ -580,7 +578,7 @@ def _bits_of(change: BitChange) -> str:
 
 
 def _uninterrupted(work: Callable[[], R]) -> R:
-    """Return what *work* does, in a thread: Ctrl-C and other interruptions of this one wait until it is done."""
+    """Run *work* in a thread and return its result; interruptions of this thread wait until it is done."""
     begun = threading.Lock()
     done = threading.Event()
     results: list[R] = []
@@ -602,7 +600,7 @@ def _uninterrupted(work: Callable[[], R]) -> R:
         thread.start()
     except BaseException as error:
         if begun.acquire(blocking=False):
-            raise  # it has not begun, and will not
+            raise  # it has not started, and will not start
         interruption = error
     while not done.is_set():
         try:
@@ -638,7 +636,7 @@ def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
         raise OperationError(
             f"the eFuse {planned.efuse_name} {found}",
             attempted=f"burning {planned.efuse_name}",
-            hint="the coding scheme or a write protection may be in the way; the bits that were burnt stay burnt",
+            hint="check the coding scheme and write protection; burnt bits stay burnt",
         )
     if intent.secret and after is not None:
         after = "(a key)"
@@ -654,7 +652,7 @@ def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
 
 
 def _burn(link: Link, commands: Any, intent: _Intent) -> None:
-    # Some burns close espefuse's way in: content with what it then finds or does not find, it leaves the process.
+    # Some burns block espefuse's own access; if it is satisfied with what it then finds, it exits the process.
     quiet = capture(Transcript()) if intent.secret else contextlib.nullcontext()
     with quiet, contextlib.suppress(SystemExit):
         commands.burn_efuse({intent.plan.efuse_name: intent.raw})
@@ -663,14 +661,14 @@ def _burn(link: Link, commands: Any, intent: _Intent) -> None:
 
 
 def _proof(link: Link, name: str, expected: str) -> tuple[str | None, str | None, bool | None]:
-    """Return value and bits as they are now, as far as they can be read, and whether they are the expected ones."""
+    """Return the current value and bits, if they can be read, and whether the bits are the expected ones."""
     if name in _CLOSE_THE_LOADER and not _loader_answers(link):
         return None, None, True
     if name == _CLOSES_THE_REGISTERS:
         link.session.drop()
         with link.session.use("looking for secure download mode", stub=False) as esp:
             return None, None, bool(esp.secure_download_mode)
-    # Some chips keep their loader open: the first revisions of the ESP32 do not know UART_DOWNLOAD_DIS.
+    # On some chips the loader stays open: the first revisions of the ESP32 do not support UART_DOWNLOAD_DIS.
     now = read(link, name)
     return now.value, now.bits, None if now.bits is None else now.bits == expected
 
@@ -685,7 +683,7 @@ def _loader_answers(link: Link) -> bool:
 
 
 class _Audit:
-    """Writes what is done to a real board: one line each, on the disk before the burn goes on."""
+    """Records burns on real boards: one line each, synced to disk before the burn continues."""
 
     def __init__(self, link: Link, planned: BurnPlan, mac: str) -> None:
         self._link = link
@@ -693,7 +691,7 @@ class _Audit:
         self._mac = mac
 
     def write(self, stage: str, **outcome: object) -> None:
-        """Append one line; nothing for a virtual board, where nothing is irreversible."""
+        """Append one line; nothing for a virtual board, where burns are reversible."""
         link = self._link
         if link.board.virtual:
             return

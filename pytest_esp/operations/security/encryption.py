@@ -1,4 +1,4 @@
-"""Flash encryption: what it would take on a chip, images that are encrypted on the host, and the whole procedure.
+"""Flash encryption: its state on a chip, encryption of images on the host, and the whole procedure of enabling it.
 
 Source: ESP-IDF's guide, "Flash Encryption" and "Security Features Enablement Workflows" (host based).
 """
@@ -45,17 +45,17 @@ _DOWNLOAD_LOCKS = {
 
 
 def encrypt_data(data: bytes, key: bytes, address: int, chip_name: str, config: int = _WHOLE_KEY) -> bytes:
-    """Return *data* as it must lie in encrypted flash, by ``espsecure.encrypt_flash_data``.
+    """Return *data* encrypted as it must be in flash, by ``espsecure.encrypt_flash_data``.
 
     Args:
-        data: padded with 0xFF to what is encrypted at once: 16 bytes, 32 on an ESP32.
+        data: is padded with 0xFF to the encryption unit: 16 bytes, 32 on an ESP32.
         key: 32 bytes; 64 for XTS-AES-256 (not on an ESP32); 16 on an ESP32-C2 that shares its key block.
-        address: in flash, a multiple of that.
+        address: in flash, a multiple of that unit.
         chip_name: as esptool names it.
         config: FLASH_CRYPT_CONFIG of an ESP32.
 
     Raises:
-        OperationError: if the key has another size, or the address is not aligned.
+        OperationError: if the key size is invalid, or the address is not aligned.
     """
     import espsecure
     import esptool
@@ -63,9 +63,9 @@ def encrypt_data(data: bytes, key: bytes, address: int, chip_name: str, config: 
     unit = 32 if chip_name == "esp32" else 16
     sizes = _KEY_SIZES.get(chip_name, (32, 64))
     if len(key) not in sizes:
-        raise OperationError(f"the key has {len(key)} bytes, not {' or '.join(map(str, sizes))}")
+        raise OperationError(f"the key must have {' or '.join(map(str, sizes))} bytes, not {len(key)}")
     if address % unit:
-        raise OperationError(f"the address {address:#x} is not a multiple of {unit}")
+        raise OperationError(f"address {address:#x} must be a multiple of {unit}")
     out = io.BytesIO()
     source, key_file = io.BytesIO(data + b"\xff" * (-len(data) % unit)), io.BytesIO(key)
     # espsecure compares the files' names.
@@ -75,16 +75,16 @@ def encrypt_data(data: bytes, key: bytes, address: int, chip_name: str, config: 
         with capture(Transcript()):
             espsecure.encrypt_flash_data(key_file, out, address, config, chip_name != "esp32", source)
     except esptool.FatalError as error:
-        raise OperationError(f"it cannot be encrypted: {error}") from error
+        raise OperationError(f"encryption failed: {error}") from error
     return out.getvalue()
 
 
-# -- what it would take
+# -- state
 
 
 @dataclass(frozen=True)
 class EncryptedFile:
-    """An image that was encrypted for *address*; its size in bytes, with padding."""
+    """An image encrypted for *address*; its size in bytes, including padding."""
 
     output_file: str
     address: Address
@@ -101,19 +101,19 @@ def encrypt_image(
     *,
     overwrite: bool = False,
 ) -> EncryptedFile:
-    """Encrypt an image for its address in flash, on the host, as `encrypt_data` does.
+    """Encrypt an image for its address in flash, on the host, like `encrypt_data`.
 
     Args:
-        key_file: 32 bytes; 64 for XTS-AES-256; 16 or 32 for an ESP32-C2.
-        input_file: the image.
-        output_file: the encrypted image.
-        address: where in flash the image belongs: 65536, "0x10000" or "64KB".
-        chip_type: as esptool names it, e.g. esp32c3.
-        overwrite: whether *output_file* may exist already.
+        key_file: file with the key: 32 bytes; 64 for XTS-AES-256; 16 or 32 for an ESP32-C2.
+        input_file: the plaintext image.
+        output_file: file for the encrypted image.
+        address: address of the image in flash: 65536, "0x10000" or "64KB".
+        chip_type: chip name as in esptool, e.g. esp32c3.
+        overwrite: replace *output_file* if it exists.
 
     Raises:
-        OperationError: for another size of the key, an address that is not aligned, an unknown chip, or a file that
-            exists. FirmwareError: if a file cannot be read.
+        OperationError: if the key size is invalid, the address is not aligned, the chip is unknown, or the file exists.
+        FirmwareError: if a file cannot be read.
     """
     chip = known_chip(chip_type)
     path = new_file(output_file, overwrite)
@@ -134,17 +134,17 @@ _NOT_ENABLED = (
 
 @dataclass(frozen=True)
 class EncryptionStatus:
-    """Whether flash is encrypted, and what is left to do.
+    """Whether flash is encrypted, and the remaining steps.
 
     Attributes:
         message: the same in words.
-        key_file: as it was given; it was not read.
-        FLASH_CRYPT_CNT: the count as text, whatever this chip calls its counter.
+        key_file: the argument of the call; the file was not read.
+        FLASH_CRYPT_CNT: the count as text, whatever the counter is called on this chip.
         FLASH_CRYPT_CONFIG: the config as text.
-        counter: name of the eFuse that counts; *count* is its value, of which an odd number of bits means encrypted.
+        counter: name of the counter eFuse; *count* is its value: an odd number of set bits means encrypted.
         config: FLASH_CRYPT_CONFIG of an ESP32; None on others.
         mode: ``"off"``, ``"development"`` (can be switched off again) or ``"release"``.
-        steps: what enabling it, or going from development to release, takes, in Espressif's order.
+        steps: what it takes to enable it, or to go from development to release, in Espressif's order.
     """
 
     chip_type: str
@@ -162,13 +162,13 @@ class EncryptionStatus:
 
 @operation(Effect.READ, group="encryption")
 def status(link: Link, key_file: str | None = None) -> EncryptionStatus:
-    """Return whether flash is encrypted, and what enabling it would take. Changes nothing.
+    """Return whether flash is encrypted, and the steps to enable encryption. Changes nothing.
 
     Args:
-        key_file: is mentioned in the result, and not read.
+        key_file: is repeated in the result; the file is not read.
 
     Raises:
-        OperationError: if the eFuses cannot be read, or tell nothing of flash encryption.
+        OperationError: if the eFuses cannot be read, or have no flash encryption counter.
     """
     summary = efuse.read_all(link)
     return _status(summary.chip_type, dict(summary.fields), key_file)
@@ -210,7 +210,7 @@ def _short(number: int) -> str:
 
 
 def _missing(fields: dict[str, Efuse], mode: Mode) -> list[str]:
-    """Return the locks of download mode that are not burnt."""
+    """Return the eFuses that lock download mode and are not burnt yet."""
     names = [*_DOWNLOAD_LOCKS["development"], *(_DOWNLOAD_LOCKS["release"] if mode == "release" else ())]
     return [name for name in names if name in fields and not _number(fields[name])]
 
@@ -221,7 +221,7 @@ def _steps(fields: dict[str, Efuse], counter: str, encrypted: bool) -> tuple[str
     if encrypted:
         return (f"burn {counter} to {full:#x}, so that it stays on", f"burn the locks of download mode: {locks}")
     key = [
-        "generate a key (32 bytes; 64 for XTS-AES-256 where the chip has it), and keep it or forget it for ever",
+        "generate a key (32 bytes; 64 for XTS-AES-256 where the chip has it), and store it safely or discard it",
         "burn it into a free key block with its purpose (64 bytes: into two), and read-protect and write-protect it",
     ]
     config = ["burn FLASH_CRYPT_CONFIG to 0xF"] if "FLASH_CRYPT_CONFIG" in fields else []
@@ -231,7 +231,7 @@ def _steps(fields: dict[str, Efuse], counter: str, encrypted: bool) -> tuple[str
         f"burn {counter}: 1 for development, {full:#x} for release",
         f"burn the locks of download mode: {locks}",
         "encrypt bootloader, partition table, apps and otadata for their addresses, and flash them",
-        "start it, and look for the app",
+        "reset the board, and check that the app starts",
     )
 
 
@@ -243,10 +243,10 @@ class EncryptionPlan:
     """What `enable` with the same arguments would do.
 
     Attributes:
-        key_blocks: where the key (and, with secure boot, the digest) would lie.
-        burns: the eFuses in order, with their bits before and after.
-        encrypted, plain: addresses that would be flashed encrypted, and as they are: data that the app itself writes.
-        refused: why this board or run does not allow it, with the setting that would; None if nothing is in the way.
+        key_blocks: blocks for the key (and, with secure boot, the digest).
+        burns: the eFuses in order, with bits before and after.
+        encrypted, plain: addresses of regions to flash encrypted, and as plaintext (data that the app itself writes).
+        refused: why this board or run does not allow it, and the setting that would; None if it is allowed.
     """
 
     chip_type: str
@@ -260,9 +260,9 @@ class EncryptionPlan:
 
 @dataclass(frozen=True)
 class EncryptionEnabled:
-    """What was done: the eFuses that were burnt in order, what was flashed encrypted, and the boot that proves it.
+    """The result: eFuses burnt, in order; regions flashed encrypted; output of the boot that confirms it.
 
-    *plain* are the addresses that were flashed as they are: data that the app itself reads and writes.
+    *plain* are the addresses of regions flashed as plaintext: data that the app itself reads and writes.
     """
 
     mode: Mode
@@ -281,16 +281,16 @@ def plan(
     mode: Mode = "development",
     secure_boot_key: ReadPath | None = None,
 ) -> EncryptionPlan:
-    """Check everything that `enable` with the same arguments checks, say what it would do, and touch nothing.
+    """Run all checks of `enable` with the same arguments, and return what it would do, without changing anything.
 
     Args:
-        firmware: the whole build; see `enable`.
-        key_file: the key; see `enable`.
-        mode: development can be switched off again; release cannot.
-        secure_boot_key: enable secure boot v2 in the same go; see `enable`.
+        firmware: the whole build: bootloader, partition table and app, as separate regions.
+        key_file: file with the key: 32 bytes; 64 for XTS-AES-256 if the chip has it; 16 or 32 on an ESP32-C2.
+        mode: development can be disabled again; release cannot.
+        secure_boot_key: also plan secure boot v2 with this key (PEM).
 
     Raises:
-        FirmwareError, OperationError: if it cannot be done.
+        FirmwareError, OperationError: if the procedure is not possible.
     """
     work = _prepare(link, firmware, key_file, mode, secure_boot_key)
     try:
@@ -310,31 +310,31 @@ def enable(
     mode: Mode = "development",
     secure_boot_key: ReadPath | None = None,
 ) -> EncryptionEnabled:
-    """Enable flash encryption: key, counter, locks of download mode, encrypted images, and a boot that proves it.
+    """Enable flash encryption: burn key, counter and download mode locks, flash encrypted images, and verify the boot.
 
     Irreversible on real hardware. A real board needs "write" and "burn" in its ``allow``, each eFuse of `plan` in its
     ``allow_burn``, and the run's consent. Everything is read, checked, encrypted and planned before the first eFuse is
-    burnt. Nothing stops it between two eFuses.
+    burnt. It cannot be interrupted between two eFuses.
 
     Args:
-        firmware: the whole build: bootloader, partition table and app, as regions of their own.
-        key_file: 32 bytes; 64 for XTS-AES-256 where the chip has it; 16 or 32 on an ESP32-C2.
-        mode: development can be switched off again; release cannot.
-        secure_boot_key: enable secure boot v2 in the same go (see `secure_boot.enable_secure_boot`): an ESP32-C2 has
-            one key block for key and digest, which can be burnt only once.
+        firmware: the whole build: bootloader, partition table and app, as separate regions.
+        key_file: file with the key: 32 bytes; 64 for XTS-AES-256 if the chip has it; 16 or 32 on an ESP32-C2.
+        mode: development can be disabled again; release cannot.
+        secure_boot_key: also enable secure boot v2 with this key (see `secure_boot.enable_secure_boot`). An ESP32-C2
+            has one key block for key and digest, which can be burnt only once.
 
     Raises:
-        RefusedError: if the board or the run does not allow it; nothing was touched.
-        OperationError: if the chip or its eFuses do not fit, or the boot does not prove it.
+        RefusedError: if the board or the run does not allow it; nothing was changed.
+        OperationError: if the chip or its eFuses are unsuitable, or the boot does not confirm the encryption.
     """
     _check_may_write(link)
     work = _prepare(link, firmware, key_file, mode, secure_boot_key)
     _check_allowed(link, work)
     efuse.plan_all(link, work.burns)
     efuse.burn_all(link, work.first)
-    # It is encrypted here already, which is all that esptool would warn of.
+    # The images are encrypted already, which is the only thing that esptool would warn about.
     writing.write(link, work.pairs, skip_unchanged=False, force=True)
-    if work.last:  # once secure boot is on, some chips run no stub any more
+    if work.last:  # with secure boot enabled, some chips do not run the stub
         efuse.burn_all(link, work.last)
     output = _proof(link)
     burnt = tuple(name for name, _ in work.burns)
@@ -343,7 +343,7 @@ def enable(
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be burnt before and after the images are flashed, and the images as they are flashed."""
+    """The eFuses to burn before and after flashing, and the images to flash."""
 
     chip: str
     blocks: tuple[str, ...]
@@ -369,7 +369,7 @@ def _prepare(
     fields = dict(summary.fields)
     now = _status(summary.chip_type, fields)
     if now.count:
-        raise OperationError(f"{now.counter} has bits burnt ({now.count:#x}) already", hint="take a virgin chip")
+        raise OperationError(f"{now.counter} has burnt bits already ({now.count:#x})", hint="use a new chip")
     key = _read_key(key_file)
     keys = for_flash_key(link, fields, key)
     regions = _regions(link, firmware, summary.chip_type)
@@ -398,12 +398,12 @@ def _check_allowed(link: Link, work: _Work) -> None:
 
 
 def _check_may_write(link: Link) -> None:
-    """Refuse before the first burn what would be refused at the first write."""
+    """Check before the first burn what would otherwise be refused at the first write."""
     require(link, Effect.WRITE, "encryption-enable")
 
 
 def _regions(link: Link, firmware: Contents, chip_name: str) -> Sequence[Region]:
-    """Load a build and check that it is for this board, which `writing.write` cannot see in encrypted images."""
+    """Load a build and check that it is for this board; `writing.write` cannot check encrypted images."""
     loaded = load(firmware)
     if loaded.chip not in (None, chip_name):
         raise FirmwareError(f"this is a build for {loaded.chip}, not for {chip_name}", hint="nothing was burnt")
@@ -423,7 +423,7 @@ def _read_key(key_file: str | os.PathLike[str]) -> bytes:
 
 
 def _burns(fields: dict[str, Efuse], now: EncryptionStatus, mode: Mode) -> list[tuple[str, EfuseValue]]:
-    """Return the eFuses to burn behind the key, in order."""
+    """Return the eFuses to burn after the key, in order."""
     full = (1 << fields[now.counter].bit_length) - 1
     burns: list[tuple[str, EfuseValue]] = []
     if now.config is not None and now.config != _WHOLE_KEY:
@@ -433,11 +433,11 @@ def _burns(fields: dict[str, Efuse], now: EncryptionStatus, mode: Mode) -> list[
 
 
 def _to_encrypt(regions: Sequence[Region]) -> list[Region]:
-    """Return the regions that the chip reads through its decryption."""
+    """Return the regions that the chip reads with decryption."""
     table = next((region for region in regions if region.data.startswith(MAGIC)), None)
     if table is None or not any(region.address < table.address for region in regions):
         raise FirmwareError(
-            "this is not a whole build: bootloader and partition table must be regions of their own",
+            "not a whole build: bootloader and partition table must be separate regions",
             hint="give the build folder",
         )
     partitions = parse(table.data)
@@ -449,7 +449,7 @@ def _is_encrypted(region: Region, table: Region, partitions: Sequence[Partition]
         return True
     part = next((part for part in partitions if part.offset <= region.address < part.offset + part.size), None)
     if part is None or region.end > part.offset + part.size:
-        raise FirmwareError(f"{region.source} at {region.address:#x} lies in no partition, or in several")
+        raise FirmwareError(f"{region.source} at {region.address:#x} does not belong to exactly one partition")
     return part.type == "app" or part.encrypted or (part.type == "data" and part.subtype in _ENCRYPTED_DATA)
 
 
@@ -459,7 +459,7 @@ def _proof(link: Link) -> str:
         return run.output
     raise OperationError(
         f"flash encryption is enabled, but the app does not run: {run.crash or run.state}",
-        hint="check that the images are those of a build with flash encryption; the output is in the details",
+        hint="check that the images are from a build with flash encryption; see the output in the details",
         details={"boot_output": run.output},
     )
 
@@ -469,7 +469,7 @@ def _proof(link: Link) -> str:
 
 @dataclass(frozen=True)
 class EncryptionConfigured:
-    """The eFuses that were burnt, and the mode that the chip is in now."""
+    """The eFuses burnt, and the resulting mode."""
 
     mode: Literal["off", "development", "release"]
     burnt: tuple[str, ...]
@@ -477,12 +477,12 @@ class EncryptionConfigured:
 
 @operation(Effect.BURN, group="encryption")
 def configure(link: Link, mode: Mode = "release") -> EncryptionConfigured:
-    """Burn what is missing of a mode on a chip whose flash is encrypted: locks of download mode, and the counter.
+    """Burn the eFuses that a chip with flash encryption still lacks for a mode: download mode locks and the counter.
 
-    On a real board every one of these eFuses must be in its ``allow_burn``; that is checked before the first is burnt.
+    On a real board each of these eFuses must be in its ``allow_burn``; this is checked before the first is burnt.
 
     Args:
-        mode: release makes the encryption permanent; development burns its locks only.
+        mode: release makes the encryption permanent; development only burns its locks.
 
     Raises:
         RefusedError: see `efuse.burn`; nothing was burnt. OperationError: if flash is not encrypted.

@@ -1,4 +1,4 @@
-"""What is weak in how a chip is locked, and its key blocks: judged from its eFuses alone.
+"""Evaluates the weaknesses of a chip's locks and key blocks, from its eFuses alone.
 
 Source: the chapters "Flash encryption", "Secure boot" and "Security overview" of ESP-IDF's guide for each chip.
 """
@@ -16,12 +16,12 @@ Fields = Mapping[str, Efuse]
 Severity = Literal["high", "medium", "low", "info"]
 
 SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low", "info")
-"""From the one that lets an attacker in to the one that is only worth knowing."""
+"""From letting an attacker in to merely worth knowing."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One weakness: how bad it is, what it is, and what to do about it."""
+    """One weakness: its severity, a description, and what to do about it."""
 
     severity: Severity
     what: str
@@ -30,14 +30,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class KeyBlock:
-    """A key block of the eFuses. Its contents are never shown.
+    """An eFuse key block. Its contents are never shown.
 
     Attributes:
-        purpose: what the hardware uses it for, as espefuse calls it; None where the chip has no purposes and none is
-            fixed by its ROM.
-        state: ``"empty"``; ``"burnt"``; ``"read-protected"`` (software sees zeros, so that nobody knows).
-        readable, writeable: whether its protection allows it.
-        purpose_writeable: whether the purpose can be changed still; None where there is none to burn.
+        purpose: its use in hardware, named as in espefuse; None if neither the chip nor its ROM has purposes.
+        state: ``"empty"``; ``"burnt"``; ``"read-protected"`` (software reads zeros, so that the contents are unknown).
+        readable, writeable: whether its protection allows reading and writing.
+        purpose_writeable: whether the purpose can still be changed; None if the chip has no such eFuse.
     """
 
     name: str
@@ -50,7 +49,7 @@ class KeyBlock:
 
 @dataclass(frozen=True)
 class Locks:
-    """How a chip is locked, as far as the judgement needs it; see `security.SecurityPosture`."""
+    """The lock state of a chip, as needed here; see `security.SecurityPosture`."""
 
     flash_encryption: bool | None
     secure_boot_version: Literal["v1", "v2"] | None
@@ -60,7 +59,7 @@ class Locks:
 
 
 _ESP32_PURPOSES = {"BLOCK1": "FLASH_ENCRYPTION", "BLOCK2": "SECURE_BOOT", "BLOCK3": None}
-# The one block of an ESP32-C2 is a long key, or a short key and a digest, which are protected one by one.
+# The single block of an ESP32-C2 is a long key, or a short key and a digest, protected separately.
 _LONG_KEY = {"BLOCK_KEY0": "XTS_AES_128_KEY"}
 _HALVES = {
     "BLOCK_KEY0_LOW_128": "XTS_AES_128_KEY_DERIVED_FROM_128_EFUSE_BITS",
@@ -93,11 +92,11 @@ def _key_block(block: Efuse, purpose: Efuse | str | None) -> KeyBlock:
 
 
 def findings_of(locks: Locks, fields: Fields) -> tuple[Finding, ...]:
-    """Return what is weak, the worst first.
+    """Return the weaknesses, the worst first.
 
     Args:
-        locks: how the chip is locked.
-        fields: its eFuses; empty where they cannot be read (secure download mode).
+        locks: the lock state of the chip.
+        fields: its eFuses; empty if they cannot be read (secure download mode).
     """
     keys = key_blocks_of(fields)
     found = [*_of_flash_encryption(locks), *_of_secure_boot(locks), *_of_jtag(locks, fields), *_of_download_mode(locks)]
@@ -105,8 +104,8 @@ def findings_of(locks: Locks, fields: Fields) -> tuple[Finding, ...]:
         found.append(
             Finding(
                 "info",
-                "keys, their protection and the single locks cannot be seen from secure download mode",
-                "audit a board before its eFuses are closed",
+                "keys, their protection and the single locks cannot be read in secure download mode",
+                "audit boards before enabling secure download mode",
             )
         )
     else:
@@ -123,7 +122,7 @@ def _burnt(fields: Fields, name: str) -> bool:
 
 
 def _unburnt(fields: Fields, *names: str) -> list[str]:
-    """Return those that the chip has and that are not burnt."""
+    """Return the eFuses among these that the chip has and that are not burnt."""
     return [name for name in names if name in fields and not _burnt(fields, name)]
 
 
@@ -136,7 +135,7 @@ _ALL_OF_THE_KEY = 0xF
 
 
 def is_encryption_key(key: KeyBlock) -> bool:
-    """Tell whether flash is encrypted with this block."""
+    """Return whether this block holds the flash encryption key."""
     purpose = key.purpose or ""
     return purpose == "FLASH_ENCRYPTION" or (purpose.startswith("XTS_AES") and "PSRAM" not in purpose)
 
@@ -146,13 +145,13 @@ def _of_flash_encryption(locks: Locks) -> Iterator[Finding]:
         yield Finding(
             "info",
             "espefuse's definitions of this chip have no flash encryption counter",
-            "look into the chip's manual",
+            "check the chip's manual",
         )
     elif not locks.flash_encryption:
         yield Finding(
             "high",
-            "flash is not encrypted: whoever has the board reads firmware and data",
-            "enable flash encryption before the board leaves the house",
+            "flash is not encrypted: anyone with the board can read firmware and data",
+            "enable flash encryption before shipping the board",
         )
 
 
@@ -160,10 +159,10 @@ def _of_plain_ways(locks: Locks, fields: Fields) -> Iterator[Finding]:
     if locks.download_mode == "disabled":
         return
     for name in _unburnt(fields, *_PLAIN_IN_DOWNLOAD_MODE):
-        what = f"code that is loaded in download mode can read flash decrypted: {name} is not burnt"
+        what = f"code loaded in download mode can read decrypted flash: {name} is not burnt"
         yield Finding("high", what, f"burn {name}")
     for name in _unburnt(fields, *_WRITES_IN_DOWNLOAD_MODE):
-        yield Finding("medium", f"download mode encrypts what it is given: {name} is not burnt", f"burn {name}")
+        yield Finding("medium", f"download mode encrypts data that is sent to it: {name} is not burnt", f"burn {name}")
 
 
 def _of_the_counter(fields: Fields) -> Iterator[Finding]:
@@ -171,7 +170,7 @@ def _of_the_counter(fields: Fields) -> Iterator[Finding]:
     if counter.writeable and "0" in (counter.bits or ""):
         yield Finding(
             "medium",
-            f"flash encryption can be switched off again: {counter.efuse_name} has bits left (development mode)",
+            f"flash encryption can be disabled again: {counter.efuse_name} has unburnt bits (development mode)",
             f"burn all bits of {counter.efuse_name}, or write-protect it",
         )
 
@@ -181,19 +180,19 @@ def _of_the_encryption_key(fields: Fields, keys: tuple[KeyBlock, ...]) -> Iterat
     for key in used:
         if key.state == "burnt":
             yield Finding("high", f"the flash encryption key in {key.name} can be read", f"read-protect {key.name}")
-    # Chips with a key manager can have it keep the key.
+    # Chips with a key manager may store the key there.
     if all(key.state == "empty" for key in used) and not _burnt(fields, "FORCE_USE_KEY_MANAGER_KEY"):
         yield Finding(
             "high",
-            "flash encryption is on, but no key is burnt: flash is encrypted with zeros",
-            "burn a key that only the chip knows, and flash it anew",
+            "flash encryption is enabled, but no key is burnt: flash is encrypted with zeros",
+            "burn a secret key, and flash the firmware again",
         )
     config = fields.get("FLASH_CRYPT_CONFIG")
     if config is not None and int(config.bits or "0", 2) != _ALL_OF_THE_KEY:
         yield Finding(
             "medium",
-            "FLASH_CRYPT_CONFIG is not 0xF: equal blocks of flash look equal when encrypted",
-            "burn FLASH_CRYPT_CONFIG to 0xF before flash is encrypted",
+            "FLASH_CRYPT_CONFIG is not 0xF: equal blocks of flash are equal when encrypted",
+            "burn FLASH_CRYPT_CONFIG to 0xF before encrypting flash",
         )
 
 
@@ -202,11 +201,11 @@ def _of_the_encryption_key(fields: Fields, keys: tuple[KeyBlock, ...]) -> Iterat
 
 def _of_secure_boot(locks: Locks) -> Iterator[Finding]:
     if locks.secure_boot_version is None:
-        yield Finding("high", "secure boot is off: any firmware starts", "enable it before the board leaves the house")
+        yield Finding("high", "secure boot is off: any firmware starts", "enable it before shipping the board")
     elif locks.secure_boot_version == "v1":
         yield Finding(
             "medium",
-            "secure boot v1: its key lies in the chip, and the chips that have it can be glitched",
+            "secure boot v1: its key is in the chip, and the chips that use it are vulnerable to glitching",
             "use secure boot v2, on an ESP32 of revision v3.0 or later",
         )
 
@@ -217,12 +216,12 @@ def _of_digests(keys: tuple[KeyBlock, ...]) -> Iterator[Finding]:
         if key.state == "read-protected":
             yield Finding(
                 "high",
-                f"{key.name} cannot be read: the ROM sees zeros for the digest of the public key",
-                "nothing helps on this chip; digests must never be read-protected",
+                f"{key.name} is read-protected: the ROM reads zeros for the digest of the public key",
+                "cannot be fixed on this chip; never read-protect digests",
             )
     if all(key.state == "empty" for key in digests):
         yield Finding(
-            "high", "secure boot is on, but no digest of a public key is burnt", "burn one, if a block is left"
+            "high", "secure boot is enabled, but no digest of a public key is burnt", "burn one, if a block is free"
         )
 
 
@@ -231,11 +230,11 @@ def _of_what_guards_digests(fields: Fields) -> Iterator[Finding]:
     if protection is not None and protection.writeable:
         yield Finding(
             "medium",
-            "RD_DIS can be burnt still: the digest could be read-protected, which breaks secure boot",
+            "RD_DIS can still be burnt: read-protecting the digest would break secure boot",
             "write-protect RD_DIS once all keys are burnt and protected",
         )
     for name in _unburnt(fields, "DIS_DIRECT_BOOT", "DIS_LEGACY_SPI_BOOT"):
-        yield Finding("low", f"the ROM has a way past the bootloader: {name} is not burnt", f"burn {name}")
+        yield Finding("low", f"the ROM can bypass the bootloader: {name} is not burnt", f"burn {name}")
 
 
 def _is_digest(key: KeyBlock) -> bool:
@@ -246,14 +245,14 @@ def _of_revocation(fields: Fields, keys: tuple[KeyBlock, ...]) -> Iterator[Findi
     slots = [name for name in fields if name.startswith("SECURE_BOOT_KEY_REVOKE")]
     revoked = [name for name in slots if _burnt(fields, name)]
     if slots and revoked == slots:
-        yield Finding("high", "all public keys are revoked: nothing starts any more", "nothing helps on this chip")
+        yield Finding("high", "all public keys are revoked: no firmware starts", "cannot be fixed on this chip")
         return
     used = {key.purpose[-1] for key in keys if key.purpose and _is_digest(key)}
     for name in slots:
         if name not in revoked and name[-1] not in used:
             yield Finding(
                 "medium",
-                f"the slot {name[-1]} for a public key is free: who can burn eFuses can add one",
+                f"slot {name[-1]} for a public key is free: anyone who can burn eFuses can add a key",
                 f"burn {name}",
             )
 
@@ -264,19 +263,19 @@ def _of_revocation(fields: Fields, keys: tuple[KeyBlock, ...]) -> Iterator[Findi
 def _of_jtag(locks: Locks, fields: Fields) -> Iterator[Finding]:
     off = next((name for name in ("JTAG_DISABLE", "HARD_DIS_JTAG", "DIS_PAD_JTAG") if name in fields), "DIS_PAD_JTAG")
     if locks.jtag_pads == "open":
-        yield Finding("high", "a debugger can attach by the JTAG pins", f"burn {off}")
+        yield Finding("high", "a debugger can attach over the JTAG pins", f"burn {off}")
     elif locks.jtag_pads == "soft-disabled":
         yield Finding(
-            "low", "JTAG by the pins can be opened again by whoever knows the HMAC key", f"burn {off}, if nobody should"
+            "low", "JTAG over the pins can be enabled again with the HMAC key", f"burn {off}, unless this is needed"
         )
     if locks.jtag_usb == "unknown" and fields:
         yield Finding(
             "info",
-            "the chip has a USB-Serial-JTAG, and espefuse's definitions name no eFuse that closes it",
-            "look into the chip's manual",
+            "the chip has a USB-Serial-JTAG, but espefuse's definitions have no eFuse that disables it",
+            "check the chip's manual",
         )
     if locks.jtag_usb == "open":
-        yield Finding("high", "a debugger can attach by USB-Serial-JTAG", "burn DIS_USB_JTAG")
+        yield Finding("high", "a debugger can attach over USB-Serial-JTAG", "burn DIS_USB_JTAG")
 
 
 def _of_download_mode(locks: Locks) -> Iterator[Finding]:
@@ -289,7 +288,7 @@ def _of_download_mode(locks: Locks) -> Iterator[Finding]:
         )
     elif locks.download_mode == "secure":
         yield Finding(
-            "info", "secure download mode: flash can be written, but not read", "disable it, if nobody is to update so"
+            "info", "secure download mode: flash can be written, but not read", "disable it, unless updates need it"
         )
 
 
@@ -298,6 +297,6 @@ def _of_purposes(keys: tuple[KeyBlock, ...]) -> Iterator[Finding]:
         if key.state != "empty" and key.purpose_writeable:
             yield Finding(
                 "low",
-                f"the purpose of {key.name} ({key.purpose}) can be burnt still",
-                "write-protect it: more bits would make another purpose of it",
+                f"the purpose of {key.name} ({key.purpose}) can still be burnt",
+                "write-protect it: additional bits would change the purpose",
             )

@@ -1,6 +1,6 @@
-"""Which key blocks take a key or a digest, and what it takes to burn and to protect them.
+"""Chooses key blocks for keys and digests, and what to burn to fill and protect them.
 
-Source: espefuse's ``burn-key`` of each chip: what it reverses, protects and burns along.
+Source: espefuse's ``burn-key`` of each chip: byte order, protection, and eFuses burnt along.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _HALF = 32  # bytes of an XTS-AES-256 key in each of its two blocks
 _C2_KEY, _C2_HALF = 32, 16
 _XTS_128, _XTS_256 = ("XTS_AES_128_KEY",), ("XTS_AES_256_KEY_1", "XTS_AES_256_KEY_2")
 _DIGEST = "SECURE_BOOT_DIGEST0"
-_NO_XTS = "BLOCK_KEY5"  # a defect of several chips: espefuse refuses a flash key there, too
-_SHARED = "the ESP32-C2 has one key block, which can be burnt once: key and digest go into it together"
+_NO_XTS = "BLOCK_KEY5"  # a bug of several chips; espefuse also rejects a flash encryption key there
+_SHARED = "the ESP32-C2 has one key block, which can be burnt once: burn key and digest together"
 
 
 @dataclass(frozen=True)
 class KeyBurns:
-    """What puts keys into their blocks.
+    """What to burn to put keys into their blocks.
 
     Attributes:
         blocks: their names.
@@ -39,15 +39,15 @@ class KeyBurns:
     write_protection: int
 
     def __add__(self, other: KeyBurns) -> KeyBurns:
-        """Return both; burns of the two halves of the ESP32-C2's block become one.
+        """Return both combined; burns of the two halves of the ESP32-C2's block become one.
 
         Raises:
-            OperationError: if the key takes all of that block.
+            OperationError: if the key fills the whole block.
         """
         burns = (*self.burns, *other.burns)
         names = {name for name, _ in burns}
         if names >= {"BLOCK_KEY0", "BLOCK_KEY0_HI_128"}:
-            raise OperationError("the key leaves no room for a digest", hint=f"take a key of 16 bytes: {_SHARED}")
+            raise OperationError("the key leaves no room for a digest", hint=f"use a key of 16 bytes: {_SHARED}")
         halves = {name: value for name, value in burns if name in ("BLOCK_KEY0_LOW_128", "BLOCK_KEY0_HI_128")}
         if len(halves) == 2:
             low, high = (value for _, value in sorted(halves.items(), reverse=True))
@@ -63,24 +63,24 @@ class KeyBurns:
         )
 
     def all_burns(self) -> list[tuple[str, EfuseValue]]:
-        """Return the burns, with those that protect the blocks."""
+        """Return the burns, followed by those that protect the blocks."""
         protection = (("RD_DIS", self.read_protection), ("WR_DIS", self.write_protection))
         return [*self.burns, *((name, bits) for name, bits in protection if bits)]
 
 
 def for_flash_key(link: Link, fields: Mapping[str, Efuse], key: bytes) -> KeyBurns:
-    """Return what puts a flash encryption key into free blocks.
+    """Return what to burn to put a flash encryption key into free blocks.
 
     Args:
         fields: the eFuses of the chip.
-        key: 32 bytes; 64 for XTS-AES-256; 16 or 32 on an ESP32-C2, whose block is shared with a digest if it is 16.
+        key: 32 bytes; 64 for XTS-AES-256; 16 or 32 on an ESP32-C2 (16 leave room for a digest in its block).
 
     Raises:
-        OperationError: if the chip takes no key of that size, has one already, or has no block left.
+        OperationError: if the chip does not support this key size, has a key already, or has no free block.
     """
     blocks = key_blocks_of(fields)
     if any(is_encryption_key(item) and item.state != "empty" for item in blocks):
-        raise OperationError("a flash encryption key is burnt already", hint="take a virgin chip")
+        raise OperationError("a flash encryption key is burnt already", hint="use a new chip")
     if "BLOCK_KEY0_LOW_128" in fields:
         return _of_the_c2(link, blocks, key)
     if "BLOCK1" in fields:
@@ -90,13 +90,13 @@ def for_flash_key(link: Link, fields: Mapping[str, Efuse], key: bytes) -> KeyBur
     if not purposes or not numbers.keys() >= set(purposes):
         sizes = "32" if _XTS_256[0] not in numbers else "32 or 64"
         raise OperationError(
-            f"the key has {len(key)} bytes, not {sizes}",
-            hint="32 bytes are XTS-AES-128; 64 are XTS-AES-256, which only some chips have (ESP32-S2, S3, P4 ...)",
+            f"the key must have {sizes} bytes, not {len(key)}",
+            hint="use 32 bytes for XTS-AES-128, or 64 for XTS-AES-256 on chips that have it (ESP32-S2, S3, P4 ...)",
         )
     free = [item.name for item in _free(blocks) if item.name != _NO_XTS]
     if len(free) < len(purposes):
-        raise OperationError(f"{len(purposes)} key block(s) are needed, and {len(free)} are free")
-    parts = [key[at : at + _HALF][::-1] for at in range(0, len(key), _HALF)]  # the hardware takes the last byte first
+        raise OperationError(f"{len(purposes)} key block(s) needed, but only {len(free)} free")
+    parts = [key[at : at + _HALF][::-1] for at in range(0, len(key), _HALF)]  # the hardware expects the last byte first
     burns = KeyBurns((), (), 0, 0)
     for block, part, purpose in zip(free, parts, purposes, strict=False):
         burns += _with_purpose(link, block, part, numbers[purpose], secret=True)
@@ -104,15 +104,15 @@ def for_flash_key(link: Link, fields: Mapping[str, Efuse], key: bytes) -> KeyBur
 
 
 def for_digest(link: Link, fields: Mapping[str, Efuse], digest: bytes, *, with_key: bool = False) -> KeyBurns:
-    """Return what puts the digest of a public key (secure boot v2) into a free block, readable.
+    """Return what to burn to put the digest of a public key (secure boot v2) into a free block, readable.
 
     Args:
         fields: the eFuses of the chip.
         digest: 32 bytes, of which an ESP32-C2 keeps the first 16.
-        with_key: whether the same chip is given a flash encryption key as well.
+        with_key: whether a flash encryption key is burnt as well.
 
     Raises:
-        OperationError: if no block is left.
+        OperationError: if no block is free.
     """
     blocks = key_blocks_of(fields)
     if "BLOCK_KEY0_LOW_128" in fields:
@@ -122,24 +122,24 @@ def for_digest(link: Link, fields: Mapping[str, Efuse], digest: bytes, *, with_k
     if "BLOCK2" in fields:
         _check_whole(fields)
         if not any(item.name == "BLOCK2" and item.state == "empty" and item.writeable for item in blocks):
-            raise OperationError("BLOCK2 is burnt already", hint="take a virgin chip")
+            raise OperationError("BLOCK2 is burnt already", hint="use a new chip")
         return _block(link, "BLOCK2", digest, secret=False)
     free = _free(blocks)
     if len(free) < 1 + with_key:
         raise OperationError("no key block is free")
-    # The last one: the first are those that flash encryption takes.
+    # The last one: flash encryption takes the first ones.
     return _with_purpose(link, free[-1].name, digest, efuse.key_purposes(link)[_DIGEST], secret=False)
 
 
 def for_secure_boot_v1(link: Link, fields: Mapping[str, Efuse], key: bytes) -> KeyBurns:
-    """Return what puts the key of secure boot v1 into the ESP32's BLOCK2, which nobody can read then.
+    """Return what to burn to put the key of secure boot v1 into the ESP32's BLOCK2, read-protected.
 
     Raises:
         OperationError: if the block is not free.
     """
     _check_whole(fields)
     if not any(item.name == "BLOCK2" and item.state == "empty" and item.writeable for item in key_blocks_of(fields)):
-        raise OperationError("BLOCK2 is burnt already", hint="take a virgin chip")
+        raise OperationError("BLOCK2 is burnt already", hint="use a new chip")
     return _block(link, "BLOCK2", key[::-1], secret=True)
 
 
@@ -158,16 +158,16 @@ def _check_whole(fields: Mapping[str, Efuse]) -> None:
     if int(fields["CODING_SCHEME"].bits or "0", 2):
         raise OperationError(
             "the coding scheme of this ESP32 leaves no room for a whole key",
-            hint="keys of 192 bits are not supported here: use espefuse burn-key",
+            hint="use espefuse burn-key; keys of 192 bits are not supported here",
         )
 
 
 def _of_the_esp32(link: Link, fields: Mapping[str, Efuse], key: bytes) -> KeyBurns:
     if len(key) != _HALF:
-        raise OperationError(f"the key has {len(key)} bytes, not {_HALF}", hint="the ESP32 has AES-256 only")
+        raise OperationError(f"the key must have {_HALF} bytes, not {len(key)}", hint="the ESP32 supports AES-256 only")
     _check_whole(fields)
     if not fields["BLOCK1"].writeable:
-        raise OperationError("BLOCK1 is write-protected", hint="take a virgin chip")
+        raise OperationError("BLOCK1 is write-protected", hint="use a new chip")
     return _block(link, "BLOCK1", key[::-1], secret=True)
 
 
@@ -178,8 +178,8 @@ def _of_the_c2(link: Link, blocks: tuple[KeyBlock, ...], key: bytes) -> KeyBurns
         return _block(link, "BLOCK_KEY0_LOW_128", key[::-1], secret=True)
     if len(key) != _C2_KEY:
         raise OperationError(
-            f"the key has {len(key)} bytes, not {_C2_HALF} or {_C2_KEY}",
-            hint="with 16 bytes there is room for a digest of secure boot",
+            f"the key must have {_C2_HALF} or {_C2_KEY} bytes, not {len(key)}",
+            hint="use 16 bytes to leave room for a digest of secure boot",
         )
     whole = _block(link, "BLOCK_KEY0", key[::-1], secret=True)
     return KeyBurns(

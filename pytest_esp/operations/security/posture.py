@@ -1,4 +1,4 @@
-"""How a chip is locked: its security info, and the posture that follows from its eFuses."""
+"""The lock state of a chip: its security info, and the posture derived from its eFuses."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SecurityInfo:
 
     Attributes:
         flags: the flag word.
-        flag_names: names of the flags that are set.
-        flash_crypt_count: the flash encryption counter; an odd number of bits means encrypted.
-        key_purposes: of the key blocks, by name.
-        chip_id, api_version: None on the ESP32-S2, which does not tell them.
+        flag_names: names of the set flags.
+        flash_crypt_count: the flash encryption counter; an odd number of set bits means encrypted.
+        key_purposes: purpose of each key block, by name.
+        chip_id, api_version: None on the ESP32-S2, which does not report them.
     """
 
     flags: Address
@@ -51,8 +51,8 @@ def info(link: Link) -> SecurityInfo:
     with link.session.use("security info", stub=False) as esp:
         if not esp.SECURITY_INFO_SUPPORTED:
             raise OperationError(
-                f"the ROM of the {esp.CHIP_NAME} has no security info",
-                hint="read its security posture, which comes from the eFuses",
+                f"the ROM of the {esp.CHIP_NAME} does not support GET_SECURITY_INFO",
+                hint="read the security posture instead, which is derived from the eFuses",
             )
         raw = esp.get_security_info(cache=False)
         return SecurityInfo(
@@ -67,20 +67,20 @@ def info(link: Link) -> SecurityInfo:
 
 @dataclass(frozen=True)
 class SecurityPosture:
-    """What an attacker with the board in hand meets. None and ``"unknown"`` are what the chip does not tell.
+    """What an attacker with physical access faces. None and ``"unknown"`` mean that the chip does not report it.
 
     Attributes:
-        flash_encryption: whether flash contents are encrypted.
-        secure_boot: whether only signed images start; *secure_boot_version* is ``"v1"`` or ``"v2"`` then.
-        jtag: whether a debugger can attach by any way that no eFuse closes.
-        jtag_pads: by the pins; ``"soft-disabled"`` can be opened again by the HMAC key.
-        jtag_usb: by the USB-Serial-JTAG; ``"absent"`` where the chip has none, ``"unknown"`` where espefuse does not
-            say what closes it.
-        download_mode: ``"secure"`` reads no register and runs no stub.
-        source: what this was read from: the security info only where eFuses cannot be read.
-        fuses: the eFuses, or flags of the security info, that decided, with their values.
-        key_blocks: the blocks for keys: purpose, state and protection; empty where they cannot be read.
-        findings: what is weak, the worst first.
+        flash_encryption: whether the chip encrypts its flash.
+        secure_boot: whether only signed images start; *secure_boot_version* is then ``"v1"`` or ``"v2"``.
+        jtag: whether a debugger can attach in any way.
+        jtag_pads: JTAG over the pins; ``"soft-disabled"`` can be enabled again with the HMAC key.
+        jtag_usb: JTAG over USB-Serial-JTAG; ``"absent"`` if the chip has none, ``"unknown"`` if espefuse does not say
+            what disables it.
+        download_mode: ``"secure"`` cannot read registers or run a stub.
+        source: what this was read from; the security info only if eFuses cannot be read.
+        fuses: the deciding eFuses, or flags of the security info, with their values.
+        key_blocks: the key blocks: purpose, state and protection; empty if they cannot be read.
+        findings: weaknesses, the worst first.
     """
 
     chip_type: str
@@ -97,7 +97,7 @@ class SecurityPosture:
     findings: tuple[Finding, ...]
 
 
-# The eFuses that decide, whatever the chip calls them (espefuse's definitions of all chips).
+# The deciding eFuses, in the names of all chips (espefuse's definitions).
 _SECURE_BOOT_V1 = ("ABS_DONE_0",)
 _SECURE_BOOT_V2 = ("ABS_DONE_1", "SECURE_BOOT_EN")
 _PAD_JTAG_OFF = ("JTAG_DISABLE", "HARD_DIS_JTAG", "DIS_PAD_JTAG")
@@ -106,7 +106,7 @@ _USB_JTAG_OFF = ("DIS_USB_JTAG", "DIS_USB_SERIAL_JTAG")
 _HAS_USB_JTAG = "DIS_USB_SERIAL_JTAG_DOWNLOAD_MODE"
 _DOWNLOAD_OFF = ("UART_DOWNLOAD_DIS", "DIS_DOWNLOAD_MODE")
 _DOWNLOAD_SECURE = ("ENABLE_SECURITY_DOWNLOAD",)
-# Without effect on an ESP32 before v3.0 (ESP-IDF's guide; `esptool.targets.esp32`, espefuse's own descriptions).
+# No effect on an ESP32 before v3.0 (ESP-IDF's guide; `esptool.targets.esp32`, espefuse's own descriptions).
 _FROM_V3_ON = ("ABS_DONE_1", "UART_DOWNLOAD_DIS")
 _V3 = 300
 _DECISIVE = (
@@ -123,11 +123,11 @@ _DECISIVE = (
 
 @operation(Effect.READ, group="security")
 def posture(link: Link) -> SecurityPosture:
-    """Return how the chip is locked, read from its eFuses; in secure download mode from its security info.
+    """Return how the chip is locked, read from its eFuses or, in secure download mode, from its security info.
 
     Raises:
-        LinkError: if the chip does not answer: an unreachable board has no clean bill.
-        OperationError: on an ESP8266, which has no eFuses of this kind.
+        LinkError: if the chip does not answer; an unreachable board never counts as locked.
+        OperationError: on an ESP8266, which does not have these eFuses.
     """
     with link.session.use("security posture", stub=False) as esp:
         locked = bool(esp.secure_download_mode)
@@ -145,7 +145,7 @@ def _posture_by_efuses(chip: str, fuses: Mapping[str, Efuse], without_effect: tu
         return any(bits.get(name, 0) for name in names)
 
     def odd(names: tuple[str, ...]) -> bool:
-        """Counters and soft switches are on while an odd number of their bits is burnt."""
+        """Return whether a counter or soft switch is on: an odd number of its bits is burnt."""
         return any(bits.get(name, 0).bit_count() & 1 for name in names)
 
     version = "v2" if burnt(_SECURE_BOOT_V2) else "v1" if burnt(_SECURE_BOOT_V1) else None

@@ -1,4 +1,4 @@
-"""Which of the values that an operation is given are secrets: keys, and what settings call so."""
+"""Decides which argument values are secret: keys, and settings with names of secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, cast
 from pytest_esp.secrets import remember
 
 _LONGEST_KEY = 1024  # bytes
-_SHORTEST_NUMBER = 6  # digits: of a passkey; shorter ones are in every log
+_SHORTEST_NUMBER = 6  # digits: of a passkey; shorter numbers occur in every log
 _HEX_TYPES = ("blob", "hex", "hex2bin")  # of NVS values
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _SECRET = re.compile(
@@ -23,26 +23,26 @@ _PLACE = re.compile("address|broker|endpoint|file|filename|host|hostname|path|po
 
 
 def remember_key(data: bytes) -> bytes:
-    """Mask a key from now on, in PEM (unless it is a public one) or as raw bytes, and return it."""
+    """Mask a key from now on (PEM, unless it is public, or raw bytes), and return it."""
     if b"-----BEGIN" in data:
         remember(*((data,) if b"PRIVATE" in data else ()))
     elif len(data) <= _LONGEST_KEY:
-        half = len(data) // 2  # some kinds of keys are two, each in a block of its own, where bytes are reversed
+        half = len(data) // 2  # some keys consist of two halves, each in its own block with bytes reversed
         parts = (data, data[:half], data[half:])
         remember(*parts, *(part[::-1] for part in parts))
     return data
 
 
 def remember_in(table: object) -> None:
-    """Mask what is secret in *table* (settings, NVS values by namespace and key) by its name, see `is_secret_name`.
+    """Mask the secrets in *table* (settings, or NVS values by namespace and key), judged by name; see `is_secret_name`.
 
-    All that lies under such a name is secret, as in ``credentials``, but for hosts, ports, SSIDs and names of files.
+    Everything under such a name is secret, as in ``credentials``, except hosts, ports, SSIDs and file names.
     """
     remember(*_secrets_in(table, False))
 
 
 def is_secret_name(name: str) -> bool:
-    """Tell whether a value of this name is a secret: ``password``, ``mqtt_pass``, ``apiKey``; not ``public_key``."""
+    """Return whether a value of this name is secret: ``password``, ``mqtt_pass``, ``apiKey``; not ``public_key``."""
     return _has_word(_SECRET, name) and not _has_word(_PLACE, name) and not _has_word(_NOT_SECRET, name)
 
 

@@ -41,7 +41,7 @@ Version = Literal["v1", "v2"]
 _RSA_ONLY = ("esp32", "esp32s2", "esp32s3", "esp32c3")
 _ECDSA_ONLY = ("esp32c2", "esp32c61")
 _FIRST_REVISION = 300  # of the ESP32 that has v2
-_DIGEST_SIZE = 192  # bytes at address 0 that v1 compares the bootloader with: a random number and a digest
+_DIGEST_SIZE = 192  # bytes at address 0 that v1 checks the bootloader against: a random number and a digest
 _UNUSED_SLOTS = ("SECURE_BOOT_KEY_REVOKE1", "SECURE_BOOT_KEY_REVOKE2")
 _WAYS_PAST = ("DIS_DIRECT_BOOT", "DIS_LEGACY_SPI_BOOT")
 
@@ -52,11 +52,11 @@ class SecureBootPlan:
 
     Attributes:
         version: v1 on an ESP32 before v3.0, else v2.
-        key_block: where the digest (v2) or the key (v1) would lie.
-        digest: SHA-256 of the public key as the ROM compares it; None for v1, where it would be the key.
-        burns: the eFuses in order, with their bits before and after.
-        signed: addresses of the images whose signatures were checked.
-        refused: why this board or run does not allow it, with the setting that would; None if nothing is in the way.
+        key_block: block for the digest (v2) or the key (v1).
+        digest: SHA-256 of the public key, as compared by the ROM; None for v1, where it would be the key.
+        burns: the eFuses in order, with bits before and after.
+        signed: addresses of the images whose signatures were verified.
+        refused: why this board or run does not allow it, and the setting that would; None if it is allowed.
     """
 
     chip_type: str
@@ -70,12 +70,12 @@ class SecureBootPlan:
 
 @dataclass(frozen=True)
 class SecureBootEnabled:
-    """What was done.
+    """The result of enabling secure boot.
 
     Attributes:
         version, key_block, digest, signed: see `SecureBootPlan`.
         burnt: the eFuses in order.
-        boot_output: of the boot after it. A simulated chip does not check signatures itself.
+        boot_output: output of the boot afterwards. A simulated chip does not verify signatures itself.
     """
 
     version: Version
@@ -88,14 +88,14 @@ class SecureBootEnabled:
 
 @operation(Effect.READ, group="security")
 def plan_secure_boot(link: Link, firmware: Contents, key_file: ReadPath) -> SecureBootPlan:
-    """Check everything that `enable_secure_boot` checks, say what it would do, and touch nothing.
+    """Run all checks of `enable_secure_boot`, and return what it would do, without changing anything.
 
     Args:
-        firmware: the whole build, signed by that key; see `enable_secure_boot`.
-        key_file: PEM; see `enable_secure_boot`.
+        firmware: the whole build, signed with the key: bootloader and app; for v1 partition table and app.
+        key_file: key in PEM. v2: the public or the private key. v1: the private key.
 
     Raises:
-        FirmwareError: if an image is not signed by this key. OperationError: if the chip or its eFuses do not fit.
+        FirmwareError: if an image is not signed with this key. OperationError: if chip or eFuses are unsuitable.
     """
     work = _prepare(link, firmware, key_file)
     try:
@@ -109,21 +109,21 @@ def plan_secure_boot(link: Link, firmware: Contents, key_file: ReadPath) -> Secu
 
 @operation(Effect.BURN, group="security")
 def enable_secure_boot(link: Link, firmware: Contents, key_file: ReadPath) -> SecureBootEnabled:
-    """Enable secure boot: signatures checked, images flashed, digest and locks burnt, booted.
+    """Enable secure boot: verify signatures, flash the images, burn digest and locks, boot.
 
-    v2, and v1 on an ESP32 before v3.0. Irreversible on real hardware. A real board needs "write" and "burn" in its
-    ``allow``, each eFuse of `plan_secure_boot` in its ``allow_burn``, and the run's consent. Images, key and eFuses are
-    checked before anything is flashed, and flashed before the first eFuse is burnt. JTAG is left as it is: see the
-    findings of `security.posture`.
+    v2, or v1 on an ESP32 before v3.0. Irreversible on real hardware. A real board needs "write" and "burn" in its
+    ``allow``, each eFuse of `plan_secure_boot` in its ``allow_burn``, and the run's consent. Images, key and eFuses
+    are checked before anything is flashed; the images are flashed before the first eFuse is burnt. JTAG is not changed:
+    see the findings of `security.posture`.
 
     Args:
-        firmware: the whole build, signed by that key: bootloader and app; for v1 partition table and app.
-        key_file: PEM. v2: the public key, or the private one. v1: the private one, from which the key of the chip is
-            made.
+        firmware: the whole build, signed with the key: bootloader and app; for v1 partition table and app.
+        key_file: key in PEM. v2: the public or the private key. v1: the private key, from which the key of the chip is
+            derived.
 
     Raises:
-        RefusedError: if the board or the run does not allow it; nothing was touched.
-        FirmwareError: if an image is not signed by this key. OperationError: if the chip or its eFuses do not fit, or
+        RefusedError: if the board or the run does not allow it; nothing was changed.
+        FirmwareError: if an image is not signed with this key. OperationError: if chip or eFuses are unsuitable, or
             the app does not start afterwards.
     """
     require(link, Effect.WRITE, "security-enable-secure-boot")
@@ -145,14 +145,14 @@ def enable_secure_boot(link: Link, firmware: Contents, key_file: ReadPath) -> Se
 def with_encryption(
     link: Link, fields: Mapping[str, Efuse], regions: Sequence[Region], key_file: str | os.PathLike[str]
 ) -> tuple[KeyBurns, Burns]:
-    """Return what puts the digest of a public key into its block beside a flash encryption key, and what comes last.
+    """Return what to burn for the digest of a public key beside a flash encryption key, and the final burns.
 
     Raises:
-        FirmwareError, OperationError: see `enable_secure_boot`; or if the chip has secure boot v1 only.
+        FirmwareError, OperationError: see `enable_secure_boot`; or if the chip supports secure boot v1 only.
     """
     now = posture(link)
     if _version(link, now) == "v1":
-        raise OperationError("this ESP32 has secure boot v1 only", hint="enable it first, for itself")
+        raise OperationError("this ESP32 has secure boot v1 only", hint="enable it first, separately")
     _check_is_off(now)
     key = _read(key_file)
     _check_key(now.chip_type, key)
@@ -162,7 +162,7 @@ def with_encryption(
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be flashed, and then burnt."""
+    """What to flash, and then to burn."""
 
     chip: str
     version: Version
@@ -178,7 +178,7 @@ def _prepare(link: Link, firmware: Contents, key_file: str | os.PathLike[str]) -
     now = posture(link)
     _check_is_off(now)
     if now.flash_encryption:
-        raise OperationError("flash is encrypted already", hint="on a virgin chip enable secure boot first")
+        raise OperationError("flash is encrypted already", hint="use a new chip, and enable secure boot first")
     fields = efuse.read_all(link).fields
     loaded = load(firmware)
     if loaded.chip not in (None, now.chip_type):
@@ -216,7 +216,7 @@ def _check_allowed(link: Link, burns: Burns) -> None:
 
 
 def _locks(fields: Mapping[str, Efuse]) -> list[tuple[str, EfuseValue]]:
-    """Return what is burnt behind the digest: slots that nobody is to use, ways past the bootloader, and the switch."""
+    """Return the burns after the digest: unused key slots, ways to bypass the bootloader, and the switch itself."""
     switch = "ABS_DONE_1" if "ABS_DONE_1" in fields else "SECURE_BOOT_EN"
     return [(name, 1) for name in (*_UNUSED_SLOTS, *_WAYS_PAST, switch) if name in fields]
 
@@ -231,7 +231,7 @@ def _prepare_v1(link: Link, fields: Mapping[str, Efuse], regions: Sequence[Regio
     signed = [region for region in regions if region is not bootloader and _is_signed_by_v1(region)]
     if bootloader is None or not any(region.data.startswith(MAGIC) for region in signed):
         raise FirmwareError(
-            "this is not a whole build: bootloader and partition table must be regions of their own",
+            "not a whole build: bootloader and partition table must be separate regions",
             hint="give the build folder",
         )
     for region in signed:
@@ -256,7 +256,7 @@ def _is_signed_by_v1(region: Region) -> bool:
 
 
 def _v1_key(key: bytes) -> bytes:
-    """Return the key that the chip gets: the SHA-256 of the private key, so that bootloaders can be made anew."""
+    """Return the key for the chip: the SHA-256 of the private key, so that new bootloaders can be made later."""
     import espsecure
     import esptool
 
@@ -265,13 +265,13 @@ def _v1_key(key: bytes) -> bytes:
     try:
         parsed = serialization.load_pem_private_key(key, None)
         if not isinstance(parsed, ec.EllipticCurvePrivateKey) or not isinstance(parsed.curve, ec.SECP256R1):
-            raise OperationError("secure boot v1 takes ECDSA keys of the curve NIST P-256 only")
+            raise OperationError("secure boot v1 requires an ECDSA key on the curve NIST P-256")
         with capture(Transcript()):
             espsecure.digest_private_key(_named(key, "the key"), 256, out)
     except (esptool.FatalError, ValueError, TypeError) as error:
         raise OperationError(
-            f"it is no private key in PEM: {error}",
-            hint="secure boot v1 needs the private key: espsecure generate-signing-key --version 1",
+            f"not a private key in PEM: {error}",
+            hint="generate one for secure boot v1: espsecure generate-signing-key --version 1",
         ) from error
     return out.getvalue()
 
@@ -285,13 +285,13 @@ def _check_v1_signature(region: Region, key: bytes) -> None:
             espsecure.verify_signature_v1(_named(key, "the key"), _named(region.data, region.source))
     except (esptool.FatalError, ValueError, struct.error) as error:
         raise FirmwareError(
-            f"{region.source} is not signed by this key: {error}",
+            f"{region.source} is not signed with this key: {error}",
             hint="sign it with espsecure sign-data --version 1; nothing was changed",
         ) from error
 
 
 def _v1_digest(secret: bytes, bootloader: Region) -> bytes:
-    """Return what lies at address 0: the digest of the bootloader under the chip's key."""
+    """Return the contents of address 0: the digest of the bootloader under the chip's key."""
     import espsecure
 
     with tempfile.TemporaryDirectory() as folder:
@@ -307,10 +307,10 @@ def _v1_digest(secret: bytes, bootloader: Region) -> bytes:
 
 
 def digest_of(key: bytes) -> bytes:
-    """Return the digest of a public key in PEM (or of that of a private one), as ``espsecure`` computes it.
+    """Return the digest of a public key in PEM (or of the public part of a private one), as ``espsecure`` computes it.
 
     Raises:
-        OperationError: if it is no key that secure boot v2 knows.
+        OperationError: if secure boot v2 does not support this key.
     """
     import espsecure
     import esptool
@@ -322,7 +322,7 @@ def digest_of(key: bytes) -> bytes:
                 espsecure.digest_sbv2_public_key(_named(key, "the key"), str(path))
         except (esptool.FatalError, ValueError, TypeError) as error:
             raise OperationError(
-                f"it is no key for secure boot v2: {error}", hint="RSA-3072 or ECDSA, in PEM"
+                f"not a key for secure boot v2: {error}", hint="use RSA-3072 or ECDSA, in PEM"
             ) from error
         return path.read_bytes()
 
@@ -346,7 +346,7 @@ def _check_key(chip_name: str, key: bytes) -> None:
         public = b"PUBLIC KEY" in key
         parsed = serialization.load_pem_public_key(key) if public else serialization.load_pem_private_key(key, None)
     except (ValueError, TypeError) as error:
-        raise OperationError(f"it is no key in PEM: {error}") from error
+        raise OperationError(f"not a key in PEM: {error}") from error
     is_rsa = isinstance(parsed, (rsa.RSAPublicKey, rsa.RSAPrivateKey))
     if chip_name in _RSA_ONLY and not is_rsa:
         raise OperationError(f"the ROM of the {chip_name} checks RSA signatures only", hint="sign with an RSA-3072 key")
@@ -360,16 +360,14 @@ def _check_signatures(regions: Sequence[Region], key: bytes) -> tuple[int, ...]:
 
     images = [region for region in regions if chip_of(region.data)]
     if len(images) < 2:
-        raise FirmwareError(
-            "this is not a whole build: a bootloader and an app are needed", hint="give the build folder"
-        )
+        raise FirmwareError("not a whole build: a bootloader and an app are needed", hint="give the build folder")
     for region in images:
         try:
             with capture(Transcript()):
                 espsecure.verify_signature_v2(False, None, _named(key, "the key"), _named(region.data, region.source))
         except esptool.FatalError as error:
             raise FirmwareError(
-                f"{region.source} is not signed by this key: {error}",
+                f"{region.source} is not signed with this key: {error}",
                 hint="sign it with espsecure sign-data --version 2; nothing was changed",
             ) from error
     return tuple(region.address for region in images)

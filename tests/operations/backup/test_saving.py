@@ -212,7 +212,7 @@ def test_a_complete_backup_is_not_replaced_unasked(esp, tmp_path):
     folder = tmp_path / "saved"
     esp.flash.backup(folder)
     before = (folder / "manifest.json").read_bytes()
-    with pytest.raises(OperationError, match="holds a backup already"):
+    with pytest.raises(OperationError, match="already contains a backup"):
         esp.flash.backup(folder)
     assert (folder / "manifest.json").read_bytes() == before
     esp.flash.write(b"new", 0x9000)
@@ -225,7 +225,7 @@ def test_a_complete_backup_is_not_replaced_unasked(esp, tmp_path):
 
 def test_a_folder_with_other_files_is_refused(esp, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(OperationError, match=r"holds other files: .*thesis.txt"):
+    with pytest.raises(OperationError, match=r"contains other files: .*thesis.txt"):
         esp.flash.backup(tmp_path)
     with pytest.raises(OperationError, match="cannot be used"):
         esp.flash.backup(tmp_path / "thesis.txt")

@@ -58,7 +58,7 @@ def test_an_image_lies_beside_its_elf_file_and_overwrites_nothing(elf_file, chip
         ("esp32c3", "esp32", "riscv code, but the esp32 is xtensa", "esp32c3"),
         ("esp32", "esp32s3", "entry point 0x4008040c is outside the memory of the esp32s3", "esp32"),
         ("esp32c3", "esp32c6", "is outside the memory of the esp32c6", "esp32c3"),
-        ("esp32c3", "esp32p4", r"\.data, \.bss lie in no memory of the esp32p4", "esp32c3"),
+        ("esp32c3", "esp32p4", r"\.data, \.bss not in any memory of the esp32p4", "esp32c3"),
     ],
 )
 def test_an_elf_file_of_another_chip(build_of, tmp_path, made_for, wanted, words, hint):

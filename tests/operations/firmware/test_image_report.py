@@ -146,7 +146,7 @@ def test_bytes_that_belong_to_nothing(build_of, tmp_path):
     (tmp_path / "x.bin").write_bytes(data[:23] + b"\0" + data[24:])
     found = analyze(tmp_path / "x.bin")
     assert found.images[0].hash is None
-    assert found.problems == (f"32 bytes at {len(data) - 32:#x} are behind the image, and belong to nothing",)
+    assert found.problems == (f"32 unexpected bytes at {len(data) - 32:#x}, after the image",)
 
 
 def test_an_image_that_is_cut_anywhere(build_of, tmp_path, chip):

@@ -66,7 +66,7 @@ def test_parts_may_share_a_sector(tmp_path):
         (
             {"files": {0: "hex"}, "chip_type": "esp32"},
             FirmwareError,
-            "hex is Intel HEX, which has addresses of its own",
+            "hex is Intel HEX, which contains addresses",
         ),
         ({"files": {0x8000000: "a"}, "chip_type": "esp32"}, FirmwareError, "beyond the largest flash"),
         ({"files": {0: "a"}, "chip_type": "esp33"}, OperationError, "no chip 'esp33'"),

@@ -33,7 +33,7 @@ def test_sections_and_memories(build_of):
     ]
     assert [(one.name, one.used) for one in found.memories] == [("DRAM", data + bss), ("IRAM", text)]
     assert found.memories[1].percent == round(100 * text / found.memories[1].size, 1)
-    assert "no archives: there is no linker map pytest_esp_test.map" in found.notes
+    assert "no archives: linker map pytest_esp_test.map not found" in found.notes
 
 
 @pytest.mark.parametrize(("chip", "shared"), [("esp32", False), ("esp32c3", True)])

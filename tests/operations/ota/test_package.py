@@ -91,11 +91,11 @@ def test_a_package_that_was_cut_off(package_of):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"size": "1"}, "manifest is not of the format"),
-        ({"format": "another 1"}, "manifest is not of the format"),
+        ({"size": "1"}, "manifest does not have the format"),
+        ({"format": "another 1"}, "manifest does not have the format"),
         ({"more": 1}, "unknown"),
         ({"chip_type": "esp32"}, "is not for the esp32"),
-        ({"sha256": "0" * 64}, "not the one of its manifest"),
+        ({"sha256": "0" * 64}, "does not match its manifest"),
     ],
 )
 def test_a_manifest_that_lies(package_of, change, words):
@@ -144,7 +144,7 @@ def test_what_is_no_app(content, words, image_of, tmp_path):
 
 @pytest.mark.parametrize("version", ["", " ", "1\n2", "1" * 200])
 def test_what_is_no_version(version, tmp_path):
-    with pytest.raises(OperationError, match="is not a version"):
+    with pytest.raises(OperationError, match="invalid version"):
         package.create(BUILDS / "esp32", version, tmp_path / "update.espota")
 
 

@@ -101,7 +101,7 @@ def test_the_user_efuse_block(esp):
     done = esp.production.write_manufacturing_data({"batch": "B7"}, to_efuse=True)
     assert (done.efuse.efuse_name, done.efuse.verified) == ("BLOCK_USR_DATA", True)
     assert esp.efuse.read("BLOCK_USR_DATA").value.startswith("42 37 00")
-    with pytest.raises(OperationError, match="has bits burnt"):
+    with pytest.raises(OperationError, match="has burnt bits"):
         esp.production.write_manufacturing_data({"batch": "A0"}, to_efuse=True)
     with pytest.raises(OperationError, match="takes one value"):
         esp.production.write_manufacturing_data({"a": "1", "b": "2"}, to_efuse=True)

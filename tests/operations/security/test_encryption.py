@@ -90,7 +90,7 @@ def test_keys_of_other_sizes(esp_of, build_for, tmp_path, chip, size, blocks):
 
 @pytest.mark.parametrize(
     ("chip", "size", "words"),
-    [("esp32c3", 64, "64 bytes, not 32"), ("esp32s3", 16, "not 32 or 64"), ("esp32c2", 64, "not 16 or 32")],
+    [("esp32c3", 64, "must have 32 bytes, not 64"), ("esp32s3", 16, "must have 32 or 64 bytes, not 16"), ("esp32c2", 64, "must have 16 or 32 bytes, not 64")],
 )
 def test_keys_that_a_chip_does_not_take(esp_of, build_for, tmp_path, chip, size, words):
     (tmp_path / "key").write_bytes(bytes(size))
@@ -110,8 +110,8 @@ def test_the_same_bytes_as_from_espsecure(tmp_path, key_file):
 @pytest.mark.parametrize(
     ("key", "address", "chip", "words"),
     [
-        (b"short", 0, "esp32c3", "5 bytes, not 32 or 64"),
-        (bytes(64), 0, "esp32", "64 bytes, not 32"),
+        (b"short", 0, "esp32c3", "must have 32 or 64 bytes, not 5"),
+        (bytes(64), 0, "esp32", "must have 32 bytes, not 64"),
         (KEY, 8, "esp32c3", "multiple of 16"),
         (KEY, 16, "esp32", "multiple of 32"),
     ],
@@ -134,7 +134,7 @@ def test_nothing_is_burnt_if_anything_is_wrong(esp_of, firmware_folder, tmp_path
     before = esp.efuse.read_all()
     build = firmware_folder / "hello_world_esp32c3"
     (tmp_path / "short.bin").write_bytes(b"short")
-    with pytest.raises(OperationError, match="has 5 bytes"):
+    with pytest.raises(OperationError, match="must have 32 bytes, not 5"):
         esp.encryption.enable(build, tmp_path / "short.bin")
     with pytest.raises(FirmwareError, match="not a whole build"):
         esp.encryption.enable([(0x10000, b"app")], key_file)
@@ -148,7 +148,7 @@ def test_nothing_is_burnt_if_anything_is_wrong(esp_of, firmware_folder, tmp_path
 def test_a_chip_that_is_not_virgin(esp_of, firmware_folder, key_file):
     esp = esp_of("esp32c3")
     esp.efuse.burn("SPI_BOOT_CRYPT_CNT", 3)
-    with pytest.raises(OperationError, match="has bits burnt"):
+    with pytest.raises(OperationError, match="has burnt bits"):
         esp.encryption.enable(firmware_folder / "hello_world_esp32c3", key_file)
 
 

@@ -63,5 +63,5 @@ def test_security_info(esp_of, chip):
 
 
 def test_the_esp32_has_no_security_info(esp_of):
-    with pytest.raises(OperationError, match="has no security info"):
+    with pytest.raises(OperationError, match="does not support GET_SECURITY_INFO"):
         esp_of("esp32").security.info()

@@ -65,9 +65,9 @@ def test_nothing_is_done_if_a_signature_is_wrong(esp_of, keys, signed, firmware_
     (address, image) = signed[-1]
     spoilt = image[:-5000] + bytes([image[-5000] ^ 1]) + image[-4999:]
     for firmware, key, words in [
-        (signed, "other.pem", "is not signed by this key"),
-        (firmware_folder / "hello_world_esp32c3", "good.pem", "is not signed by this key"),
-        ([*signed[:-1], (address, spoilt)], "good.pem", "is not signed by this key"),
+        (signed, "other.pem", "is not signed with this key"),
+        (firmware_folder / "hello_world_esp32c3", "good.pem", "is not signed with this key"),
+        ([*signed[:-1], (address, spoilt)], "good.pem", "is not signed with this key"),
         (signed[:1], "good.pem", "not a whole build"),
     ]:
         with pytest.raises(FirmwareError, match=words):
@@ -81,7 +81,7 @@ def test_keys_that_do_not_fit(esp_of, keys, signed, tmp_path):
     (tmp_path / "no.pem").write_text("no key")
     for key, words in [
         (keys / "ecdsa.pem", "RSA signatures only"),
-        (tmp_path / "no.pem", "no key in PEM"),
+        (tmp_path / "no.pem", "not a key in PEM"),
         (tmp_path / "missing.pem", "cannot be read"),
     ]:
         with pytest.raises(OperationError, match=words):
@@ -94,7 +94,7 @@ def test_the_digest_is_espsecures(keys, tmp_path):
 
 
 def test_a_board_that_does_not_allow_it(esp_of, keys):
-    with pytest.raises(RefusedError, match="needs 'burn'"):
+    with pytest.raises(RefusedError, match="requires 'burn'"):
         esp_of("careful").security.enable_secure_boot([(0, b"x")], keys / "good.pem")
 
 
@@ -157,10 +157,10 @@ def test_v1_that_does_not_fit(esp_of, signed_v1, keys, firmware_folder):
     signed, key = signed_v1
     spoilt = [*signed[:2], (0x10000, signed[2][1][:-1] + b"x")]
     for firmware, pem, error, words in [
-        (spoilt, key, FirmwareError, "not signed by this key"),
-        (firmware_folder / "hello_world_esp32", key, FirmwareError, "not signed by this key"),
+        (spoilt, key, FirmwareError, "not signed with this key"),
+        (firmware_folder / "hello_world_esp32", key, FirmwareError, "not signed with this key"),
         (signed[1:], key, FirmwareError, "not a whole build"),
-        (signed, keys / "good.pem", OperationError, "NIST P-256 only"),
+        (signed, keys / "good.pem", OperationError, "NIST P-256"),
     ]:
         with pytest.raises(error, match=words):
             esp.security.enable_secure_boot(firmware, pem)
