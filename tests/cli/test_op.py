@@ -277,7 +277,7 @@ def test_files_alone_need_neither_board_nor_rack(without_rack, build_of, tmp_pat
 def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
     for arguments, error, hint in [
         (("firmware-size", "elf_file=none.elf"), "none.elf cannot be read", ""),
-        (("firmware-size",), "firmware-size needs elf_file", "as the linker made it"),
+        (("firmware-size",), "firmware-size needs elf_file", "ELF file as written by the linker"),
         (
             ("firmware-size", "elf_file=x", "--board", "c3"),
             "firmware-size works on files alone",

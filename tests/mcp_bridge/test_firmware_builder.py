@@ -24,7 +24,7 @@ def test_from_elf_file_to_a_board(server, build):
         config={"image": "build/bootloader/bootloader.bin", "flash_size": "4MB"},
     )
     assert loader["how"] == "adapted"
-    assert "nothing was built" in loader["done"]
+    assert "not built" in loader["done"]
     files = [
         {"address": f"{loader['offset']:#x}", "path": "bootloader.bin"},
         {"address": "0x8000", "path": "build/partition_table/partition-table.bin"},
@@ -99,7 +99,7 @@ REFUSED = [
     ("esp_binary_merge", MERGE | {"files": []}, "nothing to merge"),
     ("esp_binary_merge", MERGE | {"files": "nothing"}, "does not exist"),
     ("esp_binary_merge", MERGE | {"chip_type": "x"}, "no chip 'x'"),
-    ("esp_firmware_analyze", {"binary_file": "boards.toml"}, "is no image"),
+    ("esp_firmware_analyze", {"binary_file": "boards.toml"}, "is not an image"),
     ("esp_firmware_analyze", {"binary_file": "build"}, "not a regular file"),
     ("esp_firmware_analyze", {"binary_file": "../x.bin"}, "outside the folders"),
     ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash": "4MB"}}, "no parameter 'config.flash'"),

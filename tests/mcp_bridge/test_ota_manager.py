@@ -72,7 +72,7 @@ def test_a_device_takes_an_update_over_http(updates):
             {"firmware_file": "build", "version": "1", "output_file": "../x"},
             "outside the folders",
         ),
-        ("esp_ota_deploy", {"package": "none.espota", "port": "c3"}, "package none.espota does not exist"),
+        ("esp_ota_deploy", {"package": "none.espota", "port": "c3"}, "none.espota does not exist"),
         ("esp_ota_deploy", {"package": "/etc/passwd", "port": "c3"}, "outside the folders"),
         ("esp_ota_deploy", {"package": "x", "target_url": "file:///etc/passwd"}, "invalid update URL"),
         ("esp_ota_deploy", {"package": "x", "target_url": "http://d/", "port": "c3"}, "two targets"),

@@ -1,1 +1,1 @@
-"""Espressif's chips and modules: what they have, which fit a need, and where they are in their life."""
+"""Espressif's chips and modules: their features, selection by requirements, and lifecycle."""

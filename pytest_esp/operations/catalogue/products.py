@@ -1,4 +1,4 @@
-"""The catalogue: a data file in this package, and on top of it what the vendor said when somebody last asked."""
+"""The catalogue: a data file in this package, updated by the last refresh from the vendor."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _SIZES = ("sram", "rom", "low_power_sram", "flash", "psram")
 
 @dataclass(frozen=True)
 class Part:
-    """Something that can be ordered.
+    """A part that can be ordered.
 
     Attributes:
         part: the part number.
-        status: its lifecycle.
-        flash: bytes in it; None where there is none, or it is not known.
-        psram: bytes in it; likewise.
-        temperature: lowest and highest ambient temperature (°C); None if it is not known.
-        cores: of its main processor, where it has fewer than the others of its family; else None.
+        status: its lifecycle status.
+        flash: bytes of flash in it; None if there is none, or it is unknown.
+        psram: bytes of PSRAM in it; likewise.
+        temperature: lowest and highest ambient temperature (°C); None if unknown.
+        cores: of its main processor, if it has fewer than the others of its family; else None.
         package: of a chip, with its size in mm.
-        replaced_by: what the vendor names instead.
+        replaced_by: replacement named by the vendor.
     """
 
     part: str
@@ -46,19 +46,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Product:
-    """A chip, or a module with the features of its chip. None is what is not known; sizes are bytes.
+    """A chip, or a module with the features of its chip. None means unknown; sizes are in bytes.
 
     Attributes:
         name: of the family, e.g. ``"ESP32-C6-MINI-1"``.
         kind: whether it is a chip or a module.
-        chip_type: as esptool names it.
+        chip_type: chip name as in esptool.
         core: of the main processor.
-        cores: how many of these.
-        low_power_core: a second processor that runs while they sleep.
+        cores: number of cores.
+        low_power_core: a second processor that runs in sleep modes.
         max_mhz: the highest clock.
         sram: on the chip.
         rom: on the chip.
-        low_power_sram: what is kept in deep sleep.
+        low_power_sram: SRAM retained in deep sleep.
         wifi: generation, e.g. ``"6"``; None without Wi-Fi.
         bands: of Wi-Fi, in GHz.
         bluetooth: ``"classic"``, ``"le"``.
@@ -68,13 +68,13 @@ class Product:
         ethernet: whether it has a MAC.
         can: TWAI controllers.
         touch: touch sensors.
-        gpio: how many there are; of a module, how many are led out.
-        external_psram: whether the chip can use PSRAM outside of its package.
+        gpio: number of GPIOs; of a module, those on its pins.
+        external_psram: whether the chip supports PSRAM outside its package.
         antenna: of a module: ``"PCB"``, ``"connector"``.
         size_mm: of a module: width, length, height.
         idf: whether ESP-IDF supports the chip.
-        sources: where this is from (see the data file).
-        parts: what can be ordered.
+        sources: sources of this data (see the data file).
+        parts: the parts that can be ordered.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Product:
 
     @property
     def status(self) -> Status:
-        """The best of its parts."""
+        """The best status of its parts."""
         there = {part.status for part in self.parts}
         order: tuple[Status, ...] = ("active", "sample", "nrnd", "replaced", "eol")
         for status in order:
@@ -117,14 +117,14 @@ class Product:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All products by name; *as_of* is the day of their lifecycle (ISO 8601), *source* where that is from."""
+    """All products by name; *as_of* is the date of their lifecycle (ISO 8601), *source* its source."""
 
     products: Mapping[str, Product]
     as_of: str
     source: str
 
     def part(self, name: str) -> Part | None:
-        """Return the part that *name* is the number of; None if it is a product's name, or nothing."""
+        """Return the part with the part number *name*; None if it is a product's name, or unknown."""
         wanted = name.strip().casefold()
         if any(wanted == product.name.casefold() for product in self.products.values()):
             return None
@@ -132,10 +132,10 @@ class Catalogue:
         return next((part for part in parts if part.part.casefold() == wanted), None)
 
     def chip(self, name: str) -> str:
-        """Return a chip as esptool names it, by that name or the vendor's (``"ESP32-C6"``).
+        """Return the name in esptool of a chip given by that name or the vendor's (``"ESP32-C6"``).
 
         Raises:
-            OperationError: if there is none; names the nearest.
+            OperationError: if it is unknown; gives the nearest names.
         """
         chips = {product.chip_type: product.name for product in self.products.values() if product.kind == "chip"}
         wanted = name.strip().casefold()
@@ -145,10 +145,10 @@ class Catalogue:
         return found
 
     def find(self, name: str) -> Product:
-        """Return a product by its name, a part number of it, or (a chip) as esptool names it.
+        """Return a product by its name, one of its part numbers, or (a chip) its name in esptool.
 
         Raises:
-            OperationError: if there is none; names the nearest.
+            OperationError: if it is unknown; gives the nearest names.
         """
         wanted = name.strip().casefold()
         for product in self.products.values():
@@ -162,10 +162,10 @@ class Catalogue:
 
 
 def catalogue() -> Catalogue:
-    """Return the catalogue, with the lifecycle of the last refresh if there was one that is newer.
+    """Return the catalogue, with the lifecycle of the last refresh if there is a newer one.
 
     Raises:
-        OperationError: if what was saved by a refresh is damaged.
+        OperationError: if the file saved by a refresh is damaged.
     """
     own = _packaged()
     news = refreshed()
@@ -176,7 +176,7 @@ def catalogue() -> Catalogue:
 
 
 def _updated(product: Product, news: Refreshed) -> Product:
-    """Return *product* with what the vendor says now, and with parts of that family that are new."""
+    """Return *product* with the vendor's current data, including new parts of the family."""
     parts: list[Part] = []
     for part in product.parts:
         entry = news.parts.get(part.part)

@@ -1,4 +1,4 @@
-"""Questions to the catalogue: search, look up, compare, recommend, and where a part is in its life."""
+"""Queries of the catalogue: search, look up, compare, recommend, and lifecycle."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Usb = Literal["any", "otg", "serial-jtag"]
 Antenna = Literal["PCB", "connector"]
 
 _NOT_COMPARED = ("name", "kind", "chip_type", "parts", "sources", "antenna", "size_mm")
-_DISTRIBUTORS = "stock and prices are not known here: ask a distributor"
+_DISTRIBUTORS = "stock and prices are unknown here: ask a distributor"
 
 
 @dataclass(frozen=True)
 class Found:
-    """One product that a search found; *parts* are those of its parts that fit."""
+    """A product found by a search; *parts* are its matching parts."""
 
     name: str
     kind: Kind
@@ -35,7 +35,7 @@ class Found:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found, in the order of the catalogue, and the day of the lifecycle in it."""
+    """The results of a search, in the order of the catalogue, and the date of their lifecycle."""
 
     products: tuple[Found, ...]
     count: int
@@ -55,16 +55,16 @@ def search(
     """Search chips and modules by words and by memory.
 
     Args:
-        query: words that must all occur: in name, chip, core, radios, memory, antenna or part numbers; hyphens may be
-            left out.
+        query: words that must all occur in name, chip, core, radios, memory, antenna or part numbers; hyphens may be
+            omitted.
         kind: only chips, or only modules.
-        chip_type: as esptool or the vendor names it.
-        status: only parts of this lifecycle; nrnd: not recommended for new designs.
-        min_flash: flash in the part, e.g. "8MB".
-        min_psram: PSRAM in the part.
+        chip_type: chip name as in esptool or of the vendor.
+        status: only parts with this lifecycle status; nrnd means not recommended for new designs.
+        min_flash: minimum flash in the part, e.g. "8MB".
+        min_psram: minimum PSRAM in the part, e.g. "2MB".
 
     Raises:
-        OperationError: for an invalid size or an unknown chip.
+        OperationError: if a size is invalid or the chip is unknown.
     """
     least_flash = 0 if min_flash is None else size_argument(min_flash, "flash")
     least_psram = 0 if min_psram is None else size_argument(min_psram, "PSRAM")
@@ -94,7 +94,7 @@ def _has_words(text: str, product: Product, part: Part) -> bool:
 
 
 def _more_words(product: Product, part: Part) -> Iterator[str]:
-    """Yield words for what the summary says in others, or does not say."""
+    """Yield search words that differ from the summary, or are missing in it."""
     yield {1: "single-core", 2: "dual-core"}.get(_cores(product, part) or 0, "")
     yield from (f"{band:g}GHz" for band in product.bands)
     yield from ("BLE" for radio in product.bluetooth if radio == "le")
@@ -115,7 +115,7 @@ def _found(product: Product, parts: Sequence[Part]) -> Found:
 def _summary(product: Product) -> str:
     """Return the features of a product in one line."""
     clock = f" {product.max_mhz} MHz" if product.max_mhz else ""
-    words = [f"{product.cores or '?'}x {product.core or 'core not known'}{clock}"]
+    words = [f"{product.cores or '?'}x {product.core or 'core unknown'}{clock}"]
     if product.sram:
         words.append(f"{format_size(product.sram)} SRAM")
     words += _radios(product)
@@ -147,14 +147,14 @@ def _description(product: Product) -> str:
 
 @dataclass(frozen=True)
 class ProductInfo:
-    """A product with all that is known of it.
+    """A product with all known data.
 
     Attributes:
         product: its features and parts.
-        not_known: names of features that the catalogue does not know of it.
-        asked_part: the part, if it was asked for by a part number.
-        modules: of a chip: the modules with it; of a module: none.
-        as_of: the day of the lifecycle.
+        not_known: names of features that are unknown.
+        asked_part: the part, if a part number was given.
+        modules: of a chip: the modules with it; empty for a module.
+        as_of: the date of the lifecycle.
     """
 
     product: Product
@@ -166,15 +166,15 @@ class ProductInfo:
 
 @file_operation(group="products")
 def info(product: str) -> ProductInfo:
-    """Return what the catalogue knows of a chip, a module or a part number: memory, radios, GPIO, size, parts, sources.
+    """Return the features of a chip, a module or a part number: memory, radios, GPIO, size, parts, sources.
 
-    What is not known is listed, never guessed. Sizes are bytes.
+    Unknown features are listed, never guessed. Sizes are in bytes.
 
     Args:
-        product: e.g. "ESP32-C6", "esp32c6", "ESP32-C6-MINI-1" or "ESP32-C6-MINI-1-N4".
+        product: name, chip or part number, e.g. "ESP32-C6", "esp32c6", "ESP32-C6-MINI-1" or "ESP32-C6-MINI-1-N4".
 
     Raises:
-        OperationError: for an unknown name; names the nearest.
+        OperationError: if the name is unknown; gives the nearest names.
     """
     known = catalogue()
     found = known.find(product)
@@ -184,7 +184,7 @@ def info(product: str) -> ProductInfo:
 
 
 def _unknown(product: Product) -> tuple[str, ...]:
-    """Return the features of a product that nobody has looked up; no Wi-Fi has no version, and a chip no antenna."""
+    """Return the unknown features of a product; without Wi-Fi it has no Wi-Fi version, and a chip has no antenna."""
     absent = set[str]() if product.wifi else {"wifi"}
     absent |= set[str]() if product.bluetooth else {"bluetooth_version"}
     absent |= {"low_power_core", *(("antenna", "size_mm") if product.kind == "chip" else ())}
@@ -202,9 +202,9 @@ class Comparison:
 
     Attributes:
         names: of the products.
-        rows: per feature, the values in the order of *names*; None where it is not known, or there is none.
+        rows: per feature, the values in the order of *names*; None if unknown or not present.
         differences: the features that differ.
-        as_of: the day of the lifecycle.
+        as_of: the date of the lifecycle.
     """
 
     names: tuple[str, ...]
@@ -215,18 +215,18 @@ class Comparison:
 
 @file_operation(group="products")
 def compare(chips: list[str]) -> Comparison:
-    """Compare chips or modules feature by feature; says which features differ.
+    """Compare chips or modules feature by feature, and list the differences.
 
     Args:
-        chips: names of two or more.
+        chips: two or more names of chips or modules.
 
     Raises:
-        OperationError: for an unknown name, or only one.
+        OperationError: if a name is unknown, or only one is given.
     """
     known = catalogue()
     products = list({product.name: product for product in map(known.find, chips)}.values())
     if len(products) < 2:
-        raise OperationError("there is nothing to compare", hint="name two chips or more, e.g. esp32c3 and esp32c6")
+        raise OperationError("comparing requires two or more names", hint="give e.g. esp32c3 and esp32c6")
     rows: dict[str, tuple[Any, ...]] = {
         field.name: tuple(getattr(product, field.name) for product in products)
         for field in fields(Product)
@@ -250,16 +250,16 @@ def _sizes(product: Product, what: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Recommended:
-    """A product that fits.
+    """A matching product.
 
     Attributes:
         name: of the product.
         kind: chip or module.
-        chip_type: as esptool names it.
-        parts: its parts that fit, best first: the smallest that do.
-        reasons: the needs that it meets, and by what.
-        not_known: needs of which the catalogue does not know whether it meets them.
-        remarks: what else to think of.
+        chip_type: chip name as in esptool.
+        parts: its matching parts, best (smallest) first.
+        reasons: the requirements that it meets, and how.
+        not_known: requirements for which this is unknown.
+        remarks: other points to consider.
     """
 
     name: str
@@ -273,7 +273,7 @@ class Recommended:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What fits, best first; *rejected* counts, per need, the products that do not meet it."""
+    """Matching products, best first; *rejected* counts, per requirement, the products that do not meet it."""
 
     products: tuple[Recommended, ...]
     rejected: dict[str, int]
@@ -281,12 +281,12 @@ class Recommendation:
 
 
 Check = Callable[[Product, Part], "bool | None"]
-"""Whether a part meets a need; None if that is not known."""
+"""Whether a part meets a requirement; None if unknown."""
 
 
 @dataclass(frozen=True)
 class _Need:
-    """One need: in words, the check, and what of a product the answer is read from."""
+    """One requirement: in words, the check, and the feature of a product that answers it."""
 
     words: str
     check: Check
@@ -314,34 +314,34 @@ def recommend(
     active_only: bool = True,
     count: int = 5,
 ) -> Recommendation:
-    """Recommend modules or chips for what is needed, with reasons: the smallest that do it come first.
+    """Recommend modules or chips for the given requirements, with reasons; the smallest that meet them come first.
 
-    Where nothing fits, the result counts how many products failed at which need.
+    If nothing matches, the result counts how many products failed each requirement.
 
     Args:
-        kind: a module (certified, with crystal and antenna), or a chip.
-        wifi: whether there must be Wi-Fi; False if there must be none.
-        wifi_6: Wi-Fi 6 or later.
-        band_5ghz: Wi-Fi at 5 GHz, too.
-        bluetooth: which kind.
-        thread_or_zigbee: IEEE 802.15.4.
-        usb: any, OTG (the chip can be a device or host), or the serial port and JTAG.
-        ethernet: an Ethernet MAC.
-        min_cores: of the main processor.
-        min_sram: on the chip.
-        min_flash: in the part.
-        min_psram: in the part.
-        min_gpio: GPIOs of the chip, or led out of the module.
-        max_temperature: °C that it must stand.
-        antenna: of a module.
+        kind: a module (certified, with crystal and antenna) or a chip.
+        wifi: require Wi-Fi; false requires that there is none.
+        wifi_6: require Wi-Fi 6 or later.
+        band_5ghz: require Wi-Fi at 5 GHz.
+        bluetooth: required kind of Bluetooth.
+        thread_or_zigbee: require IEEE 802.15.4.
+        usb: required USB: any, OTG (the chip can be a device or host), or serial port and JTAG.
+        ethernet: require an Ethernet MAC.
+        min_cores: minimum number of cores of the main processor.
+        min_sram: minimum SRAM on the chip, e.g. "512KB".
+        min_flash: minimum flash in the part, e.g. "8MB".
+        min_psram: minimum PSRAM in the part, e.g. "2MB".
+        min_gpio: minimum number of GPIOs of the chip, or on the pins of the module.
+        max_temperature: required maximum ambient temperature in °C.
+        antenna: required antenna of a module.
         active_only: only parts in mass production.
-        count: how many products at most.
+        count: maximum number of products, at least 1.
 
     Raises:
-        OperationError: if a size is none, or *count* is not positive.
+        OperationError: if a size is invalid, or *count* is less than 1.
     """
     if count < 1:
-        raise OperationError(f"{count} products cannot be recommended", hint="count is 1 or more")
+        raise OperationError(f"count must be at least 1, not {count}", hint="use 1 or more")
     needs: list[_Need] = []
     if active_only:
         needs.append(_Need("in mass production", lambda _, part: part.status == "active", lambda _, part: part.status))
@@ -409,7 +409,7 @@ def _memory_needs(min_sram: int | str | None, min_flash: int | str | None, min_p
 
 
 def _in_part(part: Part, size: int | None) -> int | None:
-    """Return the memory in a part; of one that only a refresh has brought nothing is known."""
+    """Return the memory in a part; unknown for a part that comes only from a refresh."""
     described = part.flash or part.psram or part.package
     return size or (0 if described else None)
 
@@ -468,7 +468,7 @@ def _ranked(known: Catalogue, kind: Kind, needs: Sequence[_Need], count: int) ->
 
 
 def _cost(product: Product, part: Part, needs: Sequence[_Need]) -> tuple[float, ...]:
-    """Return what to order by: what is not known, then how much more it has than what was asked for, then its size."""
+    """Return the sort key: what is unknown, then how much memory exceeds the requirements, then the size."""
     unknown = sum(need.check(product, part) is None for need in needs)
     extra = len(_radios(product)) + len(product.usb) + (product.cores or 1) + product.ethernet
     width, length = (product.size_mm or (30.0, 30.0))[:2]
@@ -498,7 +498,7 @@ def _remarks(product: Product, part: Part) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class PartLife:
-    """Where a part is in its life, and what the vendor names instead of it."""
+    """The lifecycle of a part, and the replacement named by the vendor."""
 
     part: str
     status: Status
@@ -511,11 +511,11 @@ class Availability:
 
     Attributes:
         name: of the product.
-        status: the best of its parts.
-        parts: each of them.
-        as_of: the day, or time, of what is said here (ISO 8601).
-        source: where it is from.
-        stock: that this is not known.
+        status: the best status of its parts.
+        parts: lifecycle of each part.
+        as_of: the date or time of this data (ISO 8601).
+        source: source of this data.
+        stock: a note that stock is unknown.
     """
 
     name: str
@@ -528,16 +528,16 @@ class Availability:
 
 @file_operation(group="products")
 def availability(product: str, *, refresh_from_vendor: bool = False) -> Availability:
-    """Return the lifecycle of a product or a part number, of which day that is, and what replaces it.
+    """Return the lifecycle of a product or a part number, the date of this data, and replacements.
 
-    Stock and prices are not known.
+    Stock and prices are unknown.
 
     Args:
         product: a chip, a module or a part number; after a refresh also one that only the vendor lists.
         refresh_from_vendor: fetch the lifecycle of all parts from Espressif first.
 
     Raises:
-        OperationError: for an unknown name, or if the vendor's list cannot be fetched.
+        OperationError: if the name is unknown, or the vendor's list cannot be fetched.
     """
     if refresh_from_vendor:
         refresh()
@@ -556,7 +556,7 @@ def availability(product: str, *, refresh_from_vendor: bool = False) -> Availabi
 
 
 def _of_vendor(asked: str) -> Availability | None:
-    """Return what the last refresh says of a part that the catalogue does not describe."""
+    """Return the last refresh's data for a part that the catalogue does not describe."""
     news = refreshed()
     for number, part in news.parts.items() if news else ():
         if number.casefold() == asked:

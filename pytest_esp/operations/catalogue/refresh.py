@@ -1,7 +1,7 @@
-"""The lifecycle of all parts, fetched from Espressif's product selector when somebody asks for it, and kept.
+"""Fetches the lifecycle of all parts from Espressif's product selector on request, and saves it.
 
 Source: the selector's own web page reads ``/api/user/products``: an object with ``results``, one entry for each part
-number with ``mpn``, ``name``, ``type``, ``status`` and ``replacedByName``. It is not documented, and may change.
+number with ``mpn``, ``name``, ``type``, ``status`` and ``replacedByName``. It is undocumented and may change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pytest_esp.operations.registry import file_operation
 
 URL = "https://products.espressif.com/api/user/products?language=en"
 URL_VARIABLE = "PYTEST_ESP_CATALOGUE_URL"
-"""Environment variable that names another address, e.g. a mirror."""
+"""Environment variable with another URL, e.g. of a mirror."""
 
 _FORMAT = 1  # of the saved file
 _LARGEST = 32 * 1024 * 1024
@@ -35,12 +35,12 @@ _FEWEST = 20  # parts; the selector has some three hundred
 _STATUSES = {"mass production": "active", "sample": "sample", "nrnd": "nrnd", "eol": "eol", "replaced": "replaced"}
 
 Status = Literal["active", "sample", "nrnd", "replaced", "eol", "unknown"]
-"""Lifecycle as the vendor names it: mass production, sample, not recommended for new designs, replaced, end of life."""
+"""Lifecycle in the vendor's words: mass production, sample, not recommended for new designs, replaced, end of life."""
 
 
 @dataclass(frozen=True)
 class VendorPart:
-    """What the vendor says of a part number; *family* is the product's name."""
+    """The vendor's data for a part number; *family* is the product's name."""
 
     family: str
     status: Status
@@ -49,7 +49,7 @@ class VendorPart:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What was fetched: UTC (ISO 8601), from where, and the parts by their numbers."""
+    """The fetched data: time in UTC (ISO 8601), URL, and the parts by part number."""
 
     fetched: str
     url: str
@@ -58,14 +58,14 @@ class Refreshed:
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """What a refresh brought.
+    """The result of a refresh.
 
     Attributes:
-        url: where it is from.
+        url: source of the data.
         fetched: UTC, ISO 8601.
-        parts: how many part numbers the vendor lists.
-        by_status: how many there are of each lifecycle.
-        saved: the file that keeps it.
+        parts: number of part numbers in the vendor's list.
+        by_status: number of parts with each status.
+        saved: the file with the data.
     """
 
     url: str
@@ -77,19 +77,19 @@ class RefreshReport:
 
 @file_operation(group="products")
 def refresh(url: str | None = None) -> RefreshReport:
-    """Fetch the lifecycle of all parts from the vendor, and keep it in the user's cache folder.
+    """Fetch the lifecycle of all parts from the vendor, and save it in the user's cache folder.
 
-    Nothing is changed unless the whole answer came and is what it should be.
+    Nothing is changed unless the response is complete and valid.
 
     Args:
-        url: instead of the vendor's own, or of the one in PYTEST_ESP_CATALOGUE_URL.
+        url: URL to use instead of the vendor's, or of that in PYTEST_ESP_CATALOGUE_URL.
 
     Raises:
-        OperationError: if it cannot be fetched, was cut, or is something else.
+        OperationError: if it cannot be fetched, or is incomplete or invalid.
     """
     address = url or os.environ.get(URL_VARIABLE) or URL
     if urlsplit(address).scheme not in ("http", "https"):
-        raise OperationError(f"{address!r} is no address of a server", hint="expected https://... or http://...")
+        raise OperationError(f"invalid URL {address!r}", hint="use https://... or http://...")
     parts = _parse(_fetch(address), address)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     path = _save(Refreshed(now, address, parts))
@@ -100,7 +100,7 @@ def refresh(url: str | None = None) -> RefreshReport:
 
 
 def refreshed() -> Refreshed | None:
-    """Return what the last refresh has kept; None if there was none.
+    """Return the data saved by the last refresh; None if there was none.
 
     Raises:
         OperationError: if the file is damaged.
@@ -144,21 +144,21 @@ def _save(content: Refreshed) -> Path:
 
 def _fetch(url: str) -> bytes:
     request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT, "Accept": "application/json"})
-    hint = f"the catalogue is as it was; {URL_VARIABLE} names a mirror, https_proxy a proxy"
+    hint = f"the catalogue is unchanged; set {URL_VARIABLE} to use a mirror, or https_proxy to use a proxy"
     try:
         with urllib.request.urlopen(request, timeout=_SILENCE) as response:
             data = response.read(_LARGEST + 1)
             announced = response.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
         with error:
-            raise OperationError(f"the server refuses (HTTP {error.code}): {url}", hint=hint) from error
+            raise OperationError(f"the server returned HTTP {error.code}: {url}", hint=hint) from error
     except http.client.IncompleteRead as error:
         raise OperationError(f"the download ended early, after {len(error.partial)} bytes: {url}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise OperationError(f"{url} cannot be fetched: {reason}", hint=hint) from error
     if len(data) > _LARGEST:
-        raise OperationError(f"{url} has more than {_LARGEST} bytes: it is no catalogue", hint=hint)
+        raise OperationError(f"{url} has more than {_LARGEST} bytes: it is not a catalogue", hint=hint)
     if announced is not None and len(data) < int(announced):
         raise OperationError(f"the download ended early, after {len(data)} of {announced} bytes: {url}", hint=hint)
     return data
@@ -169,15 +169,15 @@ def _parse(data: bytes, url: str) -> dict[str, VendorPart]:
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise OperationError(f"{wrong}: this is no JSON ({error})", hint="is it an error page of a proxy?") from error
+        raise OperationError(f"{wrong}: not JSON ({error})", hint="check for an error page of a proxy") from error
     rows = cast("dict[str, Any]", content).get("results") if isinstance(content, dict) else None
     if not isinstance(rows, list):
-        raise OperationError(f"{wrong}: there is no list 'results'", hint="has the vendor changed its format?")
+        raise OperationError(f"{wrong}: it has no list 'results'", hint="check for a new format of the vendor")
     parts = dict(filter(None, (_vendor_part(row) for row in cast("list[Any]", rows))))
     if len(parts) < _FEWEST:
         raise OperationError(
             f"{wrong}: only {len(parts)} of its {len(rows)} entries have a part number and a lifecycle",
-            hint="has the vendor changed its format?",
+            hint="check for a new format of the vendor",
         )
     return parts
 

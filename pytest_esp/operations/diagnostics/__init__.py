@@ -1,4 +1,4 @@
-"""What can be found out when something is wrong: memory, registers, crashes, boot, power, radio, temperature."""
+"""Diagnostics of a faulty board: memory, registers, crashes, boot, power, radio, temperature."""
 
 from pytest_esp.operations.diagnostics.core_dump import CoreDump, analyze, core_dump, core_dump_of
 from pytest_esp.operations.diagnostics.memory import MemoryDump, RegisterDump, memory_dump, register_dump

@@ -1,4 +1,4 @@
-"""What a core dump tells: which task crashed, and where every task was, by function and line if the ELF is at hand."""
+"""Decodes core dumps: the crashed task, and the backtrace of every task, with functions if the ELF file is given."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _INVALID_CAUSE = 0xFFFF
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a dump.
+    """One task in a dump.
 
     Attributes:
         name: None if the dump does not have it.
         tcb: address of its control block.
-        crashed: whether it was this one.
-        registers: by the names that a panic prints.
+        crashed: whether this task crashed.
+        registers: by name, as printed by a panic.
         backtrace: innermost frame first.
     """
 
@@ -45,7 +45,7 @@ class Task:
 
 @dataclass(frozen=True)
 class MemoryRange:
-    """Memory that is in a dump."""
+    """A region of memory contained in a dump."""
 
     address: Address
     size: int
@@ -56,23 +56,23 @@ class CoreDump:
     """A core dump, decoded as far as the dump and the ELF allow.
 
     Attributes:
-        source: where it was: ``"flash"``, ``"console"``, or the name of a file.
-        chip_type: that wrote it; None of a bare ELF core file.
-        chip_revision: e.g. ``"v0.4"``, and as a number, major * 100 + minor, in *revision*; None where the format does
-            not have it.
-        version: of its format.
-        checksum: that was checked; None where it has none.
-        size: bytes of the dump.
-        reason: why it crashed: what the chip said, or the name of the exception; None if the dump does not say.
+        source: where the dump was: ``"flash"``, ``"console"``, or the name of a file.
+        chip_type: the chip that wrote it; None for a bare ELF core file.
+        chip_revision: e.g. ``"v0.4"``; *revision* is the same as a number, major * 100 + minor; None if the format
+            lacks it.
+        version: version of the dump format.
+        checksum: the checksum that was verified; None if it has none.
+        size: of the dump, in bytes.
+        reason: reason of the crash: the chip's message, or the name of the exception; None if the dump lacks it.
         exception: special registers of the crashed task (Xtensa).
-        in_interrupt: whether it crashed in an interrupt; None if the dump does not say.
-        crashed_task: None if the dump does not say.
-        tasks: all of them, the crashed one first.
-        memory: which memory is in it.
-        elf_file: the ELF file that was asked for names.
-        elf_matches: whether it is that of the firmware; None without one, or if the dump does not say.
-        elf_sha256: the beginning of that of the firmware's ELF file, hex, if the dump has it.
-        note: why there are no names although an ELF file was given; or None.
+        in_interrupt: whether it crashed in an interrupt; None if unknown.
+        crashed_task: the task that crashed; None if unknown.
+        tasks: all tasks, the crashed one first.
+        memory: regions of memory contained in the dump.
+        elf_file: the ELF file given for names.
+        elf_matches: whether it is that of the firmware; None without one, or if unknown.
+        elf_sha256: first digits of the SHA-256 of the firmware's ELF file, if the dump has it.
+        note: why there are no names although an ELF file was given; otherwise None.
     """
 
     source: str
@@ -94,8 +94,8 @@ class CoreDump:
     note: str | None
 
     def describe(self) -> str:
-        """Return it as text: what crashed and where, then where the other tasks were."""
-        lines = [self.reason or "the dump does not say why it crashed"]
+        """Return it as text: what crashed and where, then the other tasks."""
+        lines = [self.reason or "the dump does not contain the reason of the crash"]
         for task in self.tasks:
             lines.append(f"{'crashed: ' if task.crashed else ''}task {task.name or hex(task.tcb)}")
             lines += [f"  #{number} {frame}" for number, frame in enumerate(task.backtrace)]
@@ -109,16 +109,16 @@ def core_dump(
     source: Literal["auto", "flash", "console"] = "auto",
     partition: str | None = None,
 ) -> CoreDump:
-    """Return the core dump that the board has: in its partition for dumps, or in what its console has said.
+    """Return the board's core dump: from its core dump partition, or from its console output.
 
     Args:
-        elf_file: of the firmware that crashed, for functions and lines; without it there are addresses only.
-        source: where it is; "auto" takes flash if the table has a partition for dumps, else the console.
-        partition: its name; by default the first one of data/coredump.
+        elf_file: ELF file of the crashed firmware, for functions and lines; without it there are only addresses.
+        source: where to look; "auto" uses flash if the table has a core dump partition, else the console.
+        partition: name of the partition; by default the first one of type data/coredump.
 
     Raises:
-        FirmwareError: if there is none, it is damaged, or the ELF file cannot be read.
-        OperationError: if there is no such partition, or flash is encrypted, so that it cannot be read from outside.
+        FirmwareError: if there is no dump, it is damaged, or the ELF file cannot be read.
+        OperationError: if there is no such partition, or flash is encrypted and cannot be read from outside.
     """
     if source == "console":
         return analyze(from_text(link.console.text), elf_file, source="console")
@@ -135,25 +135,25 @@ def core_dump(
 def core_dump_of(
     dump_file: ReadPath | None = None, elf_file: ReadPath | None = None, log: str | None = None
 ) -> CoreDump:
-    """Decode a core dump that is in a file, or in the log of a console, without a board.
+    """Decode a core dump in a file or a console log; needs no board.
 
     Args:
-        dump_file: as the chip wrote it (raw or base64), an ELF core file, or a log that has one.
-        elf_file: of the firmware that crashed, for functions and lines; without it there are addresses only.
-        log: instead of dump_file, the text of a console with CORE DUMP START ... END; the last one counts.
+        dump_file: as written by the chip (raw or base64), an ELF core file, or a log that contains one.
+        elf_file: ELF file of the crashed firmware, for functions and lines; without it there are only addresses.
+        log: instead of dump_file, console text with CORE DUMP START ... END; the last dump in it is used.
 
     Raises:
         FirmwareError: see `core_dump`.
-        OperationError: if there is not one of *dump_file* and *log*.
+        OperationError: if not exactly one of *dump_file* and *log* is given.
     """
     if (dump_file is None) == (log is None):
-        raise OperationError("a core dump is read from one place", hint="give either dump_file or log")
+        raise OperationError("exactly one source of a core dump is required", hint="give either dump_file or log")
     data = from_file(Path(dump_file)) if dump_file is not None else from_text(log or "")
     return analyze(data, elf_file, source="log" if dump_file is None else os.fspath(dump_file))
 
 
 def analyze(data: bytes, elf_file: FileName | None, *, source: str) -> CoreDump:
-    """Return what a dump tells; *data* as `core_image.read` takes it.
+    """Return the decoded dump; *data* in the form that `core_image.read` takes.
 
     Raises:
         FirmwareError: see `core_dump`.
@@ -190,9 +190,9 @@ def _from_flash(link: Link, name: str | None) -> bytes:
     place = tables.find(link, name) if name is not None else places[0] if places else None
     if place is None:
         raise OperationError(
-            "the partition table has no partition for core dumps",
+            "the partition table has no core dump partition",
             attempted="reading a core dump",
-            hint="it needs one of type data, subtype coredump; a dump that went to the UART is in the console's log",
+            hint="add one of type data, subtype coredump; a dump to the UART is in the console log",
         )
     length = length_of_dump(reading.read(link, place.offset, HEADER_SIZE).data)
     if length is None:
@@ -200,22 +200,22 @@ def _from_flash(link: Link, name: str | None) -> bytes:
         if place.encrypted and head != b"\xff" * HEADER_SIZE:
             raise OperationError(
                 f"the partition {place.name!r} is encrypted: its dump cannot be read from outside",
-                hint="let the app send it, or dump to the UART",
+                hint="read it in the app, or dump to the UART",
             )
         length = HEADER_SIZE
     return reading.read(link, place.offset, min(length, place.size)).data
 
 
 def _symbols(elf: Path | None, image: CoreImage) -> tuple[Symbols | None, bool | None, str | None]:
-    """Return the symbols to use, whether they are of the crashed firmware, and why there are none."""
+    """Return the symbols to use, whether they match the crashed firmware, and why there are none."""
     if elf is None:
         hint = f" (its SHA-256 begins with {image.elf_sha256})" if image.elf_sha256 else ""
-        return None, None, f"with the ELF file of this build{hint} the addresses become functions and lines"
+        return None, None, f"give the ELF file of this build{hint} to decode addresses into functions and lines"
     symbols = Symbols.of(elf)
     if symbols.architecture != image.architecture:
         raise FirmwareError(
-            f"{elf} is for {symbols.architecture}, the core dump from {image.architecture}",
-            hint="give the ELF file of the firmware that crashed, or none",
+            f"{elf} is for {symbols.architecture}, but the core dump is from {image.architecture}",
+            hint="give the ELF file of the crashed firmware, or none",
         )
     if image.elf_sha256 is None or set(image.elf_sha256) == {"0"}:
         return symbols, None, None
@@ -248,11 +248,11 @@ def _task(task: TaskImage, image: CoreImage, symbols: Symbols | None) -> Task:
 
 
 def _frames(pc: int, sp: int, number: int, symbols: Symbols | None) -> Iterator[Frame]:
-    """Yield the frames at a PC: more than one where functions were inlined."""
+    """Yield the frames at a PC: more than one if functions were inlined."""
     if symbols is None:
         yield Frame(pc, sp)
         return
-    # A RISC-V return address is after the call, and may be in the next line.
+    # A RISC-V return address is after the call, and may belong to the next line.
     places = symbols.inlined(pc - 1 if number and symbols.architecture == "riscv" else pc)
     for index, place in enumerate(places):
         yield Frame(pc, sp, place.function, place.file, place.line, inlined=index + 1 < len(places))
@@ -261,10 +261,10 @@ def _frames(pc: int, sp: int, number: int, symbols: Symbols | None) -> Iterator[
 
 
 def _xtensa_frames(task: TaskImage, image: CoreImage) -> Iterator[tuple[int, int]]:
-    """Yield PC and SP of the frames of a task whose register windows lie in its stack.
+    """Yield PC and SP of the frames of a task whose register windows are on its stack.
 
-    The caller's A0 and A1 lie 16 and 12 bytes below the callee's stack pointer (Xtensa windowed ABI; the chip spills
-    all windows before it dumps). The two highest bits of a return address say how far the call rotated the window.
+    The caller's A0 and A1 are 16 and 12 bytes below the callee's stack pointer (Xtensa windowed ABI; the chip spills
+    all windows before it dumps). The two highest bits of a return address give the window rotation of the call.
     """
     registers = task.registers
     pc, sp, back = registers.get("PC", 0), registers.get("A1", 0), registers.get("A0", 0)

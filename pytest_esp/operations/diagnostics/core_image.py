@@ -1,7 +1,7 @@
-"""A core dump as the chip wrote it: found in a log, a file or flash, checked, and read into tasks and memory.
+"""Core dumps as written by the chip: found in a log, a file or flash, checked, and parsed into tasks and memory.
 
-esp-coredump's loader knows the headers, checksums and both kinds of contents (ELF, and the binary one of old versions
-of ESP-IDF); it needs no debugger. Source of what is in the notes: core_dump_elf.c and port/*/core_dump_port.c in
+esp-coredump's loader handles the headers, checksums and both kinds of contents (ELF, and the binary one of old versions
+of ESP-IDF); it needs no debugger. Source for the notes: core_dump_elf.c and port/*/core_dump_port.c in
 components/espcoredump/src of ESP-IDF.
 """
 
@@ -25,7 +25,7 @@ _BASE64_LINE = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
 _ELF_MAGIC = b"\x7fELF"
 _XTENSA, _RISCV = 0x5E, 0xF3  # e_machine
 HEADER_SIZE = 24
-_LARGEST = 16 << 20  # bytes; no partition for dumps is larger
+_LARGEST = 16 << 20  # bytes; no core dump partition is larger
 _ERASED = 0xFFFFFFFF
 _NO_TASK = 0xDEADBEEF  # COREDUMP_CURR_TASK_MARKER: there was no task to blame
 
@@ -41,7 +41,7 @@ _XTENSA_NAMES: dict[int, str] = {0: "PC", 1: "PS", 2: "LBEG", 3: "LEND", 4: "LCO
     64 + number: f"A{number}" for number in range(16)
 }
 # Numbers of special registers in the extra information (Xtensa ISA reference, section 5.3); the binary kind of dump
-# numbers the first two by itself.
+# uses its own numbers for the first two.
 _SPECIAL_NAMES = (
     {0: "EXCCAUSE", 1: "EXCVADDR", 232: "EXCCAUSE", 238: "EXCVADDR"}
     | {176 + level: f"EPC{level}" for level in range(1, 8)}
@@ -53,12 +53,12 @@ _NAME_SIZE = 16
 
 @dataclass(frozen=True)
 class TaskImage:
-    """One task of a dump.
+    """One task in a dump.
 
     Attributes:
-        tcb: address of its control block; what identifies it.
+        tcb: address of its control block, which identifies it.
         name: None if the dump does not have it.
-        registers: by the names that a panic prints.
+        registers: by name, as printed by a panic.
     """
 
     tcb: int
@@ -68,21 +68,21 @@ class TaskImage:
 
 @dataclass(frozen=True)
 class CoreImage:
-    """What is in a dump. Sizes and addresses are bytes.
+    """The contents of a dump. Sizes and addresses are bytes.
 
     Attributes:
         architecture: ``"xtensa"`` or ``"riscv"``.
-        chip: that wrote it, as esptool names it; None of a bare ELF core file.
-        version: of its format, e.g. ``"1.4"``.
-        checksum: that was checked: ``"CRC32"``, ``"SHA-256"``, or None if it has none (a bare ELF core file).
-        chip_revision: major * 100 + minor; None where the format has it not.
-        elf_sha256: the beginning of that of the app's ELF file, hex; None where the format has it not.
-        reason: what the chip itself said; None where the format has it not.
-        crashed: TCB of the task that crashed; None if the dump does not tell.
-        exception: of the crashed task, special registers by name (Xtensa).
-        in_interrupt: whether it crashed in an interrupt; None if the dump does not tell.
+        chip: the chip that wrote it, as esptool names it; None for a bare ELF core file.
+        version: version of the dump format, e.g. ``"1.4"``.
+        checksum: the verified checksum: ``"CRC32"``, ``"SHA-256"``, or None if it has none (a bare ELF core file).
+        chip_revision: major * 100 + minor; None if the format does not have it.
+        elf_sha256: first digits of the SHA-256 of the app's ELF file; None if the format does not have it.
+        reason: the chip's own message; None if the format does not have it.
+        crashed: TCB of the task that crashed; None if unknown.
+        exception: special registers of the crashed task by name (Xtensa).
+        in_interrupt: whether it crashed in an interrupt; None if unknown.
         tasks: in the order of the dump.
-        memory: what was dumped, by address.
+        memory: regions of memory in the dump, by address.
     """
 
     architecture: str
@@ -99,14 +99,14 @@ class CoreImage:
     memory: tuple[tuple[int, bytes], ...]
 
     def word(self, address: int) -> int | None:
-        """Return the 32-bit word at *address*; None if that was not dumped."""
+        """Return the 32-bit word at *address*; None if it is not in the dump."""
         for begin, data in self.memory:
             if begin <= address and address + 4 <= begin + len(data):
                 return struct.unpack_from("<I", data, address - begin)[0]
         return None
 
     def words_from(self, address: int) -> dict[int, int]:
-        """Return the words from *address* to the end of what was dumped around it, by their addresses."""
+        """Return the words from *address* to the end of the region in the dump, by address."""
         for begin, data in self.memory:
             if begin <= address < begin + len(data):
                 start = address - begin
@@ -116,24 +116,24 @@ class CoreImage:
         return {}
 
 
-# -- where dumps come from
+# -- sources of dumps
 
 
 def from_text(text: str) -> bytes:
-    """Return the last whole dump that a console's log has, as bytes.
+    """Return the last complete dump in a console log, as bytes.
 
     Raises:
-        FirmwareError: if there is none, or it is not whole.
+        FirmwareError: if there is none, or it is incomplete.
     """
     begin = text.rfind(_START)
     if begin < 0:
         raise FirmwareError(
-            "there is no core dump in this log",
-            hint=f'one lies between the lines "{_START}" and "{_END}"; the app must be built to dump to the UART',
+            "the log does not contain a core dump",
+            hint=f'give a log with the lines "{_START}" and "{_END}"; the app must be configured to dump to the UART',
         )
     end = text.find(_END, begin)
     if end < 0:
-        raise FirmwareError("the core dump in this log has no end", hint="capture the console until it has come")
+        raise FirmwareError("the core dump in this log is incomplete", hint="capture the console until its end")
     lines = [line.strip() for line in text[begin:end].splitlines()[1:]]
     return _decoded(line for line in lines if _BASE64_LINE.fullmatch(line))
 
@@ -142,11 +142,11 @@ def _decoded(lines: Iterator[str]) -> bytes:
     try:
         return b"".join(base64.b64decode(line, validate=True) for line in lines)
     except binascii.Error as error:
-        raise FirmwareError(f"the core dump is damaged: {error}", hint="the console lost some of it") from error
+        raise FirmwareError(f"the core dump is damaged: {error}", hint="capture it again") from error
 
 
 def from_file(path: Path) -> bytes:
-    """Return the dump in a file: as the chip wrote it, as an ELF core file, as base64, or somewhere in a log.
+    """Return the dump in a file: as written by the chip, an ELF core file, base64, or contained in a log.
 
     Raises:
         FirmwareError: if there is none.
@@ -164,13 +164,13 @@ def from_file(path: Path) -> bytes:
     if lines and all(_BASE64_LINE.fullmatch(line) for line in lines):
         return _decoded(iter(lines))
     raise FirmwareError(
-        f"{path} is no core dump",
-        hint="give what the chip wrote (raw or base64), a core file, or a log that has one",
+        f"{path} is not a core dump",
+        hint="give a dump as written by the chip (raw or base64), a core file, or a log that contains one",
     )
 
 
 def length_of(head: bytes) -> int | None:
-    """Return how many bytes the dump has that begins with *head* (`HEADER_SIZE` bytes or more); None if none does."""
+    """Return the size of the dump that begins with *head* (`HEADER_SIZE` bytes or more); None if none does."""
     if len(head) < 8:
         return None
     length, version = struct.unpack_from("<II", head)
@@ -179,17 +179,17 @@ def length_of(head: bytes) -> int | None:
     return length if is_dump and HEADER_SIZE < length <= _LARGEST else None
 
 
-# -- reading one
+# -- parsing
 
 
 def read(data: bytes) -> CoreImage:
-    """Return what is in a dump.
+    """Return the contents of a dump.
 
     Args:
-        data: as the chip wrote it (what follows its end does not matter), or an ELF core file.
+        data: as written by the chip (bytes after its end are ignored), or an ELF core file.
 
     Raises:
-        FirmwareError: if it is none, its checksum is wrong, or esp-coredump does not know its format.
+        FirmwareError: if it is not a dump, its checksum is wrong, or esp-coredump does not support its format.
     """
     if data.startswith(_ELF_MAGIC):
         return _core_file(data)
@@ -197,13 +197,13 @@ def read(data: bytes) -> CoreImage:
     if length is None:
         is_blank = data[:4] == struct.pack("<I", _ERASED)
         raise FirmwareError(
-            "there is no core dump: the flash is blank" if is_blank else "this is no core dump",
-            hint="the app has not crashed since it was erased, or is not built to dump there",
+            "there is no core dump: the flash is blank" if is_blank else "not a core dump",
+            hint="make the app crash first; it must be configured to dump to flash",
         )
     if length > len(data):
         raise FirmwareError(
-            f"the core dump is cut off: it has {length} bytes, of which {len(data)} are here",
-            hint="copy or capture it again, up to its end",
+            f"the core dump is truncated: it should have {length} bytes, but has {len(data)}",
+            hint="copy or capture it again to its end",
         )
     return _loaded(data[:length])
 
@@ -219,15 +219,15 @@ def _loaded(data: bytes) -> CoreImage:
             loader: Any = ESPCoreDumpFileLoader(str(path))
             core = _extracted(loader)
         except ESPCoreDumpLoaderError as error:
-            raise FirmwareError(f"the core dump is damaged: {error}", hint="the console lost some of it?") from error
-        except Exception as error:  # what `construct` raises on damage has many names
+            raise FirmwareError(f"the core dump is damaged: {error}", hint="capture it again") from error
+        except Exception as error:  # `construct` raises many kinds of errors for damaged data
             raise FirmwareError(f"the core dump is damaged: {type(error).__name__}: {error}") from error
     checksum = "SHA-256" if loader.checksum_struct is SHA256 else "CRC32"
     return _core_file(core, chip=loader.target, version=f"{loader.major}.{loader.minor}", checksum=checksum)
 
 
 def _extracted(loader: Any) -> bytes:
-    """Return the dump as an ELF core file, once its checksum is right; the loader's own files are removed."""
+    """Return the dump as an ELF core file, after verifying its checksum; the loader's temporary files are removed."""
     try:
         loader.create_corefile(None, _XTENSA if loader.chip_ver in loader.XTENSA_CHIPS else _RISCV)
         return Path(loader.core_elf_file).read_bytes()
@@ -250,7 +250,7 @@ def _core_file(
             raise FirmwareError(f"the core file is damaged: {type(error).__name__}: {error}") from error
     architecture = {_XTENSA: "xtensa", _RISCV: "riscv"}.get(elf.e_machine)
     if architecture is None:
-        raise FirmwareError(f"this is the core file of another processor (machine {elf.e_machine})")
+        raise FirmwareError(f"unsupported processor of the core file (machine {elf.e_machine})")
     memory = tuple((int(segment.addr), bytes(segment.data)) for segment in elf.load_segments)
     notes = [note for segment in elf.note_segments for note in segment.note_secs]
     names = {tcb: name for tcb, name in map(_task_info, _of_type(notes, _TASK_INFO)) if name}
@@ -277,7 +277,7 @@ def _of_type(notes: list[Any], kind: int) -> list[Any]:
 
 
 def _task_info(note: Any) -> tuple[int, str]:
-    """Return TCB and name of a note about a task (``EspTaskStatus`` of esp-coredump)."""
+    """Return TCB and name in a note about a task (``EspTaskStatus`` of esp-coredump)."""
     desc = bytes(note.desc)
     return struct.unpack_from("<I", desc, 8)[0], _text(desc[20:36])
 
@@ -298,7 +298,7 @@ def _task(desc: bytes, architecture: str, names: Mapping[int, str], memory: tupl
 
 
 def _name_in(tcb: int, memory: tuple[tuple[int, bytes], ...]) -> str | None:
-    """Return the name in a TCB, if there is text where ESP-IDF has it."""
+    """Return the name in a TCB, if there is text at ESP-IDF's offset."""
     for begin, data in memory:
         if begin <= tcb and tcb + _NAME_OFFSET + _NAME_SIZE <= begin + len(data):
             place = tcb - begin + _NAME_OFFSET
@@ -320,7 +320,7 @@ def _extra(notes: list[Any], architecture: str) -> tuple[int | None, dict[str, i
     in_interrupt = bool(rest[-1]) if len(rest) % 2 else None
     exception: dict[str, int] = {}
     for number, value in zip(rest[::2], rest[1::2], strict=False) if architecture == "xtensa" else ():
-        if number in _SPECIAL_NAMES:  # the first counts: what is left of the list is filled with zeros
+        if number in _SPECIAL_NAMES:  # the first one counts: the rest of the list is filled with zeros
             exception.setdefault(_SPECIAL_NAMES[number], value)
     return known, exception, in_interrupt
 

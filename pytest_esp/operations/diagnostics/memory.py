@@ -1,4 +1,4 @@
-"""Memory and registers of a chip, read through its loader."""
+"""Reads memory and registers of a chip through its loader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.results import Address
 from pytest_esp.units import Contents, format_size
 
-_MOST = 1 << 20  # bytes; at a register a millisecond that is more than four minutes
+_MOST = 1 << 20  # bytes; at one register per millisecond this takes more than four minutes
 _ADDRESSES = 1 << 32
 _MOST_SHOWN = 4096  # bytes
 _ROW = 16
@@ -31,10 +31,10 @@ class MemoryDump:
     """Memory of a chip.
 
     Attributes:
-        size: bytes.
-        areas: where it lies, by the names of esptool and of ESP-IDF.
-        hexdump: the first 4 KB as text: address, bytes and printable characters, 16 to a line.
-        output_file: where all of it was saved, if it was.
+        size: in bytes.
+        areas: memory areas that it belongs to, by the names of esptool and of ESP-IDF.
+        hexdump: the first 4 KB as text: address, bytes and printable characters, 16 per line.
+        output_file: the file it was saved to, if any.
     """
 
     chip_type: str
@@ -57,25 +57,25 @@ def memory_dump(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MemoryDump:
-    """Read RAM, ROM or registers of the chip by address, as its loader sees them; what is not mapped is refused.
+    """Read RAM, ROM or registers of the chip by address, through its loader; unmapped addresses are refused.
 
-    RAM holds what the app left there only where ROM and stub have not used it since.
+    RAM has the app's data only where ROM and stub have not overwritten it.
 
     Args:
-        address: of the first byte: a number, or text like 0x3fc90000.
-        size: in bytes, or like 4KB; up to 1 MB.
-        output_file: saves all of it.
-        overwrite: whether *output_file* may exist already.
-        progress: called with bytes done and to do.
+        address: of the first byte: a number, or text, e.g. 0x3fc90000.
+        size: in bytes, or e.g. 4KB; at most 1 MB.
+        output_file: save everything to this file.
+        overwrite: replace *output_file* if it exists.
+        progress: called with bytes done and total.
 
     Raises:
-        OperationError: before the wire is touched if nothing is mapped there, or it cannot be read in the loader (the
-            chip would crash); in secure download mode.
+        OperationError: in secure download mode; or, before the chip is accessed, if nothing is mapped there or it
+            cannot be read in the loader (the chip would crash).
     """
     start, length = size_argument(address, "address"), size_argument(size, "size")
     if not 0 < length <= _MOST or start + length > _ADDRESSES:
         raise OperationError(
-            f"{length} bytes at {start:#x} cannot be read", hint=f"ask for 1 byte to {format_size(_MOST)}"
+            f"cannot read {length} bytes at {start:#x}", hint=f"use a size of 1 byte to {format_size(_MOST)}"
         )
     path = new_file(output_file, overwrite) if output_file is not None else None
     if link.board.chip != "auto":
@@ -91,15 +91,15 @@ def memory_dump(
 
 
 def known_soc(link: Link, esp: Any) -> Soc:
-    """Return what is known of the chip that answers.
+    """Return the address space of the chip that answers.
 
     Raises:
         OperationError: in secure download mode, where no address can be read.
     """
     if esp.secure_download_mode:
         raise OperationError(
-            "the chip is in secure download mode: no memory and no register can be read",
-            hint="nothing opens it again; its security info is all that can be read",
+            "memory and registers cannot be read in secure download mode",
+            hint="read its security info instead; secure download mode cannot be left",
         )
     chip = link.session.chip
     return soc_of(chip, None if chip == "esp8266" else int(esp.get_chip_revision()))
@@ -128,7 +128,7 @@ def _row(address: int, data: bytes) -> str:
 
 @dataclass(frozen=True)
 class RegisterState:
-    """One register: its value, and that of its fields."""
+    """One register: its value, and the values of its fields."""
 
     name: str
     address: Address
@@ -141,9 +141,9 @@ class RegisterDump:
     """Registers of a chip.
 
     Attributes:
-        reset_reason: why the chip was reset last, by its register; None where it has no such register. The reset into
-            the loader counts: ask the console what came before.
-        source: where names and addresses come from.
+        reset_reason: reason of the last reset, by register; None if the chip has no such register. This may be the
+            reset into the loader: see the console for earlier ones.
+        source: source of names and addresses.
     """
 
     chip_type: str
@@ -152,7 +152,7 @@ class RegisterDump:
     source: str
 
     def __getitem__(self, name: str) -> RegisterState:
-        """Return a register by its name."""
+        """Return a register by name."""
         return next(state for state in self.registers if state.name == name)
 
 
@@ -160,13 +160,13 @@ class RegisterDump:
 def register_dump(link: Link, module: str | None = None) -> RegisterDump:
     """Read the chip's registers by name, with their fields: resets, boot pins, clocks, supply, watchdogs, pins, UART.
 
-    Reading them changes nothing.
+    Reading them has no side effects.
 
     Args:
-        module: what their names begin with, e.g. RTC_CNTL or UART; by default all (some 60) are read.
+        module: prefix of the register names, e.g. RTC_CNTL or UART; by default all (about 60) are read.
 
     Raises:
-        OperationError: if nothing is known of the chip's registers, none has such a name, or in secure download mode.
+        OperationError: if the chip's registers are unknown, none has this prefix, or in secure download mode.
     """
     with link.session.use("reading registers", stub=False) as esp:
         soc = known_soc(link, esp)
@@ -177,9 +177,7 @@ def register_dump(link: Link, module: str | None = None) -> RegisterDump:
 
 def _wanted(soc: Soc, module: str | None) -> list[Register]:
     if not soc.registers:
-        raise OperationError(
-            f"nothing is known of the registers of the {soc.chip}", hint="read them by their addresses"
-        )
+        raise OperationError(f"the registers of the {soc.chip} are unknown", hint="read them by address")
     found = [register for register in soc.registers if register.name.startswith((module or "").upper())]
     if not found:
         names = sorted({register.name.partition("_")[0] for register in soc.registers})

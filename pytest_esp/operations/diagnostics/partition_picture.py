@@ -1,4 +1,4 @@
-"""A picture of the partitions, as SVG: one block each, from the first address down, with how full it is."""
+"""A picture of the partitions, as SVG: one block each, from the first address down, showing how full it is."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from xml.sax.saxutils import escape
 from pytest_esp.units import format_size
 
 _LEFT, _WIDTH, _RIGHT, _MARGIN = 84, 380, 170, 10
-_LEAST, _MOST = 22, 130  # height of a block: that of a line of text, and what all the flash would add
+_LEAST, _MOST = 22, 130  # height of a block: minimum for a line of text, and addition for the whole flash
 
 
 def draw(regions: Sequence[Mapping[str, Any]], starts: str | None) -> str:
     """Return a picture of *regions*.
 
     Args:
-        regions: as `analysis.analyze` tells them, by address: name, kind, type, subtype, address, size, fill.
-        starts: the name of the partition whose app the bootloader tries first; it is marked.
+        regions: from `analysis.analyze`, by address: name, kind, type, subtype, address, size, fill.
+        starts: name of the partition whose app the bootloader tries first; it is marked.
     """
     total = sum(one["size"] for one in regions) or 1
     heights = [_LEAST + round(_MOST * one["size"] / total) for one in regions]
@@ -68,5 +68,5 @@ def _address(address: int, top: int) -> str:
 
 
 def _printable(name: str) -> str:
-    """Return a name without what XML cannot hold: it comes from flash, and may be anything."""
+    """Return a name without characters that XML does not allow: names come from flash and may contain anything."""
     return "".join(character if character.isprintable() else "?" for character in name)

@@ -1,7 +1,7 @@
-"""How much current a board takes, by a meter; and what the chip itself says of its supply.
+"""Measures a board's current with a power meter, and reads what the chip reports about its supply.
 
-Source: of the brown-out detector's levels, Kconfig.power of ESP-IDF for the ESP32 (esp_hw_support/power_supply); of the
-rest, the registers' and eFuses' descriptions in Espressif's technical reference manuals.
+Source: for the brown-out detector's levels, Kconfig.power of ESP-IDF for the ESP32 (esp_hw_support/power_supply); for
+the rest, the registers' and eFuses' descriptions in Espressif's technical reference manuals.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pytest_esp.operations.security import efuse
 from pytest_esp.operations.security.efuse import Efuse
 
 _LONGEST = 3600.0  # seconds
-_SLEEP = 0.001  # amperes; below it a chip of this family sleeps
-# Volts at which an ESP32 is reset, by its three bits; later chips have them behind an internal bus.
+_SLEEP = 0.001  # amperes; a chip of this family that draws less is asleep
+# Reset voltage of an ESP32 by its three bits; later chips have them on an internal bus.
 _ESP32_LEVELS = (2.43, 2.48, 2.58, 2.62, 2.67, 2.70, 2.77, 2.80)
 
 _DETECTOR = ("RTC_CNTL_BROWN_OUT", "BOD_MODE0_CNTL")
@@ -40,14 +40,14 @@ _SUPPLY_MARKS = ("XPD_SDIO", "VDD_SPI", "LDO", "DBIAS", "DCDC")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the meter has measured.
+    """The measurement of the meter.
 
     Attributes:
-        meter: its kind.
-        volts: of the supply, as boards.toml says.
-        seconds, samples: how long, and how many.
+        meter: kind of meter.
+        volts: supply voltage, from boards.toml.
+        seconds, samples: duration, and number of samples.
         mean, minimum, maximum: amperes.
-        percentile_99: amperes that one sample in a hundred exceeds.
+        percentile_99: amperes exceeded by one sample in a hundred.
         charge: ampere seconds; energy: joules.
         asleep: share of the time below 1 mA, 0 to 1.
     """
@@ -67,12 +67,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class BrownOut:
-    """The brown-out detector, as the loader finds it: an app sets its own level and switches.
+    """The brown-out detector, as found in the loader: an app sets its own level and enables it itself.
 
     Attributes:
-        enabled, resets: whether it works, and whether it resets the chip; None where the chip does not say.
+        enabled, resets: whether it is enabled, and whether it resets the chip; None if the chip does not report it.
         detected: whether the supply is below its level now.
-        volts: its level (ESP32); None where that is behind an internal bus.
+        volts: its level (ESP32); None if it is on an internal bus.
     """
 
     register: str
@@ -84,12 +84,12 @@ class BrownOut:
 
 @dataclass(frozen=True)
 class Supply:
-    """What the chip says of its supply.
+    """What the chip reports about its supply.
 
     Attributes:
-        flash_supply: what eFuses say of the voltage of the flash: e.g. ``"1.8 V, by eFuse"``, ``"by the strapping
-            pin"``; None where the chip has no such choice.
-        efuses: those that have to do with regulators, by name.
+        flash_supply: voltage of the flash by eFuse: e.g. ``"1.8 V, by eFuse"``, ``"by the strapping pin"``; None if the
+            chip has no such setting.
+        efuses: eFuses related to regulators, by name.
         regulators: fields of their registers, by register.
     """
 
@@ -103,11 +103,11 @@ class Supply:
 
 @dataclass(frozen=True)
 class PowerAnalysis:
-    """How much current a board takes, and what the chip says of its supply.
+    """The current of a board, and what the chip reports about its supply.
 
     Attributes:
         measurement: None without a meter.
-        not_measured: why there is none; None if there is.
+        not_measured: why there is no measurement; None if there is one.
         supply: None in secure download mode, where it cannot be read.
     """
 
@@ -120,22 +120,22 @@ class PowerAnalysis:
 def power_analysis(
     link: Link, duration: float = 5.0, *, boot: bool = True, progress: Progress | None = None
 ) -> PowerAnalysis:
-    """Measure how much current the board takes while its app runs, and read what the chip says of its supply.
+    """Measure the current of the board while its app runs, and read what the chip reports about its supply.
 
-    The current takes a power meter, which boards.toml names; without one, *not_measured* says so. *supply* has the
-    brown-out detector, the regulators and the supply of the flash.
+    Measuring requires a power meter configured in boards.toml; without one, *not_measured* says so. *supply* contains
+    the brown-out detector, the regulators and the supply of the flash.
 
     Args:
-        duration: seconds to measure, up to an hour.
-        boot: whether the app is restarted first; else what runs is measured as it is.
-        progress: called with seconds done and to do.
+        duration: seconds to measure, at most 3600.
+        boot: restart the app first; otherwise the current state is measured.
+        progress: called with seconds done and total.
 
     Raises:
-        OperationError: for a duration that is none.
-        PortError, BackendError: if there is a meter, and it cannot be used.
+        OperationError: if the duration is invalid.
+        PortError, BackendError: if there is a meter, but it cannot be used.
     """
     if not 0 < duration <= _LONGEST:
-        raise OperationError(f"{duration:g} s cannot be measured", hint=f"more than 0, and up to {_LONGEST:g}")
+        raise OperationError(f"invalid duration: {duration:g} s", hint=f"use more than 0 and at most {_LONGEST:g} s")
     spec = link.board.spec.power_meter
     if spec is None:
         return PowerAnalysis(None, _without_meter(link), _supply_or_none(link))
@@ -149,7 +149,7 @@ def power_analysis(
 
 def _without_meter(link: Link) -> str:
     return (
-        "no current was measured: boards.toml names no power meter for this board. Add "
+        "no current was measured: boards.toml has no power meter for this board. Add "
         f'`power_meter = {{ driver = "ppk2", port = "..." }}` to [boards.{link.board.spec.name}]'
     )
 
@@ -178,7 +178,7 @@ def _share_below(samples: Sequence[float], level: float) -> float:
 
 
 def _supply_or_none(link: Link) -> Supply | None:
-    with link.session.use("reading what the chip tells of its supply", stub=False) as esp:
+    with link.session.use("reading the supply of the chip", stub=False) as esp:
         if esp.secure_download_mode:
             return None
         soc = known_soc(link, esp)
@@ -229,12 +229,12 @@ def _regulators(esp: Any, soc: Soc) -> dict[str, dict[str, int]]:
 def _efuses(link: Link) -> Mapping[str, Efuse]:
     try:
         return efuse.read_all(link).fields
-    except EspError:  # an ESP8266 has none that espefuse knows
+    except EspError:  # espefuse does not support the ESP8266
         return {}
 
 
 def _flash_supply(fields: Mapping[str, Efuse]) -> str | None:
-    """Return what the eFuses of an ESP32, -S2 or -S3 say of the voltage at VDD_SDIO or VDD_SPI."""
+    """Return the voltage at VDD_SDIO or VDD_SPI according to the eFuses of an ESP32, -S2 or -S3."""
     names = next((names for names in _FLASH_SUPPLY if names[0] in fields), None)
     if names is None:
         return None

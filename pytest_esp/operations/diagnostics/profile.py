@@ -1,4 +1,4 @@
-"""What a boot and an app's first seconds look like on the console, with times; and how fast the link is."""
+"""Profiles a boot and an app's first seconds on the console, with times, and the speed of the link."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ROUND_TRIPS = 21
 _STUB_READ, _ROM_READ = 64 * 1024, 1024  # bytes
 _BITS_PER_BYTE = 10  # on a UART: start, 8, stop
 
-# What begins each phase of a boot, in their order: what ESP-IDF's bootloader and startup code log.
+# The first log line of each phase of a boot, in order, from ESP-IDF's bootloader and startup code.
 _PHASES = (
     ("bootloader", re.compile(r" boot: ESP-IDF .*bootloader| boot: ESP-IDF ")),
     ("partition table", re.compile(r" boot: Partition Table:")),
@@ -52,9 +52,9 @@ class Phase:
     """One phase of a boot.
 
     Attributes:
-        begin: seconds after the first sign of the boot, by this machine's clock.
+        begin: seconds after the first sign of the boot, by the clock of this machine.
         seconds: until the next phase; None for the last one.
-        chip_ms: the chip's own clock at its begin, if the line has it (milliseconds after the reset).
+        chip_ms: the chip's own clock at its beginning, if the line has it (milliseconds after the reset).
     """
 
     name: str
@@ -68,11 +68,11 @@ class Boot:
     """One boot.
 
     Attributes:
-        at: seconds after the begin of the profile.
-        reason: why the chip was reset, as its ROM says: ``"rst:0x1 (POWERON)"``.
-        after_crash: whether it follows a crash: by its reason (a watchdog, a brown-out), or by what was said before it.
-        to_app: seconds to app_main, or to the scheduler where nothing is logged of app_main (ESP-IDF before v5.1); None
-            if it did not get there.
+        at: seconds after the beginning of the profile.
+        reason: reset reason printed by the ROM: ``"rst:0x1 (POWERON)"``.
+        after_crash: whether it follows a crash: by its reason (a watchdog, a brown-out), or by the output before it.
+        to_app: seconds to app_main, or to the scheduler if app_main is not logged (ESP-IDF before v5.1); None if it
+            did not get there.
     """
 
     at: float
@@ -84,7 +84,7 @@ class Boot:
 
 @dataclass(frozen=True)
 class HeapRegion:
-    """Memory for the heap, as the startup code says; bytes."""
+    """Memory for the heap, as logged by the startup code; bytes."""
 
     address: Address
     size: int
@@ -93,7 +93,7 @@ class HeapRegion:
 
 @dataclass(frozen=True)
 class HeapLine:
-    """What the app said of its heap; bytes."""
+    """Heap sizes logged by the app; bytes."""
 
     at: float
     what: str
@@ -102,15 +102,15 @@ class HeapLine:
 
 @dataclass(frozen=True)
 class LogRate:
-    """How much the console says.
+    """The amount of console output.
 
     Attributes:
-        lines, bytes: all of it.
+        lines, bytes: total.
         lines_per_second, bytes_per_second: over the whole profile.
         peak_bytes_per_second: in the busiest tenth of a second.
-        uart_load: that share of what the UART can carry at its baud rate, 0 to 1 and above (an emulator's is no limit).
-        levels: lines by level of the log.
-        tags: lines by tag, those that say most.
+        uart_load: share of the UART's capacity at its baud rate, 0 to 1 (an emulator's may exceed 1).
+        levels: number of lines by log level.
+        tags: number of lines by tag, for the most frequent tags.
     """
 
     lines: int
@@ -125,13 +125,13 @@ class LogRate:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast the link to the loader is.
+    """The speed of the link to the loader.
 
     Attributes:
-        round_trip: seconds for one question and its answer, the median.
-        read_bytes: that were read of flash.
-        read_bytes_per_second: how fast.
-        stub: whether by esptool's stub flasher, or by the ROM.
+        round_trip: median seconds for one command and its answer.
+        read_bytes: bytes of flash that were read.
+        read_bytes_per_second: speed of reading them.
+        stub: whether esptool's stub flasher was used, rather than the ROM.
     """
 
     round_trip: float
@@ -142,14 +142,14 @@ class Throughput:
 
 @dataclass(frozen=True)
 class PerformanceProfile:
-    """What a board does in its first seconds.
+    """The first seconds of a board.
 
     Attributes:
-        seconds: how long the console was heard.
-        boots: all that were seen; the first one was asked for.
-        resets: boots beyond the one that was asked for.
-        crashes: what crashed, in words.
-        heap_regions, heap_lines: what startup code and app said of the heap.
+        seconds: how long the console was read.
+        boots: all boots that were seen; the first one was requested.
+        resets: number of boots beyond the requested one.
+        crashes: descriptions of the crashes.
+        heap_regions, heap_lines: heap information logged by startup code and app.
         link: None if it was not measured.
     """
 
@@ -176,15 +176,15 @@ def performance_profile(
     """Start the app and measure: phases of the boot, time to app_main, resets, crashes, log rate, heap; and the link.
 
     Args:
-        duration: seconds to listen to the console, up to 600.
-        boot: whether the app is restarted first; else what runs is listened to.
-        throughput: whether the link to the loader is measured afterwards; the app is stopped for that.
-        until: text that ends it before its time.
-        progress: called with seconds done and to do, every second.
+        duration: seconds to read the console, at most 600.
+        boot: restart the app first; otherwise only read the console.
+        throughput: measure the link to the loader afterwards, which stops the app.
+        until: stop earlier at this text.
+        progress: called every second with seconds done and total.
 
     Raises:
-        OperationError: for a duration that is none.
-        PortError: if the port is gone. LinkError: if the chip was not reset.
+        OperationError: if the duration is invalid.
+        PortError: if the port is lost. LinkError: if the chip could not be reset.
     """
     check_duration(duration)
     console = link.boot() if boot else link.console
@@ -200,13 +200,13 @@ def performance_profile(
 
 
 def check_duration(duration: float) -> None:
-    """Raise OperationError for seconds that a console cannot be listened to."""
+    """Raise OperationError for an invalid duration in seconds."""
     if not 0 < duration <= _LONGEST:
-        raise OperationError(f"{duration:g} s are no time to listen", hint=f"more than 0, and up to {_LONGEST:g}")
+        raise OperationError(f"invalid duration: {duration:g} s", hint=f"use more than 0 and at most {_LONGEST:g} s")
 
 
 def profile_of(lines: Sequence[Line], seconds: float, *, baudrate: int = 115200) -> PerformanceProfile:
-    """Return what a console's log tells, without a board; the first boot in it counts as asked for."""
+    """Return the profile of a console log, without a board; its first boot counts as requested."""
     return _profile(lines, seconds, baudrate, asked_for=True)
 
 
@@ -236,7 +236,7 @@ def _profile(lines: Sequence[Line], seconds: float, baudrate: int, *, asked_for:
 
 
 def _boots(lines: Sequence[Line]) -> Iterator[Boot]:
-    """Yield the boots: each begins with the ROM's banner, or with why the chip was reset where there is none."""
+    """Yield the boots: each begins with the ROM's banner, or with the reset reason if there is no banner."""
     begins: list[int] = []
     reasons: dict[int, re.Match[str]] = {}
     for number, line in enumerate(lines):
@@ -281,7 +281,7 @@ def _phase_begins(lines: Sequence[Line]) -> Iterator[tuple[str, float, int | Non
 
 
 def _crashes(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield what crashed, one line each."""
+    """Yield descriptions of the crashes, one line each."""
     detector = CrashDetector(boot_limit=None)
     for line in lines:
         detector.feed(line.text.encode() + b"\n")
@@ -295,7 +295,7 @@ def _crashes(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _log_rate(lines: Sequence[Line], seconds: float, baudrate: int) -> LogRate:
-    sizes = [len(line.text.encode()) + 2 for line in lines]  # with its CR and LF
+    sizes = [len(line.text.encode()) + 2 for line in lines]  # including CR and LF
     total = sum(sizes)
     logged = [match for line in lines if (match := _LOG.search(line.text))]
     peak = _peak([line.time for line in lines], sizes)

@@ -1,7 +1,7 @@
-"""What the radio's calibration rests on: init data in a partition, what the app measured and keeps in NVS, and eFuses.
+"""Checks the radio's calibration: init data in a partition, the app's stored calibration in NVS, and eFuses.
 
 Source: components/esp_phy of ESP-IDF (phy_init.c, esp_phy_init.h): the magic around the init data, the keys in NVS, and
-what an app checks before it uses what it finds there.
+what an app checks before it uses this data.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class PhyInit:
     """The init data of the radio.
 
     Attributes:
-        partition: its name; None if the table has none: then the data is part of the app.
-        state: "blank" is an erased partition: an app that is built to use it will not start its radio.
+        partition: its name; None if the table has none, in which case the data is part of the app.
+        state: "blank" is an erased partition: an app configured to use it does not start its radio.
         size: bytes of data between the magic words.
         sha256: of the data, to compare boards; None unless it is valid.
-        multiple: whether it says that data for several regulatory domains follows.
+        multiple: whether data for several regulatory domains follows.
     """
 
     partition: str | None
@@ -51,16 +51,16 @@ class PhyInit:
 
 @dataclass(frozen=True)
 class StoredCalibration:
-    """What an app has measured and stored in NVS.
+    """The calibration that an app has measured and stored in NVS.
 
     Attributes:
-        partition: of NVS.
+        partition: name of the NVS partition.
         state: "absent" before the radio was first started, "damaged" if a part is missing or has a wrong size.
-        version: of the calibration format (``cal_version``); an app built with another one calibrates anew.
-        mac_address: of the chip that was calibrated (``cal_mac``).
+        version: of the calibration format (``cal_version``); an app built with another one calibrates again.
+        mac_address: MAC address of the calibrated chip (``cal_mac``).
         mac_matches: whether that is this chip.
-        data_version: that the data itself begins with.
-        data_mac_address: that the data itself has.
+        data_version: version at the beginning of the data.
+        data_mac_address: MAC address in the data.
         data_size: bytes of ``cal_data``.
     """
 
@@ -76,17 +76,17 @@ class StoredCalibration:
 
 @dataclass(frozen=True)
 class RadioCalibration:
-    """What the calibration of a chip's radio rests on.
+    """The calibration data of a chip's radio.
 
     Attributes:
         mac_address: the chip's base MAC address.
-        phy_init, stored: see there.
-        efuse_version: of the eFuse block that Espressif calibrates in the factory, ``"1.3"``; None where the chip has
-            no such version.
-        efuses: the calibration values in eFuses, by name; espefuse shows them if the version of the block says they
-            are there.
-        usable: whether an app would use what is stored in NVS, its own version allowing.
-        findings: what is wrong or worth to know, in words.
+        phy_init, stored: see these classes.
+        efuse_version: version of the eFuse block with Espressif's factory calibration, ``"1.3"``; None if the chip
+            has no such version.
+        efuses: the calibration values in eFuses, by name; espefuse shows them if the block version says that they
+            exist.
+        usable: whether an app would use the calibration stored in NVS, if its own version matches.
+        findings: what is wrong or worth knowing, in words.
     """
 
     chip_type: str
@@ -101,19 +101,19 @@ class RadioCalibration:
 
 @operation(Effect.READ, group="diagnostics")
 def rf_calibration_check(link: Link, nvs_partition: str | None = None) -> RadioCalibration:
-    """Check the radio's calibration: init data, what is stored in NVS and for which MAC address, eFuses.
+    """Check the radio's calibration: init data, stored calibration and its MAC address, eFuses.
 
     Args:
-        nvs_partition: name of the partition in which the app keeps it; by default the first partition of data/nvs.
+        nvs_partition: name of the partition where the app stores it; by default the first partition of type data/nvs.
 
     Raises:
         OperationError: if the chip has no radio, or flash has no partition table.
     """
     identity = identify(link)
     if identity.chip_type in _WITHOUT_RADIO:
-        raise OperationError(f"the {identity.package} has no radio", hint="its companion chip has: check that one")
+        raise OperationError(f"the {identity.package} has no radio", hint="check its companion chip instead")
     if identity.mac_address is None:
-        raise OperationError("in secure download mode neither flash nor the MAC address can be read")
+        raise OperationError("flash and MAC address cannot be read in secure download mode")
     table = tables.read(link).partitions
     phy_init = _phy_init(link, _first(table, "phy"))
     stored = _stored(link, _named(table, nvs_partition), identity.mac_address)
@@ -140,7 +140,7 @@ def _named(table: tuple[Partition, ...], name: str | None) -> Partition | None:
     for part in table:
         if part.name == name:
             return part
-    raise OperationError(f"there is no partition {name!r}", hint=f"there are {', '.join(part.name for part in table)}")
+    raise OperationError(f"there is no partition {name!r}", hint=f"use one of {', '.join(part.name for part in table)}")
 
 
 def _phy_init(link: Link, place: Partition | None) -> PhyInit:
@@ -187,13 +187,13 @@ def _blob(values: Mapping[str, int | str], key: str) -> bytes | None:
     try:
         return bytes.fromhex(value) if isinstance(value, str) else None
     except ValueError:
-        return None  # text where a blob belongs
+        return None  # text instead of a blob
 
 
 def _efuses(link: Link) -> tuple[str | None, dict[str, str]]:
     try:
         fields = efuse.read_all(link).fields
-    except EspError:  # an ESP8266 has none that espefuse knows
+    except EspError:  # espefuse does not support the ESP8266
         return None, {}
     versions = [fields[name].bits for name in ("BLK_VERSION_MAJOR", "BLK_VERSION_MINOR") if name in fields]
     found = {name: str(field.value) for name, field in fields.items() if field.category == "calibration"}
@@ -202,19 +202,19 @@ def _efuses(link: Link) -> tuple[str | None, dict[str, str]]:
 
 def _findings(init: PhyInit, stored: StoredCalibration, mac: str, efuses: Mapping[str, str]) -> Iterator[str]:
     if init.partition is None:
-        yield "there is no partition for init data: the app brings its own"
+        yield "there is no partition for init data: the app contains its own"
     elif init.state != "valid":
-        yield f"the init data in {init.partition!r} is {init.state}: an app that is built to use it starts no radio"
+        yield f"the init data in {init.partition!r} is {init.state}: an app that uses it does not start the radio"
     if stored.partition is None:
         yield "there is no NVS partition: the app calibrates the radio fully at every start"
     elif stored.state == "absent":
-        yield "no calibration is stored: the app calibrates the radio fully when it first starts it"
+        yield "no calibration is stored: the app calibrates the radio fully at its first start"
     elif stored.state == "damaged":
-        yield "the stored calibration is not whole: the app calibrates again"
+        yield "the stored calibration is incomplete: the app calibrates again"
     elif not stored.mac_matches:
         found = stored.mac_address
-        yield f"the stored calibration is that of {found}, not of {mac}: flash was copied; the app calibrates again"
+        yield f"the stored calibration is that of {found}, not of {mac}: the flash was copied; the app calibrates again"
     elif stored.data_mac_address != stored.mac_address:
-        yield f"the stored data is that of {stored.data_mac_address}, its key says {stored.mac_address}"
+        yield f"the stored data is for {stored.data_mac_address}, but its key says {stored.mac_address}"
     if not efuses:
-        yield "the eFuses have no calibration from the factory"
+        yield "the eFuses have no factory calibration"

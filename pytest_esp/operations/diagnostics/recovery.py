@@ -1,4 +1,4 @@
-"""Bringing back a board that does not answer, or whose app cannot live: one measure after another, each reported."""
+"""Recovers a board that does not answer or whose app crashes: one measure after another, each reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Outcome = Literal["worked", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class RecoveryStep:
-    """One measure: what came of it, and why.
+    """One measure, its outcome, and the reason.
 
     Attributes:
         name: ``reset``, ``power cycle``, ``boot strap``, ``lower baud rate``, ``stub``, ``ROM without stub``, ``boot``,
@@ -35,12 +35,12 @@ class RecoveryStep:
 
 @dataclass(frozen=True)
 class Recovery:
-    """A board that answers again.
+    """A recovered board.
 
     Attributes:
-        state: of the app at the end; ``"erased"`` if it was erased; see `FirmwareRun`.
-        steps: all measures, in their order.
-        next: what to do now, in words; None if all is well.
+        state: final state of the app; ``"erased"`` if it was erased; see `FirmwareRun`.
+        steps: all measures, in order.
+        next: what to do next, in words; None if nothing is wrong.
     """
 
     chip_type: str
@@ -52,18 +52,18 @@ class Recovery:
 
 @operation(Effect.ERASE, group="chip", without={"erase_app": Effect.WRITE})
 def recover(link: Link, erase_app: bool = False, wait_seconds: float = 5.0) -> Recovery:
-    """Bring back a board that does not answer, or whose app crashes; each measure is reported.
+    """Recover a board that does not answer or whose app crashes; each measure is reported.
 
-    In this order: reset, power cycle, other boot resets, lower baud rates, ROM without stub, then a boot. Nothing is
-    written, unless *erase_app* is given and the app crashes or cannot be started; then its partition is erased.
+    The measures are, in this order: reset, power cycle, other boot resets, lower baud rates, ROM without stub, boot.
+    Nothing is written, unless *erase_app* is given and the app crashes or cannot be started: this erases its partition.
 
     Args:
-        erase_app: erase an app that crashes within *wait_seconds*, or cannot be started.
-        wait_seconds: seconds that the app has to crash.
+        erase_app: erase an app that crashes within *wait_seconds* or cannot be started.
+        wait_seconds: seconds to wait for a crash of the app.
 
     Raises:
-        LinkError: if nothing brings its loader back; ``details["steps"]`` has all that was tried.
-        RefusedError: if *erase_app* is not allowed.
+        LinkError: if the loader cannot be reached; ``details["steps"]`` lists all that was tried.
+        RefusedError: if *erase_app* is not permitted.
     """
     begun = time.monotonic()
     steps: list[RecoveryStep] = []
@@ -75,7 +75,7 @@ def recover(link: Link, erase_app: bool = False, wait_seconds: float = 5.0) -> R
     if state in ("running", "silent"):
         _skip(steps, "erase app", "the app does not crash")
     elif not erase_app:
-        _skip(steps, "erase app", "it was not asked for")
+        _skip(steps, "erase app", "not requested")
     elif _step(steps, "erase app", lambda: _erase(link)):
         state = "erased"
     return Recovery(
@@ -86,9 +86,9 @@ def recover(link: Link, erase_app: bool = False, wait_seconds: float = 5.0) -> R
 def _next(state: str) -> str | None:
     return {
         "crashed": "the app crashes: flash another one, or recover with erase_app",
-        "boot loop": "the app crashes again and again: flash another one, or recover with erase_app",
+        "boot loop": "the app crashes repeatedly: flash another one, or recover with erase_app",
         "not bootable": "flash a bootloader, a partition table and an app",
-        "silent": "the app says nothing on this port: is its console elsewhere?",
+        "silent": "the app prints nothing on this port: check which port its console uses",
         "erased": "flash an app",
     }.get(state)
 
@@ -101,7 +101,7 @@ def _reach_loader(link: Link, steps: list[RecoveryStep]) -> None:
     ways = connection.strategies(link)
     measures: list[tuple[str, Callable[[], object]]] = []
     if link.board.spec.power is None and type(link.board).power_cycle is Board.power_cycle:
-        _skip(steps, "power cycle", "boards.toml has no `power` for it")
+        _skip(steps, "power cycle", "boards.toml has no `power` for this board")
     else:
         measures.append(("power cycle", lambda: _power_cycle(link)))
     rom = max(way.hello for way in ways)
@@ -117,9 +117,9 @@ def _reach_loader(link: Link, steps: list[RecoveryStep]) -> None:
             found = _step(steps, name, measure)
     if not found:
         raise LinkError(
-            "nothing brings its loader back",
+            "the loader cannot be reached by any measure",
             details={"steps": [asdict(step) for step in steps]},
-            hint="hold its BOOT button, press RESET, and recover again; check supply, cable and port",
+            hint="hold the BOOT button, press RESET, and recover again; check supply, cable and port",
         )
 
 
@@ -140,23 +140,23 @@ def _connect(link: Link, ways: Iterable[connection.Strategy]) -> str:
             said.append(f"{way}: {error.message}")
         else:
             return str(way)
-    raise LinkError("; ".join(said) or "there is no other way")
+    raise LinkError("; ".join(said) or "no other measure is available")
 
 
 def _try_stub(link: Link, steps: list[RecoveryStep]) -> None:
-    """Look at the flash by the stub flasher, and by the ROM where the stub cannot be started."""
+    """Access the flash by the stub flasher, and by the ROM if the stub cannot be started."""
 
     def ask(*, stub: bool) -> str:
         with link.session.use("flash id", stub=stub, flash=True) as esp:
             if esp.secure_download_mode:
-                return "secure download mode: the flash cannot be looked at"
+                return "secure download mode: the flash cannot be accessed"
             number = int(esp.flash_id(cache=False))
             if number in (0, 0xFFFFFF):
                 raise OperationError(f"the flash does not answer: its id reads {number:#08x}")
             return f"the flash answers: id {number:#08x}"
 
     if link.board.uploads_slowly:
-        _skip(steps, "stub", "sending it takes long on this board")
+        _skip(steps, "stub", "loading it takes long on this board")
     elif _step(steps, "stub", lambda: ask(stub=True)):
         _skip(steps, "ROM without stub", "the stub works")
         return
@@ -179,12 +179,12 @@ def _erase(link: Link) -> str:
 
 
 def _step(steps: list[RecoveryStep], name: str, measure: Callable[[], object]) -> bool:
-    """Take a measure and note what came of it."""
+    """Take a measure and record its outcome."""
     begun = time.monotonic()
     try:
         said = measure()
     except WrongChipError:
-        raise  # it answers: there is nothing to recover, and nothing to erase
+        raise  # the chip answers: there is nothing to recover or erase
     except (LinkError, OperationError, BackendError) as error:
         steps.append(RecoveryStep(name, "failed", error.message, time.monotonic() - begun))
         return False

@@ -1,4 +1,4 @@
-"""All diagnostics of a board, in one report: structured, as Markdown, and as one page of HTML."""
+"""Collects all diagnostics of a board in one report: as data, as Markdown, and as a page of HTML."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from pytest_esp.operations.results import Address, to_dict
 from pytest_esp.operations.security import posture
 from pytest_esp.units import Picture
 
-_RAM_SIZE = 1024  # bytes of RAM that are shown
-_HOT = 85.0  # degrees Celsius; what most of these chips are specified for, as ambient temperature
+_RAM_SIZE = 1024  # bytes of RAM to show
+_HOT = 85.0  # degrees Celsius; maximum ambient temperature of most of these chips
 
 _ENDINGS = (".html", ".htm", ".md")
 
@@ -46,8 +46,8 @@ class Section:
     """One part of a report.
 
     Attributes:
-        title: for people.
-        data: what was found; None if it could not be.
+        title: for display.
+        data: the results; None if they are not available.
         problem, hint: why not.
     """
 
@@ -59,7 +59,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that is wrong, or worth a look; *count* is how often the same was found."""
+    """Something wrong or worth checking; *count* is how often the same was found."""
 
     severity: Severity
     section: str
@@ -72,14 +72,14 @@ class DiagnosticReport:
     """All diagnostics of a board.
 
     Attributes:
-        board, chip_type: which; *chip_type* is None if it did not answer.
-        made: when, UTC, ISO 8601.
+        board, chip_type: name and chip of the board; *chip_type* is None if it did not answer.
+        made: time, UTC, ISO 8601.
         notices: the worst first.
-        sections: all parts by name, e.g. ``"core_dump"``, also those that could not be had.
-        markdown: all of it as Markdown.
+        sections: all parts by name, e.g. ``"core_dump"``, including unavailable ones.
+        markdown: the report as Markdown.
         flash_map: a picture of the flash's sectors, SVG; None if it could not be read.
-        partition_picture: one of its partitions, SVG; None if there is no partition table.
-        output_file: where it was saved, if it was.
+        partition_picture: a picture of the partitions, SVG; None if there is no partition table.
+        output_file: the file it was saved to, if any.
     """
 
     board: str
@@ -93,7 +93,7 @@ class DiagnosticReport:
     output_file: Path | None = None
 
     def html(self) -> str:
-        """Return it as one page of HTML, which needs no other file."""
+        """Return the report as one page of HTML, which needs no other file."""
         return report_text.html(self)
 
 
@@ -108,20 +108,20 @@ def diagnostic_report(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> DiagnosticReport:
-    """Collect all diagnostics of a board in one report, with what is wrong first; parts that fail say why.
+    """Collect all diagnostics of a board in one report, most severe findings first; failed parts give the reason.
 
     Args:
-        include_memory: whether 1 KB of RAM is shown, too.
-        output_file: saves it: one page of HTML (.html) with pictures of partitions and flash, or Markdown (.md).
-        elf_file: of the firmware, for the functions of a core dump.
-        duration: seconds to listen to the console of the app, which is started for that, up to 600.
-        overwrite: whether *output_file* may exist already.
-        progress: called with sections done and to do.
+        include_memory: also show 1 KB of RAM.
+        output_file: save the report: as HTML (.html) with pictures of partitions and flash, or as Markdown (.md).
+        elf_file: ELF file of the firmware, for the functions of a core dump.
+        duration: seconds to read the console of the app, which is started for this; at most 600.
+        overwrite: replace *output_file* if it exists.
+        progress: called with sections done and total.
 
     Raises:
-        OperationError: if the file exists already or cannot be written, there is no such ELF file, or the duration is
-            none.
-        PortError: if the port is gone.
+        OperationError: if the file exists or cannot be written, the ELF file does not exist, or the duration is
+            invalid.
+        PortError: if the port is lost.
     """
     path = _output(output_file, overwrite)
     _check(elf_file, duration)
@@ -152,23 +152,23 @@ def diagnostic_report(
 
 
 def _output(name: FileName | None, overwrite: bool) -> Path | None:
-    """Return where the report goes; refuses what would fail only after the board has been asked for everything."""
+    """Return the path of the report; reject early what would fail only after all data has been collected."""
     if name is None:
         return None
     path = new_file(name, overwrite)
     if path.suffix.lower() not in _ENDINGS:
-        hint = f"its ending is one of {', '.join(_ENDINGS)}"
-        raise OperationError(f"no report can be written as {path.name}", hint=hint)
+        hint = f"use the suffix {' or '.join(_ENDINGS)}"
+        raise OperationError(f"unsupported report format: {path.name}", hint=hint)
     if not path.parent.is_dir():
         raise OperationError(
-            f"{path} cannot be written: there is no folder {path.parent}", hint="make it, or name another"
+            f"{path} cannot be written: there is no folder {path.parent}", hint="create it, or use another"
         )
     return path
 
 
 def _check(elf_file: FileName | None, duration: float) -> None:
     if elf_file is not None and not resolve(elf_file).is_file():
-        raise OperationError(f"there is no ELF file {elf_file}", hint="it is in the ESP-IDF build folder")
+        raise OperationError(f"there is no ELF file {elf_file}", hint="look in the ESP-IDF build folder")
     profile.check_duration(duration)
 
 
@@ -179,7 +179,7 @@ def _parts(
     duration: float,
     progress: Progress | None,
 ) -> list[tuple[str, str, Callable[[], Any]]]:
-    """Return name, title and question of every section, the console first: the others stop the app."""
+    """Return name, title and function of every section; the console comes first, as the others stop the app."""
 
     def listening(_done: int, _total: int) -> None:
         if progress is not None:
@@ -215,7 +215,7 @@ def _some_ram(link: Link) -> memory.MemoryDump:
     soc = soc_of(link.session.chip or link.board.chip, None)
     ram = next((area for area in soc.areas if area.kind == "RAM" and area.name == "DRAM"), None)
     if ram is None:
-        raise OperationError(f"no RAM of the {soc.chip} is known")
+        raise OperationError(f"the RAM of the {soc.chip} is unknown")
     return memory.memory_dump(link, ram.begin, _RAM_SIZE)
 
 
@@ -233,7 +233,7 @@ def _table(link: Link) -> _Table:
     found = tables.read(link)
     try:
         starts = tables.app_slot(link).name
-    except OperationError:  # a table without a partition for an app
+    except OperationError:  # a table without an app partition
         starts = None
     return _Table(found.offset, found.checked, starts, found.partitions)
 
@@ -246,7 +246,7 @@ def _partition_picture(sections: Mapping[str, Section]) -> str | None:
 
 
 def _flash_map(sections: dict[str, Section]) -> str | None:
-    """Take the picture out of the section on flash, and return it."""
+    """Remove the picture from the section on flash, and return it."""
     found = sections["flash"]
     if found.data is None:
         return None
@@ -255,7 +255,7 @@ def _flash_map(sections: dict[str, Section]) -> str | None:
 
 
 def _counted(notices: Iterator[Notice]) -> tuple[Notice, ...]:
-    """Return each notice once with its count, the worst first."""
+    """Return each notice once with its count, most severe first."""
     found = [replace(notice, count=count) for notice, count in Counter(notices).items()]
     return tuple(sorted(found, key=lambda notice: ("high", "medium", "info").index(notice.severity)))
 
@@ -266,7 +266,7 @@ def _notices(sections: Mapping[str, Section]) -> Iterator[Notice]:
         yield from _of_the_boot(data["performance"])
     if "core_dump" in data:
         task = (data["core_dump"]["crashed_task"] or {}).get("name")
-        what = f"there is a core dump: {data['core_dump']['reason'] or 'a crash'}, in task {task}"
+        what = f"the flash contains a core dump: {data['core_dump']['reason'] or 'a crash'}, in task {task}"
         yield Notice("high", "core_dump", what)
     for image in data.get("flash", {}).get("images", ()):
         if image["problem"]:
@@ -279,7 +279,7 @@ def _notices(sections: Mapping[str, Section]) -> Iterator[Notice]:
         yield Notice("high", "thermal", f"the chip is at {data['thermal']['celsius']} degrees Celsius")
     supply = data.get("power", {}).get("supply") or {}
     if (supply.get("brown_out") or {}).get("detected"):
-        yield Notice("high", "power", "the brown-out detector sees too low a supply")
+        yield Notice("high", "power", "the brown-out detector reports a low supply voltage")
     yield from (Notice("info", "radio", found) for found in data.get("radio", {}).get("findings", ()))
     yield from (Notice("info", name, one.problem) for name, one in sections.items() if one.problem)
 
@@ -288,11 +288,11 @@ def _of_the_boot(found: Mapping[str, Any]) -> Iterator[Notice]:
     for crash in found["crashes"]:
         yield Notice("high", "performance", crash)
     if found["resets"]:
-        yield Notice("medium", "performance", f"the chip was reset {found['resets']} times while its console was heard")
+        yield Notice("medium", "performance", f"the chip was reset {found['resets']} times while the console was read")
     if found["boots"] and found["boots"][0]["to_app"] is None and not found["crashes"]:
         yield Notice("medium", "performance", "no app was seen to start")
     if not found["boots"]:
-        yield Notice("info", "performance", "no boot was seen on the console: it may be on another port")
+        yield Notice("info", "performance", "no boot was seen: the console may be on another port")
     errors = found["log"]["levels"].get("error", 0)
     if errors:
         yield Notice("medium", "performance", f"the app logged {errors} errors")

@@ -1,4 +1,4 @@
-"""A diagnostic report as text: Markdown, and one page of HTML without scripts and without other files."""
+"""Renders a diagnostic report: as Markdown, and as a page of HTML without scripts and other files."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ pre { background: #f6f8fa; padding: .6rem; overflow-x: auto; font-size: .8rem; }
 """
 _ADDRESSES = ("address", "offset", "begin", "flash_id")
 _SIZES = ("size", "flash_size", "read_bytes")
-_SHA_DIGITS = 9  # that ESP-IDF prints of an app's ELF file
-_MOST_BOOTS = 3  # of one kind, each in a row of its own
+_SHA_DIGITS = 9  # digits of an app's ELF SHA-256 printed by ESP-IDF
+_MOST_BOOTS = 3  # similar boots to show in rows of their own
 
 
 def markdown(report: DiagnosticReport) -> str:
@@ -70,7 +70,7 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Ite
 
 
 def _inline(text: str) -> str:
-    """Return text as one line of Markdown, with nothing in it that is markup: it may come from a board."""
+    """Return text as one line of Markdown, with markup escaped: it may come from a board."""
     plain = " ".join(text.split())
     return "".join(f"\\{character}" if character in "\\|*_`<>[]" else character for character in plain)
 
@@ -134,7 +134,7 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _safe(text: str) -> str:
-    """Return text for HTML, without what no document may contain: it may come from a board."""
+    """Return text for HTML, without characters that documents may not contain: it may come from a board."""
     return escaping.escape(
         "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
     )
@@ -165,7 +165,7 @@ def _parts(data: Mapping[str, Any]) -> tuple[Rows, list[tuple[str, list[str], Ro
 
 
 def _fewer_boots(boots: Sequence[Mapping[str, Any]], rows: Rows) -> Rows:
-    """Return the rows of boots with one row that counts those between the first and the last of equal ones."""
+    """Return the rows of boots, with one row that counts those between the first and the last of equal ones."""
     shown: Rows = []
     for _, run in groupby(zip(boots, rows, strict=True), key=lambda pair: _kind_of_boot(pair[0])):
         equal = [row for _, row in run]
@@ -185,7 +185,7 @@ def _counted(text: str, count: int) -> str:
 
 
 def _in_hexadecimal(value: Any) -> Any:
-    """Return plain data with the text of every address in the place of its number."""
+    """Return plain data with each address replaced by its text."""
     if isinstance(value, list):
         return [_in_hexadecimal(item) for item in cast("list[Any]", value)]
     if not isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""What lies where in a chip's address space: memory, modules of registers, and the registers worth a look.
+"""The address space of a chip: memory, register modules, and selected registers.
 
-Source: of memory, the MEMORY_MAP of esptool's target classes; of modules and registers, ESP-IDF's headers
-(components/soc), from which tools/soc_registers.py makes soc.json. Espressif's technical reference manuals say the same
-in the chapters "System and Memory" and under each module.
+Source: for memory, the MEMORY_MAP of esptool's target classes; for modules and registers, ESP-IDF's headers
+(components/soc), from which tools/soc_registers.py makes soc.json. See also Espressif's technical reference manuals,
+chapter "System and Memory" and the chapter of each module.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from esptool.targets import CHIP_DEFS
 from pytest_esp.errors import OperationError
 
 _FACTS = Path(__file__).with_name("soc.json")
-_MODULE = 0x1000  # bytes of a module of registers at most
-_P4_REVISED = 300  # from ESP32-P4 v3.0 on, some registers lie elsewhere
+_MODULE = 0x1000  # maximum size of a register module in bytes
+_P4_REVISED = 300  # from ESP32-P4 v3.0 on, some registers have other addresses
 
 Kind = Literal["RAM", "ROM", "registers", "cache", "radio", "gated"]
-"""*cache* shows flash or external RAM, and only while an app runs; *radio* and *gated* have no clock in the loader."""
+"""*cache* shows flash or external RAM, only while an app runs; *radio* and *gated* have no clock in the loader."""
 
 _NOT_MEMORY = ("PADDING", "BYTE_ACCESSIBLE", "MEM_INTERNAL", "MEM_INTERNAL2", "DPORT")
 _RADIO = ("FE", "FE2", "BB", "NRX", "BT", "WIFI", "MODEM")
-_GATED = ("EMAC", "SDMMC", "SDHOST")  # behind a bus that waits for ever for a module without a clock
-_ESP32_FLASH = 0x400C0000  # what esptool calls IROM below this is ROM
+_GATED = ("EMAC", "SDMMC", "SDHOST")  # on a bus that waits forever for a module without a clock
+_ESP32_FLASH = 0x400C0000  # below this address, esptool's IROM is ROM
 
 _WHY_NOT = {
     "cache": "it shows flash or external RAM through the cache, which is off in the loader",
     "radio": "it belongs to the radio, which has no clock in the loader",
-    "gated": "its module has no clock in the loader, and the chip would wait for it for ever",
+    "gated": "its module has no clock in the loader, and the chip would wait for it forever",
 }
 _WHAT_ELSE = {"cache": "read the flash itself, by its own address"}
 
@@ -50,14 +50,14 @@ class Area:
 
 @dataclass(frozen=True)
 class Field:
-    """Bits of a register: the lowest one, and how many."""
+    """Bits of a register: the lowest one, and their number."""
 
     name: str
     lsb: int
     width: int
 
     def of(self, value: int) -> int:
-        """Return what a register's *value* has here."""
+        """Return the field in a register's *value*."""
         return value >> self.lsb & ((1 << self.width) - 1)
 
     @property
@@ -68,14 +68,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Register:
-    """One register; reading it changes nothing."""
+    """One register; reading it has no side effects."""
 
     name: str
     address: int
     fields: tuple[Field, ...]
 
     def field(self, *endings: str) -> Field | None:
-        """Return the first field whose name ends with one of *endings*, in their order; None if there is none."""
+        """Return the first field whose name ends with one of *endings*, tried in order; None if there is none."""
         for ending in endings:
             for field in self.fields:
                 if field.name.endswith(ending):
@@ -85,12 +85,12 @@ class Register:
 
 @dataclass(frozen=True)
 class Soc:
-    """One chip.
+    """The address space of one chip.
 
     Attributes:
         areas: by address; they may overlap.
-        registers: by address; empty where ESP-IDF knows the chip not.
-        reset_reasons: names by number, as the reset state registers and the ROM's boot message have them.
+        registers: by address; empty if ESP-IDF does not support the chip.
+        reset_reasons: names by number, as in the reset state registers and the ROM's boot message.
     """
 
     chip: str
@@ -100,7 +100,7 @@ class Soc:
     reset_reasons: Mapping[int, str]
 
     def register(self, *endings: str) -> Register | None:
-        """Return the first register whose name ends with one of *endings*, in their order."""
+        """Return the first register whose name ends with one of *endings*, tried in order."""
         for ending in endings:
             for register in self.registers:
                 if register.name.endswith(ending):
@@ -108,10 +108,10 @@ class Soc:
         return None
 
     def areas_of(self, begin: int, end: int) -> tuple[Area, ...]:
-        """Return the areas in which the bytes from *begin* to before *end* lie, and which can be read.
+        """Return the areas that contain the bytes from *begin* up to, but not including, *end*, if they can be read.
 
         Raises:
-            OperationError: if some of them lie in none, or cannot be read; says why, and what is near.
+            OperationError: if some of the bytes are in none, or cannot be read; gives the reason, and what is near.
         """
         found: list[Area] = []
         place = begin
@@ -120,12 +120,12 @@ class Soc:
             area = next((area for area in here if area.kind not in _WHY_NOT), here[0] if here else None)
             if area is None:
                 raise OperationError(
-                    f"nothing is mapped at {place:#x}: the chip would crash, and the link with it",
-                    hint=f"the nearest that is mapped: {self._around(place)}",
+                    f"nothing is mapped at {place:#x}: reading it would crash the chip",
+                    hint=f"nearest mapped areas: {self._around(place)}",
                 )
             if area.kind in _WHY_NOT:
                 raise OperationError(
-                    f"{place:#x} lies in {area.name}, which cannot be read now: {_WHY_NOT[area.kind]}",
+                    f"{place:#x} is in {area.name}, which cannot be read now: {_WHY_NOT[area.kind]}",
                     hint=_WHAT_ELSE.get(area.kind),
                 )
             found.append(area)
@@ -140,7 +140,7 @@ class Soc:
 
 
 def soc_of(chip: str, revision: int | None = None) -> Soc:
-    """Return what is known of *chip* (a name of ``esptool.CHIP_LIST``) of *revision* (major * 100 + minor)."""
+    """Return the address space of *chip* (a name of ``esptool.CHIP_LIST``) of *revision* (major * 100 + minor)."""
     return _soc(chip, "esp32p4-v3" if chip == "esp32p4" and (revision or 0) >= _P4_REVISED else chip)
 
 
@@ -192,7 +192,7 @@ def _modules(modules: Sequence[tuple[str, int]]) -> Iterator[Area]:
 
 
 def _registers_of_8266(rom: Any) -> tuple[Register, ...]:
-    """Return the registers that esptool knows of an ESP8266: ESP-IDF does not know that chip."""
+    """Return esptool's registers of an ESP8266, which ESP-IDF does not support."""
     named = {
         "UART_CLKDIV": rom.UART_CLKDIV_REG,
         "SPI_USR": rom.SPI_REG_BASE + rom.SPI_USR_OFFS,
@@ -205,7 +205,7 @@ def _registers_of_8266(rom: Any) -> tuple[Register, ...]:
 
 
 def _areas_of_8266() -> Iterator[Area]:
-    """Yield what esptool's map of the ESP8266 leaves out (its memory map is in no manual)."""
+    """Yield areas missing in esptool's map of the ESP8266 (its memory map is in no manual)."""
     yield Area("DPORT", 0x3FF00000, 0x3FF01000, "registers")
     yield Area("ROM", 0x40000000, 0x40010000, "ROM")
     yield Area("PERIPHERALS", 0x60000000, 0x60001000, "registers")

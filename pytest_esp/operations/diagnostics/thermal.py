@@ -1,7 +1,7 @@
-"""The chip's own temperature sensor, used through its registers.
+"""Reads the chip's temperature sensor through its registers.
 
-Source: of the formula, the chapters on the sensor in Espressif's technical reference manuals (T = 0.4386 * value -
-27.88 * offset - 20.52); of what switches it on, and of its calibration in eFuses, esp_hal_ana_conv of ESP-IDF.
+Source: for the formula, the chapters on the sensor in Espressif's technical reference manuals (T = 0.4386 * value -
+27.88 * offset - 20.52); for enabling it, and its calibration in eFuses, esp_hal_ana_conv of ESP-IDF.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ _PER_STEP, _ZERO = 0.4386, 20.52  # degrees Celsius
 _SETTLE = 0.001  # seconds; the sensor needs 300 us
 _READY_TIMEOUT = 0.5
 _SAMPLES = 8
-_MIN, _MAX, _ACCURACY = -10.0, 80.0, 1.0  # degrees Celsius, of the middle one of its five ranges
+_MIN, _MAX, _ACCURACY = -10.0, 80.0, 1.0  # degrees Celsius, of the third of its five ranges
 _DELTA = ("TEMP_CALIB", "TEMPERATURE_SENSOR")  # eFuse: sign and 8 bits, tenths of a degree
 
-# Ends of the names of fields that switch the sensor on, in this order: its bus, its clock (the crystal), the
-# sensor. Chips have some of them each.
+# Name endings of the fields that enable the sensor, in this order: its bus, its clock (the crystal), the sensor.
+# Each chip has some of them.
 _SWITCHES = (
     "APB_SARADC_CLK_EN", "PCR_SARADC_CLK_EN", "PCR_SARADC_REG_CLK_EN", "CK_EN_LP_TSENS",
     "TSENS_CLK_EN", "TSENS_CLKGATE_EN", "TSENS_CLK_SEL", "TSENS_POWER_UP_FORCE", "TSENS_POWER_UP", "TSENS_PU",
 )  # fmt: skip
-_FORCE = "SENS_TSENS_XPD_FORCE"  # ESP32-S2 and -S3: leave its power to the field above
+_FORCE = "SENS_TSENS_XPD_FORCE"  # ESP32-S2 and -S3: give control of its power to the field above
 
 
 @dataclass(frozen=True)
 class ThermalStatus:
-    """The temperature of a chip, while it waits in its loader.
+    """The temperature of a chip in its loader.
 
     Attributes:
-        celsius: of the die, the mean of the samples.
-        raw: what the sensor gave, each time.
-        calibration: degrees that were taken off, by eFuse; None if the chip was not calibrated.
-        accuracy: degrees, of a calibrated chip by Espressif's table; None of one that is not.
-        within_range: whether it lies in the range that the sensor measures as it is set after a reset.
-        range_min, range_max: that range, in degrees Celsius; the setting is taken for granted, not read.
-        source: where the registers are described.
+        celsius: of the die, mean of the samples.
+        raw: raw values of the sensor.
+        calibration: degrees subtracted according to eFuse; None if the chip is not calibrated.
+        accuracy: in degrees, for a calibrated chip by Espressif's table; None for others.
+        within_range: whether it is in the range of the sensor's setting after a reset.
+        range_min, range_max: that range, in degrees Celsius; the setting is assumed, not read.
+        source: reference for the registers.
     """
 
     chip_type: str
@@ -62,12 +62,12 @@ class ThermalStatus:
 
 @operation(Effect.READ, group="diagnostics")
 def thermal_status(link: Link) -> ThermalStatus:
-    """Read the temperature of the chip, by its own sensor; refused where it has none (ESP32, ESP8266).
+    """Read the chip's temperature with its own sensor; not supported on ESP32 and ESP8266, which have none.
 
-    The chip sits in its loader meanwhile: it is cooler than in an app that works.
+    The chip is in its loader meanwhile, and cooler than while an app is working.
 
     Raises:
-        OperationError: if the chip has no sensor, or it gives no value (a virtual chip's).
+        OperationError: if the chip has no sensor, or the sensor returns no value (a virtual chip's).
     """
     with link.session.use("reading the temperature", stub=False) as esp:
         soc = known_soc(link, esp)
@@ -77,10 +77,10 @@ def thermal_status(link: Link) -> ThermalStatus:
             raw = tuple(_samples(esp, register, value))
     if not any(raw):
         raise OperationError(
-            "the temperature sensor gives no value",
-            hint="QEMU and simulated chips have the registers, but no sensor behind them"
+            "the temperature sensor returned no value",
+            hint="use a real board: QEMU and simulated chips have the registers, but no sensor"
             if link.board.virtual
-            else "it may be switched off by the supply's settings; reset the chip and try again",
+            else "reset the chip and try again; the sensor may be disabled by the supply's settings",
         )
     delta = _calibration(link)
     celsius = _PER_STEP * sum(raw) / len(raw) - _ZERO - (delta or 0.0)
@@ -105,17 +105,15 @@ def _sensor(soc: Soc) -> tuple[Register, Field]:
             return register, value
     if soc.chip == "esp32":
         raise OperationError(
-            "the ESP32's sensor is not usable: Espressif took it out of the data sheet, ESP-IDF has no driver for it",
-            hint="its values differ from chip to chip by tens of degrees; measure from outside",
+            "the ESP32's sensor is not supported: it was removed from the data sheet, and ESP-IDF has no driver for it",
+            hint="measure from outside; values of this sensor differ by tens of degrees from chip to chip",
         )
-    raise OperationError(
-        f"the {soc.chip} has no temperature sensor that is known here", hint="measure from outside, or in the app"
-    )
+    raise OperationError(f"the {soc.chip} has no known temperature sensor", hint="measure from outside, or in the app")
 
 
 @contextlib.contextmanager
 def _switched_on(esp: Any, soc: Soc) -> Generator[None]:
-    """Switch the sensor on, and put every register back as it was."""
+    """Enable the sensor, and restore every register afterwards."""
     before: list[tuple[int, int]] = []
     try:
         for ending in (*_SWITCHES, _FORCE):
@@ -135,12 +133,12 @@ def _samples(esp: Any, register: Register, value: Field) -> Iterator[int]:
     for _ in range(_SAMPLES):
         raw = _sample(esp, register, value)
         if raw is None:
-            return  # it would not answer the next time, either
+            return  # it would not answer the next time either
         yield raw
 
 
 def _sample(esp: Any, register: Register, value: Field) -> int | None:
-    """Return one value, None if none comes; an ESP32-S2 or -S3 is asked for it, and says when it is there."""
+    """Return one value, None if there is none; on an ESP32-S2 or -S3 request it, and wait until it is ready."""
     ask, ready = register.field("TSENS_DUMP_OUT"), register.field("TSENS_READY")
     if ask is None or ready is None:
         return value.of(int(esp.read_reg(register.address)))

@@ -1,1 +1,1 @@
-"""ESP-IDF as it is installed here: its tools, and projects that are built with it."""
+"""The installed ESP-IDF: its tools, and projects built with it."""

@@ -1,4 +1,4 @@
-"""What a build says is wrong: messages of compilers, the linker, CMake and idf.py, by file and line."""
+"""Parses build output: messages of compilers, the linker, CMake and idf.py, by file and line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CMAKE = re.compile(
 _NINJA = re.compile(r"ninja: (?:error|fatal): (?P<text>.*)")
 _HINT = re.compile(r"HINT: (?P<text>.*)")
 _PROGRESS = re.compile(r"\[(\d+)/(\d+)\]")
-_MOST = 100  # of a kind that are kept
+_MOST = 100  # messages of each kind to keep
 
 Severity = Literal["error", "warning"]
 
@@ -30,9 +30,9 @@ class Diagnostic:
 
     Attributes:
         severity: error or warning.
-        tool: who says it: ``compiler``, ``linker``, ``cmake``, ``ninja``.
-        message: without place.
-        file: as the tool names it; None where it names none.
+        tool: source of the message: ``compiler``, ``linker``, ``cmake``, ``ninja``.
+        message: text without the position.
+        file: as written by the tool; None if not given.
         line: from 1.
         column: from 1.
     """
@@ -47,7 +47,7 @@ class Diagnostic:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a build said: messages, each once, and hints of idf.py; *warning_count* counts those left out, too."""
+    """Messages of a build, each once, and hints of idf.py; *warning_count* includes warnings that were left out."""
 
     errors: tuple[Diagnostic, ...]
     warnings: tuple[Diagnostic, ...]
@@ -56,7 +56,7 @@ class Findings:
 
 
 def step_of(line: str) -> tuple[int, int] | None:
-    """Return the step and the number of steps that a line of Ninja tells, e.g. of ``[12/345] Building ...``."""
+    """Return the step and the number of steps in a line of Ninja, e.g. ``[12/345] Building ...``."""
     match = _PROGRESS.match(line)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -97,7 +97,7 @@ def _diagnostic(line: str, following: Sequence[str]) -> Diagnostic | None:
 
 
 def _indented(lines: Sequence[str]) -> str:
-    """Return the text of a message of CMake, which follows indented."""
+    """Return the text of a CMake message, which follows indented."""
     words: list[str] = []
     for line in lines:
         if line and not line.startswith("  "):

@@ -1,7 +1,7 @@
-"""Which ESP-IDF is installed here, and the environment that its programs need.
+"""Finds the installed ESP-IDF, and the environment that its programs need.
 
-Looked for in this order: ``IDF_PATH``, ``ESP_IDF_PATH``; then where Espressif's installers and guides put it:
-``~/esp/esp-idf``, ``~/esp/*/esp-idf``, ``~/.espressif/*/esp-idf``, newest version first. Its tools lie in
+Search order: ``IDF_PATH``, ``ESP_IDF_PATH``; then where Espressif's installers and guides put it:
+``~/esp/esp-idf``, ``~/esp/*/esp-idf``, ``~/.espressif/*/esp-idf``, newest version first. Its tools are in
 ``IDF_TOOLS_PATH``, else in ~/.espressif.
 """
 
@@ -24,7 +24,7 @@ from pytest_esp.qemu.find import tools_folders
 
 VARIABLES = ("IDF_PATH", "ESP_IDF_PATH")
 _USUAL = ("esp/esp-idf", "esp/*/esp-idf", ".espressif/*/esp-idf")
-_EXPORT_TIME = 60.0  # seconds; it looks at every tool
+_EXPORT_TIME = 60.0  # seconds; it checks every tool
 _HINT = (
     "install ESP-IDF (docs.espressif.com/projects/esp-idf, Get Started) and set IDF_PATH to its folder; see docs/idf.md"
 )
@@ -36,11 +36,11 @@ class Installation:
 
     Attributes:
         path: its folder.
-        version: e.g. ``"5.5.1"``; None if nothing tells.
-        found_by: the variable, or the place.
+        version: e.g. ``"5.5.1"``; None if unknown.
+        found_by: the variable or place by which it was found.
         tools: the folder of its tools (which may not exist yet).
-        python: the interpreter of its Python environment; None if that is not installed.
-        targets: the chips that its tools were installed for; empty if nobody has said, which means all.
+        python: the interpreter of its Python environment; None if this is not installed.
+        targets: the chips that its tools were installed for; empty if not recorded, which means all.
     """
 
     path: Path
@@ -53,13 +53,13 @@ class Installation:
 
 @dataclass(frozen=True)
 class EnvironmentInfo:
-    """What is installed here.
+    """The installed ESP-IDF.
 
     Attributes:
-        idf: the one that is used; None if there is none.
-        others: folders of further ones.
-        problems: what is missing or wrong, with what to do.
-        variables: those that ESP-IDF reads and that are set.
+        idf: the one in use; None if there is none.
+        others: folders of other installations.
+        problems: what is missing or wrong, and what to do.
+        variables: variables that ESP-IDF reads and that are set.
     """
 
     idf: Installation | None
@@ -73,24 +73,24 @@ _READ = (*VARIABLES, "IDF_TOOLS_PATH", "IDF_PYTHON_ENV_PATH", "IDF_TARGET", "IDF
 
 @file_operation(group="idf")
 def environment() -> EnvironmentInfo:
-    """Return which ESP-IDF is installed on this machine, where its tools are, and what is missing. Runs nothing."""
+    """Return the ESP-IDF installed on this machine, the location of its tools, and what is missing. Runs nothing."""
     problems: list[str] = []
     for name in VARIABLES:
         value = os.environ.get(name)
         if value and not _is_idf(Path(value)):
-            problems.append(f"{name} is {value}, which is no ESP-IDF: it has no tools/idf.py and tools/tools.json")
+            problems.append(f"{name} is {value}, which is not an ESP-IDF: it has no tools/idf.py and tools/tools.json")
     everything = list(_installations())
     idf = everything[0] if everything else None
     if idf is None:
-        problems.append(f"there is no ESP-IDF: {_HINT}")
+        problems.append(f"ESP-IDF not found: {_HINT}")
     elif idf.python is None:
-        problems.append(f"its Python environment is not in {idf.tools}: install its tools")
+        problems.append(f"its Python environment is not installed in {idf.tools}: install its tools")
     variables = {name: os.environ[name] for name in _READ if os.environ.get(name)}
     return EnvironmentInfo(idf, tuple(other.path for other in everything[1:]), tuple(problems), variables)
 
 
 def installation() -> Installation:
-    """Return the ESP-IDF that is used.
+    """Return the ESP-IDF in use.
 
     Raises:
         OperationError: if there is none.
@@ -98,8 +98,8 @@ def installation() -> Installation:
     found = next(_installations(), None)
     if found is None:
         named = [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]
-        where = f" ({', '.join(named)} is none)" if named else ""
-        raise OperationError(f"there is no ESP-IDF here{where}", hint=_HINT)
+        where = f" ({', '.join(named)} is not one)" if named else ""
+        raise OperationError(f"ESP-IDF not found{where}", hint=_HINT)
     return found
 
 
@@ -140,7 +140,7 @@ def _look_at(path: Path, found_by: str) -> Installation:
 
 
 def _targets_of(tools: Path, path: Path) -> tuple[str, ...]:
-    """Return the chips that the installer has noted for this ESP-IDF in ``idf-env.json``; a damaged file notes none."""
+    """Return the chips recorded by the installer for this ESP-IDF in ``idf-env.json``; none for a damaged file."""
     try:
         records = json.loads((tools / "idf-env.json").read_text("utf-8"))["idfInstalled"].values()
         noted = {name for record in records if Path(record["path"]) == path for name in record.get("targets", [])}
@@ -150,7 +150,7 @@ def _targets_of(tools: Path, path: Path) -> tuple[str, ...]:
 
 
 def _version_of(path: Path) -> str | None:
-    """Return the version as ESP-IDF itself tells it without git: ``version.txt`` of a release, else its CMake file."""
+    """Return the version that ESP-IDF reports without git: ``version.txt`` of a release, else its CMake file."""
     try:
         return (path / "version.txt").read_text("utf-8").strip().removeprefix("v") or None
     except OSError:
@@ -176,30 +176,30 @@ def _python_of(tools: Path, version: str | None) -> Path | None:
 
 
 def base_environment(idf: Installation) -> dict[str, str]:
-    """Return the variables of this process with those that name *idf* and its tools; output comes without colours."""
+    """Return this process's variables, with those for *idf* and its tools; output is without colours."""
     variables = {**os.environ, "IDF_PATH": str(idf.path), "IDF_TOOLS_PATH": str(idf.tools), "NO_COLOR": "1"}
-    variables["PYTHONUNBUFFERED"] = "1"  # lines come as they are printed, and not when a buffer is full
+    variables["PYTHONUNBUFFERED"] = "1"  # output is not buffered
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CLICOLOR_FORCE"):
         variables.pop(name, None)
     return variables
 
 
 def tools_command(idf: Installation, *arguments: str) -> list[str]:
-    """Return how to call its ``idf_tools.py``; any Python will do."""
+    """Return the command for its ``idf_tools.py``; any Python is suitable."""
     return [str(idf.python or sys.executable), str(idf.path / "tools" / "idf_tools.py"), *arguments]
 
 
 def build_environment(idf: Installation) -> dict[str, str]:
-    """Return the variables that ``export.sh`` would set, asked from ``idf_tools.py export``.
+    """Return the variables that ``export.sh`` would set, according to ``idf_tools.py export``.
 
     Raises:
-        OperationError: if tools or the Python environment are missing; says what it says.
+        OperationError: if tools or the Python environment are missing; quotes its message.
     """
     variables = base_environment(idf)
     if idf.python is None:
         raise OperationError(
-            f"the Python environment of ESP-IDF is not in {idf.tools}",
-            hint="install the tools of ESP-IDF, by idf-install or its own install.sh",
+            f"the Python environment of ESP-IDF is not installed in {idf.tools}",
+            hint="install the tools of ESP-IDF with idf-install or its own install.sh",
         )
     command = tools_command(idf, "export", "--format", "key-value")
     try:
@@ -207,11 +207,11 @@ def build_environment(idf: Installation) -> dict[str, str]:
             command, env=variables, capture_output=True, text=True, timeout=_EXPORT_TIME, check=False, errors="replace"
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise OperationError(f"the environment of ESP-IDF is not told: {error}") from error
+        raise OperationError(f"cannot determine the environment of ESP-IDF: {error}") from error
     if done.returncode:
         said = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
         raise OperationError(
-            f"the tools of ESP-IDF are not complete: {said[-1] if said else 'it does not say why'}",
+            f"the tools of ESP-IDF are incomplete: {said[-1] if said else 'no output'}",
             hint="check the tools of ESP-IDF (idf-check), and install what is missing (idf-install)",
             details={"last_lines": said[-20:]},
         )

@@ -1,4 +1,4 @@
-"""A command that runs for minutes: its lines as they come, and its end, however that comes about."""
+"""Runs a command for minutes: passes on its lines as they are printed, and makes sure that it ends."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pytest_esp.processes import spawn_guarded
 _POLL = 0.1  # seconds between calls of `on_wait`
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-_MOST_LINES = 20_000  # that are kept
+_MOST_LINES = 20_000  # lines to keep
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that has ended by itself: its exit code, its last lines, and how long it took."""
+    """A finished command: its exit code, its last lines, and its duration."""
 
     code: int
     lines: tuple[str, ...]
@@ -39,23 +39,23 @@ def run(
     on_line: Callable[[str], None],
     on_wait: Callable[[], None] = lambda: None,
 ) -> Finished:
-    """Run *command* to its end and pass on every line it prints, without escape sequences.
+    """Run *command* to its end and pass on every line that it prints, without escape sequences.
 
-    It never outlives its caller: all of its process group is ended when a callback raises, when its time is over, and
-    when this process is gone, however it went.
+    It never outlives its caller: its whole process group is ended when a callback raises, when it times out, and when
+    this process ends for any reason.
 
     Args:
         command: program and arguments.
         environment: all of its variables.
-        timeout: seconds.
+        timeout: in seconds.
         on_line: called with each line of its output and errors.
-        on_wait: called ten times a second; what it raises stops the command.
+        on_wait: called ten times a second; an exception from it stops the command.
 
     Raises:
-        OperationError: if it cannot be started, or takes longer than *timeout*.
+        OperationError: if it cannot be started, or times out.
     """
     if sys.platform == "win32":
-        raise OperationError("ESP-IDF is run on Linux and macOS only", hint="build in WSL, and flash the build folder")
+        raise OperationError("ESP-IDF runs on Linux and macOS only", hint="build in WSL, and flash the build folder")
     begun = time.monotonic()
     process, reader = _start(command, environment)
     lines: queue.Queue[str | None] = queue.Queue()
@@ -85,8 +85,8 @@ def run(
 
 def _too_long(command: Sequence[str], timeout: float, lines: Sequence[str]) -> OperationError:
     return OperationError(
-        f"{os.path.basename(command[0])} took longer than {timeout:g} s and was ended",
-        hint="give it a longer timeout",
+        f"{os.path.basename(command[0])} timed out after {timeout:g} s and was stopped",
+        hint="use a longer timeout",
         details={"last_lines": list(lines[-20:])},
     )
 
@@ -103,7 +103,7 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> tuple[subp
 
 
 def _read(reader: int, lines: queue.Queue[str | None]) -> None:
-    """Put what comes into *lines*; progress that overwrites itself with a carriage return is lines, too."""
+    """Put the output into *lines*; progress that overwrites itself with carriage returns becomes lines, too."""
     with open(reader, encoding="utf-8", errors="replace", newline=None) as file:
         for line in file:
             lines.put(_ANSI.sub("", line.rstrip()))
@@ -113,7 +113,7 @@ def _read(reader: int, lines: queue.Queue[str | None]) -> None:
 def _next(lines: queue.Queue[str | None], process: subprocess.Popen[bytes]) -> str | None:
     """Return the next line, "" if there is none yet, and None at the end.
 
-    What it has left behind may hold its output open: it has ended when it has, and nothing more is there.
+    Processes that it has left behind may keep its output open: it has ended once it exited and no output is left.
     """
     gone = process.poll() is not None
     try:
@@ -123,7 +123,7 @@ def _next(lines: queue.Queue[str | None], process: subprocess.Popen[bytes]) -> s
 
 
 def _ended(process: subprocess.Popen[bytes], deadline: float, on_wait: Callable[[], None]) -> int | None:
-    """Wait for its end: output may be closed before it. Return its exit code; None if its time is over."""
+    """Wait for its exit, as it may close its output earlier. Return its exit code; None if it timed out."""
     while process.poll() is None and time.monotonic() < deadline:
         on_wait()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,11 +132,11 @@ def _ended(process: subprocess.Popen[bytes], deadline: float, on_wait: Callable[
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End all of its process group, if it has not ended."""
+    """End its whole process group, if it is still running."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             break
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the latter of one that has ended
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a finished process
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)

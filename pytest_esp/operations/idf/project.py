@@ -1,4 +1,4 @@
-"""Projects of ESP-IDF: built by its idf.py, and flashed by our own write from what the build has left."""
+"""ESP-IDF projects: built by idf.py, and flashed from the build folder."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from pytest_esp.operations.results import Address
 _BUILD_TIME = 1800.0  # seconds; a first build compiles more than a thousand files
 
 FLAGS = ("-v", "--verbose", "--ccache", "--no-ccache", "--no-hints", "--preview", "--cmake-warn-uninitialized")
-"""Options of idf.py that a build may be given."""
+"""Allowed options of idf.py for a build."""
 
 CACHE_ENTRIES = ("SDKCONFIG", "SDKCONFIG_DEFAULTS", "PROJECT_VER", "EXCLUDE_COMPONENTS", "CMAKE_BUILD_TYPE")
-"""CMake variables that a build may be given as ``-DNAME=VALUE``; files that they name lie in the project."""
+"""Allowed CMake variables for a build, as ``-DNAME=VALUE``; files that they name must be in the project."""
 
 
 @dataclass(frozen=True)
 class BuiltFile:
-    """A file of a build, and where in flash it belongs."""
+    """A file of a build, and its address in flash."""
 
     address: Address
     path: Path
@@ -46,21 +46,21 @@ class BuiltFile:
 
 @dataclass(frozen=True)
 class ProjectBuild:
-    """A build that succeeded.
+    """A successful build.
 
     Attributes:
-        project_path: its folder.
-        build_dir: where the build lies.
+        project_path: folder of the project.
+        build_dir: folder of the build.
         target: the chip.
-        idf_version: of the ESP-IDF that built it.
-        name: of the app; None if it has no descriptor.
-        version: of the app.
-        files: what there is to flash.
+        idf_version: version of the ESP-IDF that built it.
+        name: name of the app; None if it has no descriptor.
+        version: version of the app.
+        files: the files to flash.
         elf: the ELF file; None if there is none.
-        size: bytes of all files.
+        size: total bytes of the files.
         warnings: of compilers, linker and CMake, the first hundred.
-        warning_count: how many there were.
-        elapsed_seconds: how long it took.
+        warning_count: number of warnings.
+        elapsed_seconds: duration of the build.
     """
 
     project_path: Path
@@ -90,23 +90,23 @@ def build(
 ) -> ProjectBuild:
     """Build an ESP-IDF project with the installed ESP-IDF; its build scripts run on this machine, as this user.
 
-    A failed build is an error with the messages of compiler, linker and CMake by file and line. idf.py and what it has
-    started end when the call is stopped or takes too long, and with this process.
+    A failed build is an error with the messages of compiler, linker and CMake by file and line. idf.py and its child
+    processes end when the call is stopped, times out, or this process ends.
 
     Args:
         project_path: folder of the project.
-        target: the chip; by default the one that the project is configured for. For another one idf.py renames
+        target: the chip; by default the one that the project is configured for. For another one, idf.py renames
             sdkconfig to sdkconfig.old and empties the build folder.
         build_dir: folder of the build, inside the project.
         clean: empty the build folder first.
         arguments: options of idf.py, such as -v, and -DNAME=VALUE for SDKCONFIG, SDKCONFIG_DEFAULTS, PROJECT_VER,
             EXCLUDE_COMPONENTS and CMAKE_BUILD_TYPE.
-        timeout_seconds: after which the build is stopped.
-        progress: called with the steps that are done and that there are.
+        timeout_seconds: stop the build after this time.
+        progress: called with steps done and total.
 
     Raises:
-        OperationError: if there is no ESP-IDF or no such project, an argument is not allowed, or the build fails:
-            ``details`` then has the errors by file and line, hints, and the last lines.
+        OperationError: if ESP-IDF or the project is missing, an argument is not allowed, or the build fails:
+            ``details`` then contains the errors by file and line, hints, and the last lines.
     """
     folder = _project(project_path)
     place = _build_folder(folder, build_dir)
@@ -117,7 +117,7 @@ def build(
         _check_target_name(target)
         steps += ["set-target", target]
     variables = build_environment(idf)
-    variables.pop("IDF_TARGET", None)  # it would contradict what the project is configured for
+    variables.pop("IDF_TARGET", None)  # it would contradict the configuration of the project
     command = [
         *(str(idf.python), str(idf.path / "tools" / "idf.py")),
         *("-C", str(folder), "-B", str(place), *extra, *steps, "build"),
@@ -131,7 +131,7 @@ def build(
 
 
 class _Steps:
-    """Turns Ninja's steps into progress that never goes back: a build has builds in it, such as the bootloader's."""
+    """Turns Ninja's steps into progress that never decreases: builds contain other builds, e.g. the bootloader's."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -143,7 +143,7 @@ class _Steps:
             self._done, self._total = max(self._done, step[0]), step[1]
 
     def on_wait(self) -> None:
-        """Tell how far it is; raises what stops the build."""
+        """Report progress; an exception from the callback stops the build."""
         if self._progress is not None:
             self._progress(self._done, self._total)
 
@@ -155,12 +155,12 @@ def _project(path: str | os.PathLike[str]) -> Path:
         text = resolve(lists).read_text("utf-8", errors="replace")
     except OSError as error:
         raise OperationError(
-            f"{folder} is no project of ESP-IDF: it has no CMakeLists.txt", hint="name the project's own folder"
+            f"{folder} is not an ESP-IDF project: it has no CMakeLists.txt", hint="give the project's own folder"
         ) from error
     if "project.cmake" not in text:
         raise OperationError(
-            f"{folder} is no project of ESP-IDF: its CMakeLists.txt does not include project.cmake",
-            hint="is it a component of one?",
+            f"{folder} is not an ESP-IDF project: its CMakeLists.txt does not include project.cmake",
+            hint="if it is a component, give the folder of its project",
         )
     return folder
 
@@ -168,24 +168,24 @@ def _project(path: str | os.PathLike[str]) -> Path:
 def _build_folder(project: Path, build_dir: str) -> Path:
     place = (project / build_dir).resolve()
     if place == project or project not in place.parents:
-        raise OperationError(f"the build folder {build_dir!r} is not inside of the project", hint="e.g. build")
+        raise OperationError(f"the build folder {build_dir!r} is not inside the project", hint="use e.g. build")
     return place
 
 
 def _allowed(argument: str, project: Path) -> str:
-    """Return an argument for idf.py that may be given."""
+    """Return an argument for idf.py, after checking that it is allowed."""
     if argument in FLAGS:
         return argument
     match = re.fullmatch(r"-D(\w+)=(.*)", argument)
     if match is None or match[1] not in CACHE_ENTRIES:
         raise OperationError(
-            f"a build is not given {argument!r}",
+            f"build argument not allowed: {argument!r}",
             hint=f"allowed: {', '.join(FLAGS)}, and -DNAME=VALUE for {', '.join(CACHE_ENTRIES)}",
         )
     if match[1].startswith("SDKCONFIG"):
         for name in match[2].split(";"):
             if project not in (project / name).resolve().parents:
-                raise OperationError(f"{argument}: {name} is not inside of the project")
+                raise OperationError(f"{argument}: {name} is not inside the project")
     return argument
 
 
@@ -193,11 +193,11 @@ def _check_target_name(target: str) -> None:
     from esptool.targets import CHIP_LIST
 
     if target not in CHIP_LIST and target != "linux":
-        raise OperationError(f"there is no chip {target!r}", hint=f"nearest: {nearest(target, CHIP_LIST)}")
+        raise OperationError(f"unknown chip {target!r}", hint=f"nearest: {nearest(target, CHIP_LIST)}")
 
 
 def _configured_target(project: Path, build_dir: Path) -> str | None:
-    """Return the chip that a project is configured for: what its sdkconfig says, else its last build."""
+    """Return the chip that a project is configured for, by its sdkconfig or else its last build."""
     try:
         found = re.search(
             r'^CONFIG_IDF_TARGET="(\w+)"', resolve(project / "sdkconfig").read_text("utf-8"), re.MULTILINE
@@ -218,13 +218,13 @@ def _description(build_dir: Path) -> dict[str, Any]:
 def _failed(project: Path, done: Finished, said: Findings) -> OperationError:
     first = said.errors[0] if said.errors else None
     if first is None:
-        last = next((line for line in reversed(done.lines) if line.strip()), "it does not say why")
+        last = next((line for line in reversed(done.lines) if line.strip()), "no output")
         what = last
     else:
         what = f"{first.file}:{first.line}: {first.message}" if first.file else first.message
     more = f" and {len(said.errors) - 1} more" if len(said.errors) > 1 else ""
     return OperationError(
-        f"{project.name} does not build (exit code {done.code}): {what}{more}",
+        f"building {project.name} failed (exit code {done.code}): {what}{more}",
         hint=said.hints[0] if said.hints else None,
         details={
             "errors": [vars(item) for item in said.errors],
@@ -264,7 +264,7 @@ def _files(files: Sequence[tuple[int | str, Any]]) -> list[BuiltFile]:
 
 @dataclass(frozen=True)
 class ProjectFlash(FlashWrite):
-    """What was flashed, as `writing.write` returns it; *name* and *version* are the app's."""
+    """What was flashed, as returned by `writing.write`; *name* and *version* are those of the app."""
 
     build_dir: Path
     target: str | None
@@ -283,16 +283,16 @@ def flash_project(
 ) -> ProjectFlash:
     """Flash all images of the last build of an ESP-IDF project; regions that are already in flash are skipped.
 
-    The project is not built first. The console then decodes crashes with the ELF file of the build.
+    This does not build the project. Afterwards the console decodes crashes with the ELF file of the build.
 
     Args:
         project_path: folder of the project.
         build_dir: folder of the build, inside the project.
-        skip_unchanged: whether regions that are already in flash are skipped.
-        progress: called with bytes done and to do.
+        skip_unchanged: skip regions that are already in flash.
+        progress: called with bytes done and total.
 
     Raises:
-        FirmwareError: if it is not built, or built for another chip; nothing was written.
+        FirmwareError: if the project is not built, or built for another chip; nothing was written.
         OperationError, LinkError, PortError: see `writing.write`.
     """
     firmware = built_firmware(project_path, build_dir)
@@ -318,17 +318,17 @@ def monitor(
     build_dir: str = "build",
     progress: Progress | None = None,
 ) -> ConsoleText:
-    """Start the app of an ESP-IDF project and return what it prints, for some time or until a text comes.
+    """Start the app of an ESP-IDF project and return what it prints for some time, or until a text appears.
 
-    A crash ends it, and is decoded with the ELF file of the build.
+    A crash ends this, and is decoded with the ELF file of the build.
 
     Args:
         project_path: folder of the project.
-        duration_seconds: how long to listen, 300 at most.
-        until: text that ends it.
+        duration_seconds: how long to listen, at most 300 s.
+        until: stop listening at this text.
         reset: restart the app first.
         build_dir: folder of the build, inside the project.
-        progress: called with seconds done and to do.
+        progress: called every second with seconds done and total.
 
     Raises:
         FirmwareError: if the project is not built.
@@ -342,11 +342,13 @@ def built_firmware(project_path: str | os.PathLike[str], build_dir: str = "build
     """Return the last build of a project.
 
     Raises:
-        FirmwareError: if there is none, or a file of it is missing or damaged.
-        OperationError: if it is no project.
+        FirmwareError: if there is none, or one of its files is missing or damaged.
+        OperationError: if the folder is not an ESP-IDF project.
     """
     folder = _project(project_path)
     place = _build_folder(folder, build_dir)
     if not (place / "flasher_args.json").is_file():
-        raise FirmwareError(f"{folder.name} is not built: there is no {place.name}/flasher_args.json", hint="build it")
+        raise FirmwareError(
+            f"{folder.name} is not built: {place.name}/flasher_args.json not found", hint="build it first"
+        )
     return Firmware.open(place)

@@ -1,6 +1,6 @@
-"""The tools of an ESP-IDF: listed from its ``tools.json``, looked at where they lie, installed by its own installer.
+"""The tools of an ESP-IDF: listed from its ``tools.json``, checked in place, installed by its own installer.
 
-Source: ``tools/tools.json`` and ``tools/idf_tools.py`` of ESP-IDF, whose rules for versions and folders these are.
+Source: ``tools/tools.json`` and ``tools/idf_tools.py`` of ESP-IDF, with their rules for versions and folders.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pytest_esp.operations.idf.installation import Installation, base_environmen
 from pytest_esp.operations.idf.process import run
 from pytest_esp.operations.registry import Effect, file_operation
 
-_ANSWER_TIME = 20.0  # seconds for a tool to say its version
+_ANSWER_TIME = 20.0  # seconds for a tool to print its version
 _INSTALL_TIME = 3600.0  # seconds; a toolchain has some 300 MB
 
-# As `platform.system()` and `platform.machine()` name a machine, and as tools.json does.
+# Platforms as named by `platform.system()` and `platform.machine()`, and as in tools.json.
 _PLATFORMS = {
     "Linux-x86_64": "linux-amd64",
     "Linux-aarch64": "linux-arm64",
@@ -44,7 +44,7 @@ Install = Literal["always", "on_request", "never"]
 
 @dataclass(frozen=True)
 class ToolVersion:
-    """One version of a tool that this ESP-IDF knows: recommended, supported or deprecated; and whether it is there."""
+    """One version of a tool: recommended, supported or deprecated by this ESP-IDF; and whether it is installed."""
 
     version: str
     status: str
@@ -58,11 +58,11 @@ class Tool:
 
     Attributes:
         name: e.g. ``"xtensa-esp-elf"``.
-        description: what it is.
+        description: a short description.
         install: ``"always"`` if every build needs it, ``"on_request"``, ``"never"`` (not on this platform).
-        targets: the chips that it is for, or ``("all",)``.
-        recommended: the version that this ESP-IDF wants; None if there is none for this platform.
-        versions: all that there are for this platform.
+        targets: chips that it is for, or ``("all",)``.
+        recommended: the version that this ESP-IDF requires; None if there is none for this platform.
+        versions: all versions for this platform.
     """
 
     name: str
@@ -86,10 +86,10 @@ class ToolList:
 
 @file_operation(group="idf")
 def tools(target: str | None = None) -> ToolList:
-    """List the tools that the installed ESP-IDF wants, their versions, and which are installed. Runs nothing.
+    """List the tools required by the installed ESP-IDF, their versions, and which are installed. Runs nothing.
 
     Args:
-        target: a chip, e.g. ``"esp32c3"``: only its tools.
+        target: list only the tools for this chip, e.g. ``"esp32c3"``.
 
     Raises:
         OperationError: if there is no ESP-IDF, or its tools.json is damaged.
@@ -124,7 +124,7 @@ def _entries(idf: Installation) -> list[dict[str, Any]]:
 
 
 def _for_platform(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry with what ``platform_overrides`` says for this platform."""
+    """Return the entry, modified by its ``platform_overrides`` for this platform."""
     here = _platform()
     for override in entry.get("platform_overrides", []):
         if here in override.get("platforms", []):
@@ -165,17 +165,17 @@ def _folder(idf: Installation, tool: str, version: str) -> Path:
 
 @dataclass(frozen=True)
 class ToolCheck:
-    """Whether a tool is as it is wanted.
+    """Whether a tool is installed and works.
 
     Attributes:
         name: of the tool.
         wanted: the recommended version.
-        installed: the versions in the tools' folder.
-        answers: the version that the installed one says it is; None if it does not run, or has no program.
-        in_path: the program in PATH, where it is found there.
-        state: ``ok``, ``outdated`` (another version is there), ``broken`` (it does not run, or says another version),
+        installed: the versions in the folder of the tools.
+        answers: the version that the installed tool reports; None if it does not run, or has no program.
+        in_path: the program found in PATH, if any.
+        state: ``ok``, ``outdated`` (another version is there), ``broken`` (does not run, or reports another version),
             ``missing``, or ``optional`` (missing, and not needed by every build).
-        problem: what is wrong, where something is.
+        problem: what is wrong; None if nothing is.
     """
 
     name: str
@@ -189,7 +189,7 @@ class ToolCheck:
 
 @dataclass(frozen=True)
 class ToolsCheck:
-    """Whether builds can work: *ok* is so if no needed tool is missing or broken, and there is a Python environment."""
+    """Whether builds can work: *ok* means no required tool is missing or broken, and a Python environment exists."""
 
     ok: bool
     idf: Path
@@ -201,10 +201,10 @@ class ToolsCheck:
 
 @file_operation(group="idf")
 def check(target: str | None = None) -> ToolsCheck:
-    """Check the tools of the installed ESP-IDF: runs each for its version; says what is missing, outdated or broken.
+    """Check the tools of the installed ESP-IDF: run each for its version; report missing, outdated and broken ones.
 
     Args:
-        target: a chip: only its tools; by default those of the chips that tools were installed for.
+        target: check only the tools for this chip; by default those for which tools were installed.
 
     Raises:
         OperationError: if there is no ESP-IDF, or its tools.json is damaged.
@@ -217,7 +217,7 @@ def check(target: str | None = None) -> ToolsCheck:
     ok = not any(check.state in ("missing", "broken") for check in checks) and idf.python is not None
     hint = f"install {', '.join(bad)}" if bad else None
     if idf.python is None:
-        hint = "the Python environment is missing: install the tools of ESP-IDF"
+        hint = "install the tools of ESP-IDF: the Python environment is missing"
     return ToolsCheck(ok, idf.path, idf.version, idf.python, checks, hint)
 
 
@@ -231,18 +231,18 @@ def _check(idf: Installation, tool: Tool, entry: dict[str, Any]) -> ToolCheck:
         return ToolCheck(tool.name, tool.recommended, installed, None, in_path, state)
     answers, problem = _ask(_folder(idf, tool.name, tool.recommended or ""), entry, command)
     if problem is None and answers not in (None, tool.recommended):
-        problem = f"it says that it is {answers}"
+        problem = f"it reports version {answers}"
     return ToolCheck(tool.name, tool.recommended, installed, answers, in_path, "broken" if problem else "ok", problem)
 
 
 def _ask(folder: Path, entry: dict[str, Any], command: Sequence[str]) -> tuple[str | None, str | None]:
-    """Return the version that a tool says it is, and why it says none."""
+    """Return the version that a tool reports, and why it reports none."""
     if not command[0]:
-        return None, None  # nothing that could be run
+        return None, None  # there is nothing to run
     paths = [str(folder.joinpath(*parts)) for parts in entry.get("export_paths", [])]
     program = shutil.which(command[0], path=os.pathsep.join(paths))
     if program is None:
-        return None, f"{command[0]} is not in {folder}"
+        return None, f"{command[0]} not found in {folder}"
     try:
         done = subprocess.run(
             [program, *command[1:]],
@@ -254,10 +254,10 @@ def _ask(folder: Path, entry: dict[str, Any], command: Sequence[str]) -> tuple[s
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"{program} does not run: {error}"
+        return None, f"{program} cannot be run: {error}"
     found = re.search(entry.get("version_regex", "$^"), f"{done.stdout}\n{done.stderr}")
     if found is None:
-        return None, f"{program} does not say its version (exit code {done.returncode})"
+        return None, f"{program} does not report its version (exit code {done.returncode})"
     replacement = entry.get("version_regex_replace")
     return (found.expand(replacement) if replacement else found[1]), None
 
@@ -267,14 +267,14 @@ def _ask(folder: Path, entry: dict[str, Any], command: Sequence[str]) -> tuple[s
 
 @dataclass(frozen=True)
 class ToolsInstall:
-    """What the installer did.
+    """The result of an installation.
 
     Attributes:
-        installed: tools that were installed now, as ``NAME@VERSION``.
-        present: those that were there already.
-        python: the interpreter of the Python environment; None if it was not asked for and is not there.
-        folder: where the tools are.
-        elapsed_seconds: how long it took.
+        installed: newly installed tools, as ``NAME@VERSION``.
+        present: tools that were installed already.
+        python: the interpreter of the Python environment; None if it was not requested and does not exist.
+        folder: where the tools are installed.
+        elapsed_seconds: duration of the installation.
     """
 
     installed: tuple[str, ...]
@@ -286,7 +286,7 @@ class ToolsInstall:
 
 @dataclass
 class _Meter:
-    """Follows an installation by what the installer prints, in bytes of what there is to download."""
+    """Tracks an installation by the installer's output, in bytes to download."""
 
     sizes: dict[str, int]
     progress: Progress | None
@@ -315,12 +315,12 @@ class _Meter:
         self._current = self._file = None
 
     def on_wait(self) -> None:
-        """Tell how far it is; the file that is being downloaded grows."""
+        """Report progress, including the size of the file that is being downloaded."""
         if self.progress is None:
             return
         total = max(sum(self.sizes.values()), 1)
         here = self._file.stat().st_size if self._file is not None and self._file.is_file() else 0
-        # What has been downloaded is unpacked and removed, before the next line says that it is installed.
+        # A downloaded file is unpacked and removed before the next line reports it as installed.
         self._told = max(self._told, min(self.done + here, total))
         self.progress(self._told, total)
 
@@ -337,16 +337,16 @@ def install(
     timeout_seconds: float = _INSTALL_TIME,
     progress: Progress | None = None,
 ) -> ToolsInstall:
-    """Install tools with the installer of ESP-IDF, which downloads them from the vendor; installed ones are kept.
+    """Install tools with the installer of ESP-IDF, which downloads them from the vendor; installed tools are kept.
 
     Args:
-        tools: NAME or NAME@VERSION; by default all that builds need, and the Python environment.
-        targets: chips whose tools are installed, e.g. ["esp32c3"]; by default all.
-        timeout_seconds: after which the installer is stopped.
-        progress: called with bytes that are there and that there will be.
+        tools: NAME or NAME@VERSION; by default everything that builds need, and the Python environment.
+        targets: install tools for these chips, e.g. ["esp32c3"]; by default all.
+        timeout_seconds: stop the installer after this time.
+        progress: called with bytes done and total.
 
     Raises:
-        OperationError: if there is no ESP-IDF, a name is wrong, or the installer fails; says what it says.
+        OperationError: if there is no ESP-IDF, a name is unknown, or the installer fails; quotes its message.
     """
     idf = installation()
     chosen = [_known(idf, name) for name in tools] if tools else ["required"]
@@ -367,7 +367,7 @@ def _known(idf: Installation, name: str) -> str:
     if tool not in listed:
         raise OperationError(f"ESP-IDF has no tool {tool!r}", hint=f"nearest: {nearest(tool, listed)}")
     if version and version not in listed[tool]:
-        raise OperationError(f"there is no {tool} {version!r} here", hint=f"versions: {', '.join(listed[tool])}")
+        raise OperationError(f"{tool} {version!r} is not available here", hint=f"versions: {', '.join(listed[tool])}")
     return name
 
 
@@ -378,7 +378,7 @@ def _check_target(idf: Installation, target: str) -> None:
 
 
 def _sizes(idf: Installation, names: Sequence[str] | None, targets: Sequence[str] | None) -> dict[str, int]:
-    """Return the bytes to download of each tool that is to be installed."""
+    """Return the bytes to download for each tool to install."""
     wanted = {name.partition("@")[0] for name in names or []}
     sizes: dict[str, int] = {}
     for entry in _entries(idf):
@@ -400,11 +400,11 @@ def _is_for(tool: Tool, targets: Sequence[str] | None) -> bool:
 def _call(idf: Installation, arguments: Sequence[str], meter: _Meter, timeout: float) -> float:
     done = run(tools_command(idf, *arguments), base_environment(idf), timeout, meter.on_line, meter.on_wait)
     if done.code:
-        said = [line for line in done.lines if line.strip()] or ["it does not say why"]
+        said = [line for line in done.lines if line.strip()] or ["no output"]
         errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
         raise OperationError(
             f"the installer of ESP-IDF failed ({done.code}): {(errors or said)[-1]}",
-            hint="IDF_GITHUB_ASSETS=dl.espressif.com/github_assets takes Espressif's own server, https_proxy a proxy",
+            hint="set IDF_GITHUB_ASSETS=dl.espressif.com/github_assets to use Espressif's server, or https_proxy",
             details={"last_lines": list(done.lines[-30:])},
         )
     return done.seconds

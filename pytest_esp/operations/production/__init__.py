@@ -1,1 +1,1 @@
-"""What a production line does to boards: program them, one or fifty at once, test them, give them their data."""
+"""Work on a production line: program boards (one or fifty at once), test them, provision them."""

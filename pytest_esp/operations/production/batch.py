@@ -1,4 +1,4 @@
-"""Many boards programmed by one call."""
+"""Programs many boards in one call."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
 
 DEFAULT_FOLDER = "production"
-_WORTH_A_PROCESS = 16  # virtual boards that are done in the time in which another process starts
+_WORTH_A_PROCESS = 16  # virtual boards that are done in the time that another process takes to start
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What became of a batch.
+    """The result of a batch.
 
     Attributes:
         batch: its name in the record.
-        passed, failed: how many boards.
+        passed, failed: number of boards.
         boards: in the order in which they were given.
-        record_file, csv_file: where all of it is written down, with what was there before.
-        processes: in how many processes the boards were worked on; that of the caller is one of them.
+        record_file, csv_file: the record of this batch and of earlier ones.
+        processes: number of processes that worked on the boards, including the caller's.
     """
 
     batch: str
@@ -64,7 +64,7 @@ class BatchResult:
 
 
 class OwnData(BaseModel):
-    """What one board of a batch gets beside what all get; *board* is its name, else they are taken in order."""
+    """Data for one board of a batch; *board* is its name; without it, entries are assigned in order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -89,27 +89,28 @@ def batch_program(
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> BatchResult:
-    """Program many boards of the rack at once, as `factory_program` does; a board that fails stops no other.
+    """Program many boards of the rack at once, like `factory_program`; a board that fails does not stop the others.
 
-    Each board is leased, gets its own serial number and NVS values, and is inspected in the end. boards.jsonl and
-    boards.csv get two lines for each board, by MAC address: one when it is begun, one with the outcome.
+    Each board is leased, gets its own serial number and NVS values, and is inspected at the end. boards.jsonl and
+    boards.csv get two lines for each board, by MAC address: one at its start, one with the outcome.
 
     Args:
-        ports: names of boards, also patterns: "line-*".
-        firmware: a build folder or a merged image, instead of the one in config.
+        ports: names of boards, or patterns: "line-*".
+        firmware: a build folder or a merged image; replaces the one in config.
         config: as for factory_program.
-        devices: what is each board's own: {"board", "serial_number", "nvs"}; without board they are taken in order.
-        serial_number: a template, e.g. "SN{index:05d}"; also {mac} and {board}.
+        devices: data for single boards: {"board", "serial_number", "nvs"}; entries without board are assigned in order.
+        serial_number: template of serial numbers, e.g. "SN{index:05d}"; {mac} and {board} are also allowed.
         first_index: index of the first board.
-        output_dir: folder of the record, which is only ever added to.
-        look: whether finished boards are inspected.
-        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.
+        output_dir: folder of the record; lines are only ever added to it.
+        look: inspect finished boards.
+        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml in this folder or its parents.
         wait_s: seconds to wait for boards that are held.
-        processes: how many work, the caller's included; by default one, or up to one per core for many virtual boards.
-        progress: called with thousandths of boards done and to do.
+        processes: number of processes, including the caller's; by default one, or up to one per core for many
+            virtual boards.
+        progress: called with thousandths of boards done and total.
 
     Raises:
-        FirmwareError, OperationError, RackError: if something is wrong before the first board is touched.
+        FirmwareError, OperationError, RackError: if something is wrong before the first board is accessed.
     """
     __tracebackhide__ = True
     from pytest_esp.rack.config import load_rack
@@ -121,10 +122,10 @@ def batch_program(
 
 
 def board_names(wanted: Sequence[str], rack: Rack) -> list[str]:
-    """Return the boards of *rack* that names and patterns mean, each once.
+    """Return the boards of *rack* that match names and patterns, each once.
 
     Raises:
-        OperationError: if one means none.
+        OperationError: if a name or pattern matches none.
     """
     names: dict[str, None] = {}
     for pattern in wanted:
@@ -133,7 +134,7 @@ def board_names(wanted: Sequence[str], rack: Rack) -> list[str]:
             raise OperationError(f"the rack has no board {pattern!r}", hint=f"nearest: {nearest(pattern, rack.boards)}")
         names.update(dict.fromkeys(found))
     if not names:
-        raise OperationError("no boards were named", hint='names or patterns, e.g. ["line-*"]')
+        raise OperationError("no boards were given", hint='use names or patterns, e.g. ["line-*"]')
     return list(names)
 
 
@@ -145,13 +146,13 @@ def checked(
     serial_number: str | None,
     first_index: int,
 ) -> tuple[Plan, list[Device]]:
-    """Return what all boards get, and what each gets, after every check that needs no board.
+    """Return the common plan and the data for each board, after every check that needs no board.
 
     Raises:
         FirmwareError, OperationError: if something is wrong.
     """
     __tracebackhide__ = True
-    remember_in(list(own or ()))  # what is wrong with it may be told
+    remember_in(list(own or ()))  # mask its secrets before reporting errors
     table = FactoryConfig.table(config or {})
     if firmware is not None:
         table["firmware"] = resolve(firmware)
@@ -165,7 +166,7 @@ def checked(
         for number, board in enumerate(boards)
     ]
     check_serial_numbers(devices)
-    for device in devices:  # values that do not fit are found before the first board is touched
+    for device in devices:  # find invalid values before the first board is accessed
         common.with_values(device.serial_for("00:00:00:00:00:00"), device.nvs)
     return common, devices
 
@@ -187,15 +188,15 @@ def _by_board(boards: Sequence[str], own: Sequence[Mapping[str, Any]]) -> dict[s
         elif data.board in named or data.board not in boards:
             raise OperationError(
                 f"devices[{number}]: the board {data.board!r} is "
-                + ("there twice" if data.board in named else "not in this batch")
+                + ("given twice" if data.board in named else "not in this batch")
             )
         else:
             named[data.board] = data
     rest = [board for board in boards if board not in named]
     if unnamed and len(unnamed) != len(rest):
         raise OperationError(
-            f"there is data for {len(unnamed)} boards, and {len(rest)} boards to get it",
-            hint="one entry for each board, or entries that name theirs",
+            f"there is data for {len(unnamed)} boards, but {len(rest)} boards to assign it to",
+            hint="give one entry for each board, or name the board in each entry",
         )
     return {**dict.fromkeys(rest, OwnData()), **dict(zip(rest, unnamed, strict=False)), **named}
 
@@ -215,15 +216,15 @@ def run_batch(
     """Program boards by a plan that was checked; see `batch_program`.
 
     Args:
-        rack: has the boards.
-        plan: what all get.
-        devices: what each gets.
+        rack: the rack with the boards.
+        plan: common to all boards.
+        devices: data for each board.
         folder: of the record.
         look: whether finished boards are inspected.
-        wait: seconds for boards that somebody else holds.
+        wait: seconds to wait for boards that are held.
         processes: see `batch_program`.
-        open_board: leases and opens boards, where they are not simply those of the rack; then no process is started.
-        progress: called with thousandths of boards done and to do.
+        open_board: leases and opens boards, if they are not simply those of the rack; then no process is started.
+        progress: called with thousandths of boards done and total.
 
     Raises:
         OperationError: if the record cannot be written or read. StoppedError: from the progress callback.
@@ -252,7 +253,7 @@ def run_batch(
 
 
 def _worth(rack: Rack, devices: Sequence[Device]) -> int:
-    """Return how many processes pay: real boards wait for their wires, virtual ones keep a processor busy."""
+    """Return the useful number of processes: real boards mostly wait for the port, virtual ones keep a core busy."""
     virtual = sum(rack.board(device.board).virtual for device in devices)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(cores, virtual // _WORTH_A_PROCESS))
@@ -290,7 +291,7 @@ def _jobs(
 
 @contextlib.contextmanager
 def _threads(batch: Batch, devices: Sequence[Device]) -> Generator[None]:
-    """Let all boards be worked on in threads of this process."""
+    """Work on all boards in threads of this process."""
     threads = batch.start(devices)
     try:
         yield
@@ -307,11 +308,11 @@ def _stop(running: Sequence[WorkProcess]) -> None:
 
 @contextlib.contextmanager
 def _processes(jobs: Sequence[Job], desk: Desk, book: RecordBook) -> Generator[list[WorkProcess]]:
-    """Let all boards be worked on in processes."""
+    """Work on all boards in processes."""
     running: list[WorkProcess] = []
     try:
         for job in jobs:
-            running.append(WorkProcess(job, desk.told.put, book))  # noqa: PERF401 - those that run must be known if one does not
+            running.append(WorkProcess(job, desk.told.put, book))  # noqa: PERF401 - known even if a later one fails
         yield running
     except BaseException:
         _stop(running)

@@ -1,4 +1,4 @@
-"""What a production line is told: by a table, or by a JSON or TOML file. Errors name keys, never values."""
+"""Configuration of a production line: a table, or a JSON or TOML file. Errors name keys, never values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Given = Annotated[
     Mapping[str, Any] | str | os.PathLike[str],
     _TableOrFile(),
 ]
-"""A table, its JSON text, or the JSON or TOML file that has it; names of files in that file are relative to it."""
+"""A table, its JSON text, or a JSON or TOML file with it; file names in that file are relative to it."""
 
 SERIAL_NUMBER = "serial_number"
 MANUFACTURING = "manufacturing"
@@ -41,16 +41,16 @@ M = TypeVar("M", bound="Configured")
 
 
 class Configured(BaseModel):
-    """A table of settings, checked."""
+    """A table of settings that is validated."""
 
     model_config = _MODEL
 
     @classmethod
     def load(cls, given: Given) -> Self:
-        """Return what *given* says, with all files found and read where they are values.
+        """Return the settings in *given*, with all files found, and read if they are values.
 
         Raises:
-            OperationError: if a file cannot be read, or a key is unknown, missing or wrong.
+            OperationError: if a file cannot be read, or a key is unknown, missing or invalid.
         """
         __tracebackhide__ = True
         values = cls.table(given)
@@ -63,10 +63,10 @@ class Configured(BaseModel):
 
     @classmethod
     def table(cls, given: Given) -> dict[str, Any]:
-        """Return what *given* says as a table that `load` takes, with names of files turned into paths, or contents.
+        """Return *given* as a table that `load` accepts, with file names resolved to paths or replaced by contents.
 
         Raises:
-            OperationError: if a file cannot be read. RefusedError: if it may not be.
+            OperationError: if a file cannot be read. RefusedError: if a file may not be read.
         """
         values, file = opened(given)
         remember_in(values)
@@ -74,19 +74,19 @@ class Configured(BaseModel):
 
     @classmethod
     def _resolved(cls, values: dict[str, Any], file: Path | None) -> dict[str, Any]:
-        """Return the *values* of *file* with names of files turned into paths, or what is in them."""
+        """Return the *values* of *file* with file names resolved to paths, or replaced by contents."""
         return values
 
 
 def _in_words(place: tuple[str | int, ...], message: str, kind: str, model: type[BaseModel]) -> str:
     where = ".".join(map(str, place))
     if kind == "extra_forbidden" and len(place) == 1:
-        return f"there is no setting {where!r}; nearest: {nearest(where, model.model_fields)}"
+        return f"unknown setting {where!r}; nearest: {nearest(where, model.model_fields)}"
     return f"{where}: {message[:1].lower()}{message[1:]}" if where else message
 
 
 class Boot(BaseModel):
-    """How the boot is checked: *wait* seconds of listening, ended by the text *expect* if that comes."""
+    """How the boot is checked: listen for *wait* seconds, or until the text *expect*."""
 
     model_config = _MODEL
 
@@ -98,16 +98,16 @@ class FactoryConfig(Configured):
     """How a board is programmed.
 
     Attributes:
-        firmware: a build folder, a merged image, or an app alone (which needs *partition_table* and has no bootloader).
-        chip: that the board must have; by default what the firmware is for.
-        mac: that the board must have.
-        partition_table: a CSV or binary, or the name of a usual layout; by default that of the firmware.
-        serial_number: goes into NVS, namespace ``manufacturing``, key ``serial_number``. In a batch it may have
-            ``{index}``, ``{mac}`` and ``{board}`` in it.
-        nvs: values by namespace and key, or a CSV for Espressif's generator; a value may be ``{"file": NAME}``.
-        nvs_partition: its name.
-        nvs_key_file: of NVS encryption.
-        boot: how the boot is checked; false for not at all.
+        firmware: a build folder, a merged image, or a single app (which needs *partition_table* and has no bootloader).
+        chip: required chip of the board; by default the chip that the firmware is for.
+        mac: required MAC address of the board.
+        partition_table: a CSV or binary file, or a predefined layout by name; by default that of the firmware.
+        serial_number: is written to NVS, namespace ``manufacturing``, key ``serial_number``. In a batch it may contain
+            ``{index}``, ``{mac}`` and ``{board}``.
+        nvs: values by namespace and key, or a CSV file for Espressif's generator; a value may be ``{"file": NAME}``.
+        nvs_partition: name of the NVS partition.
+        nvs_key_file: key of NVS encryption.
+        boot: how to check the boot; false to skip the check.
     """
 
     firmware: Path
@@ -124,7 +124,7 @@ class FactoryConfig(Configured):
     @classmethod
     def _printable(cls, value: str | None) -> str | None:
         if value is not None and not value.isprintable():
-            raise ValueError("a serial number is printable text")
+            raise ValueError("a serial number must be printable text")
         return value
 
     @classmethod
@@ -146,7 +146,7 @@ class FactoryConfig(Configured):
 class Wifi(BaseModel):
     """A network. *store*: ``esp-idf`` is where its Wi-Fi library looks; ``namespace`` is NVS ``wifi``: ssid, password.
 
-    An open network has no password; else it is 8 to 63 characters, or the key itself as 64 hex digits.
+    An open network has no password; otherwise it has 8 to 63 characters, or is the key itself as 64 hex digits.
     """
 
     model_config = _MODEL
@@ -159,7 +159,7 @@ class Wifi(BaseModel):
     @classmethod
     def _short(cls, value: str) -> str:
         if len(value.encode()) > 32:
-            raise ValueError("an SSID has 32 bytes at most")
+            raise ValueError("an SSID must have at most 32 bytes")
         return value
 
     @field_validator("password")
@@ -168,12 +168,12 @@ class Wifi(BaseModel):
         size = len(value.encode())
         is_key = size == 64 and all(digit in "0123456789abcdefABCDEF" for digit in value)
         if value and not 8 <= size <= 63 and not is_key:
-            raise ValueError("a password has 8 to 63 characters, or 64 hex digits")
+            raise ValueError("a password must have 8 to 63 characters, or 64 hex digits")
         return value
 
 
 class ProvisionConfig(Configured):
-    """What a board is given: *credentials* are NVS values by key, in *namespace*; a value may be ``{"file": NAME}``."""
+    """Data to provision: *credentials* are NVS values by key, in *namespace*; a value may be ``{"file": NAME}``."""
 
     wifi: Wifi | None = None
     credentials: dict[str, Any] = Field(default_factory=dict[str, Any], repr=False)
@@ -192,17 +192,17 @@ class ProvisionConfig(Configured):
 
 
 def with_files(values: NvsData, file: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Return NVS values with the contents of the files that they name (``{"file": NAME}``: blobs, or of *type* string).
+    """Return NVS values with files replaced by their contents (``{"file": NAME}``: blobs, or of *type* string).
 
-    Names are relative to *file*, which the values are from.
+    File names are relative to *file*, which contains the values.
 
     Raises:
-        OperationError: if one cannot be read, or a namespace has no keys.
+        OperationError: if a file cannot be read, or a namespace has no keys.
     """
     found: dict[str, dict[str, Any]] = {}
     for namespace, keys in values.items():
         if not isinstance(keys, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it may come from JSON
-            raise OperationError(f"the namespace {namespace!r} has no keys", hint='{"namespace": {"key": value}}')
+            raise OperationError(f"the namespace {namespace!r} has no keys", hint='use {"namespace": {"key": value}}')
         found[namespace] = {key: _contents(key, value, file) for key, value in keys.items()}
     remember_in(found)
     return found
@@ -217,15 +217,15 @@ def _contents(key: str, value: Any, file: Path | None) -> Any:
         data = path.read_bytes()
         return data.decode() if given.get("type") == "string" else data
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise OperationError(f"the file {path} of {key!r} cannot be read: {reason}") from None
 
 
 def opened(given: Given) -> tuple[Mapping[str, Any], Path | None]:
-    """Return the table that *given* is or names, and its file if it has one.
+    """Return the table in *given*, and its file if it has one.
 
     Raises:
-        OperationError: if its file cannot be read, or is neither JSON nor TOML.
+        OperationError: if the file cannot be read, or is neither JSON nor TOML.
     """
     if isinstance(given, Mapping):
         return given, None
@@ -238,7 +238,7 @@ def opened(given: Given) -> tuple[Mapping[str, Any], Path | None]:
     except OSError as error:
         raise OperationError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise OperationError(f"{path} is no text") from None
+        raise OperationError(f"{path} is not text") from None
     table = _parsed(text, str(path), is_toml=path.suffix == ".toml")
     return table, path.resolve()
 
@@ -246,9 +246,9 @@ def opened(given: Given) -> tuple[Mapping[str, Any], Path | None]:
 def _parsed(text: str, what: str, *, is_toml: bool) -> dict[str, Any]:
     try:
         loaded: Any = tomllib.loads(text) if is_toml else json.loads(text)
-    except ValueError as error:  # its words may have a piece of the text in them
+    except ValueError as error:  # its message may quote the text
         place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise OperationError(f"{what} is no {'TOML' if is_toml else 'JSON'}{place}") from None
+        raise OperationError(f"{what} is not valid {'TOML' if is_toml else 'JSON'}{place}") from None
     if not isinstance(loaded, dict):
-        raise OperationError(f"{what} has no table in it", hint='{"key": value, ...}')
+        raise OperationError(f"{what} does not contain a table", hint='use {"key": value, ...}')
     return cast("dict[str, Any]", loaded)

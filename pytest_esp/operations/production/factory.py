@@ -1,4 +1,4 @@
-"""A board as it leaves the factory: programmed, looked at, and brought back to that."""
+"""Programs and verifies a board for shipping, and resets it to that state."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from pytest_esp.secrets import hide
 Stage = Literal["check", "erase", "flash", "nvs", "verify", "boot", "done"]
 OnStage = Callable[[Stage], None]
 
-# What the flash is like when a stage has failed, whatever it was that failed.
+# The state of the flash if a stage fails, whatever the error.
 _STATES: dict[Stage, str] = {
     "check": "nothing was touched",
-    "erase": "the flash is erased in parts, or all of it: nothing starts",
-    "flash": "the flash was erased, and is partly written: nothing may start",
+    "erase": "the flash is partly or completely erased: nothing starts",
+    "flash": "the flash was erased and is partly written: it may not start",
     "nvs": "firmware is written; NVS is blank or partly written",
-    "verify": "all is written, and something of it is not what it should be",
-    "boot": "all is written and verified, but the app was not seen to start",
+    "verify": "everything is written, but verification failed",
+    "boot": "everything is written and verified, but the app was not seen to start",
 }
 
 
 @dataclass(frozen=True)
 class FactoryProgram:
-    """A board that was programmed. Sizes are bytes; no NVS value is in it but the serial number.
+    """A board that was programmed. Sizes are in bytes; it contains no NVS values except the serial number.
 
     Attributes:
         firmware: project and version, or the path.
-        app: what the app says of itself.
+        app: descriptor of the app.
         nvs_written: ``"namespace.key"`` of all NVS values.
         bytes_written: firmware, partition table and NVS.
-        verified: by the chip's MD5 of every region, and NVS by its values.
-        booted: whether the app was seen to start; None if that was not to be checked.
-        seconds_by_stage: how long each stage took.
+        verified: by the chip's MD5 of every region, and by reading back the NVS values.
+        booted: whether the app was seen to start; None if this was not checked.
+        seconds_by_stage: duration of each stage.
     """
 
     chip_type: str
@@ -67,20 +67,20 @@ class FactoryProgram:
 
 @operation(Effect.ERASE, group="production")
 def factory_program(link: Link, config: Given, *, progress: Progress | None = None) -> FactoryProgram:
-    """Program a board as it leaves the factory: check everything, erase all, flash, write NVS, verify, see it boot.
+    """Program a board for shipping: check everything, erase all, flash, write NVS, verify, and check that it boots.
 
-    Checked before the erase: files, partition table, NVS values, chip, MAC, sizes, the chip's locks. An error says at
-    which stage it happened and what state the board is in.
+    Checked before the erase: files, partition table, NVS values, chip, MAC, sizes, and the chip's locks. An error gives
+    the stage in which it occurred, and the state of the board.
 
     Args:
         config: {"firmware": build folder or merged image, "serial_number": "SN1", "nvs": {namespace: {key: value}},
             "partition_table": CSV, "chip", "mac", "nvs_partition", "nvs_key_file", "boot": {"wait": 3, "expect": text}
-            or false}, or a JSON or TOML file with that.
-        progress: called with bytes done and to do.
+            or false}, or a JSON or TOML file with these keys.
+        progress: called with bytes done and total.
 
     Raises:
-        FirmwareError, OperationError: if something is wrong or missing, or what was written is not there.
-        LinkError, PortError: if the board is lost.
+        FirmwareError, OperationError: if something is wrong or missing, or verification fails.
+        LinkError, PortError: if the connection to the board is lost.
     """
     __tracebackhide__ = True
     plan = make_plan(FactoryConfig.load(config))
@@ -90,13 +90,13 @@ def factory_program(link: Link, config: Given, *, progress: Progress | None = No
 def program(
     link: Link, plan: Plan, *, progress: Progress | None = None, on_stage: OnStage | None = None
 ) -> FactoryProgram:
-    """Program a board as `factory_program` does, by a plan that may be of many boards.
+    """Program a board like `factory_program`, by a plan that several boards may share.
 
     Args:
-        link: to the board.
-        plan: what it gets.
-        progress: called with bytes done and to do.
-        on_stage: called when a stage begins; what it raises ends the work.
+        link: the board's link.
+        plan: what to write.
+        progress: called with bytes done and total.
+        on_stage: called when a stage begins; an exception from it ends the work.
 
     Raises:
         EspError: see `factory_program`.
@@ -107,7 +107,7 @@ def program(
 
 
 class _Programming:
-    """One board under way."""
+    """Programming of one board, in progress."""
 
     def __init__(self, link: Link, plan: Plan, progress: Progress | None, on_stage: OnStage | None) -> None:
         self._link = link
@@ -120,7 +120,7 @@ class _Programming:
         self._total = sum(region.size for region in plan.all_regions)
 
     def run(self) -> FactoryProgram:
-        """Go through the stages; an error says what state the board is in."""
+        """Run the stages; an error gives the state of the board."""
         try:
             return self._run()
         except EspError as error:
@@ -189,7 +189,7 @@ class _Programming:
 
 
 def check_board(link: Link, plan: Plan) -> ChipIdentity:
-    """Check that a board can take what is planned, and return who it is.
+    """Check that a board is suitable for the plan, and return its identity.
 
     Raises:
         FirmwareError, OperationError: if not. LinkError: if it does not answer.
@@ -197,10 +197,10 @@ def check_board(link: Link, plan: Plan) -> ChipIdentity:
     who = identify(link)
     if who.secure_download_mode:
         raise OperationError(
-            "the chip is in secure download mode: it cannot be programmed as from the factory",
-            hint="take another board",
+            "the chip is in secure download mode: it cannot be programmed",
+            hint="use another board",
         )
-    with link.session.use("looking for flash encryption and secure boot", stub=False) as esp:
+    with link.session.use("checking flash encryption and secure boot", stub=False) as esp:
         locks = {
             "flash encryption": who.chip_type != "esp8266" and bool(esp.get_flash_encryption_enabled()),
             "secure boot": who.chip_type != "esp8266" and bool(esp.get_secure_boot_enabled()),
@@ -208,72 +208,72 @@ def check_board(link: Link, plan: Plan) -> ChipIdentity:
     for name, locked in locks.items():
         if locked:
             raise OperationError(
-                f"{name} is enabled: plain firmware would not start any more",
-                hint="write its signed or encrypted images with flash write; nothing was touched",
+                f"{name} is enabled: plain firmware would not start",
+                hint="nothing was touched; write signed or encrypted images with flash-write",
             )
     with reach(link, "auto", "looking at the flash") as access:
         size = access.size
     if size >= ADDRESS_SPACE:
-        raise OperationError("the size of the flash is unknown", hint="write flash_size into boards.toml")
+        raise OperationError("the size of the flash is unknown", hint="set flash_size in boards.toml")
     plan.check_board(who, size)
     return who
 
 
 def check_contents(link: Link, plan: Plan) -> None:
-    """Check that the flash holds what was planned: every region by the chip's MD5, NVS by its values.
+    """Verify the flash: every region by the chip's MD5, NVS by its values.
 
     Raises:
-        OperationError: if not; names the first region, and the keys.
+        OperationError: if it does not match; names the first region, and the keys.
     """
     for region in plan.regions:
         if reading.md5(link, region.address, region.size).md5 != md5_of(region.data):
-            raise OperationError(f"{region.source} at {region.address:#x} is not in flash as it should be")
+            raise OperationError(f"verification failed: {region.source} at {region.address:#x} differs in flash")
     if plan.place is not None:
         nvs_update.check(link, dict(plan.entries), plan.place.name, plan.config.nvs_key_file)
 
 
 def check_boot(link: Link, how: Boot, app: App | None) -> None:
-    """Check that the app starts, and that it is *app*, as far as its boot log tells.
+    """Check that the app starts and, as far as the boot log shows, that it is *app*.
 
     Raises:
-        OperationError: if it does not, or another does; ``details["output"]`` is what the console said.
+        OperationError: if it does not start, or another app does; ``details["output"]`` is the console output.
     """
     seen = run_firmware(link, how.wait, how.expect)
     problem = None
     if seen.state != "running":
-        problem = f"it does not run: {seen.state}" + (f" ({seen.crash.splitlines()[0]})" if seen.crash else "")
+        problem = f"the app is not running: {seen.state}" + (f" ({seen.crash.splitlines()[0]})" if seen.crash else "")
     elif seen.matched is False:
-        problem = f"{how.expect!r} did not come within {how.wait:g} s"
+        problem = f"timed out after {how.wait:g} s waiting for {how.expect!r}"
     elif app is not None and seen.project is not None and (seen.project, seen.version) != (app.project, app.version):
-        problem = f"it started {seen.project} {seen.version}, not {app.project} {app.version}"
+        problem = f"{seen.project} {seen.version} started instead of {app.project} {app.version}"
     if problem is not None:
         raise OperationError(
             problem,
-            hint="a chip whose console is not on this port (USB) says nothing here: set boot to false for it"
+            hint="if the chip's console is not on this port, nothing is printed here: set boot to false"
             if seen.state == "silent"
             else "see the output",
             details={"output": hide(seen.output)[-2000:]},
         )
 
 
-# -- back to the factory's state
+# -- factory reset
 
-# Data partitions that are the board's, not its user's: the radio's calibration, keys, and what emulates eFuses.
+# Data partitions of the board, not of its user: the radio's calibration, keys, and emulated eFuses.
 _NOT_THE_USERS = ("phy", "nvs_keys", "efuse")
-# Where ESP RainMaker and others keep what was made in the factory: a reset is not to take it.
+# ESP RainMaker and others keep factory data here, which a reset must not erase.
 _OF_THE_FACTORY = ("fctry", "factory_nvs")
 
 
 @dataclass(frozen=True)
 class FactoryReset:
-    """What a reset did.
+    """The result of a factory reset.
 
     Attributes:
         erased: names of the partitions that are blank now.
-        kept: names of those that are as they were, apps among them.
-        kept_values: how many NVS values were kept in a partition that is otherwise empty now.
-        slot_before, slot_after: the partitions whose app started, and starts from now on.
-        app: that starts from now on.
+        kept: names of the unchanged partitions, including apps.
+        kept_values: number of NVS values kept in a partition that was otherwise erased.
+        slot_before, slot_after: the partition whose app started before, and the one that starts now.
+        app: the app that starts now.
         notes: what was not done, and why.
     """
 
@@ -288,23 +288,23 @@ class FactoryReset:
 
 @operation(Effect.ERASE, group="production")
 def factory_reset(link: Link, keep: Sequence[str] = (), keep_namespaces: Sequence[str] = ()) -> FactoryReset:
-    """Erase what a user has left on a board: NVS, otadata, file systems and other data. Its apps stay.
+    """Erase a user's data on a board: NVS, otadata, file systems and other data. Its apps stay.
 
-    Keys, radio calibration, read-only partitions and those named fctry or factory_nvs stay, too. otadata stays where
-    the board would not start without it.
+    Keys, radio calibration, read-only partitions and those named fctry or factory_nvs stay, too. otadata stays if the
+    board would not start without it.
 
     Args:
-        keep: names of partitions that stay, too.
-        keep_namespaces: namespaces of the NVS partition named nvs that stay, e.g. ["manufacturing"].
+        keep: names of additional partitions to keep.
+        keep_namespaces: namespaces to keep in the NVS partition named nvs, e.g. ["manufacturing"].
 
     Raises:
-        OperationError: if there is no partition table, or it has none of a name in *keep*.
+        OperationError: if there is no partition table, or a name in *keep* is not in it.
     """
     table = tables.read(link).partitions
     names = [part.name for part in table]
     for name in keep:
         if name not in names:
-            raise OperationError(f"there is no partition {name!r} to be kept", hint=f"the table has {', '.join(names)}")
+            raise OperationError(f"there is no partition {name!r} to keep", hint=f"the table has: {', '.join(names)}")
     before = tables.app_slot(link).name if default_app(table) else None
     notes: list[str] = []
     kept_values = 0
@@ -341,7 +341,7 @@ def _why_keep_otadata(link: Link, table: Sequence[Partition]) -> str | None:
         return None
     if app_of(reading.read(link, first.offset, APP_HEAD_SIZE).data) is not None:
         return None
-    return f"otadata was kept: without it {first.name} would start, which has no app"
+    return f"otadata was kept: without it {first.name} would be started, which has no app"
 
 
 def _keep_namespaces(link: Link, partition: str, namespaces: Sequence[str]) -> int:
@@ -351,10 +351,10 @@ def _keep_namespaces(link: Link, partition: str, namespaces: Sequence[str]) -> i
 
 
 def stopper(stop: Callable[[], bool]) -> OnStage:
-    """Return what ends a programming between two stages once *stop* says so."""
+    """Return a function that ends a programming between two stages once *stop* returns true."""
 
     def look(_stage: Stage) -> None:
         if stop():
-            raise StoppedError("it was stopped")
+            raise StoppedError("stopped")
 
     return look

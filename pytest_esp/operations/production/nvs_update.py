@@ -1,4 +1,4 @@
-"""Values put into an NVS partition that has others already: read, joined, written back, and read again."""
+"""Updates values in an NVS partition and keeps the others: read, merge, write, read back."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class NvsUpdate:
-    """What an update did; values are never shown.
+    """The result of an update; values are never shown.
 
     Attributes:
-        partition: its name.
+        partition: name of the partition.
         state: whether anything had to be written.
-        written: ``"namespace.key"`` of all values that were asked for.
-        removed: of those that were there, and had to go.
-        kept: how many others are there, as they were.
-        verified: whether all of them read back as they should; an update that does not is an error.
+        written: ``"namespace.key"`` of all requested values.
+        removed: ``"namespace.key"`` of the values that were removed.
+        kept: number of other values, which are unchanged.
+        verified: whether all values read back correctly; an update that fails this is an error.
     """
 
     partition: str
@@ -47,11 +47,11 @@ def update(
     key_file: str | os.PathLike[str] | None = None,
     remove: Collection[Key] = (),
 ) -> NvsUpdate:
-    """Put *values* into an NVS partition and keep what else is in it; *remove* names what must go.
+    """Write *values* to an NVS partition and keep its other values; *remove* names values to remove.
 
     Raises:
-        OperationError: if there is no such partition, it is damaged or encrypted with another key, the values do not
-            fit, or do not read back.
+        OperationError: if there is no such partition, it is damaged or encrypted with another key, the values are
+            invalid, or do not read back.
     """
     place = tables.find(link, partition)
     before = nvs.read(link, partition, key_file=key_file)
@@ -75,17 +75,17 @@ def update(
 
 
 def write(link: Link, image: NvsImage, offset: int, partition: str) -> None:
-    """Write an NVS partition; an error says that its old contents may be gone."""
+    """Write an NVS partition; an error says that its old contents may be lost."""
     try:
         writing.write(link, image.data, offset)
     except EspError as error:
-        state = f"the partition {partition} was being written: it may be blank, or partly written"
+        state = f"an error occurred while writing {partition}: it may be blank or partly written"
         error.hint = "; ".join(filter(None, (state, error.hint)))
         raise
 
 
 def check(link: Link, wanted: dict[Key, NvsEntry], partition: str, key_file: str | os.PathLike[str] | None) -> None:
-    """Check that a partition holds just these values.
+    """Check that a partition contains exactly these values.
 
     Raises:
         OperationError: if not; names the keys.
@@ -94,8 +94,8 @@ def check(link: Link, wanted: dict[Key, NvsEntry], partition: str, key_file: str
     wrong = sorted({key for key in {*wanted, *found} if wanted.get(key) != found.get(key)})
     if wrong:
         raise OperationError(
-            f"NVS does not read back what was written: {', '.join(_names(wrong))}",
-            hint="the flash may be damaged: flash-analyze looks at it",
+            f"NVS values read back differently: {', '.join(_names(wrong))}",
+            hint="the flash may be damaged: check it with flash-analyze",
         )
 
 
@@ -105,7 +105,7 @@ def table_of(entries: Iterable[NvsEntry]) -> dict[Key, NvsEntry]:
 
 
 def as_data(entries: Iterable[NvsEntry]) -> dict[str, dict[str, Any]]:
-    """Return entries as what `nvs.make` takes."""
+    """Return entries in the form that `nvs.make` takes."""
     data: dict[str, dict[str, Any]] = {}
     for entry in entries:
         data.setdefault(entry.namespace, {})[entry.key] = {"type": entry.type, "value": entry.value}
@@ -119,22 +119,22 @@ def _names(keys: Iterable[Key]) -> tuple[str, ...]:
 def _refuse_unreadable(partition: str, contents: NvsContents) -> None:
     if contents.encrypted:
         raise OperationError(
-            f"the partition {partition} is encrypted: what is in it could not be kept",
+            f"the partition {partition} is encrypted: its other values could not be kept",
             hint="give the right nvs_key_file",
         )
     if contents.problems:
         raise OperationError(
             f"the partition {partition} is damaged: {contents.problems[0]}",
-            hint="damaged values would be lost; production-factory-reset erases the partition",
+            hint="to discard its values, erase the partition with production-factory-reset",
         )
 
 
 def _refuse_other_encodings(raw: bytes, entries: Iterable[NvsEntry], encrypted: bool) -> None:
-    """Refuse text that is not UTF-8: it was read with backslashes in the place of some bytes, and would be kept so."""
+    """Reject text that is not UTF-8: it was read with some bytes escaped by backslashes, and would be written so."""
     for entry in entries:
         text = str(entry.value)
         if entry.type == "string" and "\\x" in text and (encrypted or text.encode() + b"\0" not in raw):
             raise OperationError(
-                f"{entry.namespace}.{entry.key} is text that is not UTF-8: it could not be kept as it is",
-                hint="let the app store it as a blob",
+                f"{entry.namespace}.{entry.key} is text that is not UTF-8: it could not be kept unchanged",
+                hint="store it as a blob in the app",
             )

@@ -1,4 +1,4 @@
-"""What a board will have in its flash, checked as far as it can be without the board."""
+"""Plans the contents of a board's flash, checked as far as possible without the board."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _USUAL_SIZE = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """A board's flash to be, but for what is each board's own (see `with_values`).
+    """The planned contents of a flash, except each board's own values (see `with_values`).
 
     Attributes:
         regions: firmware and partition table, ordered by address.
         partitions: of that table.
-        chip: that it is for; None if nothing tells.
-        values: NVS values that all boards have.
-        image: NVS as it will be; None if nothing goes into it.
-        entries: of that image.
-        place: its partition.
+        chip: the chip that it is for; None if unknown.
+        values: NVS values common to all boards.
+        image: the NVS partition; None if nothing is written to it.
+        entries: values in that image.
+        place: the NVS partition's entry in the table.
     """
 
     config: FactoryConfig
@@ -57,17 +57,17 @@ class Plan:
 
     @property
     def all_regions(self) -> tuple[Region, ...]:
-        """Everything that is written: firmware, partition table and NVS."""
+        """All regions to write: firmware, partition table and NVS."""
         if self.image is None or self.place is None:
             return self.regions
         own = Region(self.place.offset, self.image, f"NVS ({self.place.name})")
         return tuple(sorted((*self.regions, own), key=lambda region: region.address))
 
     def with_values(self, serial_number: str | None, values: NvsData) -> Plan:
-        """Return the plan of one board: with its serial number, and NVS values of its own before those of all.
+        """Return the plan of one board: with its serial number, and its own NVS values taking precedence.
 
         Raises:
-            OperationError: if the values do not fit, or the table has no partition for them.
+            OperationError: if the values are invalid, or the table has no partition for them.
         """
         joined = {name: dict(keys) for name, keys in self.values.items()}
         for namespace, keys in values.items():
@@ -84,7 +84,7 @@ class Plan:
         entries = table_of(nvs.contents(image, key_file=self.config.nvs_key_file).entries)
         for region in self.regions:
             if region.address < place.offset + place.size and place.offset < region.end:
-                raise OperationError(f"{region.source} reaches into the partition {place.name}, which gets NVS values")
+                raise OperationError(f"{region.source} overlaps the partition {place.name}, which gets NVS values")
         return replace(self, config=config, image=image.data, entries=entries, place=place, secrets=secrets)
 
     def _nvs_partition(self) -> Partition:
@@ -93,27 +93,27 @@ class Plan:
         if found is None or (found.type, found.subtype) != ("data", "nvs"):
             names = ", ".join(part.name for part in self.partitions if part.subtype == "nvs") or "none"
             raise OperationError(
-                f"the partition table has no NVS partition {name!r}", hint=f"NVS partitions of the table: {names}"
+                f"the partition table has no NVS partition {name!r}", hint=f"use an NVS partition of the table: {names}"
             )
         if found.encrypted:
-            raise OperationError(f"the partition {name} is for encrypted flash", hint="NVS has encryption of its own")
+            raise OperationError(f"the partition {name} has the flag encrypted", hint="use NVS encryption instead")
         return found
 
     def check_board(self, who: ChipIdentity, flash_size: int) -> None:
-        """Check that it belongs on this board, before anything is erased.
+        """Check that the plan suits this board, before anything is erased.
 
         Raises:
-            FirmwareError, OperationError: if the chip, its revision, its MAC address or its flash is another.
+            FirmwareError, OperationError: if the chip, its revision, its MAC address or its flash does not match.
         """
         if self.chip not in (None, who.chip_type):
             raise FirmwareError(
-                f"this is for {self.chip}, and the board has an {who.chip_type}",
-                hint=f"build it with `idf.py set-target {who.chip_type}`, or use the right board; nothing was touched",
+                f"this firmware is for {self.chip}, but the board has an {who.chip_type}",
+                hint=f"nothing was touched; use `idf.py set-target {who.chip_type}`, or another board",
             )
         if self.config.mac is not None and who.mac_address is not None and who.mac_address != self.config.mac.lower():
             raise OperationError(
-                f"this is for the board with the MAC address {self.config.mac}, and this one has {who.mac_address}",
-                hint="nothing was touched",
+                f"this is for the board with the MAC address {self.config.mac}, but this one has {who.mac_address}",
+                hint="nothing was touched; use the right board",
             )
         for region in self.all_regions:
             check_fits(region, flash_size)
@@ -123,15 +123,15 @@ class Plan:
                 raise OperationError(
                     f"the partition {part.name} ends at {part.offset + part.size:#x}, beyond the flash of "
                     f"{flash_size:#x} bytes",
-                    hint="make a table for this flash size; nothing was touched",
+                    hint="nothing was touched; use a table for this flash size",
                 )
 
 
 def make_plan(config: FactoryConfig) -> Plan:
-    """Return what *config* asks for, with all files read and checked against each other.
+    """Return the plan for *config*, with all files read and checked against each other.
 
     Raises:
-        FirmwareError, OperationError: if something is missing or damaged, or does not fit together.
+        FirmwareError, OperationError: if something is missing, damaged or inconsistent.
     """
     firmware = Firmware.open(config.firmware, config.chip)
     chip = firmware.chip or config.chip
@@ -148,7 +148,7 @@ def make_plan(config: FactoryConfig) -> Plan:
 
 
 def _check_bootloader(firmware: Firmware, regions: list[Region], chip: str | None) -> None:
-    """Refuse what could not start: all of the flash is erased first."""
+    """Reject firmware that could not start: the whole flash is erased first."""
     places = {rom.BOOTLOADER_FLASH_OFFSET for name, rom in CHIP_DEFS.items() if chip in (None, name)}
     for region in regions:
         if any(
@@ -158,20 +158,20 @@ def _check_bootloader(firmware: Firmware, regions: list[Region], chip: str | Non
         ):
             return
     raise FirmwareError(
-        f"{firmware.path} has no bootloader, and all of the flash is erased first",
+        f"{firmware.path} has no bootloader, but the whole flash is erased first",
         hint="give the build folder (flasher_args.json), or a merged image",
     )
 
 
 def _with_table(config: FactoryConfig, firmware: Firmware) -> tuple[list[Region], tuple[Partition, ...]]:
-    """Return the regions of the firmware with the partition table among them, and what is in it."""
+    """Return the regions of the firmware, including a partition table, and the contents of the table."""
     regions = list(firmware.regions)
     found = _table_in(regions)
     if config.partition_table is None:
         if found is None:
             raise OperationError(
-                f"{firmware.path} has no partition table, and all of the flash is erased first",
-                hint="give partition_table: a CSV, a binary, or the name of a usual layout",
+                f"{firmware.path} has no partition table, but the whole flash is erased first",
+                hint="give partition_table: a CSV or binary file, or a predefined layout by name",
             )
         return regions, parse(found[1])
     offset = found[0] if found else _USUAL_OFFSET
@@ -180,7 +180,7 @@ def _with_table(config: FactoryConfig, firmware: Firmware) -> tuple[list[Region]
     for region in regions:
         if region.address < offset < region.end:
             raise OperationError(
-                f"{region.source} has a partition table in it", hint="leave out partition_table, or give a build folder"
+                f"{region.source} contains a partition table", hint="omit partition_table, or give a build folder"
             )
     table = Region(offset, data, str(config.partition_table))
     return [*kept, table], parse(data)
@@ -210,14 +210,14 @@ def _check_in_its_partition(region: Region, partitions: tuple[Partition, ...]) -
     for part in partitions:
         if region.address == part.offset and region.size > part.size:
             raise FirmwareError(
-                f"{region.source} has {region.size:#x} bytes, but the partition {part.name} only {part.size:#x}",
-                hint="give the partition more room; nothing was touched",
+                f"{region.source} has {region.size:#x} bytes, but the partition {part.name} has only {part.size:#x}",
+                hint="nothing was touched; make the partition larger",
             )
 
 
 def _values(config: FactoryConfig) -> NvsData:
     if isinstance(config.nvs, Path):
-        # Espressif's CSV: what it says is read out of a partition that is large enough for all of it.
+        # Espressif's CSV: its values are read from a partition that is large enough for all of them.
         return as_data(nvs.contents(nvs.make(config.nvs, 1 << 20)).entries)
     return config.nvs
 

@@ -1,8 +1,8 @@
-"""Boards of a batch in processes of their own: what is work for the processor has all its cores.
+"""Runs boards of a batch in separate processes, so that CPU-bound work uses all cores.
 
-Threads of one Python process share one core. For fifty real boards that is enough, as they wait for their wires; for
-fifty simulated ones it is not. A process takes its job from a pipe, so that no secret is in a file, in its environment
-or on its command line, and says on its output, line by line, what becomes of its boards. It never outlives its caller.
+Threads of one Python process share one core. This is enough for fifty real boards, which mostly wait for their ports,
+but not for fifty simulated ones. A process takes its job from a pipe, so that no secret is in a file, its environment
+or its command line, and reports the results of its boards on its output, line by line. It never outlives its caller.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 
 PURPOSE = "batch programming"
 AVAILABLE = sys.platform != "win32"
-"""Whether a process can be ended with its caller here."""
+"""Whether this platform can end a process together with its caller."""
 
-_GRACE = 20.0  # seconds for all boards of a process to come to a safe point
+_GRACE = 20.0  # seconds for all boards of a process to reach a safe point
 _LAST_WORDS = 2000  # characters
-_HINT = "program it again"
+_HINT = "program the board again"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process is to do; plain data.
+    """The job of one process, as plain data.
 
     Attributes:
-        specs: of its boards, as in boards.toml.
+        specs: the boards, as in boards.toml.
         confinement: a `Confinement` as plain data; None if any file may be opened.
-        wait: seconds for a board that somebody else holds.
+        wait: seconds to wait for a board that is held.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Job:
 
 
 class WorkProcess:
-    """A process and the thread that listens to it."""
+    """A process, and the thread that reads its output."""
 
     def __init__(self, job: Job, tell: Tell, book: RecordBook) -> None:
         self._job = job
@@ -89,13 +89,13 @@ class WorkProcess:
             json.dump(asdict(job), pipe)
 
     def stop(self) -> None:
-        """Ask it to bring its boards to a safe point, and end."""
+        """Ask the process to bring its boards to a safe point and exit."""
         self._stopped = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGTERM)
 
     def close(self) -> None:
-        """Wait for its end, or end it if it takes too long."""
+        """Wait for the process to exit, or kill it if this takes too long."""
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
@@ -121,12 +121,12 @@ class WorkProcess:
                 if not left:
                     break
         if left:
-            self._process.wait()  # it writes no more
+            self._process.wait()  # it does not write any more
             self._give_up(left, said)
 
     def _give_up(self, boards: Set[str], said: str) -> None:
-        """Write and tell what became of the boards of a process that died."""
-        last = said.strip().splitlines()[-1:] or ["it said nothing"]
+        """Record and report the results of boards whose process died."""
+        last = said.strip().splitlines()[-1:] or ["no output"]
         error = f"the process that programmed it died: {last[0]}"
         written: dict[str, BoardRecord] = {}
         try:
@@ -142,7 +142,7 @@ class WorkProcess:
     def _failed(self, board: str, begun: BoardRecord | None, error: str) -> BoardRecord:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         if begun is not None:
-            state = "not known: it was under way"
+            state = "unknown: it was being programmed"
             record = replace(begun, time=now, outcome="failed", stage="process", state=state, error=error)
         else:
             record = BoardRecord(
@@ -154,7 +154,7 @@ class WorkProcess:
                 state="nothing was touched",
                 error="the batch was stopped" if self._stopped else error,
             )
-        with contextlib.suppress(OperationError):  # on a full disk the result tells it all the same
+        with contextlib.suppress(OperationError):  # with a full disk, the result still reports it
             self._book.write(record)
         return record
 
@@ -171,7 +171,7 @@ def _told(line: str) -> Told | None:
 
 
 def as_plain(value: Any) -> Any:
-    """Return NVS values as JSON can carry them: bytes as blobs in hex."""
+    """Return NVS values in a form that JSON can represent: bytes as blobs in hex."""
     if isinstance(value, bytes):
         return {"type": "blob", "value": value.hex()}
     if isinstance(value, Mapping):
@@ -185,7 +185,7 @@ def as_plain(value: Any) -> Any:
 
 
 def leased(rack: Rack, wait: float) -> OpenBoard:
-    """Return what leases boards of *rack* and opens them."""
+    """Return a function that leases boards of *rack* and opens them."""
     from pytest_esp.boards.registry import make_board
     from pytest_esp.rack.lease import acquire
 
@@ -200,9 +200,9 @@ def leased(rack: Rack, wait: float) -> OpenBoard:
 
 
 def shares(devices: Sequence[Device], count: int, head_start: int) -> tuple[list[Device], list[list[Device]]]:
-    """Return the devices of the caller's own process, and those of each other one.
+    """Return the devices of the caller's own process, and those of each other process.
 
-    There are *count* processes in all; the caller has worked on *head_start* boards when the others have started.
+    There are *count* processes in total; the caller has worked on *head_start* boards when the others have started.
     """
     theirs = max(0, len(devices) - head_start) // count * (count - 1) if count > 1 else 0
     dealt, own = devices[:theirs], devices[theirs:]
@@ -210,7 +210,7 @@ def shares(devices: Sequence[Device], count: int, head_start: int) -> tuple[list
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do the job that comes from the pipe whose descriptor is the argument."""
+    """Do the job that is read from the pipe whose descriptor is the argument."""
     with open(int(arguments[0]), encoding="utf-8") as pipe:
         job = Job(**json.load(pipe))
     with confined(TypeAdapter(Confinement | None).validate_python(job.confinement)):
@@ -252,8 +252,8 @@ def _work(job: Job) -> int:
 if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
-    except EspError as error:  # the caller has checked all of it: a file has changed meanwhile
+    except EspError as error:  # the caller has checked everything: a file has changed since
         print(error.message)
         code = 1
     sys.stdout.flush()
-    os._exit(code)  # the caller waits: all boards are closed, and to take modules and threads down costs 0.1 s
+    os._exit(code)  # all boards are closed; a regular exit takes 0.1 s, for which the caller would wait

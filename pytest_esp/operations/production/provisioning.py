@@ -1,4 +1,4 @@
-"""Data of its own for a board: calibration, manufacturing data, a network and credentials."""
+"""Provisions a board with its own data: calibration, manufacturing data, a network and credentials."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.security import efuse
 from pytest_esp.operations.security.efuse import BurnPlan, BurnResult
 
-# What the Wi-Fi library of ESP-IDF (closed source) keeps where WIFI_STORAGE_FLASH is on: the SSID with its length in
-# front, the password with a zero behind it, each as a blob of one size. https://github.com/espressif/esp-idf/issues/14554
+# What the Wi-Fi library of ESP-IDF (closed source) stores with WIFI_STORAGE_FLASH: the SSID after its length, the
+# password with a trailing zero, each as a blob of fixed size. https://github.com/espressif/esp-idf/issues/14554
 # shows the keys, https://github.com/espressif/arduino-esp32/issues/1147 the sizes.
 _WIFI_LIBRARY = "nvs.net80211"
 _SSID_SIZE, _PASSWORD_SIZE = 32, 65
 _STATION = 1  # WIFI_MODE_STA
-# Made from the SSID and the password of the network before, or found out about it.
+# Derived from the SSID and the password of the previous network, or learned about it.
 _OF_THE_OLD_NETWORK = ("sta.pmk", "sta.apinfo", "sta.apsw", "sta.bssid", "bssid.set", "sta.chan")
 _USER_BLOCKS = ("BLOCK_USR_DATA", "BLOCK3")
 _NUMBERS = {"u8": "<B", "i8": "<b", "u16": "<H", "i16": "<h", "u32": "<I", "i32": "<i", "u64": "<Q", "i64": "<q"}
@@ -41,11 +41,11 @@ _NUMBERS = {"u8": "<B", "i8": "<b", "u16": "<H", "i16": "<h", "u32": "<I", "i32"
 
 @dataclass(frozen=True)
 class Provisioning:
-    """What a board was given; no value is in it.
+    """The result of provisioning; it contains no values.
 
     Attributes:
-        ssid: of its network; None if it was given none.
-        nvs: what was written, and that what else is in NVS was kept.
+        ssid: of the network; None if none was given.
+        nvs: what was written to NVS; its other values are kept.
     """
 
     ssid: str | None
@@ -54,17 +54,17 @@ class Provisioning:
 
 @operation(Effect.WRITE, group="production")
 def provision(link: Link, config: Given) -> Provisioning:
-    """Give a board its Wi-Fi network and credentials: into NVS, read back; other values there stay as they are.
+    """Provision a board with its Wi-Fi network and credentials: written to NVS and read back; other values are kept.
 
-    No value appears in a result, a log or an error. A file keeps secrets out of command lines and conversations.
+    No value appears in a result, a log or an error. Use a file to keep secrets out of command lines and conversations.
 
     Args:
-        config: {"wifi": {"ssid", "password", "store": "esp-idf" (where its Wi-Fi library looks), "namespace" (NVS
-            "wifi") or "both"}, "credentials": {key: value or {"file": NAME}}, "namespace": of the credentials,
-            "nvs_partition", "nvs_key_file"}, or a JSON or TOML file with that.
+        config: {"wifi": {"ssid", "password", "store": "esp-idf" (where its Wi-Fi library reads it), "namespace"
+            (NVS "wifi") or "both"}, "credentials": {key: value or {"file": NAME}}, "namespace" of the credentials,
+            "nvs_partition", "nvs_key_file"}, or a JSON or TOML file with these keys.
 
     Raises:
-        OperationError: if the table is wrong, there is no NVS partition, or the values do not fit or read back.
+        OperationError: if the table or a value is invalid, there is no NVS partition, or the values do not read back.
     """
     __tracebackhide__ = True
     wanted = ProvisionConfig.load(config)
@@ -72,7 +72,7 @@ def provision(link: Link, config: Given) -> Provisioning:
     if wanted.credentials:
         values[wanted.namespace] = {**values.get(wanted.namespace, {}), **wanted.credentials}
     if not values:
-        raise OperationError("there is nothing to give it", hint="wifi (ssid, password), or credentials")
+        raise OperationError("nothing to provision", hint="give wifi (ssid, password) or credentials")
     stale: list[Key] = [(_WIFI_LIBRARY, key) for key in _OF_THE_OLD_NETWORK] if _WIFI_LIBRARY in values else []
     secrets = Secrets([values, wanted.wifi.password if wanted.wifi else ""])
     with secrets.guard():
@@ -96,7 +96,7 @@ def _wifi_values(wifi: Wifi) -> dict[str, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class DataWritten:
-    """Where data went: into *nvs* (its *namespace*), or into the user *efuse*; the other is None."""
+    """Where data was written: to *nvs* (in *namespace*), or to the user *efuse*; the other is None."""
 
     namespace: str | None
     nvs: NvsUpdate | None
@@ -113,19 +113,19 @@ def write_calibration_data(
     nvs_key_file: ReadPath | None = None,
     to_efuse: bool = False,
 ) -> DataWritten:
-    """Write calibration data into NVS, or into the user eFuse block, and read it back; other NVS values stay.
+    """Write calibration data to NVS, or to the user eFuse block, and read it back; other NVS values are kept.
 
     Args:
         data: values by key: text, numbers, {"type": "u16", "value": 1100}, {"type": "blob", "value": hex} or
-            {"file": NAME}; or a JSON or TOML file with them.
-        namespace: in NVS.
+            {"file": NAME}; or a JSON or TOML file with these values.
+        namespace: NVS namespace.
         nvs_partition: name of the NVS partition.
-        nvs_key_file: keys of NVS encryption.
-        to_efuse: burn one value into the user eFuse block instead, from its first byte on: irreversible.
+        nvs_key_file: key of NVS encryption.
+        to_efuse: burn one value into the user eFuse block instead, from its first byte: irreversible.
 
     Raises:
-        OperationError: if the values do not fit or read back, or the chip has no user eFuse block.
-        RefusedError: if eFuses may not be burnt.
+        OperationError: if the values are invalid or do not read back, or the chip has no user eFuse block.
+        RefusedError: if burning eFuses is not allowed.
     """
     __tracebackhide__ = True
     return _written(link, data, namespace, nvs_partition, nvs_key_file, to_efuse)
@@ -141,17 +141,17 @@ def write_manufacturing_data(
     nvs_key_file: ReadPath | None = None,
     to_efuse: bool = False,
 ) -> DataWritten:
-    """Write manufacturing data (serial_number, batch, ...) into NVS, or into the user eFuse block, and read it back.
+    """Write manufacturing data (serial_number, batch, ...) to NVS, or to the user eFuse block, and read it back.
 
-    Other NVS values stay.
+    Other NVS values are kept.
 
     Args:
         data: values by key: text, numbers, {"type": "u16", "value": 1100}, {"type": "blob", "value": hex} or
-            {"file": NAME}; or a JSON or TOML file with them.
-        namespace: in NVS.
+            {"file": NAME}; or a JSON or TOML file with these values.
+        namespace: NVS namespace.
         nvs_partition: name of the NVS partition.
-        nvs_key_file: keys of NVS encryption.
-        to_efuse: burn one value into the user eFuse block instead, from its first byte on: irreversible.
+        nvs_key_file: key of NVS encryption.
+        to_efuse: burn one value into the user eFuse block instead, from its first byte: irreversible.
 
     Raises:
         OperationError, RefusedError: see `write_calibration_data`.
@@ -174,7 +174,7 @@ def _written(
 
 
 def plan_user_block(link: Link, data: Given) -> BurnPlan:
-    """Return what burning *data* into the user eFuse block would do, and touch nothing.
+    """Return what burning *data* into the user eFuse block would do, without changing anything.
 
     Raises:
         OperationError: see `write_calibration_data`.
@@ -186,23 +186,23 @@ def _values(data: Given) -> Mapping[str, Any]:
     table, file = opened(data)
     values = with_files(cast("NvsData", {"": table}), file)[""]
     if not values:
-        raise OperationError("there is nothing to write", hint='{"key": value, ...}')
+        raise OperationError("no values were given", hint='use {"key": value, ...}')
     return values
 
 
 def _for_user_block(link: Link, values: Mapping[str, Any]) -> tuple[str, bytes]:
-    """Return the chip's eFuse block for users, and what goes into it."""
+    """Return the chip's user eFuse block, and the bytes for it."""
     fields = efuse.read_all(link).fields
     name = next((name for name in _USER_BLOCKS if name in fields), None)
     if name is None:
-        raise OperationError("this chip has no eFuse block for users", hint="write it into NVS")
+        raise OperationError("this chip has no user eFuse block", hint="write the data to NVS")
     if len(values) != 1:
-        raise OperationError("the user eFuse block takes one value", hint="put all of it into one text or blob")
+        raise OperationError("the user eFuse block takes one value", hint="combine everything into one text or blob")
     ((key, value),) = values.items()
     data = _raw(key, value)
     size = fields[name].bit_length // 8
     if len(data) > size:
-        raise OperationError(f"{key!r} has {len(data)} bytes, and the eFuse {name} {size}")
+        raise OperationError(f"{key!r} has {len(data)} bytes, but the eFuse {name} has {size}")
     return name, data.ljust(size, b"\0")
 
 
@@ -217,11 +217,11 @@ def _raw(key: str, value: Any) -> bytes:
         if kind in ("blob", "hex", "hex2bin"):
             return bytes.fromhex(str(value))
     except (ValueError, TypeError, struct.error):
-        raise OperationError(f"the value of {key!r} does not fit {kind}") from None
+        raise OperationError(f"the value of {key!r} is out of range for {kind}") from None
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and kind in (None, "string"):
         return value.encode()
     raise OperationError(
-        f"the value of {key!r} cannot be burnt", hint='text, or {"type": "u32", "value": 1}, {"type": "blob", ...}'
+        f"the value of {key!r} cannot be burnt", hint='use text, {"type": "u32", "value": 1} or {"type": "blob", ...}'
     )

@@ -1,4 +1,4 @@
-"""A look at a finished board: who it is, what is in it, and that it starts."""
+"""Inspects a finished board: identity, contents, and whether it starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_esp.operations.registry import Effect, operation
 
 @dataclass(frozen=True)
 class QualityCheck:
-    """One look: what for, whether it is well, and what was found or what is wrong."""
+    """One check: its name, whether it passed, and what was found or is wrong."""
 
     name: str
     passed: bool
@@ -29,9 +29,9 @@ class QualityCheck:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found; *passed* is whether all of it is well.
+    """The result of an inspection; *passed* is whether all checks passed.
 
-    *serial_number* is that in NVS; None if there is none.
+    *serial_number* is that in NVS; None if it has none.
     """
 
     passed: bool
@@ -53,25 +53,25 @@ def inspect(
     nvs_partition: str = "nvs",
     nvs_key_file: ReadPath | None = None,
 ) -> Inspection:
-    """Look at a finished board and change nothing: chip, flash, partition table, app, NVS, serial number, boot.
+    """Inspect a finished board and change nothing: chip, flash, partition table, app, NVS, serial number, boot.
 
-    What is wrong is a check that failed, not an error.
+    Defects are failed checks, not errors.
 
     Args:
-        serial_number: that it must have in NVS; by default any, or none.
-        elf_sha256: of the app that it must have (64 hex digits); by default any.
-        boot: restart it, to see the app start.
-        boot_wait_seconds: how long to listen to it.
-        expect: text that it must print when it starts.
+        serial_number: required serial number in NVS; by default it is not checked.
+        elf_sha256: required ELF SHA-256 of the app (64 hex digits); by default it is not checked.
+        boot: restart the board, and check that the app starts.
+        boot_wait_seconds: how long to listen to the console after the restart.
+        expect: text that the app must print when it starts.
         nvs_partition: name of the NVS partition.
-        nvs_key_file: keys of NVS encryption.
+        nvs_key_file: key of NVS encryption.
     """
     how = Boot(wait=boot_wait_seconds, expect=expect)
     return _Looking(link, nvs_partition, nvs_key_file).look(serial_number, elf_sha256, how, boot)
 
 
 class _Looking:
-    """An inspection under way."""
+    """An inspection in progress."""
 
     def __init__(self, link: Link, partition: str, key_file: str | os.PathLike[str] | None) -> None:
         self._link = link
@@ -105,13 +105,13 @@ class _Looking:
         if who.mac_address is not None and (
             who.mac_address in ("00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff") or int(who.mac_address[:2], 16) & 1
         ):
-            raise OperationError(f"the MAC address {who.mac_address} is none that a chip has")
+            raise OperationError(f"invalid MAC address {who.mac_address}")
         return f"{who.description}, {who.mac_address}"
 
     def _flash(self) -> str:
         found, promised = reading.info(self._link).size, self._link.board.spec.flash_size
         if promised is not None and found != promised:
-            raise OperationError(f"the flash has {found} bytes, and boards.toml says {promised}")
+            raise OperationError(f"the flash has {found} bytes, but boards.toml says {promised}")
         return f"{found} bytes"
 
     def _table(self) -> str:
@@ -125,7 +125,7 @@ class _Looking:
         if installed.app is None:
             raise OperationError(f"there is no app in {installed.slot.name}")
         if elf_sha256 not in (None, installed.app.elf_sha256):
-            raise OperationError(f"another app is in {installed.slot.name}: {installed.app.elf_sha256[:9]}")
+            raise OperationError(f"{installed.slot.name} has another app: {installed.app.elf_sha256[:9]}")
         return f"{installed.app.project} {installed.app.version} in {installed.slot.name}"
 
     def _nvs(self, serial_number: str | None) -> str:

@@ -1,8 +1,8 @@
-"""Who was programmed with what: one line per board and result, on the disk before the work goes on.
+"""Records how each board was programmed: one line per board and result, synced to disk before work continues.
 
-Two files that are only ever added to: JSON lines for programs, CSV for people. A line is one write of the operating
-system and is synced: a process that is killed leaves whole lines. A board whose last line says ``begun`` was under way
-then, and its state is not known.
+There are two append-only files: JSON lines for programs, CSV for people. Each line is a single write and is synced, so
+that a killed process leaves whole lines. A board whose last line says ``begun`` was being programmed, and its state is
+unknown.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Outcome = Literal["begun", "passed", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class BoardRecord:
-    """One line. No NVS value is in it but the serial number.
+    """One line. It contains no NVS values except the serial number.
 
     Attributes:
         time: UTC, ISO 8601.
-        batch: which call it was.
-        outcome: *begun* is written when the first byte is about to be erased.
-        stage: where it failed, else "done".
-        state: of the board after a failure, in words.
-        quality: "passed", "failed", or "" if nobody has looked.
+        batch: name of the batch.
+        outcome: *begun* is written just before the first byte is erased.
+        stage: the stage that failed, else "done".
+        state: state of the board after a failure, in words.
+        quality: "passed", "failed", or "" if it was not inspected.
     """
 
     time: str
@@ -59,10 +59,10 @@ _COLUMNS = [field.name for field in fields(BoardRecord)]
 
 
 class RecordBook:
-    """The two files in *folder*, which is made; several processes may write to them at once.
+    """The two files in *folder*, which is created; several processes may write to them at once.
 
     Raises:
-        OperationError: if they cannot be written, or the JSON lines are those of something else.
+        OperationError: if they cannot be written, or the JSON lines file has other contents.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +80,7 @@ class RecordBook:
             raise OperationError(f"the records in {folder} cannot be written: {error.strerror}") from error
 
     def write(self, record: BoardRecord) -> None:
-        """Add a line to both files; it is on the disk when this returns.
+        """Append a line to both files; it is on disk when this returns.
 
         Raises:
             OperationError: if it cannot be written.
@@ -106,9 +106,9 @@ class RecordBook:
 
 
 def read_records(folder: Path) -> list[BoardRecord]:
-    """Return all lines in *folder*, the oldest first; none if there is no record yet.
+    """Return all lines in *folder*, oldest first; empty if there is no record yet.
 
-    A last line that a power failure has cut is left out.
+    A last line that was cut off by a power failure is left out.
 
     Raises:
         OperationError: if it cannot be read.
@@ -123,7 +123,7 @@ def read_records(folder: Path) -> list[BoardRecord]:
 
 
 def serial_numbers(folder: Path) -> dict[str, str]:
-    """Return the MAC address of the board that got each serial number, by the record in *folder*."""
+    """Return the MAC address of the board with each serial number, according to the record in *folder*."""
     passed = (one for one in read_records(folder) if one.outcome == "passed")
     return {one.serial_number: one.mac_address for one in passed if one.serial_number}
 
@@ -139,7 +139,7 @@ def _parsed(line: str) -> BoardRecord | None:
 def _open(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     size = os.fstat(descriptor).st_size
-    # What a power failure has cut must not swallow the next line.
+    # A line cut off by a power failure must not swallow the next line.
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         _append(descriptor, b"\n")
     return descriptor
@@ -158,6 +158,6 @@ def _csv_line(cells: list[str]) -> bytes:
 
 
 def _for_a_cell(value: object) -> str:
-    """Return one line of text that no spreadsheet takes for a formula."""
+    """Return one line of text that spreadsheets do not interpret as a formula."""
     text = " | ".join(str(value).split("\n"))
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

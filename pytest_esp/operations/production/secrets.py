@@ -1,4 +1,4 @@
-"""Values that nobody may read: passwords, keys, credentials. They go into a board, and nowhere else."""
+"""Secret values: passwords, keys, credentials. They are written to a board, and appear nowhere else."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, cast
 from pytest_esp.errors import EspError, OperationError
 from pytest_esp.secrets import Forms
 
-_TYPES = frozenset({"string", "blob", "hex", "hex2bin", "base64"})  # of values that are given with their type
+_TYPES = frozenset({"string", "blob", "hex", "hex2bin", "base64"})  # types of values given with a type
 
 
 class Secrets(Forms):
-    """The values of one call: none of them is in its errors, whatever its name."""
+    """The values of one call: none of them appears in its errors, whatever its name."""
 
     def __init__(self, values: object) -> None:
         super().__init__(leaf for leaf in _leaves(values) if leaf not in _TYPES)
 
     @contextlib.contextmanager
     def guard(self) -> Generator[None]:
-        """Let no error out that has one of the values in its message, its hint, its details or its cause."""
+        """Remove these values from the message, hint, details and cause of any error that passes through."""
         __tracebackhide__ = True
         try:
             yield
         except EspError as error:
             raise self._cleaned(error) from None
-        except (ValueError, TypeError, OSError) as error:  # of a library that was given one of them
+        except (ValueError, TypeError, OSError) as error:  # raised by a library that received one of them
             raise OperationError(self.hide(f"{type(error).__name__}: {error}")) from None
 
     def _cleaned(self, error: EspError) -> EspError:

@@ -1,4 +1,4 @@
-"""A pytest suite run on one board, in a process of its own that takes the board's lease."""
+"""Runs a pytest suite on one board, in a separate process that takes the board's lease."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _EVERYTHING = "all"
 _INTERNAL, _USAGE, _NOTHING = 3, 4, 5  # pytest's exit codes
 _LONGEST_MESSAGE = 2000
 _PLAIN_NAME = "board"
-_MOST_OUTPUT = 4000  # characters of pytest's own words in an error
-_SETTLING = 30.0  # seconds that the board's lease may take to be free
+_MOST_OUTPUT = 4000  # characters of pytest's output in an error
+_SETTLING = 30.0  # seconds for the board's lease to become free
 # Outcomes as pytest prints them with -v, at the end of the line of a test.
 _RESULT_LINE = re.compile(r"::.* (?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 _COLLECTED = re.compile(r"collected (\d+) items?(?:.* / (\d+) selected)?")
-# Marks of tests that do more than a caller may; see pytest_esp.plugin.options.
+# Marks of tests with effects beyond what a caller may allow; see pytest_esp.plugin.options.
 _MARKS = {Effect.ERASE: "erases", Effect.BURN: "burns"}
 
 
 @dataclass(frozen=True)
 class TestOutcome:
-    """One test: its name with its module, how it ended, and why, if not well."""
+    """One test: its name including the module, its outcome, and the reason if it did not pass."""
 
     __test__ = False
 
@@ -59,11 +59,11 @@ class TestOutcome:
 
 @dataclass(frozen=True)
 class TestRun:
-    """What a suite found on a board.
+    """The result of a suite on a board.
 
     Attributes:
-        passed: whether at least one test ran, and none failed.
-        counts: of the tests, by outcome.
+        passed: whether at least one test ran and none failed.
+        counts: number of tests by outcome.
         summary: pytest's last line.
     """
 
@@ -80,20 +80,20 @@ class TestRun:
 
 @dataclass(frozen=True)
 class QualityReport(Inspection):
-    """What a quality control found: an inspection, and *tests* that change nothing (None if they did not run)."""
+    """The result of a quality control: an inspection, and *tests* that change nothing (None if they did not run)."""
 
     tests: TestRun | None
 
     @classmethod
     def of(cls, seen: Inspection, tests: TestRun | None) -> Self:
-        """Join both; *passed* is whether both have passed."""
+        """Combine both; *passed* is whether both passed."""
         found = {field.name: getattr(seen, field.name) for field in fields(seen)}
         found["passed"] = seen.passed and (tests is None or tests.passed)
         return cls(**found, tests=tests)
 
 
 def suites() -> tuple[str, ...]:
-    """Return the names of the suites of this package: ``pytest_esp.suites`` has them."""
+    """Return the names of the built-in suites, those in ``pytest_esp.suites``."""
     return tuple(sorted(path.stem.removeprefix("test_") for path in _SUITES.glob("test_*.py")))
 
 
@@ -110,15 +110,15 @@ def run_tests(
     """Run a pytest suite on a board of the rack, in a process that takes the board's lease and ends with this one.
 
     Args:
-        port: name of the board; nobody may hold it, this process included.
+        port: name of the board; it must not be held, not even by this process.
         test_suite: "all" or names of the built-in suites ("identity,reset"), or a file or folder with your own tests.
-        keyword: as pytest's -k.
-        timeout_seconds: after which the tests are stopped.
-        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.
-        progress: called with tests done and to do.
+        keyword: select tests by name, like pytest's -k.
+        timeout_seconds: stop the tests after this time.
+        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml in this folder or its parents.
+        progress: called with tests done and total.
 
     Raises:
-        OperationError: if there is no such suite, pytest itself fails, or the time is over.
+        OperationError: if there is no such suite, pytest itself fails, or the tests time out.
         RackError: if there is no such board.
     """
     from pytest_esp.rack.config import load_rack
@@ -141,18 +141,18 @@ def quality_control(
     wait_s: float = 0.0,
     progress: Progress | None = None,
 ) -> QualityReport:
-    """Inspect a finished board, then run the built-in suites on it, but for the tests that erase or burn.
+    """Inspect a finished board, then run the built-in suites on it, except tests that erase or burn.
 
     Args:
         port: name of the board.
-        serial_number: that it must have in NVS; by default any, or none.
-        expect: text that it must print when it starts.
-        boot_wait_seconds: how long to listen to it.
-        tests: whether the suites run.
-        timeout_seconds: after which the tests are stopped.
-        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.
+        serial_number: required serial number in NVS; by default it is not checked.
+        expect: text that the app must print when it starts.
+        boot_wait_seconds: how long to listen to the console after the restart.
+        tests: run the suites after the inspection.
+        timeout_seconds: stop the tests after this time.
+        rack: the rack file; by default PYTEST_ESP_RACK, else boards.toml in this folder or its parents.
         wait_s: seconds to wait for the board if it is held.
-        progress: called with tests done and to do.
+        progress: called with tests done and total.
 
     Raises:
         LeaseError: if the board is held. OperationError, RackError: see `run_tests`.
@@ -179,14 +179,14 @@ def run_suite(
     timeout: float = 600.0,
     progress: Progress | None = None,
 ) -> TestRun:
-    """Run a suite as `run_tests` does, on a board that need not be in the rack's file.
+    """Run a suite like `run_tests`, on a board that need not be in the rack file.
 
     Args:
         spec: the board.
-        rack: that it belongs to.
+        rack: the rack that it belongs to.
         suite, keyword, timeout (seconds), progress: see `run_tests`.
-        effects: what tests may do at most: those that are marked with more are left out.
-        allow_burn: consent to burn eFuses of a real board, as --esp-allow-burn.
+        effects: allowed effects: tests marked with others are left out.
+        allow_burn: consent to burn eFuses of a real board, like --esp-allow-burn.
 
     Raises:
         OperationError: see `run_tests`.
@@ -229,7 +229,7 @@ def run_suite(
 
 
 def _targets(suite: str | os.PathLike[str]) -> list[str]:
-    """Return what pytest is to run: modules of ours, or a path."""
+    """Return the arguments that select the tests: modules of this package, or a path."""
     names = [name.strip() for name in os.fspath(suite).split(",")] if isinstance(suite, str) else []
     known = suites()
     if names == [_EVERYTHING]:
@@ -240,7 +240,7 @@ def _targets(suite: str | os.PathLike[str]) -> list[str]:
     if not path.exists():
         wrong = next((name for name in names if name not in known), os.fspath(suite))
         raise OperationError(
-            f"there is no suite {wrong!r}, and no such file",
+            f"unknown suite {wrong!r}, and no file has this name",
             hint=f"nearest: {nearest(wrong, known)}; suites: {', '.join(known)}, all; or a path to tests of your own",
         )
     return [str(path.resolve())]
@@ -256,9 +256,9 @@ def _left_out(effects: frozenset[Effect]) -> Sequence[str]:
 
 
 def _environment(rack: Rack, ours: bool) -> Mapping[str, str]:
-    """Return the environment of the tests: without the options of a pytest that may run around this call.
+    """Return the environment of the tests, without the options of a pytest that may run around this call.
 
-    Our suites need no plugins of others, which take longer to be imported than a suite takes.
+    The built-in suites do not need plugins of others, which take longer to import than a suite takes to run.
     """
     from pytest_esp.rack.lease import ENVIRONMENT
 
@@ -272,7 +272,7 @@ def _environment(rack: Rack, ours: bool) -> Mapping[str, str]:
 
 
 def _as_an_entry(spec: BoardSpec, rack: Rack) -> BoardSpec:
-    """Return a board that is named by its port as boards.toml can have it: with a plain name, and its chip."""
+    """Return a board that is named by its port in a form for boards.toml: with a plain name, and its chip."""
     if spec.chip != "auto":
         return spec.model_copy(update={"name": _PLAIN_NAME})
     with leased(replace(rack, boards={spec.name: spec}), _SETTLING)(spec.name) as link:
@@ -281,7 +281,7 @@ def _as_an_entry(spec: BoardSpec, rack: Rack) -> BoardSpec:
 
 @contextlib.contextmanager
 def _rack_file(spec: BoardSpec, rack: Rack, folder: Path) -> Generator[Path | None]:
-    """Yield a rack file that has the board: that of its rack, or one that is made for a port that no rack names.
+    """Yield a rack file with the board: that of its rack, or a temporary one for a port that no rack names.
 
     None is the built-in rack.
     """
@@ -297,7 +297,7 @@ def _rack_file(spec: BoardSpec, rack: Rack, folder: Path) -> Generator[Path | No
 
 
 class _Watch:
-    """Counts the tests that have ended, as pytest says so."""
+    """Counts finished tests by pytest's output."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -311,7 +311,7 @@ class _Watch:
             self._done = min(self._done + 1, self._total)
 
     def wait(self) -> None:
-        """Report; what the callback raises ends the run."""
+        """Report progress; an exception from the callback ends the run."""
         if self._progress is not None:
             self._progress(self._done, self._total)
 
@@ -320,16 +320,16 @@ def _read_report(report: Path, finished: Finished) -> tuple[TestOutcome, ...]:
     """Return the tests in pytest's report.
 
     Raises:
-        OperationError: if there is none, or pytest could not do what it was asked for.
+        OperationError: if there is none, or pytest could not run as requested.
     """
     said = "\n".join(finished.lines)[-_MOST_OUTPUT:]
     if finished.code == _NOTHING:
-        raise OperationError("there is no such test for this board", hint="see the output", details={"output": said})
+        raise OperationError("no test was selected for this board", hint="see the output", details={"output": said})
     if finished.code in (_INTERNAL, _USAGE) or not report.exists():
         told = [line for line in finished.lines if line.strip()]
         reason = next((line for line in told if line.startswith(("ERROR", "E "))), told[-1] if told else "")
         raise OperationError(
-            f"pytest ended with {finished.code}: {reason.strip()}", hint="see the output", details={"output": said}
+            f"pytest exited with {finished.code}: {reason.strip()}", hint="see the output", details={"output": said}
         )
     try:
         cases = list(ElementTree.parse(report).iter("testcase"))
@@ -345,7 +345,7 @@ def _outcome(case: Any) -> TestOutcome:
         found = case.find(tag)
         if found is not None:
             message = str(found.get("message") or "")
-            if tag == "error" or not message:  # of a setup or a collection: pytest's words say only which
+            if tag == "error" or not message:  # for an error in setup or collection, pytest's message only says which
                 message = f"{message}\n{found.text or ''}".strip()
             message = message[-_LONGEST_MESSAGE:] if tag == "error" else message[:_LONGEST_MESSAGE]
             return TestOutcome(name, outcome, float(case.get("time") or 0), message)

@@ -1,4 +1,4 @@
-"""The work on the boards of a batch: a thread for each, none held up by another that fails."""
+"""Works on the boards of a batch: one thread for each, so that a failing board does not delay the others."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from pytest_esp.operations.production.record import BoardRecord, Outcome
 from pytest_esp.operations.registry import Effect, require
 
 OpenBoard = Callable[[str], AbstractContextManager[Link]]
-"""Leases the board of that name and yields a link to it."""
+"""Leases the board with this name and yields a link to it."""
 
 _FIELDS = ("index", "mac", "board")
-# Of a board that failed where `program` had not begun, or was done.
+# States of a board that failed before `program` began, or after it was done.
 _STATES = {
     "lease": "nothing was touched",
     "check": "nothing was touched",
-    "quality": "all is written, verified and has started, but it is not well",
+    "quality": "everything is written and verified and has started, but the inspection failed",
 }
 
 
 @dataclass(frozen=True)
 class Device:
-    """What one board gets.
+    """Data for one board.
 
     Attributes:
         board: its name or port.
         index: its number in the batch.
-        serial_number: may have ``{index}``, ``{mac}`` and ``{board}`` in it.
-        nvs: values of its own.
+        serial_number: may contain ``{index}``, ``{mac}`` and ``{board}``.
+        nvs: its own values.
     """
 
     board: str
@@ -62,12 +62,12 @@ class Device:
 
 @dataclass(frozen=True)
 class BoardResult:
-    """What became of one board.
+    """The result of one board.
 
     Attributes:
-        passed: whether it is programmed, verified, started, and well by all that was looked at.
-        stage: where it failed, else "done".
-        state: of the board, in words, where it failed.
+        passed: whether it is programmed, verified, started, and passed the inspection if there was one.
+        stage: the stage that failed, else "done".
+        state: state of the board after a failure, in words.
         quality: whether the inspection passed; None if there was none.
     """
 
@@ -86,7 +86,7 @@ class BoardResult:
 
     @classmethod
     def of(cls, record: BoardRecord, hint: str | None) -> Self:
-        """Return what the last line of a board in the record says."""
+        """Return the result in the last line of a board in the record."""
         return cls(
             board=record.board,
             mac_address=record.mac_address or None,
@@ -105,7 +105,7 @@ class BoardResult:
 
 @dataclass(frozen=True)
 class Told:
-    """What a board's worker says: how far it is, or its result."""
+    """A report from a board's worker: its progress, or its result."""
 
     board: str
     done: int = 0
@@ -115,11 +115,11 @@ class Told:
 
 Tell = Callable[[Told], None]
 Write = Callable[[BoardRecord], None]
-"""Puts a line on the disk before it returns."""
+"""Writes a line to disk before it returns."""
 
 
 def check_serial_numbers(devices: Sequence[Device]) -> None:
-    """Check that no two boards get one serial number.
+    """Check that no two boards get the same serial number.
 
     Raises:
         OperationError: if they would, or a template has an unknown field.
@@ -133,18 +133,18 @@ def check_serial_numbers(devices: Sequence[Device]) -> None:
             wrong = next((name for name in names if name not in _FIELDS), None)
             number = "" if wrong is not None else device.serial_for(None)
         except (ValueError, LookupError) as error:
-            raise OperationError(f"the serial number {device.serial_number!r} is wrong: {error}") from None
+            raise OperationError(f"invalid serial number {device.serial_number!r}: {error}") from None
         if wrong is not None:
             raise OperationError(
                 f"the serial number {device.serial_number!r} has the unknown field {{{wrong}}}",
-                hint="it may have {index}, {mac} and {board} in it, e.g. SN{index:05d}",
+                hint="use {index}, {mac} and {board}, e.g. SN{index:05d}",
             )
         if "mac" in names or number is None:
             continue
         if number in seen:
             raise OperationError(
                 f"{device.board} and {seen[number]} would both get the serial number {number}",
-                hint='put {index} or {mac} into it, e.g. "SN{index:05d}"',
+                hint='use {index} or {mac} in it, e.g. "SN{index:05d}"',
             )
         seen[number] = device.board
 
@@ -153,9 +153,9 @@ class Batch:
     """The work on the boards of one call, in one process.
 
     Args:
-        name: of the call, for the record.
-        plan: what all boards get.
-        open_board: leases and opens one.
+        name: name of the batch, for the record.
+        plan: common to all boards.
+        open_board: leases and opens a board.
         tell, write: called from the threads of the boards.
         used: MAC addresses of the boards that have serial numbers already.
         look: whether finished boards are inspected.
@@ -199,7 +199,7 @@ class Batch:
         try:
             with confined(self._confinement):
                 worker.run()
-        except BaseException as error:  # a defect of ours is a result, too: the others go on
+        except BaseException as error:  # a bug here is also reported as a result: the other boards continue
             worker.failed(error)
 
     # -- for workers
@@ -209,7 +209,7 @@ class Batch:
         return self._open(board)
 
     def plan_for(self, device: Device, who: ChipIdentity) -> Plan:
-        """Return what a board gets, once it is known who it is.
+        """Return the data for a board, once its identity is known.
 
         Raises:
             OperationError: if it is in this batch already, or its serial number belongs to another board.
@@ -219,21 +219,21 @@ class Batch:
             with self._lock:
                 other = self._boards_by_mac.setdefault(who.mac_address, device.board)
             if other != device.board:
-                raise OperationError(f"it is the same board as {other}: the MAC address is {who.mac_address}")
+                raise OperationError(f"this is the same board as {other}: MAC address {who.mac_address}")
         owner = self._used.get(number or "")
         if owner is not None and owner != who.mac_address:
             raise OperationError(
                 f"the serial number {number} belongs to the board with the MAC address {owner}",
-                hint="the record has it; begin with another index",
+                hint="see the record; start with another index",
             )
         return self._plan.with_values(number, device.nvs)
 
     def tell(self, told: Told) -> None:
-        """Say something about a board."""
+        """Report something about a board."""
         self._tell(told)
 
     def write(self, record: BoardRecord) -> None:
-        """Put a line into the record."""
+        """Append a line to the record."""
         self._write(record)
 
     @property
@@ -243,17 +243,17 @@ class Batch:
 
     @property
     def name(self) -> str:
-        """Of the call."""
+        """The name of the batch."""
         return self._name
 
     @property
     def plan(self) -> Plan:
-        """What all boards get."""
+        """The plan common to all boards."""
         return self._plan
 
 
 class _Worker:
-    """One board under way."""
+    """Work on one board, in progress."""
 
     def __init__(self, batch: Batch, device: Device) -> None:
         self._batch = batch
@@ -281,7 +281,7 @@ class _Worker:
         self._finish(None)
 
     def failed(self, error: BaseException) -> None:
-        """Tell that it failed, without any secret."""
+        """Report a failure, without any secret."""
         self._finish(error)
 
     def _inspect(self, link: Link) -> None:
@@ -290,11 +290,11 @@ class _Worker:
             link,
             self._plan.config.serial_number,
             app.elf_sha256 if app else None,
-            boot=False,  # which was seen already
+            boot=False,  # checked already
             nvs_partition=self._plan.config.nvs_partition,
             nvs_key_file=self._plan.config.nvs_key_file,
         )
-        # A board that gets no NVS values need have no NVS, and firmware without a descriptor shows no app.
+        # A board without NVS values may have no NVS partition, and firmware without a descriptor has no app to check.
         counts = {"nvs": bool(self._plan.entries), "app": app is not None}
         wrong = [check for check in look.checks if not check.passed and counts.get(check.name, True)]
         self._quality = not wrong
@@ -358,7 +358,7 @@ class _Worker:
 
 
 class Desk:
-    """Where what the boards tell comes together, in the thread of the caller."""
+    """Collects the reports of the boards in the thread of the caller."""
 
     def __init__(self, boards: Sequence[str], progress: Progress | None) -> None:
         self.told: queue.SimpleQueue[Told] = queue.SimpleQueue()
@@ -368,10 +368,10 @@ class Desk:
         self._shares: dict[str, float] = dict.fromkeys(boards, 0.0)
 
     def attend(self, stop: Callable[[], None]) -> tuple[BoardResult, ...]:
-        """Report progress until all boards have their result, and return the results in order.
+        """Report progress until all boards have a result, and return the results in order.
 
         *stop* is called once if the progress callback raises, or this thread is interrupted: all boards are brought to
-        their next safe point, and then that error goes on its way.
+        their next safe point, and then that error propagates.
         """
         interruption: BaseException | None = None
         while len(self.results) < len(self._boards):
@@ -394,5 +394,5 @@ class Desk:
             if told.result is not None:
                 self.results[told.board] = told.result
         if reports and self._progress is not None:
-            # Thousandths of boards: one that passes in its own time weighs as much as any other.
+            # Thousandths of boards: fast and slow boards count the same.
             self._progress(round(1000 * sum(self._shares.values())), 1000 * len(self._boards))

@@ -1,4 +1,4 @@
-"""Test cases that run on the chip: apps with ESP-IDF's Unity menu, their cases chosen, run and judged."""
+"""Test cases that run on the chip: lists, selects, runs and judges the cases of apps with ESP-IDF's Unity menu."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = [
 
 @operation(Effect.READ, group="unity")
 def menu(link: Link, *, boot_timeout: float = BOOT_TIMEOUT) -> Menu:
-    """Return the test cases that the app offers; an app that does not answer is reset once.
+    """Return the test cases of the app's menu; an app that does not answer is reset once.
 
     Args:
-        boot_timeout: seconds from a reset to the app's offer to print its menu.
+        boot_timeout: seconds to wait after a reset for the app to offer its menu.
 
     Raises:
-        OperationError: if the app has no menu, or prints it with losses.
-        PortError: if the board is gone.
+        OperationError: if the app has no menu, or its printed menu is incomplete.
+        PortError: if the connection to the board is lost.
     """
     return Dialogue(link, boot_timeout).menu()
 
@@ -57,17 +57,17 @@ def run(
     elf: ReadPath | None = None,
     boot_timeout: float = BOOT_TIMEOUT,
 ) -> CaseResult:
-    """Run one test case, and return what came of it; one that fails is no error.
+    """Run one test case, and return its result; a failed test is not an error.
 
     Args:
-        case: of `menu`, its name or its number.
-        timeout: seconds, for a case without a ``[timeout=...]`` of its own; each stage of several may take so long.
-        elf: the app's ELF file, which names functions and lines of a crash.
-        boot_timeout: see `menu`.
+        case: name or number of a test case of the menu.
+        timeout: timeout in seconds for a case without a ``[timeout=...]`` tag; each stage of a multi-stage case has it.
+        elf: the app's ELF file, to decode a crash into functions and lines.
+        boot_timeout: seconds to wait after a reset for the app to offer its menu.
 
     Raises:
-        OperationError: if there is no such case, or the app does not come back with its menu after a reset.
-        PortError: if the board is gone.
+        OperationError: if there is no such case, or the app does not offer its menu after a reset.
+        PortError: if the connection to the board is lost.
     """
     with Suite([link], elf=elf, boot_timeout=boot_timeout) as suite:
         return suite.run(_find(suite, case), Conditions(timeout, include_ignored=True))
@@ -88,26 +88,26 @@ def run_all(
     elf: ReadPath | None = None,
     boot_timeout: float = BOOT_TIMEOUT,
 ) -> Report:
-    """Run the test cases that fulfil all of what is given, and return what came of each; failures are no errors.
+    """Run the test cases that match all given criteria, and return their results; failed tests are not errors.
 
-    After a crash or a time-out the board is reset, and the rest goes on. Cases for several boards are reported as
-    ignored: `run_multi_device` runs them.
+    After a crash or a timeout the board is reset, and the run continues. Multi-device cases are reported as ignored:
+    `run_multi_device` runs them.
 
     Args:
-        names: patterns as of a shell, any of them: ``"queue *"``.
-        groups: expressions of tags, any of them: ``"[a][b]"`` for both, ``"![a]"`` for not.
-        attributes: values of ``[key=value]`` tags.
+        names: shell-style patterns; a case must match one of them: ``"queue *"``.
+        groups: tag expressions; a case must match one of them: ``"[a][b]"`` for both, ``"![a]"`` for not.
+        attributes: required values of ``[key=value]`` tags.
         invert: run all other cases instead.
-        include_ignored: run those tagged ``[ignore]``, too, which else are reported as ignored.
-        retries: how often a case is repeated that ended as *retry_on* says.
-        retry_on: which ends are worth another try.
-        timeout: see `run`.
-        elf: see `run`.
-        boot_timeout: see `menu`.
+        include_ignored: also run cases tagged ``[ignore]``, which are otherwise reported as ignored.
+        retries: how often to repeat a case with a status in *retry_on*.
+        retry_on: statuses after which a case is repeated.
+        timeout: timeout in seconds for a case without a ``[timeout=...]`` tag.
+        elf: the app's ELF file, to decode a crash into functions and lines.
+        boot_timeout: seconds to wait after a reset for the app to offer its menu.
 
     Raises:
-        OperationError: if nothing is selected, or the app does not come back with its menu after a reset.
-        PortError: if the board is gone.
+        OperationError: if no case is selected, or the app does not offer its menu after a reset.
+        PortError: if the connection to the board is lost.
     """
     selection = Selection.of(names, groups, attributes, invert)
     conditions = Conditions(timeout, include_ignored, retries, tuple(retry_on))
@@ -116,7 +116,7 @@ def run_all(
         chosen = selection.choose(suite.menu)
         try:
             for case in chosen:
-                results.append(suite.run(case, conditions))  # noqa: PERF401 - what has finished is told with an error
+                results.append(suite.run(case, conditions))  # noqa: PERF401 - finished cases are kept on an error
         except EspError as error:
             error.details["finished"] = {result.name: result.status for result in results}
             raise
@@ -131,17 +131,17 @@ def run_multi_device(
     elf: str | os.PathLike[str] | None = None,
     boot_timeout: float = BOOT_TIMEOUT,
 ) -> CaseResult:
-    """Run a case in which several boards play together, its first role on the first board, and carry their signals.
+    """Run a case in which several boards interact, its first role on the first board, and relay their signals.
 
     Args:
         links: to as many boards as the case has roles, or more.
-        case: of the first board's `menu`, its name or its number; the others know it by its name.
+        case: name or number of a case of the first board's menu; on the others it is found by name.
         timeout, elf, boot_timeout: see `run`.
 
     Raises:
         RefusedError: if a board does not allow ``write``.
-        OperationError: as `run`, or if there are not boards enough.
-        PortError: if a board is gone.
+        OperationError: like `run`, or if there are not enough boards.
+        PortError: if the connection to a board is lost.
     """
     with Suite(links, elf=elf, boot_timeout=boot_timeout) as suite:
         found = _find(suite, case)
@@ -150,5 +150,5 @@ def run_multi_device(
 
 
 def _find(suite: Suite, case: Case | int | str) -> Case:
-    """Return the case in the menu of the app that runs now."""
+    """Return the case in the menu of the running app."""
     return suite.menu.case(case.name if isinstance(case, Case) else case)

@@ -1,7 +1,7 @@
-"""Running multi-device cases: each board plays a role, and the signals between them are carried.
+"""Runs multi-device cases: each board plays a role, and the signals between them are relayed.
 
-The roles speak through ``test_utils`` of ESP-IDF (``unity_send_signal``, ``unity_wait_for_signal`` and their forms with
-a parameter): one prints ``Send signal: [name]!``, the other has printed ``Waiting for signal: [name]!`` and waits for
+The roles use ``test_utils`` of ESP-IDF (``unity_send_signal``, ``unity_wait_for_signal`` and their variants with a
+parameter): one prints ``Send signal: [name]!``; the other has printed ``Waiting for signal: [name]!`` and waits for
 ENTER, or for the parameter.
 """
 
@@ -28,22 +28,22 @@ _WAITING = re.compile(r"Waiting for signal: \[([^\]\r\n]*)\]!")
 _ENTER, _PARAMETER = 'Please press "Enter" key', "Please input parameter value"
 _EVENTS: tuple[Pattern, ...] = (_SENT, _WAITING, *ENDS)
 
-_LOOK = 0.25  # seconds between looks at what the other boards do
+_LOOK = 0.25  # seconds between checks of the other boards
 _PROMPT_TIME = 5.0
-_DEADLOCK = 3.0  # seconds for which all boards must wait before no signal is expected any more
+_DEADLOCK = 3.0  # seconds for which all boards must wait before this is a deadlock
 _GRAVITY: tuple[Status, ...] = ("crashed", "failed", "timeout", "ignored", "passed")
 
 
 @dataclass
 class _Role:
-    """One board's part in a case."""
+    """One board's role in a case."""
 
     part: Part
     run: Run
     waits_for: str | None = None
     takes_parameter: bool = False
     answer: str | None = None
-    """What was said last to the board, until it is known to have been heard."""
+    """The last answer sent to the board, until the board is known to have received it."""
     answer_mark: int = 0
     answered: float = 0.0
     result: CaseResult | None = None
@@ -53,7 +53,7 @@ class _Role:
         return f"{self.part.name} on {self.run.dialogue.board}"
 
     def hear(self, parameter: str) -> None:
-        """Tell the board the signal that it waits for."""
+        """Send the board the signal that it waits for."""
         self.waits_for, self.answer = None, parameter if self.takes_parameter else ""
         self.repeat()
 
@@ -68,7 +68,7 @@ class _Role:
 
 @dataclass
 class _Exchange:
-    """Signals that were sent and not yet awaited, and roles that await one."""
+    """Signals that were sent and not yet received, and roles that wait for one."""
 
     roles: list[_Role] = field(default_factory=list[_Role])
     sent: defaultdict[str, deque[str]] = field(default_factory=lambda: defaultdict(deque))
@@ -91,7 +91,7 @@ class _Exchange:
                 role.hear(self.sent[name].popleft())
 
     def is_stuck(self) -> bool:
-        """Whether every board that still plays has waited for others for a while."""
+        """Whether all boards still playing have waited for others for a while."""
         with self.lock:
             if self.is_cancelled:
                 return True
@@ -103,14 +103,14 @@ class _Exchange:
             return time.monotonic() - self.stuck_since >= _DEADLOCK
 
     def others(self, role: _Role) -> str:
-        """Say what the other boards do."""
+        """Describe what the other boards are doing."""
         return "; ".join(_state(other) for other in self.roles if other is not role)
 
 
 def _state(role: _Role) -> str:
     if role.waits_for is not None:
         return f"{role.name} waits for [{role.waits_for}]"
-    return f"{role.name} goes on" if role.result is None else f"{role.name} has {role.result.status}"
+    return f"{role.name} is running" if role.result is None else f"{role.name} has {role.result.status}"
 
 
 def run_on_boards(dialogues: Sequence[Dialogue], menus: Sequence[Menu], case: Case, timeout: float) -> CaseResult:
@@ -120,11 +120,11 @@ def run_on_boards(dialogues: Sequence[Dialogue], menus: Sequence[Menu], case: Ca
         dialogues: with the apps of at least as many boards as the case has roles.
         menus: of these apps, in the same order; the case has the same name in each.
         case: of the first menu.
-        timeout: seconds, of a case that has none of its own.
+        timeout: in seconds, for a case without its own.
 
     Raises:
-        OperationError: if there are not boards enough, an app has no such case, or does not come back after a reset.
-        PortError: if a board is gone.
+        OperationError: if there are not enough boards, or an app has no such case or offers no menu after a reset.
+        PortError: if the connection to a board is lost.
     """
     check_boards(case, len(dialogues))
     seconds = case.timeout or timeout
@@ -145,26 +145,26 @@ def run_on_boards(dialogues: Sequence[Dialogue], menus: Sequence[Menu], case: Ca
 
 
 def check_boards(case: Case, count: int) -> None:
-    """Check that *count* boards can play a case.
+    """Check that *count* boards can run a case.
 
     Raises:
-        OperationError: if it is none for several boards, or one for more.
+        OperationError: if it is not a multi-device case, or needs more boards.
     """
     if case.kind != "multi_device":
-        raise OperationError(f"{case.name!r} is no multi-device case", hint="run it on one board")
+        raise OperationError(f"{case.name!r} is not a multi-device case", hint="run it on one board")
     if count < len(case.parts):
         raise OperationError(
-            f"{case.name!r} needs {len(case.parts)} boards, and there are {count}",
+            f"{case.name!r} needs {len(case.parts)} boards, but there are {count}",
             hint=f"in a test: @pytest.mark.esp(count={len(case.parts)})",
         )
 
 
 def _play(role: _Role, exchange: _Exchange, deadline: float, timeout: float) -> None:
-    """Play a role to its end; on the role's own thread."""
+    """Run a role to its end, in the role's own thread."""
     going = role.run
     try:
         if not going.dialogue.start(going.case):
-            role.end("timeout", "the app did not begin with the case")
+            role.end("timeout", "the app did not start the case")
             return
         going.dialogue.choose(going.case, role.part)
         while role.result is None:
@@ -177,7 +177,7 @@ def _play(role: _Role, exchange: _Exchange, deadline: float, timeout: float) -> 
 
 
 def _step(role: _Role, exchange: _Exchange, deadline: float, timeout: float) -> None:
-    """Obey the next thing that the role's board says, or look whether it is still worth waiting for one."""
+    """Handle the next output of the role's board, or check whether waiting for it is still useful."""
     try:
         found = role.run.dialogue.console.expect(_EVENTS, max(min(_LOOK, deadline - time.monotonic()), 0.0))
     except CrashError:
@@ -196,11 +196,11 @@ def _step(role: _Role, exchange: _Exchange, deadline: float, timeout: float) -> 
         role.result = role.run.ended(verdict(role.run.case, role.run.log), name=role.part.name)
         await_restart(role.run)
     else:
-        role.end("crashed", "the chip restarted in the middle of it")
+        role.end("crashed", "the chip restarted during the case")
 
 
 def _takes_parameter(role: _Role) -> bool:
-    """Whether the board waits for the signal's parameter, not for ENTER alone; it takes neither before it says so."""
+    """Whether the board waits for the signal's parameter, not only for ENTER; it accepts neither before it says so."""
     try:
         return role.run.dialogue.console.expect([_ENTER, _PARAMETER], _PROMPT_TIME).index == 1
     except CrashError:
@@ -218,9 +218,9 @@ def _look_around(role: _Role, exchange: _Exchange, deadline: float, timeout: flo
                 role.repeat()
         if time.monotonic() < deadline and not exchange.is_stuck():
             return
-        what = f"it did not end in {timeout:g} s"
+        what = f"timed out after {timeout:g} s"
         if role.waits_for is not None:
-            what = f"it waits for the signal [{role.waits_for}], which no board has sent"
+            what = f"waiting for the signal [{role.waits_for}], which no board has sent"
         role.end("timeout", f"{what}; {exchange.others(role)}")
 
 

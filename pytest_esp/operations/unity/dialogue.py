@@ -1,4 +1,4 @@
-"""Talking to an app's test menu: it takes input only while it waits for it, and says when that is."""
+"""Dialogue with an app's test menu, which accepts input only while it waits for it, and prints when that is."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from pytest_esp.operations.unity.result import SUMMARY
 READY = re.compile(r"Press ENTER to see the list of tests[^\n]*\n")
 DONE = re.compile(r"Enter next test, or 'enter' to see menu[^\n]*\n")
 ENDS: tuple[Pattern, ...] = (SUMMARY, DONE, READY)
-"""What an app says at the end of a case, and when it has restarted instead."""
+"""What an app prints at the end of a case, or when it has restarted instead."""
 
 _OTHER_RUNS = re.compile(r"Running [^\r\n]+\.\.\.\r?\n")
 _TRIES = 3
-# Seconds without a byte after which an app that waits for input has not got it, or does not wait for it.
+# Seconds without output after which an app that waits for input did not get it, or does not wait for input.
 _ANSWER_TIME = 10.0
 _ECHO_TIME = 4.0
 _RESTART_TIME = 10.0
-_PROMPT_TIME = 0.05  # from its greeting to the moment from which an app takes input
+_PROMPT_TIME = 0.05  # from its greeting until an app accepts input
 _LONGEST_PRINT = 120.0  # seconds; a thousand cases take ten at 115200 baud
 
 
 class Dialogue:
     """A conversation with the menu of the app on a board.
 
-    ESP-IDF's ``unity_gets`` throws away what came before it began to wait, so that a line can get lost: what is not
-    answered is said again.
+    ESP-IDF's ``unity_gets`` discards what arrived before it began to wait, so that a line can be lost: unanswered lines
+    are sent again.
 
     Args:
-        link: to the board, which is reset unless its app was started over this link and has run since.
-        boot_timeout: seconds from a reset to the app's offer to print its menu.
+        link: the board's link; the board is reset unless its app was started over this link and has run since.
+        boot_timeout: seconds to wait after a reset for the app to offer its menu.
 
     Attributes:
-        is_ready: the app waits for a choice; else the board is reset before the next one.
+        is_ready: whether the app waits for a choice; if not, the board is reset before the next one.
     """
 
     def __init__(self, link: Link, boot_timeout: float) -> None:
@@ -64,10 +64,10 @@ class Dialogue:
     # -- the menu
 
     def menu(self) -> Menu:
-        """Have the menu printed, twice if something of it was lost, and return it.
+        """Have the menu printed, twice if part of it was lost, and return it.
 
         Raises:
-            OperationError: if there is none, or parts of it are missing both times.
+            OperationError: if there is no menu, or parts of it are missing both times.
         """
         draft = Draft()
         for _ in range(2):
@@ -77,7 +77,7 @@ class Dialogue:
         if not draft.is_usable:
             raise OperationError(
                 f"the app's menu could not be read: {_lack(draft)}",
-                hint="other tasks of the app print into it; lower their log level, or let them wait",
+                hint="other tasks of the app print into the menu; lower their log level, or make them wait",
             )
         self.is_ready = True
         return Menu(tuple(draft.cases[number] for number in sorted(draft.cases)))
@@ -88,7 +88,7 @@ class Dialogue:
         return self.console.text_since(mark)
 
     def _ask(self) -> int:
-        """Press ENTER until the menu begins, and return a mark from before that; reset an app that does not answer."""
+        """Press ENTER until the menu begins, and return a mark from before it; reset an app that does not answer."""
         try:
             mark = self._ask_app()
         except CrashError:
@@ -99,7 +99,7 @@ class Dialogue:
         if mark is None:
             raise OperationError(
                 "the app has no test menu: it does not answer ENTER",
-                hint="does it call unity_run_menu(), and is it the app that is in flash?",
+                hint="check that it calls unity_run_menu(), and that it is the app in flash",
             )
         return mark
 
@@ -119,7 +119,7 @@ class Dialogue:
         """Reset the board, and wait until its app offers the menu.
 
         Raises:
-            OperationError: if the app does not. LinkError: if the board was not reset.
+            OperationError: if the app does not offer it. LinkError: if the board could not be reset.
         """
         self.is_ready = False
         start_app(self.link)
@@ -127,7 +127,7 @@ class Dialogue:
             self.console.expect(READY, self.boot_timeout)
         except ConsoleError as error:
             raise OperationError(
-                f"the app does not come back with its test menu after a reset: {error.message}", board=self.board
+                f"the app does not offer its test menu after a reset: {error.message}", board=self.board
             ) from error
         self._greeted()
 
@@ -141,20 +141,20 @@ class Dialogue:
         """Reset the board if its app does not wait for a choice.
 
         Raises:
-            OperationError: if the app does not come back with its menu.
+            OperationError: if the app does not offer its menu.
         """
         if not self.is_ready:
             self.restart()
 
     def start(self, case: Case) -> bool:
-        """Choose a case, and return whether it has begun.
+        """Choose a case, and return whether it has started.
 
         Raises:
             CrashError: if the app crashes instead, each time.
         """
         try:
             return self._start(case)
-        except CrashError:  # of a task that had nothing to do with the case
+        except CrashError:  # in a task unrelated to the case
             self.restart()
             return self._start(case)
 
@@ -169,7 +169,7 @@ class Dialogue:
                 self._echoes = re.search(rf"(?m)^{case.index}\r?$", self.console.text_since(mark)) is not None
                 self.is_ready = False
                 return True
-            if found is not None and found.index == 2:  # it restarted by itself
+            if found is not None and found.index == 2:  # it restarted on its own
                 self._greeted()
             elif found is not None:  # another case runs: a digit of the number was lost
                 self.restart()
@@ -177,7 +177,7 @@ class Dialogue:
         return False
 
     def choose(self, case: Case, part: Part) -> None:
-        """Choose a stage or role of a case that has begun."""
+        """Choose a stage or role of a running case."""
         last = case.parts[-1]
         self._await([f'({last.index})\t"{last.name}"'], _ANSWER_TIME, self.boot_timeout)
         for _ in range(_TRIES):
@@ -187,7 +187,7 @@ class Dialogue:
                 return
 
     def was_heard(self, mark: int, timeout: float = 0.0) -> bool:
-        """Whether the app has answered since *mark*, as far as can be told: one that does not echo may be silent."""
+        """Whether the app has answered since *mark*, as far as can be known: an app without echo may be silent."""
         deadline = time.monotonic() + timeout
         while self._echoes and self.console.mark() == mark:
             if time.monotonic() >= deadline:
@@ -196,18 +196,18 @@ class Dialogue:
         return True
 
     def finish(self, timeout: float, *, ignore_crashes: bool = False) -> bool:
-        """Wait until the case has ended: True if it did, False if the chip has restarted instead.
+        """Wait for the end of the case: True if it ended, False if the chip restarted instead.
 
         Raises:
             CrashError: if the app crashed.
-            ConsoleError: if neither came in time.
+            ConsoleError: if neither happened in time.
         """
         end = self.console.expect(ENDS, timeout, ignore_crashes=ignore_crashes)
         return self.conclude(ENDS[end.index])
 
     def conclude(self, end: Pattern) -> bool:
-        """Take note that a case has ended, by which of `ENDS`: True if by itself, False if the chip has restarted."""
-        if end is SUMMARY:  # what comes behind it may be lost among other output
+        """Note which of `ENDS` ended a case: True for a regular end, False if the chip restarted."""
+        if end is SUMMARY:  # what follows may be lost among other output
             self._await([DONE], _ECHO_TIME, _ECHO_TIME)
         if end is READY:
             self._greeted()
@@ -216,7 +216,7 @@ class Dialogue:
         return True
 
     def await_restart(self) -> None:
-        """Wait for the restart that ESP-IDF's runner makes after a case, if it makes it."""
+        """Wait for the restart that ESP-IDF's runner makes after some cases."""
         try:
             self.console.expect(READY, _RESTART_TIME, ignore_crashes=True)
         except ConsoleError:
@@ -225,7 +225,7 @@ class Dialogue:
             self._greeted()
 
     def _await(self, patterns: Sequence[Pattern], silence: float, timeout: float) -> Match | None:
-        """Wait for one of *patterns* as long as the app goes on talking; return None if it did not come.
+        """Wait for one of *patterns* as long as the app keeps printing; return None if it was not seen.
 
         Raises:
             CrashError: if the app crashed.
@@ -245,7 +245,7 @@ class Dialogue:
 
 def _lack(draft: Draft) -> str:
     if not draft.cases:
-        return "no case of it is whole"
+        return "none of its cases is complete"
     if draft.missing:
-        return f"there is nothing of the cases {', '.join(map(str, draft.missing))}"
-    return "it has no end"
+        return f"cases {', '.join(map(str, draft.missing))} are missing"
+    return "its end is missing"

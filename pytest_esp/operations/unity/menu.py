@@ -1,4 +1,4 @@
-"""The test menu of an app, parsed.
+"""Parses the test menu of an app.
 
 Its form is that of ESP-IDF's runner (``print_test_menu`` in ``components/unity/unity_runner.c``)::
 
@@ -31,7 +31,7 @@ _KIND_TAGS = ("multi_stage", "multi_device")
 _CASE = re.compile(r'\((?P<index>\d+)\)\t"(?P<name>.*)" (?P<tags>(?:\[[^\[\]]*\]\s*)*)(?P<rest>.*)')
 _CASE_WITH_TAGS = re.compile(r'\((?P<index>\d+)\)\t"(?P<name>.*?)" (?P<tags>(?:\[[^\[\]]*\]\s*)+)(?P<rest>.*)')
 _PART = re.compile(r'\t\((?P<index>\d+)\)\t"(?P<name>[^"]*)"')
-_TRACE = re.compile(r'^\t?\(\d+(?!\d|\) )|\)\t"|^\[')  # what a line of the menu has that another output has cut in two
+_TRACE = re.compile(r'^\t?\(\d+(?!\d|\) )|\)\t"|^\[')  # traces of a menu line that other output has split
 _TAG = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -48,10 +48,10 @@ class Case:
     """One entry of the menu.
 
     Attributes:
-        index: its number in the menu, from 1 on.
+        index: its number in the menu, from 1.
         tags: all its tags in order, without brackets: ``("queue", "timeout=10")``.
         kind: how it is run.
-        parts: its stages or roles, of a case that has several.
+        parts: its stages or roles, if it has several.
     """
 
     index: int
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Its tags that are no attributes and do not tell its kind, each once."""
+        """Its tags that are neither attributes nor its kind, each once."""
         return tuple(dict.fromkeys(tag for tag in self.tags if "=" not in tag and tag not in _KIND_TAGS))
 
     @property
@@ -72,7 +72,7 @@ class Case:
 
     @property
     def timeout(self) -> float | None:
-        """How long it may take, in seconds, where ``[timeout=...]`` says so."""
+        """Its timeout in seconds, from ``[timeout=...]``; None without this tag."""
         try:
             return float(self.attributes["timeout"])
         except (KeyError, ValueError):
@@ -80,7 +80,7 @@ class Case:
 
     @property
     def is_ignored(self) -> bool:
-        """Whether it is tagged ``[ignore]``: not to be run unless asked for."""
+        """Whether it is tagged ``[ignore]``: run only on request."""
         return "ignore" in self.tags
 
     @property
@@ -90,7 +90,7 @@ class Case:
 
     @property
     def resets(self) -> tuple[str, ...]:
-        """The crashes and resets it must cause, in order, where ``[reset=abort,SW_CPU_RESET]`` says so."""
+        """The crashes and resets that it must cause, in order, from ``[reset=abort,SW_CPU_RESET]``."""
         return tuple(word for item in self.attributes.get("reset", "").split(",") if (word := item.strip()))
 
 
@@ -107,10 +107,10 @@ class Menu:
         return len(self.cases)
 
     def case(self, which: int | str) -> Case:
-        """Return a case by its name or its number, which may be text; the first one, if several have that name.
+        """Return a case by its name or its number (which may be text); the first one, if several have that name.
 
         Raises:
-            OperationError: if there is none.
+            OperationError: if there is no such case.
         """
         for key in ("name", "index"):
             for case in self.cases:
@@ -124,12 +124,12 @@ class Menu:
 
 @dataclass
 class Draft:
-    """What is known of a menu that may have been printed with losses; further prints fill the gaps.
+    """The known parts of a menu that may be printed incompletely; further prints fill the gaps.
 
     Attributes:
         cases: by number.
-        is_clean: every line of the last print could be read, and nothing stood beside it.
-        has_end: the last print has its end.
+        is_clean: whether every line of the last print was readable, without anything in between.
+        has_end: whether the last print has its end.
     """
 
     cases: dict[int, Case] = field(default_factory=dict[int, Case])
@@ -139,7 +139,7 @@ class Draft:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The numbers of cases that must be there, but were not read as a whole."""
+        """The numbers of cases that must exist, but were not read completely."""
         whole = {number for number, case in self.cases.items() if _is_whole(case)}
         return tuple(number for number in range(1, max(self.cases, default=0) + 1) if number not in whole)
 
@@ -149,7 +149,7 @@ class Draft:
         return self.has_end and bool(self.cases) and not self.missing
 
     def read(self, text: str) -> None:
-        """Take the last menu in *text*, which has no ANSI sequences; add its cases to those of earlier prints."""
+        """Read the last menu in *text*, which has no ANSI sequences; add its cases to those of earlier prints."""
         body = text.rpartition(HEADER)[2]
         end = END.search(body)
         self.has_end, self.is_clean, self._last = end is not None, True, 0
@@ -191,11 +191,11 @@ def _kind(tags: tuple[str, ...]) -> Kind:
 
 
 def _is_cut(rest: str) -> bool:
-    """Whether what follows the tags of a line begins another one that another output has cut in two."""
+    """Whether the text after the tags of a line begins another line, which other output has split."""
     return rest.startswith("[")
 
 
 def _is_whole(case: Case) -> bool:
-    """Whether a case has all its parts, as far as their numbers tell."""
+    """Whether a case has all its parts, judged by their numbers."""
     has_all = [part.index for part in case.parts] == list(range(1, len(case.parts) + 1))
     return has_all and (case.kind == "normal" or len(case.parts) > 1)

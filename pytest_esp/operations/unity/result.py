@@ -1,4 +1,4 @@
-"""What came of a test case: read from what its app said.
+"""Reads the result of a test case from the app's output.
 
 The lines are Unity's (``UnityPrintFail``, ``UnityConcludeTest`` and ``UnityEnd`` in ``unity.c``)::
 
@@ -34,21 +34,21 @@ _EVENT = re.compile(
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What came of one test case.
+    """The result of one test case.
 
     Attributes:
         name: of the case; of a role in a multi-device case, of the role.
         status: ``"passed"``, ``"failed"``, ``"ignored"``, ``"crashed"`` (or restarted unasked) or ``"timeout"``.
         message: why it did not pass; empty if it did.
-        file, line: where it failed or crashed, else where the case is, as far as the app told.
-        seconds: how long it took, with the restarts that belong to it.
-        log: what the app said meanwhile, without ANSI sequences.
+        file, line: where it failed or crashed; otherwise where the case is, if the app printed it.
+        seconds: its duration, including the restarts that belong to it.
+        log: the app's output meanwhile, without ANSI sequences.
         crash: the crash, decoded.
         board: the board's name.
         tags: of the case.
-        attempts: how often it was run; all of this is about the last time.
-        earlier: what came of the other times, in order.
-        roles: of a multi-device case, what came of it on each board.
+        attempts: how often it was run; all other fields are about the last time.
+        earlier: outcomes of the earlier times, in order.
+        roles: of a multi-device case, the result on each board.
     """
 
     name: str
@@ -67,7 +67,7 @@ class CaseResult:
 
     @property
     def is_problem(self) -> bool:
-        """Whether it failed, crashed or did not end in time."""
+        """Whether it failed, crashed or timed out."""
         return self.status in ("failed", "crashed", "timeout")
 
     def describe(self) -> str:
@@ -83,7 +83,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of several test cases, in the order in which they ran."""
+    """The results of several test cases, in the order in which they ran."""
 
     results: tuple[CaseResult, ...]
 
@@ -95,17 +95,17 @@ class Report:
 
     @property
     def problems(self) -> tuple[CaseResult, ...]:
-        """Those that failed, crashed or did not end in time."""
+        """The results that failed, crashed or timed out."""
         return tuple(result for result in self.results if result.is_problem)
 
     def count(self, status: Status) -> int:
-        """Return how many ended so."""
+        """Return the number of results with this status."""
         return sum(result.status == status for result in self.results)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What Unity says of a case."""
+    """What Unity reports about a case."""
 
     status: Status
     message: str = ""
@@ -114,9 +114,9 @@ class Verdict:
 
 
 def verdict(case: Case, log: str) -> Verdict:
-    """Return what Unity's lines in *log* say of *case*.
+    """Return what Unity's lines in *log* report about *case*.
 
-    A line that other output has cut in two is made up for by the summary, which counts.
+    If other output has split a line, the summary with its counts is used instead.
     """
     pattern = (
         rf"(?P<file>\S*?):(?P<line>\d+):{re.escape(case.name)}:(?P<word>PASS|FAIL|IGNORE)(?:: ?(?P<text>[^\r\n]*))?"
@@ -139,14 +139,14 @@ def _worded(status: Status, found: re.Match[str] | None, case: Case) -> Verdict:
     if found is None:
         return Verdict(status, "its line is lost among other output")
     text = (found["text"] or "").strip()
-    # ESP-IDF's runner lends Unity the case's tags as a "detail", which Unity prints with each message.
+    # ESP-IDF's runner gives Unity the case's tags as a "detail", which Unity prints with each message.
     text = _DETAIL.sub(" ", text).strip() if case.tags else text
     where = f"{found['file']}:{found['line']}"
     return Verdict(status, f"{where}: {text}" if text else where, found["file"], int(found["line"]))
 
 
 def unexpected_resets(case: Case, log: str) -> str | None:
-    """Return in what the crashes and resets in *log* differ from those that a case must cause; None if in nothing.
+    """Return how the crashes and resets in *log* differ from those that a case must cause; None if they do not.
 
     ESP-IDF's runner compares each crash and each ROM's report of a reset, in order, with the words of ``[reset=...]``.
     """

@@ -1,4 +1,4 @@
-"""Running the cases of one board's app, one after the other, whatever they do to it."""
+"""Runs the cases of one board's app in turn, whatever they do to it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pytest_esp.operations.unity.result import CaseResult, Verdict, unexpected_r
 
 @dataclass
 class Run:
-    """A case under way.
+    """A case in progress.
 
     Attributes:
         mark: where its log begins.
-        begun: by `time.monotonic`.
+        begun: start time by `time.monotonic`.
     """
 
     dialogue: Dialogue
@@ -33,11 +33,11 @@ class Run:
 
     @property
     def log(self) -> str:
-        """What the app has said since it began."""
+        """The app's output since the case began."""
         return self.dialogue.console.text_since(self.mark)
 
     def ended(self, end: Verdict, crash: Crash | None = None, name: str | None = None) -> CaseResult:
-        """Return the result; *name* is that of a role."""
+        """Return the result; *name* is that of a role, if any."""
         where = next((frame for frame in crash.backtrace if frame.file), None) if crash is not None else None
         return CaseResult(
             name=name or self.case.name,
@@ -53,7 +53,7 @@ class Run:
         )
 
     def crashed(self, error: CrashError, where: str = "", name: str | None = None) -> CaseResult:
-        """Return the result of a case that has crashed."""
+        """Return the result of a crashed case."""
         return self.ended(Verdict("crashed", error.crash.describe().partition("\n")[0] + where), error.crash, name)
 
 
@@ -63,11 +63,11 @@ def run_on_board(dialogue: Dialogue, case: Case, timeout: float) -> CaseResult:
     Args:
         dialogue: with the board's app.
         case: of its menu.
-        timeout: seconds, of a case that has none of its own; each stage may take so long.
+        timeout: in seconds, for a case without its own; each stage has it.
 
     Raises:
-        OperationError: if the app does not come back with its menu after a reset.
-        PortError: if the board is gone.
+        OperationError: if the app does not offer its menu after a reset.
+        PortError: if the connection to the board is lost.
     """
     dialogue.make_ready()
     going = Run(dialogue, case)
@@ -78,7 +78,7 @@ def run_on_board(dialogue: Dialogue, case: Case, timeout: float) -> CaseResult:
 
 
 def await_restart(going: Run) -> None:
-    """Wait for the restart that ESP-IDF's runner makes after some cases; it leaves out the last line of others."""
+    """Wait for the restart that ESP-IDF's runner makes after some cases; after others it prints a last line instead."""
     if going.case.restarts and going.dialogue.is_ready and "Test ran in" not in going.log:
         going.dialogue.await_restart()
 
@@ -88,7 +88,7 @@ def _run_whole(going: Run, timeout: float) -> CaseResult:
     case = going.case
     try:
         if not going.dialogue.start(case):
-            return going.ended(Verdict("timeout", "the app did not begin with it"))
+            return going.ended(Verdict("timeout", "the app did not start it"))
         if going.dialogue.finish(timeout, ignore_crashes=bool(case.resets)):
             return going.ended(_with_resets(going, verdict(case, going.log)))
     except CrashError as error:
@@ -97,7 +97,7 @@ def _run_whole(going: Run, timeout: float) -> CaseResult:
         return _late(going, timeout, going.log)
     if case.resets:
         return going.ended(_with_resets(going, Verdict("passed")))
-    return going.ended(Verdict("crashed", "the chip restarted in the middle of it"))
+    return going.ended(Verdict("crashed", "the chip restarted during the case"))
 
 
 def _run_stages(going: Run, timeout: float) -> CaseResult:
@@ -109,7 +109,7 @@ def _run_stages(going: Run, timeout: float) -> CaseResult:
         mark = dialogue.console.mark()
         try:
             if not dialogue.start(case):
-                return going.ended(Verdict("timeout", f"the app did not begin with it{where}"))
+                return going.ended(Verdict("timeout", f"the app did not start it{where}"))
             dialogue.choose(case, stage)
             has_ended = dialogue.finish(timeout, ignore_crashes=not is_last)
         except CrashError as error:
@@ -122,10 +122,10 @@ def _run_stages(going: Run, timeout: float) -> CaseResult:
 
 
 def _last_word(going: Run, stage: Part, has_ended: bool, is_last: bool) -> Verdict:
-    """Return what came of a multi-stage case whose *stage* was its last, or should not have been."""
+    """Return the result of a multi-stage case whose *stage* was its last, or should not have been."""
     said = verdict(going.case, going.log)
     if not has_ended:
-        return Verdict("crashed", f"the chip restarted in the middle of its last stage, {stage.name}")
+        return Verdict("crashed", f"the chip restarted during its last stage, {stage.name}")
     if is_last:
         return _with_resets(going, said)
     if said.status == "passed":
@@ -134,7 +134,7 @@ def _last_word(going: Run, stage: Part, has_ended: bool, is_last: bool) -> Verdi
 
 
 def _with_resets(going: Run, end: Verdict) -> Verdict:
-    """Let a case fail that did not cause the resets it must cause."""
+    """Make a case fail if it did not cause the resets that it must cause."""
     if end.status != "passed" or not going.case.resets:
         return end
     wrong = unexpected_resets(going.case, going.log)
@@ -142,7 +142,7 @@ def _with_resets(going: Run, end: Verdict) -> Verdict:
 
 
 def _late(going: Run, timeout: float, log: str, where: str = "") -> CaseResult:
-    """Return the result of a case that did not end: the last crash in *log* says why, if there is one."""
+    """Return the result of a case that timed out; the last crash in *log*, if any, is the reason."""
     found = CrashDetector(boot_limit=None)
     found.feed(log.encode())
     found.quiet()
@@ -151,5 +151,5 @@ def _late(going: Run, timeout: float, log: str, where: str = "") -> CaseResult:
         crash = decode(text.text, going.dialogue.console.elf)
     if crash is not None:
         reason = crash.describe().partition("\n")[0]
-        return going.ended(Verdict("crashed", f"it did not come back{where} after {reason}"), crash)
-    return going.ended(Verdict("timeout", f"it did not end in {timeout:g} s{where}"))
+        return going.ended(Verdict("crashed", f"the app did not come back{where} after {reason}"), crash)
+    return going.ended(Verdict("timeout", f"timed out after {timeout:g} s{where}"))

@@ -1,4 +1,4 @@
-"""Which cases of a menu are meant: by name, by group, by attribute."""
+"""Selects cases of a menu by name, group or attribute."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pytest_esp.names import nearest
 from pytest_esp.operations.unity.menu import Case, Menu
 
 Names = str | Sequence[str]
-"""One or several; of several, any is meant."""
+"""One value or several; if several, any of them matches."""
 
 _TERM = re.compile(r"\s*&?\s*(?P<not>!?)\s*(?:\[(?P<tag>[^\[\]]+)\]|(?P<word>[^\[\]&!]+))")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Cases that fulfil all of what is given; nothing given means all.
+    """Selects cases that match all given criteria; without criteria, all cases.
 
     Attributes:
-        names: patterns as of a shell (``"queue *"``); any of them.
-        groups: expressions of tags, any of them: ``"[a][b]"`` or ``"a&b"`` is both, ``"![a]"`` or ``"!a"`` is not.
-        attributes: values of ``[key=value]`` tags, all of them.
-        invert: all other cases are meant.
+        names: shell-style patterns (``"queue *"``); a case must match one of them.
+        groups: tag expressions; any must match: ``"[a][b]"`` or ``"a&b"`` is both, ``"![a]"`` or ``"!a"`` is not.
+        attributes: required values of ``[key=value]`` tags.
+        invert: select all other cases instead.
 
     Raises:
-        OperationError: if an expression of groups cannot be read.
+        OperationError: if a tag expression is invalid.
     """
 
     names: tuple[str, ...] = ()
@@ -42,11 +42,11 @@ class Selection:
 
     @classmethod
     def of(cls, names: Names, groups: Names, attributes: Mapping[str, str] | None, invert: bool) -> Selection:
-        """Make one of what callers write."""
+        """Make a selection from what callers write."""
         return cls(_several(names), _several(groups), dict(attributes or {}), invert)
 
     def selects(self, case: Case) -> bool:
-        """Whether *case* is meant."""
+        """Whether *case* is selected."""
         meant = (
             (not self.names or any(_matches(case.name, pattern) for pattern in self.names))
             and (not self.groups or any(_holds(expression, case.tags) for expression in self.groups))
@@ -55,7 +55,7 @@ class Selection:
         return meant != self.invert
 
     def choose(self, menu: Menu) -> tuple[Case, ...]:
-        """Return the cases of *menu* that are meant.
+        """Return the selected cases of *menu*.
 
         Raises:
             OperationError: if there are none.
@@ -63,7 +63,7 @@ class Selection:
         chosen = tuple(case for case in menu if self.selects(case))
         if not chosen:
             raise OperationError(
-                f"none of the app's {len(menu)} test cases is selected by {self._describe()}", hint=self._hint(menu)
+                f"none of the app's {len(menu)} test cases matches {self._describe()}", hint=self._hint(menu)
             )
         return chosen
 
@@ -100,11 +100,11 @@ def _terms(expression: str) -> list[tuple[bool, str]]:
         tag = (found["tag"] or found["word"]).strip() if found else ""
         if found is None or not tag:
             raise OperationError(
-                f"{expression!r} is no expression of groups (at {expression[position:]!r})",
-                hint='write "[a]", "[a][b]" for both, "![a]" for not; several expressions are a list',
+                f"invalid tag expression {expression!r} (at {expression[position:]!r})",
+                hint='use "[a]", "[a][b]" for both, "![a]" for not; for several expressions use a list',
             )
         terms.append((bool(found["not"]), tag))
         position = found.end()
     if not terms:
-        raise OperationError("an empty expression of groups selects nothing", hint='write e.g. "[queue]"')
+        raise OperationError("an empty tag expression selects nothing", hint='use e.g. "[queue]"')
     return terms

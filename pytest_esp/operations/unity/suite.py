@@ -1,4 +1,4 @@
-"""The test cases of the app on one board or several, run one by one."""
+"""Runs the test cases of the app on one board or several, one by one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_esp.operations.unity.result import CaseResult, Status
 from pytest_esp.operations.unity.runner import run_on_board
 
 BOOT_TIMEOUT = 30.0
-"""Seconds from a reset to an app's offer to print its menu."""
+"""Seconds to wait after a reset for the app to offer its menu."""
 
 RETRY_ON: tuple[Status, ...] = ("crashed", "timeout", "failed")
 
@@ -29,10 +29,10 @@ class Conditions:
     """How cases are run.
 
     Attributes:
-        timeout: seconds, for a case without a ``[timeout=...]`` of its own; each stage of several may take so long.
-        include_ignored: run cases that are tagged ``[ignore]``.
-        retries: how often a case is repeated that ended as *retry_on* says.
-        retry_on: which ends are worth another try.
+        timeout: in seconds, for a case without a ``[timeout=...]`` tag; each stage of a multi-stage case has it.
+        include_ignored: run cases tagged ``[ignore]``.
+        retries: how often to repeat a case with a status in *retry_on*.
+        retry_on: statuses after which a case is repeated.
     """
 
     timeout: float = 60.0
@@ -42,17 +42,17 @@ class Conditions:
 
 
 class Suite:
-    """The test cases of an app, while they are run. At its end each app waits for a choice, if it can be brought to.
+    """The test cases of an app, while they are run. At its end each app waits for a choice, if possible.
 
     Args:
-        links: to the board; or to several that play multi-device cases together, the first of which runs all others.
-        elf: the app's ELF file, which names functions and lines of a crash.
-        boot_timeout: seconds from a reset to the app's offer to print its menu.
+        links: of the board; or of several for multi-device cases, the first of which runs all other cases.
+        elf: the app's ELF file, to decode a crash into functions and lines.
+        boot_timeout: seconds to wait after a reset for the app to offer its menu.
 
     Raises:
-        RefusedError: if a board does not allow ``write``: cases do to it what they like.
-        OperationError: if an app has no menu, or prints it with losses.
-        PortError: if a board is gone.
+        RefusedError: if a board does not allow ``write``: cases may change anything.
+        OperationError: if an app has no menu, or its printed menu is incomplete.
+        PortError: if the connection to a board is lost.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Suite:
         return self._menus[0]
 
     def run(self, case: Case, conditions: Conditions | None = None) -> CaseResult:
-        """Run a case of `menu`, again where the conditions say so, and return what came of it.
+        """Run a case of `menu`, repeat it if the conditions say so, and return its result.
 
         Raises:
-            OperationError: if the app does not come back with its menu after a reset.
-            PortError: if a board is gone.
+            OperationError: if the app does not offer its menu after a reset.
+            PortError: if the connection to a board is lost.
         """
         conditions = conditions or Conditions()
         reason = self._why_not(case, conditions)

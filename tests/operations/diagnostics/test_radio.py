@@ -34,9 +34,9 @@ def test_a_board_that_has_never_started_its_radio(board):
     found = board.diagnostics.rf_calibration_check()
     assert (found.phy_init.state, found.stored.state, found.usable) == ("blank", "absent", False)
     assert found.findings == (
-        "the init data in 'phy_init' is blank: an app that is built to use it starts no radio",
-        "no calibration is stored: the app calibrates the radio fully when it first starts it",
-        "the eFuses have no calibration from the factory",
+        "the init data in 'phy_init' is blank: an app that uses it does not start the radio",
+        "no calibration is stored: the app calibrates the radio fully at its first start",
+        "the eFuses have no factory calibration",
     )
 
 
@@ -48,7 +48,7 @@ def test_a_calibrated_board(board):
     stored = found.stored
     assert (stored.state, stored.version, stored.data_version, stored.data_size) == ("valid", VERSION, VERSION, 1904)
     assert (stored.mac_address, stored.data_mac_address, stored.mac_matches, found.usable) == (mac, mac, True, True)
-    assert found.findings == ("the eFuses have no calibration from the factory",)
+    assert found.findings == ("the eFuses have no factory calibration",)
 
 
 def test_flash_that_was_copied_from_another_board(board):
@@ -67,7 +67,7 @@ def test_calibration_that_is_not_whole(board, changes):
     board.flash.write([(0x9000, calibration(mac, **changes))])
     found = board.diagnostics.rf_calibration_check()
     assert (found.stored.state, found.usable) == ("damaged", False)
-    assert "the stored calibration is not whole: the app calibrates again" in found.findings
+    assert "the stored calibration is incomplete: the app calibrates again" in found.findings
 
 
 def test_damaged_init_data(board):
@@ -81,7 +81,7 @@ def test_what_the_factory_has_burnt(board):
     found = board.diagnostics.rf_calibration_check()
     assert found.efuse_version == "1.0"
     assert {"OCODE", "TEMP_CALIB", "ADC1_INIT_CODE_ATTEN0"} <= found.efuses.keys()
-    assert "the eFuses have no calibration from the factory" not in found.findings
+    assert "the eFuses have no factory calibration" not in found.findings
 
 
 def test_other_tables(esp_of):
@@ -89,7 +89,7 @@ def test_other_tables(esp_of):
     esp.partitions.write([{**TABLE[0], "name": "settings"}])
     found = esp.diagnostics.rf_calibration_check()
     assert (found.phy_init.state, found.stored.partition) == ("absent", "settings")
-    assert found.findings[0] == "there is no partition for init data: the app brings its own"
+    assert found.findings[0] == "there is no partition for init data: the app contains its own"
     with pytest.raises(OperationError, match="no partition 'nvs'"):
         esp.diagnostics.rf_calibration_check("nvs")
 

@@ -66,7 +66,7 @@ def test_a_board_that_has_crashed(crashed, crashed_esp32, tmp_path):
     assert report.sections["core_dump"].data["crashed_task"]["backtrace"][0]["function"] == "app_main"
     assert ("high", "core_dump") in {(notice.severity, notice.section) for notice in report.notices}
     assert report.sections["thermal"].data is None
-    assert "took it out of the data sheet" in report.sections["thermal"].problem
+    assert "removed from the data sheet" in report.sections["thermal"].problem
     assert len(report.sections["memory"].data["hexdump"].splitlines()) == 64
     page = Page(path.read_text())
     assert page.targets <= page.ids
@@ -108,8 +108,8 @@ def test_numbers_are_written_for_people(esp_of, build_of):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"duration": 0}, "no time to listen"),
-        ({"duration": -1}, "no time to listen"),
+        ({"duration": 0}, "invalid duration"),
+        ({"duration": -1}, "invalid duration"),
         ({"elf_file": "none.elf"}, "no ELF file none.elf"),
         ({"output_file": "none/report.html"}, "no folder none"),
     ],
@@ -121,7 +121,7 @@ def test_what_cannot_be_is_refused_before_the_board_is_asked(esp_of, arguments, 
 
 
 def test_a_file_that_no_report_can_be_is_refused(esp_of, tmp_path):
-    with pytest.raises(OperationError, match=r"no report can be written as report\.pdf"):
+    with pytest.raises(OperationError, match=r"unsupported report format: report\.pdf"):
         esp_of("esp32").diagnostics.diagnostic_report(output_file=tmp_path / "report.pdf")
     assert not list(tmp_path.glob("report*"))
 
@@ -151,7 +151,7 @@ def test_names_from_flash_are_no_markup(esp_of, tmp_path):
 
 def test_boards_that_tell_little(esp_of):
     report = esp_of("locked").diagnostics.diagnostic_report(duration=0.2)
-    assert report.sections["registers"].problem.startswith("the chip is in secure download mode")
+    assert report.sections["registers"].problem.endswith("in secure download mode")
     assert report.sections["security"].data is not None
     report = esp_of("esp8266").diagnostics.diagnostic_report(duration=0.2)
     assert report.chip_type == "esp8266"

@@ -33,7 +33,7 @@ def test_a_given_image_gets_other_settings_and_a_new_hash(image, chip, tmp_path,
     before, after = image.read_bytes(), (tmp_path / "b.bin").read_bytes()
     assert [place for place in range(len(before) - 32) if before[place] != after[place]] == [2, 3]
     assert result.how == "adapted"
-    for words in ("nothing was built", "dio, 40m, 2MB became dout, 80m, 16MB", "SHA-256 was updated"):
+    for words in ("not built", "dio, 40m, 2MB became dout, 80m, 16MB", "SHA-256 was updated"):
         assert words in result.done
     assert result.offset == {"esp32": 0x1000, "esp32c3": 0}[chip]
     assert result.done.endswith(f"It belongs at {result.offset:#x}.")
@@ -67,7 +67,7 @@ def test_four_lines_need_more_than_a_header(image, chip, tmp_path):
         ({"chip": "esp32"}, FirmwareError, "is for the esp32c3, not for the esp32"),
         ({"chip": "esp33"}, OperationError, "no chip 'esp33'"),
         ({"image": "pytest_esp_test.bin"}, FirmwareError, "is an app, not a bootloader"),
-        ({"image": "partition_table/partition-table.bin"}, FirmwareError, "is no image"),
+        ({"image": "partition_table/partition-table.bin"}, FirmwareError, "is not an image"),
         ({"image": "none.bin"}, FirmwareError, "cannot be read"),
         ({"flash_size": "5MB"}, OperationError, "no flash size '5MB'"),
         ({"flash_freq": "5m"}, OperationError, "no flash frequency '5m'"),
@@ -95,7 +95,7 @@ def test_a_damaged_image(build_of, tmp_path):
 def test_a_merged_image_is_no_bootloader(build_of, tmp_path):
     """Written at the bootloader's place it would lie over the partition table."""
     merged = merge(build_of("esp32c3"), tmp_path / "merged.bin").output_file
-    with pytest.raises(FirmwareError, match="bytes behind its bootloader") as caught:
+    with pytest.raises(FirmwareError, match="bytes after its bootloader") as caught:
         bootloader("esp32c3", BootloaderConfig(merged), tmp_path / "b.bin")
     assert "bootloader.bin" in caught.value.hint
     assert not (tmp_path / "b.bin").exists()
@@ -188,14 +188,14 @@ def test_a_build_that_fails_or_ignores_an_option(idf, tmp_path):
         bootloader("esp32c3", BootloaderConfig(options={"CONFIG_FAIL": True}), tmp_path / "b.bin")
     assert caught.value.details["errors"][0]["line"] == 12
     result = bootloader("esp32c3", BootloaderConfig(options={"MISSPELT": True}), tmp_path / "b.bin")
-    assert result.warnings == ("ESP-IDF did not take CONFIG_MISSPELT=y",)
+    assert result.warnings == ("ESP-IDF did not accept CONFIG_MISSPELT=y",)
 
 
 def test_what_esp_idf_did_not_take_is_not_said_to_be_done(idf, tmp_path, monkeypatch):
     monkeypatch.setenv("IGNORED", "FLASHSIZE")
     result = bootloader("esp32c3", BootloaderConfig(flash_freq="40m", flash_size="8MB"), tmp_path / "b.bin")
     assert result.done == "built by ESP-IDF 5.5.1 for the esp32c3 with flash frequency 40m"
-    assert result.warnings == ("ESP-IDF did not take CONFIG_ESPTOOLPY_FLASHSIZE_8MB=y",)
+    assert result.warnings == ("ESP-IDF did not accept CONFIG_ESPTOOLPY_FLASHSIZE_8MB=y",)
 
 
 def test_a_build_for_another_chip_is_found_out(idf, tmp_path):

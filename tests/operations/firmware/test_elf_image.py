@@ -75,9 +75,9 @@ def test_an_elf_file_of_another_chip(build_of, tmp_path, made_for, wanted, words
         ({"flash_size": "3MB"}, "no flash size '3MB'", "4MB"),
         ({"flash_freq": "81m"}, "no flash frequency '81m'", "80m"),
         ({"flash_mode": "dual"}, "no flash mode 'dual'", "dio"),
-        ({"min_revision": -1}, "-1 is no revision", "100"),
-        ({"max_revision": 70000}, "70000 is no revision", "100"),
-        ({"min_revision": 301, "max_revision": 300}, "no chip has a revision from 301 to 300", "lowest"),
+        ({"min_revision": -1}, "invalid revision -1", "100"),
+        ({"max_revision": 70000}, "invalid revision 70000", "100"),
+        ({"min_revision": 301, "max_revision": 300}, "no chip has a revision from 301 to 300", "lower"),
     ],
 )
 def test_settings_that_do_not_exist(build_of, tmp_path, arguments, words, hint):

@@ -66,12 +66,12 @@ def test_text_that_does_not_come(board):
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (b"", "is no image"),
-        (b"\xe9\x01\x02", "is no image"),
-        (b"\xff" * 64, "is no image"),
+        (b"", "is not an image"),
+        (b"\xe9\x01\x02", "is not an image"),
+        (b"\xff" * 64, "is not an image"),
         (b"\x7fELF" + bytes(60), "the program is damaged"),
         (ram.self_test_image("esp32"), "is an image for the esp32, not for the esp32c3"),
-        (ram.self_test_image("esp32c3")[:200], "is no image"),
+        (ram.self_test_image("esp32c3")[:200], "is not an image"),
     ],
 )
 def test_what_is_no_program_for_this_chip(board, data, error):
@@ -101,7 +101,7 @@ def test_secure_download_mode_takes_no_program(esp_of):
 
 
 def test_a_board_that_may_only_be_read(esp_of):
-    with pytest.raises(RefusedError, match="needs 'write'"):
+    with pytest.raises(RefusedError, match="requires 'write'"):
         esp_of("careful").chip.load_ram(b"")
 
 
@@ -177,7 +177,7 @@ def test_a_chip_that_fails(board, app, name):
 
 
 def test_a_chip_that_runs_no_machine_code_proves_nothing(board):
-    with pytest.raises(OperationError, match="runs no machine code"):
+    with pytest.raises(OperationError, match="does not run machine code"):
         sim(board, "silent").chip.self_test()
     with pytest.raises(OperationError, match=r"timed out after 0\.05 s"):
         sim(board, "selftest_app:Mute").chip.self_test(wait_seconds=0.05)

@@ -44,7 +44,7 @@ def test_a_signed_image(build_of, tmp_path, scheme):
     assert analyze(signed, key_file=key).images[0].signature.by_given_key
     found = analyze(signed, key_file=other)
     assert found.images[0].signature.valid
-    assert found.problems == ("it is not signed by the given key",)
+    assert found.problems == ("it is not signed with the given key",)
     assert analyze(signed, partition_table=build_of("esp32c3") / "partition_table" / "partition-table.bin").fits[
         0
     ].needed == len(signed.read_bytes())
@@ -95,7 +95,7 @@ def test_what_is_no_key(build_of, tmp_path):
     key = make_key(tmp_path / "key.pem", "ecdsa256")
     signed = sign(build_of("esp32c3") / "pytest_esp_test.bin", key, tmp_path / "signed.bin")
     (tmp_path / "no.pem").write_bytes(b"no key")
-    with pytest.raises(OperationError, match="no key in PEM"):
+    with pytest.raises(OperationError, match="not a key in PEM"):
         analyze(signed, key_file=tmp_path / "no.pem")
 
 

@@ -82,7 +82,7 @@ def test_the_chip(build_of, tmp_path):
     elf = shutil.copy(build_of("esp32c3") / "pytest_esp_test.elf", tmp_path / "app.elf")
     alone = size(elf)
     assert (alone.chip_type, alone.memories) == (None, ())
-    assert "it fits esp32c3, esp32c2" in alone.notes[0]
+    assert "the ELF file fits esp32c3, esp32c2" in alone.notes[0]
     assert size(elf, "esp32c2").chip_type == "esp32c2"
     shutil.copy(build_of("esp32c3") / "pytest_esp_test.bin", tmp_path / "app.bin")
     assert size(elf).chip_type == "esp32c3"
@@ -140,7 +140,7 @@ def test_a_map_of_another_build(build_of, tmp_path):
     text = (tmp_path / "app.map").read_text()
     _, length = sections_of(elf)[".text"]
     (tmp_path / "app.map").write_text(text.replace(f"{length:#x}", f"{length - 4:#x}"))
-    assert size(elf, "esp32c3").notes == ("app.map is the map of another build: .text differ",)
+    assert size(elf, "esp32c3").notes == ("app.map is the map of another build: sections .text differ",)
 
 
 @pytest.mark.parametrize("content", ["", "no map", "Memory Configuration\n\nName Origin\n a b\n"])
@@ -168,7 +168,7 @@ def test_what_is_refused(build_of, tmp_path):
         size(elf, "esp32c3")
     with pytest.raises(OperationError, match="no chip 'esp33'"):
         size(elf, "esp33")
-    with pytest.raises(OperationError, match="cannot be listed"):
+    with pytest.raises(OperationError, match="top must be at least 0, not -1"):
         size(elf, top=-1)
     with pytest.raises(FirmwareError, match="cannot be read"):
         size(elf, map_file=tmp_path / "none.map")

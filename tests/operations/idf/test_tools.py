@@ -55,9 +55,9 @@ def test_a_variable_that_names_something_else(idf, monkeypatch, tmp_path):
 def test_none_at_all(make_idf):
     found = environment()
     assert found.idf is None
-    assert "there is no ESP-IDF" in found.problems[0]
+    assert "ESP-IDF not found" in found.problems[0]
     for call in (tools, check, install):
-        with pytest.raises(OperationError, match="there is no ESP-IDF here") as caught:
+        with pytest.raises(OperationError, match="ESP-IDF not found") as caught:
             call()
         assert "IDF_PATH" in caught.value.hint
 

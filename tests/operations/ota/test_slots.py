@@ -233,7 +233,10 @@ def table(csv):
     ("csv", "words"),
     [
         ("app, app, factory, 0x10000, 1M", "there is no otadata"),
-        ("otadata, data, ota, 0xe000, 0x2000\nonly, app, ota_0, 0x10000, 1M", "an update would overwrite what runs"),
+        (
+            "otadata, data, ota, 0xe000, 0x2000\nonly, app, ota_0, 0x10000, 1M",
+            "an update would overwrite the running app",
+        ),
         (
             "otadata, data, ota, 0xe000, 0x2000\na, app, ota_0, 0x50000, 0x10000\nb, app, ota_1, 0x60000, 0x10000",
             None,
@@ -253,7 +256,7 @@ def test_an_app_that_is_too_large(sim, package_of, image_of, tmp_path):
     csv = "otadata, data, ota, 0xe000, 0x2000\na, app, ota_0, 0x50000, 0x1000\nb, app, ota_1, 0x60000, 0x1000"
     sim.flash.write(table(csv), 0x8000)
     size = len(image_of("esp32c3", "2.0"))
-    with pytest.raises(FirmwareError, match=f"{size:#x} bytes, but a only 0x1000"):
+    with pytest.raises(FirmwareError, match=f"{size:#x} bytes, but a has only 0x1000"):
         sim.ota.deploy(package_of("esp32c3", "2.0"))
 
 

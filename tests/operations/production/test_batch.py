@@ -134,7 +134,7 @@ def test_serial_numbers_belong_to_their_boards(rack_file, tmp_path, config):
 @pytest.mark.parametrize(
     ("devices", "words"),
     [
-        ([{"serial_number": "1"}], "data for 1 boards, and 2 boards to get it"),
+        ([{"serial_number": "1"}], "data for 1 boards, but 2 boards to assign it to"),
         ([{"board": "line-9", "serial_number": "1"}], "'line-9' is not in this batch"),
         ([{"board": "line-1"}, {"board": "line-1"}], "is there twice"),
         ([{"bord": "line-1"}], "devices[0].bord"),
@@ -232,7 +232,7 @@ def test_a_process_that_dies_takes_no_board_out_of_the_record(rack_file, tmp_pat
         )
         if not board.passed:
             assert board.error.startswith("the process that programmed it died")
-            assert board.state == ("not known: it was under way" if board.mac_address else "nothing was touched")
+            assert board.state == ("unknown: it was being programmed" if board.mac_address else "nothing was touched")
     rack = load_rack(rack_file)
     assert not any(holder_of(spec, rack) for spec in rack.boards.values())
 

@@ -90,7 +90,11 @@ def test_keys_of_other_sizes(esp_of, build_for, tmp_path, chip, size, blocks):
 
 @pytest.mark.parametrize(
     ("chip", "size", "words"),
-    [("esp32c3", 64, "must have 32 bytes, not 64"), ("esp32s3", 16, "must have 32 or 64 bytes, not 16"), ("esp32c2", 64, "must have 16 or 32 bytes, not 64")],
+    [
+        ("esp32c3", 64, "must have 32 bytes, not 64"),
+        ("esp32s3", 16, "must have 32 or 64 bytes, not 16"),
+        ("esp32c2", 64, "must have 16 or 32 bytes, not 64"),
+    ],
 )
 def test_keys_that_a_chip_does_not_take(esp_of, build_for, tmp_path, chip, size, words):
     (tmp_path / "key").write_bytes(bytes(size))

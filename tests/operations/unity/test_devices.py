@@ -147,7 +147,7 @@ def test_a_time_out_says_who_waits_for_what(pair, program):
     result = unity.run_multi_device(pair, "both", timeout=0.5)
     assert result.status == "timeout"
     hung, waited = result.roles
-    assert hung.message.startswith("it did not end in 0.5 s; waits on board-2 waits for [go]")
+    assert hung.message.startswith("timed out after 0.5 s; waits on board-2 waits for [go]")
     assert waited.message.startswith("it waits for the signal [go], which no board has sent; hangs on board-1 ")
 
 
@@ -174,7 +174,7 @@ def test_a_restart_in_the_middle_is_a_crash(pair, program):
     program.cases = case(restarts, passes)
     result = unity.run_multi_device(pair, "both", timeout=10)
     assert result.status == "crashed"
-    assert result.message == "restarts on board-1: the chip restarted in the middle of it"
+    assert result.message == "restarts on board-1: the chip restarted during the case"
 
 
 def test_a_lost_answer_is_said_again(pair, program, monkeypatch):

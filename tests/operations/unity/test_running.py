@@ -91,7 +91,7 @@ def test_every_case_of_a_board_that_cannot_be_written_to_is_refused(links, build
         lambda: unity.run_multi_device([link, link], "two boards talk"),
         lambda: Suite([link]),
     ):
-        with pytest.raises(RefusedError, match="needs 'write'"):
+        with pytest.raises(RefusedError, match="requires 'write'"):
             refused()
 
 
@@ -116,8 +116,8 @@ def test_the_rest_goes_on_after_crashes_hangs_and_restarts(link, program):
     messages = {result.name: result.message for result in report.problems}
     assert messages == {
         "c": "panic: LoadProhibited, on core 0",
-        "h": "it did not end in 0.2 s",
-        "r": "the chip restarted in the middle of it",
+        "h": "timed out after 0.2 s",
+        "r": "the chip restarted during the case",
         "f": "./main/test_it.c:80: Expected 1 Was 2",
     }
 
@@ -144,8 +144,8 @@ def test_a_board_is_left_waiting_for_a_choice(link, program):
 def test_the_time_of_a_case_is_its_own_or_the_callers(link, program):
     program.cases = {"own": ("[timeout=0.1]", hangs), "none": ("[t]", hangs)}
     own, none = unity.run_all(link, timeout=0.3)
-    assert own.message == "it did not end in 0.1 s"
-    assert none.message == "it did not end in 0.3 s"
+    assert own.message == "timed out after 0.1 s"
+    assert none.message == "timed out after 0.3 s"
 
 
 def test_a_lost_choice_is_made_again(link, program, impatient):
@@ -184,7 +184,7 @@ def test_an_app_that_never_begins_with_the_case_is_late(link, program, impatient
     program.cases = {"p": ("[t]", passes), "q": ("[t]", passes)}
     with Suite([link]) as suite:
         program.lost_inputs = 3
-        assert suite.run(suite.menu.case("p")).message == "the app did not begin with it"
+        assert suite.run(suite.menu.case("p")).message == "the app did not start it"
         assert suite.run(suite.menu.case("q")).status == "passed"
 
 
@@ -227,7 +227,7 @@ def test_an_app_that_does_not_come_back_is_an_error(link, program):
         app.panic()
 
     program.cases = {"c": ("[t]", ends_the_app), "p": ("[t]", passes)}
-    with pytest.raises(OperationError, match="does not come back with its test menu") as caught:
+    with pytest.raises(OperationError, match="does not offer its test menu") as caught:
         unity.run_all(link, boot_timeout=0.3)
     assert caught.value.details == {"finished": {"c": "crashed"}}
 
@@ -292,9 +292,9 @@ def test_stages_must_cause_the_resets_that_their_case_names(link, program):
         ([fails, second], "failed", "./main/test_it.c:10: Expected 1 Was 2"),
         ([restarts, fails], "failed", "./main/test_it.c:10: Expected 1 Was 2"),
         ([restarts, crashes], "crashed", "panic: LoadProhibited, on core 0 in stage 2 (crashes)"),
-        ([crashes, restarts], "crashed", "the chip restarted in the middle of its last stage, restarts"),
-        ([crashes, hangs], "timeout", "it did not end in 0.3 s in stage 2 (hangs)"),
-        ([hangs, second], "timeout", "it did not end in 0.3 s in stage 1 (hangs)"),
+        ([crashes, restarts], "crashed", "the chip restarted during its last stage, restarts"),
+        ([crashes, hangs], "timeout", "timed out after 0.3 s in stage 2 (hangs)"),
+        ([hangs, second], "timeout", "timed out after 0.3 s in stage 1 (hangs)"),
     ],
 )
 def test_stages_that_go_wrong(link, program, bodies, status, message):
