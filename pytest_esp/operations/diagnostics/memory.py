@@ -75,7 +75,8 @@ def memory_dump(
     start, length = size_argument(address, "address"), size_argument(size, "size")
     if not 0 < length <= _MOST or start + length > _ADDRESSES:
         raise OperationError(
-            f"cannot read {length} bytes at {start:#x}", hint=f"use a size of 1 byte to {format_size(_MOST)}"
+            f"cannot read {length} bytes at {start:#x}",
+            hint=f"use 1 byte to {format_size(_MOST)}, within 32-bit addresses",
         )
     path = new_file(output_file, overwrite) if output_file is not None else None
     if link.board.chip != "auto":

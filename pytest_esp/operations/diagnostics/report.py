@@ -266,7 +266,7 @@ def _notices(sections: Mapping[str, Section]) -> Iterator[Notice]:
         yield from _of_the_boot(data["performance"])
     if "core_dump" in data:
         task = (data["core_dump"]["crashed_task"] or {}).get("name")
-        what = f"the flash contains a core dump: {data['core_dump']['reason'] or 'a crash'}, in task {task}"
+        what = f"there is a core dump: {data['core_dump']['reason'] or 'a crash'}, in task {task}"
         yield Notice("high", "core_dump", what)
     for image in data.get("flash", {}).get("images", ()):
         if image["problem"]:

@@ -83,11 +83,11 @@ def test_new_parts_are_found(vendor):
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (b"<html>log in first</html>", "no JSON"),
+        (b"<html>log in first</html>", "not JSON"),
         (b"[]", "no list 'results'"),
         (b'{"results": {}}', "no list 'results'"),
         (b'{"results": [{"mpn": "ESP32"}, 7, {"mpn": "X", "name": "X", "status": 1}]}', "only 0 of its 3 entries"),
-        (b"", "no JSON"),
+        (b"", "not JSON"),
     ],
 )
 def test_an_answer_that_is_something_else(vendor, answer, error):

@@ -85,11 +85,11 @@ def test_it_is_saved(esp_of, tmp_path):
         (0x0, 4, "nothing is mapped at 0x0"),
         (0x10000000, 4, "nothing is mapped"),
         (0x3FCDFFF0, 32, "nothing is mapped at 0x3fce0000"),  # begins in RAM, ends behind it
-        (0x42000000, 16, "0x42000000 lies in IROM, which cannot be read now: it shows flash"),
+        (0x42000000, 16, "0x42000000 is in IROM, which cannot be read now: it shows flash"),
         (0x60006000, 4, "belongs to the radio"),
         (0x3FC90000, 0, "0 bytes"),
-        (0x3FC90000, "2MB", "cannot be read"),
-        (0xFFFFFFFC, 8, "cannot be read"),
+        (0x3FC90000, "2MB", "cannot read"),
+        (0xFFFFFFFC, 8, "cannot read"),
         ("here", 4, "invalid address"),
     ],
 )

@@ -59,7 +59,7 @@ def test_the_app_is_started_for_it(metered):
 def test_without_a_meter_it_says_so_and_what_the_chip_tells(esp):
     found = esp.diagnostics.power_analysis()
     assert found.measurement is None
-    assert "names no power meter" in found.not_measured
+    assert "has no power meter" in found.not_measured
     assert f"[boards.{esp.link.board.name}]" in found.not_measured
     assert found.supply.chip_type == esp.link.board.chip
     assert found.supply.brown_out is not None

@@ -81,8 +81,8 @@ def burn_as_the_factory_does(esp, bits):
     ("chip", "error"),
     [
         ("esp32", "removed from the data sheet"),
-        ("esp8266", "esp8266 has no temperature sensor"),
-        ("esp32h4", "esp32h4 has no temperature sensor"),
+        ("esp8266", "esp8266 has no known temperature sensor"),
+        ("esp32h4", "esp32h4 has no known temperature sensor"),
         ("esp32c3", "returned no value"),
         ("esp32s3", "returned no value"),
         ("locked", "secure download mode"),

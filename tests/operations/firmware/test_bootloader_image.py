@@ -33,7 +33,7 @@ def test_a_given_image_gets_other_settings_and_a_new_hash(image, chip, tmp_path,
     before, after = image.read_bytes(), (tmp_path / "b.bin").read_bytes()
     assert [place for place in range(len(before) - 32) if before[place] != after[place]] == [2, 3]
     assert result.how == "adapted"
-    for words in ("not built", "dio, 40m, 2MB became dout, 80m, 16MB", "SHA-256 was updated"):
+    for words in ("not built", "dio, 40m, 2MB changed to dout, 80m, 16MB", "SHA-256 was updated"):
         assert words in result.done
     assert result.offset == {"esp32": 0x1000, "esp32c3": 0}[chip]
     assert result.done.endswith(f"It belongs at {result.offset:#x}.")

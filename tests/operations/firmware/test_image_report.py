@@ -185,7 +185,7 @@ def test_any_bytes(tmp_path, data):
 def test_what_is_no_firmware(tmp_path, build_of):
     for content, words in [
         (b"\x7fELF" + bytes(60), "is not an image: it begins with 7f 45 4c 46"),
-        (b"\xff" * 0x3000, "no firmware"),
+        (b"\xff" * 0x3000, "not firmware"),
     ]:
         (tmp_path / "x.bin").write_bytes(content)
         with pytest.raises(FirmwareError, match=words):

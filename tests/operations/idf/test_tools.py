@@ -113,7 +113,7 @@ def test_versions_that_are_not_what_is_wanted(idf):
     assert not result.ok
     riscv.unlink()
     broken = next(tool for tool in check("esp32c3").tools if tool.name == "riscv32-esp-elf")
-    assert "riscv32-esp-elf-gcc is not in" in broken.problem
+    assert "riscv32-esp-elf-gcc not found in" in broken.problem
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"tools": [{"name": "x"}]}', "[]"])
@@ -153,7 +153,7 @@ def test_those_of_a_chip_or_by_name(idf):
     [
         ({"tools": ["xtensa-elf"]}, "no tool 'xtensa-elf'"),
         ({"tools": ["--reinstall"]}, "no tool '--reinstall'"),
-        ({"tools": ["xtensa-esp-elf@1"]}, "no xtensa-esp-elf '1' here"),
+        ({"tools": ["xtensa-esp-elf@1"]}, "xtensa-esp-elf '1' is not available here"),
         ({"targets": ["esp32x"]}, "no target 'esp32x'"),
     ],
 )

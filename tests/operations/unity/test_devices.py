@@ -129,9 +129,9 @@ def test_boards_that_wait_for_each_other_are_named(pair, program, hasty):
     assert result.status == "timeout"
     assert result.seconds < 10
     assert result.roles[0].message.startswith(
-        "it waits for the signal [a], which no board has sent; waits_for_b on board-2 waits for [b]"
+        "waiting for the signal [a], which no board has sent; waits_for_b on board-2 waits for [b]"
     )
-    assert "waits_for_b on board-2: it waits for the signal [b]" in result.message
+    assert "waits_for_b on board-2: waiting for the signal [b]" in result.message
     assert unity.run_multi_device(pair, "both", timeout=0.2).status == "timeout"
 
 
@@ -148,7 +148,7 @@ def test_a_time_out_says_who_waits_for_what(pair, program):
     assert result.status == "timeout"
     hung, waited = result.roles
     assert hung.message.startswith("timed out after 0.5 s; waits on board-2 waits for [go]")
-    assert waited.message.startswith("it waits for the signal [go], which no board has sent; hangs on board-1 ")
+    assert waited.message.startswith("waiting for the signal [go], which no board has sent; hangs on board-1 ")
 
 
 def test_a_crash_on_one_board_ends_the_wait_of_the_other(pair, program, hasty):
@@ -205,8 +205,8 @@ def test_a_board_that_is_gone_is_an_error_and_ends_the_others(pair, program, has
 
 
 def test_there_must_be_boards_enough(simulated):
-    with pytest.raises(OperationError, match="needs 2 boards, and there are 1") as caught:
+    with pytest.raises(OperationError, match="needs 2 boards, but there are 1") as caught:
         unity.run_multi_device(simulated[:1], "two boards talk")
     assert "count=2" in caught.value.hint
-    with pytest.raises(OperationError, match="no multi-device case"):
+    with pytest.raises(OperationError, match="not a multi-device case"):
         unity.run_multi_device(simulated, "one is two")

@@ -312,7 +312,7 @@ def test_a_stage_that_crashes_for_good_has_crashed(link, program, unity_app):
     program.cases = {"s": ("[multi_stage]", halts, second)}
     result = unity.run(link, "s", timeout=0.3)
     assert result.status == "crashed"
-    assert result.message == "it did not come back in stage 1 (halts) after panic: LoadProhibited, on core 0"
+    assert result.message == "the app did not come back in stage 1 (halts) after panic: LoadProhibited, on core 0"
     assert len(result.crash.backtrace) == 2
 
 
@@ -344,7 +344,7 @@ def test_only_some_ends_are_worth_another_try(link, program):
 
 
 def test_a_selection_that_selects_nothing_is_an_error(simulated):
-    with pytest.raises(OperationError, match="selected by names") as caught:
+    with pytest.raises(OperationError, match="matches names") as caught:
         unity.run_all(simulated[0], names="one is too")
     assert "one is two" in caught.value.hint
     assert caught.value.attempted == "unity-run-all"

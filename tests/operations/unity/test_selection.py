@@ -86,5 +86,5 @@ def test_selecting_nothing_is_an_error_that_says_what_there_is(arguments, words)
 
 @pytest.mark.parametrize("expression", ["", "  ", "[", "[]", "!", "[a]]", "[a][", "a&&b", "&", "[a]!"])
 def test_a_wrong_expression_is_an_error_before_any_board_is_touched(expression):
-    with pytest.raises(OperationError, match="expression of groups"):
+    with pytest.raises(OperationError, match="tag expression"):
         Selection(groups=(expression,))
