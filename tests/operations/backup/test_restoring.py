@@ -249,7 +249,7 @@ def test_a_manifest_that_somebody_has_edited(esp, smart, change, error):
 
 
 def test_cells_that_do_not_hold_are_found(esp, smart):
-    """A worn flash: the restore fails, and says where."""
+    """On a worn flash the restore fails and reports where."""
     esp.flash.write(b"x" * 100, 0x9000)
     esp.link.board.simulated.flash.stuck[0x9010] = 0xFF
     with pytest.raises(OperationError) as caught:

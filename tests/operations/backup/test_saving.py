@@ -1,4 +1,4 @@
-"""Backups of simulated chips: what they hold, that they resume, and that nothing incomplete looks complete."""
+"""Backups of simulated chips: contents, resuming, and incomplete ones never look complete."""
 
 import gzip
 import hashlib
@@ -33,7 +33,7 @@ def contents(esp):
 
 
 def joined(folder):
-    """What a person gets who unpacks a full backup without this project."""
+    """Unpack a full backup without this project's code."""
     return b"".join(gzip.decompress(path.read_bytes()) for path in sorted(folder.glob("0x*.bin.gz")))
 
 
@@ -164,7 +164,7 @@ def test_an_interrupted_backup_goes_on(esp, tmp_path):
 
 
 def test_what_changed_meanwhile_is_read_again(esp, tmp_path):
-    """What was saved is kept on the evidence of the chip, not because it is there."""
+    """Saved data is kept only if the chip's MD5 confirms it, not because the file exists."""
     folder = tmp_path / "saved"
     with pytest.raises(StoppedError):
         esp.flash.backup(folder, progress=stop_at(0x30000))

@@ -1,4 +1,4 @@
-"""The lifecycle from a server that answers as the vendor's does: rightly, wrongly, half, or not at all."""
+"""The lifecycle from a stand-in for the vendor's server, with correct, wrong, incomplete and no answers."""
 
 import http.server
 import json

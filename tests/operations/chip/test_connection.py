@@ -1,4 +1,4 @@
-"""Connecting by strategies, and measuring the link, on simulated chips with lines that are not what they should be."""
+"""Connecting by strategies, and measuring the link, on simulated chips with faulty lines."""
 
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ def chip_of(esp) -> SimChip:
 
 
 def too_long_a_line(esp, most, monkeypatch):
-    """Nothing comes through above *most* baud."""
+    """No bytes get through above *most* baud."""
     chip = chip_of(esp)
     receive = chip.receive
     monkeypatch.setattr(chip, "receive", lambda data: receive(data) if esp.link.port.baudrate <= most else None)
@@ -178,7 +178,7 @@ def test_a_link_that_ends_at_a_baud_rate(esp_of, monkeypatch):
 
 
 def test_flash_that_comes_out_wrong_is_counted(esp_of, monkeypatch):
-    """The bytes arrive well, and are not those that the chip has an MD5 of."""
+    """The bytes arrive intact, but do not match the chip's MD5."""
     esp = esp_of("esp32c3")
     esp.chip.connect()
     monkeypatch.setattr(chip_of(esp).flash, "md5", lambda address, size: b"\0" * 16)
@@ -247,7 +247,7 @@ def test_as_many_rounds_as_may_be(esp_of):
 
 
 class Clock:
-    """Each look at it is the next of *times*; the last one stays."""
+    """Each call returns the next of *times*, and then always the last one."""
 
     def __init__(self, *times):
         self.times = list(times)
@@ -395,7 +395,7 @@ def test_a_chip_that_is_in_its_loader_is_not_reset():
 
 
 def test_a_board_that_resets_itself_is_waited_for(monkeypatch):
-    """As long as it may take to boot, and no longer."""
+    """It waits for the longest possible boot, and no longer."""
     resets = []
     board = SimpleNamespace(reset=lambda *, bootloader: resets.append(bootloader), boot_seconds=10.0)
     monkeypatch.setattr(connection, "time", Clock(100.0, 109.9))
@@ -410,7 +410,7 @@ def test_a_board_that_resets_itself_is_waited_for(monkeypatch):
 
 
 def test_the_ways_are_tried_over_and_over(esp_of, monkeypatch):
-    """Seven attempts, if nothing else is said."""
+    """Seven attempts by default."""
     esp = esp_of("esp32c3")
     monkeypatch.setattr(chip_of(esp), "receive", lambda data: None)
     with pytest.raises(LinkError, match=r"attempts: 7\); last error: \S") as caught:

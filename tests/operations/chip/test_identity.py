@@ -106,7 +106,7 @@ def test_registers(esp):
 
 
 def test_a_board_that_another_program_has_used_is_connected_to_anew(esp_of):
-    """The warm connection knows nothing of what the other one has left behind: half a packet, another stub, an app."""
+    """A warm connection does not know the state that the other one left: half a packet, another stub, an app."""
     esp = esp_of("esp32c3")
     first = esp.chip.identify()
     assert esp.chip.identify().connection_time_seconds == 0.0  # warm

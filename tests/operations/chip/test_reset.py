@@ -70,9 +70,9 @@ def test_the_watchdog_keeps_a_chip_with_usb_in_its_loader(esp_of, chip):
 @pytest.mark.parametrize(
     ("chip", "to", "reset_mode", "error"),
     [
-        ("esp32", "app", "watchdog-reset", "cannot be triggered from outside"),
-        ("esp32c6", "app", "watchdog-reset", "cannot be triggered from outside"),
-        ("esp32c3", "bootloader", "watchdog-reset", "cannot be kept in its loader"),
+        ("esp32", "app", "watchdog-reset", "cannot be reset by its watchdog"),
+        ("esp32c6", "app", "watchdog-reset", "cannot be reset by its watchdog"),
+        ("esp32c3", "bootloader", "watchdog-reset", "cannot be told to stay in its loader"),
         ("esp32c3", "app", "soft-reset", "boot strap was latched"),
         ("locked", "app", "watchdog-reset", "watchdog-reset is not available in secure download mode"),
     ],
@@ -104,7 +104,7 @@ def test_a_reset_that_ends_elsewhere_is_an_error(esp_of, monkeypatch):
 @pytest.mark.qemu
 @pytest.mark.parametrize(("chip", "reason"), [("esp32", "SW_RESET"), ("esp32c3", "RTC_SW_SYS_RST")])
 def test_a_soft_reset_on_qemu_leads_into_the_loader(tmp_path, monkeypatch, need_qemu, chip, reason):
-    """By the chip's own ROM, which runs there."""
+    """QEMU runs the chip's own ROM, which performs the reset."""
     need_qemu(chip)
     monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path))
     (tmp_path / "boards.toml").write_text(f'[boards.q]\nbackend="qemu"\nchip="{chip}"\nflash_size="2MB"\n')

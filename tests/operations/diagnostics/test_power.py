@@ -1,4 +1,4 @@
-"""The current that a board takes, with a simulated meter; and what chips tell of their supply."""
+"""The current of a board, with a simulated meter; and what chips report about their supply."""
 
 import time
 

@@ -131,7 +131,7 @@ def test_hello_world_on_qemu(qemu_esp, firmware_folder, chip):
 
 
 def test_listening_can_be_stopped(esp_of):
-    """As a call of an MCP client that is cancelled is; the board is free again at once."""
+    """Cancelled like the call of an MCP client; the board is free again at once."""
     esp, told = esp_of("esp32c3"), []
 
     def stop(done, total):

@@ -91,7 +91,7 @@ def test_what_the_app_says_later(with_app):
 
 @pytest.mark.parametrize("listen", ["monitor", "run_firmware"])
 def test_listening_can_be_stopped(with_app, listen):
-    """As a call of an MCP client that is cancelled is; the board is free again at once."""
+    """Cancelled like the call of an MCP client; the board is free again at once."""
     esp, told = with_app("hello"), []
 
     def stop(done, total):

@@ -19,7 +19,7 @@ VOID = ("meta", "br", "link", "img", "rect")
 
 
 class Page(html.parser.HTMLParser):
-    """Reads a page, and complains of what does not close, of scripts, and of other files."""
+    """Parses a page, and fails for unclosed tags, scripts and references to other files."""
 
     def __init__(self, text):
         super().__init__()

@@ -136,7 +136,7 @@ known = [line for line in defaults.splitlines() if not any(name in line for name
 
 @pytest.fixture
 def idf(monkeypatch, tmp_path, build_of):
-    """A folder with what is called of an ESP-IDF; returns a function that tells how idf.py was called."""
+    """A stand-in for an ESP-IDF folder; returns a function that returns how idf.py was called."""
     tools, python = tmp_path / "idf" / "tools", tmp_path / "python"
     tools.mkdir(parents=True)
     (python / "bin").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A chip may be named as the vendor does, as for esptool itself, wherever files are made or looked into."""
+"""Operations on files accept the vendor's chip names as well as esptool's."""
 
 import pytest
 

@@ -139,7 +139,7 @@ def test_an_elf_file_of_esp_idf_that_is_cut(real_elf, chip, elf_boundaries, tmp_
 
 
 def test_content_that_is_not_there_is_no_zeros(build_of, tmp_path):
-    """esptool takes what is left of a section beyond the end of the file, and makes an image of that."""
+    """For a section cut off by the end of the file, esptool would make an image of the rest."""
     data = bytearray((build_of("esp32c3") / "pytest_esp_test.elf").read_bytes())
     (table,) = struct.unpack_from("<I", data, 32)
     struct.pack_into("<I", data, table + 3 * 40 + 20, len(data))  # the size of .text

@@ -1,4 +1,4 @@
-"""What is in firmware files: the same as ``esptool image-info`` says, and what is wrong with damaged ones."""
+"""Reports on firmware files: the same as ``esptool image-info``, and the problems of damaged ones."""
 
 import contextlib
 import hashlib

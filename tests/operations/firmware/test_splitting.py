@@ -30,7 +30,7 @@ def whole(build_of, tmp_path):
 
 @pytest.mark.parametrize("prefer", ["bytes", "time"])
 def test_flashed_to_two_chips_the_content_is_the_same(esp_of, whole, tmp_path, prefer):
-    """One gets the whole image, the other one the parts; both flashes were full of something else."""
+    """One board gets the whole image, the other one the parts; both flashes had other contents before."""
     result = optimize(whole, tmp_path / "parts", prefer=prefer)
     plain, split = esp_of("small").flash, esp_of("twin").flash
     noise = random.Random(1).randbytes(FLASH)

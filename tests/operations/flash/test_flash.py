@@ -44,7 +44,7 @@ def test_what_is_there_already_is_not_written_again(esp):
 
 
 def test_what_to_write_can_be_said_in_many_ways(esp_of, tmp_path):
-    """Bytes or a file at an address, pairs, a mapping: sizes and addresses as people write them."""
+    """Bytes or a file at an address, pairs, a mapping; sizes and addresses as numbers or text."""
     esp = esp_of("esp32c3")
     file = tmp_path / "app.bin"
     file.write_bytes(b"app" * 1000)

@@ -124,7 +124,7 @@ def test_all_witnesses_agree(esp_of, name):
 
 
 def test_a_relabelled_flash_is_found_out(esp_of, monkeypatch):
-    """Id and SFDP promise 4 MB; addresses begin anew at 512 KB."""
+    """Id and SFDP promise 4 MB; addresses wrap around at 512 KB."""
     esp = esp_of("small")
     esp.flash.write(random.Random(1).randbytes(4096), 0x8000)
     esp.link.session.drop()
@@ -146,7 +146,7 @@ def test_a_copy_further_on_is_no_wrap(esp_of):
 
 
 def test_all_that_three_bytes_address(esp_of):
-    """A flash of 16 MB or more does not wrap where it can be looked at."""
+    """A flash of 16 MB or more does not wrap within the range that is checked."""
     esp = esp_of("large")
     esp.flash.write(random.Random(1).randbytes(4096), 0x8000)
     size = esp.flash.size_detect()

@@ -1,4 +1,4 @@
-"""Which table in flash counts, and which app it says is started."""
+"""Which partition table in flash is used, and which app it selects."""
 
 import pytest
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState

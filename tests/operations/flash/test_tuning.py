@@ -1,4 +1,4 @@
-"""What could be faster, and what is changed if asked."""
+"""Suggested faster settings, and applying them."""
 
 import hashlib
 import struct
@@ -253,7 +253,7 @@ def test_why_a_size_should_be_another(esp_of, build_of):
 
 @pytest.fixture
 def measured(esp_of, monkeypatch):
-    """A function that returns what is said of a board whose rates are measured so: bytes per second by baud rate."""
+    """A function that returns the suggestions for measured speeds (bytes per second by baud rate)."""
 
     def optimize(rates, configured=115200, virtual=False):
         esp = esp_of("esp32c3")

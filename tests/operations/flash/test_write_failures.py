@@ -1,4 +1,4 @@
-"""A write that fails says in which state it leaves each region; on the wire's own faults, not on mocks."""
+"""A failed write reports the state of each region; with faults on the wire, not with mocks."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What a write counts, reports and refuses; what is erased; what a comparison finds."""
+"""Writing (counts, reports, refusals), erasing and comparing flash."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What compilers, the linker, CMake and idf.py say, as records."""
+"""Messages of compilers, the linker, CMake and idf.py, as records."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Packages of updates: what is in them is what was put in, or they are refused."""
+"""Update packages: their contents are exactly what was put in, or they are rejected."""
 
 import json
 import random

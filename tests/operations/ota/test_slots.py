@@ -1,4 +1,4 @@
-"""Updates through the wire: the boot log is the witness of which slot starts, and every power cut leaves an app."""
+"""Updates over the wire: the boot log proves which slot starts, and every power cut leaves a bootable app."""
 
 import re
 
@@ -76,7 +76,7 @@ def test_the_third_update_goes_where_the_first_was(sim, package_of):
 
 
 def test_an_update_that_panics_has_not_started(sim, package_of, apps_panic):
-    with pytest.raises(OperationError, match=r"crashes where it should start ota_0: .*Store access fault"):
+    with pytest.raises(OperationError, match=r"crashes instead of starting ota_0: .*Store access fault"):
         sim.ota.deploy(package_of("esp32c3", "2"))
 
 
@@ -118,7 +118,7 @@ def test_what_does_not_start_is_no_update(sim, package_of, monkeypatch):
 
 @pytest.mark.parametrize("way", ["update", "second update", "rollback"])
 def test_power_cut_at_every_write_to_flash(esp_on, package_of, monkeypatch, way):
-    """Whenever the power goes, the board starts the old app or the new one; and the next try succeeds."""
+    """Whenever the power fails, the board starts the old app or the new one, and the next attempt succeeds."""
     monkeypatch.setattr(FastLoader, "longest_wait", 0.05)
     new = package_of("esp32c3", "3.0")
     esp = esp_on("sim", "esp32c3")

@@ -1,4 +1,4 @@
-"""Where a new table goes, what it may not do to the data of the old one, and what a board for updates still needs."""
+"""Where a new table goes, protection of the old table's data, and what a board needs for updates."""
 
 import pytest
 

@@ -48,7 +48,7 @@ def rows_of(result):
 
 
 def test_fifty_boards_from_one_call(rack_file, tmp_path, config):
-    """Each with its own serial number and NVS data, in all cores of the machine; read back, and looked at."""
+    """Each board with its own serial number and NVS data, using all cores; read back and inspected."""
     devices = [{"board": f"line-{n}", "nvs": {"device": {"id": n, "key": f"{SECRET} {n}"}}} for n in range(1, 51)]
     shares = []
     result = batch_program(
@@ -90,7 +90,7 @@ def test_fifty_boards_from_one_call(rack_file, tmp_path, config):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_boards_that_fail_are_told_and_stop_no_other(rack_file, tmp_path, config, faulty, processes):
-    """A cable that is pulled in the middle, a line that spoils bytes, another chip, and nobody there."""
+    """A pulled cable, a line that corrupts bytes, another chip, and a board that does not answer."""
     ports = {
         "pulled": faulty(vanish_after=13_000),
         "noisy": faulty(to_device=Fault(corrupt=0.02, seed=1)),
@@ -208,7 +208,7 @@ def test_a_record_is_whole_after_kill_9(rack_file, tmp_path, config):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process in /proc")
 @pytest.mark.parametrize("when", ["at its start", "at work"])
 def test_a_process_that_dies_takes_no_board_out_of_the_record(rack_file, tmp_path, config, when):
-    """All of its boards have an outcome: what was under way is not known, what was not is untouched; others go on."""
+    """All of its boards get an outcome: unknown if they were being programmed, else untouched; the others go on."""
     folder = tmp_path / "record"
     killed = []
 
@@ -255,7 +255,7 @@ def workers_of(rack_file):
 
 
 def test_lines_are_only_ever_added(tmp_path):
-    """Also behind a line that a power failure has cut; text from elsewhere is no formula and no second line."""
+    """Also after a line cut by a power failure; foreign text becomes neither a formula nor a second line."""
     record = BoardRecord(
         time="t", batch="b", board="x", serial_number="=1+1", outcome="failed", stage="check", error="a\nb"
     )
@@ -273,7 +273,7 @@ def test_lines_are_only_ever_added(tmp_path):
 
 
 def test_threads_and_processes_open_what_their_caller_may(rack_file, tmp_path, config):
-    """What was checked may be another file by then: each board's worker is confined as the call is."""
+    """A checked file may have been replaced: each board's worker is confined like the call."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "roots").mkdir()
     key = tmp_path / "outside" / "key.bin"

@@ -119,7 +119,7 @@ def started(esp):
 
 
 def ask(console, command):
-    """Say a command to the app; return its lines but the last, and the numbers in that: values and problems."""
+    """Send a command to the app; return its lines but the last, and the numbers in the last: values and problems."""
     console.write(command + "\n")
     said = console.read_until(re.compile(r"nvs: values \d+, problems \d+\r?\n"), 30)
     *lines, end = [line.removesuffix("\r") for line in said.removesuffix("\n").split("\n")]

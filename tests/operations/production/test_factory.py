@@ -160,7 +160,7 @@ def test_a_failure_says_what_state_the_board_is_in(esp_of, config, monkeypatch, 
 
 
 def test_another_app_than_the_one_that_was_written(esp_of, config):
-    """A boot is a proof only of what it names."""
+    """A boot only proves the app that its log names."""
     esp = esp_of("esp32c3")
     esp.production.factory_program(config)
     app = esp.partitions.app().app

@@ -1,4 +1,4 @@
-"""Data of its own for a board: what else is in NVS stays, what is burnt is guarded, and no secret is ever said."""
+"""Provisioning: other NVS values are kept, burning requires consent, and secrets are never shown."""
 
 import json
 import struct

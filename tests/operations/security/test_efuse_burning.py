@@ -1,4 +1,4 @@
-"""Several burns in order, what is said before them, what hides a key, and what a proof is."""
+"""Several burns in order, the plan printed before them, hidden keys, and verification."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is found weak on simulated chips: virgin, half locked and locked ones."""
+"""Weaknesses found on simulated chips: new, partly locked and locked ones."""
 
 import os
 

@@ -78,7 +78,7 @@ class Tools:
         return printed.getvalue()
 
     def lock(self, chip, have):
-        """Close the chip as for the field, but for download mode, by which it is read; return the key blocks."""
+        """Lock the chip as for shipping, except download mode, which is needed to read it; return the key blocks."""
         key, digest = io.BytesIO(bytes(range(16 if chip == "esp32c2" else 32))), io.BytesIO(bytes(range(100, 132)))
         with self.espefuse() as commands:
             commands.use_batch_mode()

@@ -39,7 +39,7 @@ def case(*roles, tags="[multi_device]"):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Lets boards that all wait for each other be found out sooner."""
+    """Makes deadlocks of boards that wait for each other be detected sooner."""
     monkeypatch.setattr(sys.modules["pytest_esp.operations.unity.devices"], "_DEADLOCK", 0.3)
 
 

@@ -1,4 +1,4 @@
-"""Menus read from what apps print, and had from apps that lose what is said to them."""
+"""Menus parsed from app output, and requested from apps that lose input."""
 
 import pytest
 from hypothesis import given
@@ -107,7 +107,7 @@ def test_lines_of_other_tasks_do_not_matter(recorded, noise):
 
 
 def test_noise_in_the_middle_of_a_line_is_noticed_wherever_it_falls(recorded):
-    """Either the menu is read as it is, or it is known that it was not."""
+    """Either the menu is read correctly, or it is known to be incomplete."""
     text = recorded("unit_test_esp32c3")
     text = text[text.rindex("Here's") :]
     noticed = 0

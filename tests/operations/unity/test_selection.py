@@ -1,4 +1,4 @@
-"""Which cases are meant by names, groups and attributes."""
+"""Selection of cases by names, groups and attributes."""
 
 import pytest
 
