@@ -1,4 +1,4 @@
-"""What a call that fails is answered: always ``success: false`` with an error and a hint, whatever was sent."""
+"""Answers to calls that fail: ``success: false`` with an error and a hint, whatever the client sent."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from pytest_esp.secrets import hide, hide_in
 
 _log = logging.getLogger(__name__)
 
-_DEEPEST = 32  # levels of lists and tables in arguments; those of tools have four
-_LONGEST = 600  # characters of a message; it may quote what the caller has sent
+_DEEPEST = 32  # levels of lists and tables in arguments; tools need four
+_LONGEST = 600  # characters of a message, which may quote what the caller sent
 _MOST_PROBLEMS = 5
 
-# Where an error brings no hint of its own: what helps with errors of its kind.
+# Hints for errors that do not have one.
 _HINTS: tuple[tuple[type[EspError], str], ...] = (
-    (LeaseError, "esp_rack_status says who holds it; esp_release gives back what this server holds"),
+    (LeaseError, "esp_rack_status shows who holds it; esp_release releases a board that this server holds"),
     (NoMatchError, "esp_rack_status lists the boards"),
     (RackError, "esp_rack_status lists the boards"),
-    (PortError, "esp_scan_ports lists the boards and serial ports that there are"),
-    (LinkError, "esp_connect_advanced tries more ways to connect, esp_recover_chip goes further"),
-    (StoppedError, "the board may be in any state; esp_reset_chip starts it anew"),
+    (PortError, "esp_scan_ports lists the boards and the serial ports"),
+    (LinkError, "esp_connect_advanced tries more ways to connect; esp_recover_chip tries to recover the chip"),
+    (StoppedError, "the board may be in any state; restart it with esp_reset_chip"),
 )
 
 
 def error_answer(error: EspError, port: object = None) -> ToolResult:
-    """Return what a call answers that *error* has ended; *port* is the board that the caller named, if any."""
+    """Return the answer to a call that failed with *error*; *port* is the board that the caller named, if any."""
     named = port if isinstance(port, str) else None
     hint = error.hint or next((text for kind, text in _HINTS if isinstance(error, kind)), None)
     record: dict[str, Any] = {"success": False, "error": error.message, "port": error.board or named, "hint": hint}
@@ -57,49 +57,49 @@ def error_answer(error: EspError, port: object = None) -> ToolResult:
 
 
 def file_error(error: OSError) -> EspError:
-    """Return what the operating system said of a file, in the words of this server."""
+    """Return an operating system's error about a file as an `EspError`."""
     return OperationError(
         f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error.strerror or str(error),
-        hint="check the name, whether it is a file or a folder, and who may read or write it",
+        hint="check the path, whether it is a file or a folder, and its permissions",
     )
 
 
 def value_error(error: ValueError) -> EspError:
-    """Return what no operation has looked at: a value that a library refused."""
-    return OperationError(f"a value is wrong: {error}")
+    """Return the error for a value that no operation checked and a library refused."""
+    return OperationError(f"invalid value: {error}")
 
 
 def defect(error: Exception, tool: str) -> EspError:
-    """Return what is said of an exception that nobody expected; the log has all of it."""
-    _log.error("%s met a defect\n%s", tool, hide("".join(traceback.format_exception(error)), is_cut=True))
+    """Return the error for an unexpected exception, and log the traceback."""
+    _log.error("unexpected error in %s\n%s", tool, hide("".join(traceback.format_exception(error)), is_cut=True))
     return EspError(
-        f"a defect of this server ended the call ({type(error).__name__})",
+        f"internal error: {type(error).__name__}",
         attempted=tool,
-        hint="its log has the details; the state of the board is unknown, esp_reset_chip starts it anew",
+        hint="see the server's log; the board may be in any state; restart it with esp_reset_chip",
     )
 
 
 def check_finite(arguments: Mapping[str, Any]) -> None:
-    """Check that numbers are numbers: what is read from JSON or text may be nan or infinite.
+    """Check that numbers are finite: numbers from JSON or text may be nan or infinite.
 
     Raises:
-        OperationError: if one is neither.
+        OperationError: if a number is nan or infinite.
     """
     for name, value in arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise OperationError(f"{name} is {value}, which is no finite number")
+            raise OperationError(f"{name} must be a finite number, not {value}")
 
 
 class Guard(Middleware):
-    """Looks at calls before their tools do: text that is none, nesting without end, names and types.
+    """Checks calls before their tools run: invalid text, deep nesting, unknown names and wrong types.
 
-    Errors that know no hint get what the tool takes.
+    Errors without a hint get a list of the tool's parameters as their hint.
     """
 
     async def on_call_tool(
         self, context: MiddlewareContext[types.CallToolRequestParams], call_next: CallNext[Any, ToolResult]
     ) -> ToolResult:
-        """Answer for calls that never reach a tool."""
+        """Answer calls that cannot be passed to a tool."""
         name, arguments = context.message.name, context.message.arguments or {}
         assert context.fastmcp_context is not None
         app = context.fastmcp_context.fastmcp
@@ -107,8 +107,9 @@ class Guard(Middleware):
             _check_text(arguments)
             answer = await call_next(context)
         except NotFoundError:
-            hint = f"nearest: {nearest(name, [tool.name for tool in await app.list_tools()])}; esp_list_tools has all"
-            return error_answer(OperationError(f"there is no tool {name!r}", hint=hint))
+            known = [tool.name for tool in await app.list_tools()]
+            hint = f"did you mean {nearest(name, known)}? esp_list_tools lists all tools"
+            return error_answer(OperationError(f"unknown tool {name!r}", hint=hint))
         except ValidationError as error:
             if not isinstance(error.__cause__, PydanticError):
                 raise
@@ -124,15 +125,17 @@ class Guard(Middleware):
 
 
 def parameters_in_words(tool: str, schema: Mapping[str, Any]) -> str:
-    """Return what a tool takes, from the JSON schema of its arguments."""
+    """Return the parameters of a tool as one sentence, from the JSON schema of its arguments."""
     properties: dict[str, Any] = schema.get("properties", {})
     needed = schema.get("required", [])
-    words = [f"{name} ({type_in_words(one)}{', needed' if name in needed else ''})" for name, one in properties.items()]
-    return f"{tool} takes {', '.join(words) or 'nothing'}"
+    words = [
+        f"{name} ({type_in_words(one)}{', required' if name in needed else ''})" for name, one in properties.items()
+    ]
+    return f"{tool} takes {', '.join(words) or 'no arguments'}"
 
 
 def type_in_words(schema: Mapping[str, Any]) -> str:
-    """Return what a JSON schema allows, in words."""
+    """Return the type that a JSON schema describes, in words."""
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
     if "const" in schema:
@@ -157,23 +160,23 @@ def _problem(one: ErrorDetails) -> str:
     if one["type"].startswith("missing"):
         return f"{place} is missing"
     if one["type"].startswith("unexpected"):
-        return f"there is no parameter {place!r}"
+        return f"unknown parameter {place!r}"
     return f"{place}: {one['msg']}"
 
 
 def _check_text(arguments: Mapping[str, Any]) -> None:
     for text in _texts(arguments):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise OperationError("an argument has half a character (a lone surrogate)", hint="send valid Unicode text")
+            raise OperationError("an argument contains a lone surrogate", hint="send valid Unicode text")
 
 
 def _texts(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Yield all text in *arguments*, without recursion, which deep nesting would exhaust."""
+    """Yield all text in *arguments*, without recursion: nesting may be deeper than the stack."""
     left: list[tuple[Any, int]] = [(arguments, 0)]
     while left:
         value, depth = left.pop()
         if depth > _DEEPEST:
-            raise OperationError(f"an argument is nested deeper than {_DEEPEST} levels", hint="no tool needs that")
+            raise OperationError(f"an argument is nested deeper than {_DEEPEST} levels", hint="send flatter arguments")
         if isinstance(value, str):
             yield value
         elif isinstance(value, Mapping):
@@ -184,6 +187,6 @@ def _texts(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """Return *text* no longer than useful, without half characters (of file names, say), which JSON cannot carry."""
+    """Return *text* shortened, without lone surrogates (from file names, for example), which JSON cannot contain."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"

@@ -1,4 +1,4 @@
-"""The boards that a server drives: leased at the first call, warm between calls, given back when idle."""
+"""The boards that a server drives: leased at the first call, kept open between calls, released when idle."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ from pytest_esp.rack.spec import BoardSpec
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
 
-_SCHEMES = ("rfc2217", "socket")  # of pyserial's others, spy:// writes to any file that its URL names
+_SCHEMES = ("rfc2217", "socket")  # pyserial has others; its spy:// writes to any file that the URL names
 _LONGEST_WAIT = 3600.0  # seconds that a call waits for another process; its own time-out may be shorter
 _LONGEST_QUEUE = 600.0  # seconds that a call waits for another call on the same board
+_IN_USE = f"still in use by another call after {_LONGEST_QUEUE:g} s"
 
 
 @dataclass
 class _Slot:
-    """One board: whoever holds `turn` uses it."""
+    """One board. A call uses it while it holds `turn`."""
 
     spec: BoardSpec
     turn: threading.Lock = field(default_factory=threading.Lock)
     lease: Lease | None = None
     link: Link | None = None
     free_at: float = 0.0
-    """When it is given back, on the monotonic clock, unless it is used again."""
+    """The monotonic time at which it is released, unless it is used again."""
     kept_until: float = 0.0
-    """Until when somebody has asked to keep it."""
+    """The monotonic time until which it is kept on request."""
 
 
 class BoardPool:
-    """Boards for tool calls, in whatever threads they run. Calls on one board queue; others do not wait.
+    """Boards for tool calls, which may run in any thread. Calls on one board wait for each other.
 
     Args:
         rack: the rack; ports that it does not name can be used, too.
-        idle: seconds after the last call until a board is given back.
+        idle: seconds after the last call until a board is released.
         burns_enabled: see `Link`.
-        purpose: what others read who want a board that is held here.
+        purpose: shown to others that wait for a board that is held here.
     """
 
     def __init__(self, rack: Rack, *, idle: float = 60.0, burns_enabled: bool = False, purpose: str = "MCP") -> None:
@@ -65,24 +66,24 @@ class BoardPool:
     # -- which board
 
     def resolve(self, port: str | None) -> BoardSpec:
-        """Return the board that *port* means: a name in the rack, a device path or a URL; None: the only one.
+        """Return the board for *port*: a name in the rack, a device path or a URL; None for the rack's only board.
 
-        A path or URL that leads to a board of the rack is that board, with what its entry allows.
+        If a path or URL belongs to a board of the rack, that board is returned, with the limits of its entry.
 
         Raises:
-            RackError: if there is none of that name, or several to choose from.
-            PortError: if it is a path or URL, and malformed.
+            RackError: if there is no board of that name, or *port* is None and the rack has several.
+            PortError: if the path or URL is malformed.
         """
         if port is not None and port in self._own:
             return self._own[port].spec
         if port is None or port in self.rack.boards:
             return self.rack.boards[self.rack.only_board(port)]
         if not _looks_like_a_port(port):
-            self.rack.board(port)  # raises: it names the nearest
+            self.rack.board(port)  # raises, with the nearest name
         scheme, separator, _ = port.partition("://")
         if separator and scheme.lower() not in _SCHEMES:
             raise PortError(
-                f"{scheme}:// is no port that may be named here", hint="use rfc2217://HOST:PORT or socket://HOST:PORT"
+                f"{scheme}:// is not supported as a port", hint="use rfc2217://HOST:PORT or socket://HOST:PORT"
             )
         if (spec := self.rack.board_at(port)) is not None:
             return spec
@@ -103,24 +104,22 @@ class BoardPool:
 
     @contextlib.contextmanager
     def use(self, port: str | None = None, *, wait: float = 0.0) -> Generator[Esp]:
-        """Yield the operations on a board, leased by this process; its link stays warm afterwards.
+        """Yield the operations on a board, leased by this process. Its link stays open afterwards.
 
         Args:
             port: see `resolve`.
             wait: seconds to wait for a board that another process holds.
 
         Raises:
-            RackError, PortError: see `resolve`. LeaseError: if somebody else holds it; says who.
+            RackError, PortError: see `resolve`. LeaseError: if another process holds it; the message says which.
         """
         slot = self._slot(self.resolve(port))
         if not slot.turn.acquire(timeout=_LONGEST_QUEUE):
-            raise LeaseError(
-                "another call uses it and does not end", board=slot.spec.name, hint="esp_release gives it back"
-            )
+            raise LeaseError(_IN_USE, board=slot.spec.name, hint="wait for that call to end, or cancel it")
         try:
             yield Esp(self._link(slot, wait))
         except (PortError, BackendError):
-            self._close_link(slot)  # the next call opens it anew
+            self._close_link(slot)  # the next call opens it again
             raise
         finally:
             slot.free_at = max(time.monotonic() + self._idle, slot.kept_until)
@@ -129,36 +128,38 @@ class BoardPool:
 
     @contextlib.contextmanager
     def lend(self, ports: Sequence[str | None]) -> Generator[list[BoardSpec]]:
-        """Give boards back for another process that takes their leases, and let calls of this server wait meanwhile.
+        """Release boards so that another process can lease them. Calls of this server wait until it is done.
 
         Raises:
-            RackError, PortError: see `resolve`; also for a board that only this server has, which cannot leave it.
-            LeaseError: if a call of this server uses one and does not end.
+            RackError, PortError: see `resolve`; also for a virtual board that this server started.
+            LeaseError: if another call still uses one of them.
         """
         specs = {spec.name: spec for spec in map(self.resolve, ports)}
         for name in specs.keys() & self._own.keys():
-            raise RackError(f"the board {name} was started by this server and lives in it", hint="name one of the rack")
+            raise RackError(
+                f"{name} runs inside this server; other processes cannot use it", hint="use a board of the rack"
+            )
         with contextlib.ExitStack() as turns:
-            for name in sorted(specs):  # the same order for all: nobody waits for who waits for him
+            for name in sorted(specs):  # the same order in all calls prevents deadlocks
                 slot = self._slot(specs[name])
                 if not slot.turn.acquire(timeout=_LONGEST_QUEUE):
-                    raise LeaseError("another call uses it and does not end", board=name)
+                    raise LeaseError(_IN_USE, board=name)
                 turns.callback(slot.turn.release)
                 self._give_back(slot)
             yield list(specs.values())
 
     def is_own(self, port: str | None) -> bool:
-        """Tell whether *port* is a board that only this server has."""
+        """Return whether *port* is a virtual board that this server started."""
         return port in self._own
 
     def _slot(self, spec: BoardSpec) -> _Slot:
         with self._changed:
             if self._closed:
-                raise RackError("the server is ending")
+                raise RackError("the server is shutting down")
             return self._slots.setdefault(spec.name, _Slot(spec))
 
     def _link(self, slot: _Slot, wait: float) -> Link:
-        if slot.lease is not None and not slot.lease.held:  # its lab has given it to somebody else
+        if slot.lease is not None and not slot.lease.held:  # the lab gave the board to another user
             self._give_back(slot)
         if slot.lease is None:
             wait = min(max(wait, 0.0), _LONGEST_WAIT)
@@ -167,7 +168,7 @@ class BoardPool:
                 rack=self.rack,
                 purpose=self._purpose,
                 timeout=wait,
-                on_wait=lambda _holders, waited: progress(int(waited), int(wait)),  # where a call can be stopped
+                on_wait=lambda _holders, waited: progress(int(waited), int(wait)),  # a cancelled call stops here
             )
         if slot.link is None:
             board = self._own.get(slot.spec.name) or make_board(slot.spec, self.rack)
@@ -184,18 +185,18 @@ class BoardPool:
     # -- virtual boards of this server
 
     def add(self, board: Board, *, bootloader: bool) -> None:
-        """Start a virtual board that only this server has, and keep it until `remove`.
+        """Start a virtual board inside this server, and keep it until `remove`.
 
         Raises:
-            EspError: if it does not start.
+            EspError: if it cannot be started.
         """
         spec = board.spec
         if spec.name in self._own or spec.name in self.rack.boards:
-            raise RackError(f"there is a board named {spec.name!r} already")
+            raise RackError(f"a board named {spec.name!r} already exists")
         self._own[spec.name] = board
         try:
             with self.use(spec.name) as esp:
-                esp.link.port  # noqa: B018 - opened here, and kept open
+                esp.link.port  # noqa: B018 - opens the port, which stays open
                 if bootloader:
                     board.reset(bootloader=True)
                 self._slot(spec).kept_until = float("inf")
@@ -204,7 +205,7 @@ class BoardPool:
             raise
 
     def remove(self, name: str) -> None:
-        """Stop a board that was added, once the call that uses it has ended."""
+        """Stop a board that was added, when the call that uses it has ended."""
         slot = self._slot(self._own[name].spec)
         with slot.turn:
             self._give_back(slot)
@@ -212,17 +213,17 @@ class BoardPool:
         with self._changed:
             self._slots.pop(name, None)
 
-    # -- holding and giving back
+    # -- keeping and releasing
 
     def keep(self, port: str | None, seconds: float, *, wait: float = 0.0) -> BoardSpec:
-        """Lease a board and keep it for *seconds*, used or not."""
+        """Lease a board and keep it for *seconds*, even if no call uses it."""
         with self.use(port, wait=wait) as esp:
             spec = esp.link.board.spec
             self._slot(spec).kept_until = time.monotonic() + seconds
         return spec
 
     def release(self, port: str | None) -> bool:
-        """Give a board back, once the call that uses it has ended; return whether it was held."""
+        """Release a board, when the call that uses it has ended; return whether it was held."""
         slot = self._slot(self.resolve(port))
         with slot.turn:
             held = slot.lease is not None
@@ -237,13 +238,13 @@ class BoardPool:
             lease.release()
 
     def held(self) -> dict[str, float]:
-        """Return the boards that are held here, and for how many seconds they will be if nobody uses them."""
+        """Return the boards that this server holds, with the seconds until they are released if no call uses them."""
         now = time.monotonic()
         with self._changed:
             return {slot.spec.name: max(slot.free_at - now, 0.0) for slot in self._slots.values() if slot.lease}
 
     def console_lines(self, name: str, most: int) -> list[tuple[float, str]] | None:
-        """Return the last lines that a board has said, with their times; None if it is not open here."""
+        """Return the last console lines of a board, with their times; None if it is not open here."""
         with self._changed:
             slot = self._slots.get(name)
             link = slot.link if slot else None
@@ -253,7 +254,7 @@ class BoardPool:
         return [(round(line.time, 3), line.text) for line in lines[len(lines) - min(most, len(lines)) :]]
 
     def close(self) -> None:
-        """Give back all boards; calls that still run end first."""
+        """Release all boards, when the calls that use them have ended."""
         with self._changed:
             self._closed = True
             slots = list(self._slots.values())
@@ -264,7 +265,7 @@ class BoardPool:
         if self._janitor is not None:
             self._janitor.join()
 
-    # -- the janitor: one thread that gives back what is idle
+    # -- the janitor: a thread that releases idle boards
 
     def _wake_janitor(self) -> None:
         with self._changed:
@@ -289,7 +290,7 @@ class BoardPool:
 
     def _give_back_if_idle(self, slot: _Slot) -> None:
         if not slot.turn.acquire(timeout=0.05):
-            return  # it is used: that call sets a new time
+            return  # in use: that call sets a new time
         try:
             if slot.free_at <= time.monotonic():
                 self._give_back(slot)

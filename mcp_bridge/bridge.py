@@ -1,4 +1,4 @@
-"""One server: its rack, its rules, its components."""
+"""One server with its rack, its policy and its components."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from pytest_esp.rack.config import load_rack
 _MOST_CALLS = 32  # at once; each board takes one at a time
 
 INSTRUCTIONS = """Drives Espressif boards (ESP32, ESP32-C3, ...): real ones, QEMU machines and simulated chips.
-Boards have names (esp_rack_status lists them); `port` takes a name, a device path or a URL, and may be left out where
-there is only one. Every answer has `success`; if it is false, `error` says what was wrong and `hint` what to do.
-What erases or burns asks for a confirmation first, or answers with a `confirm` token for a second call."""
+Boards have names (esp_rack_status lists them). `port` takes a name, a device path or a URL; it is optional if the rack
+has only one board. Every answer has `success`; if it is false, `error` says what was wrong and `hint` what to do.
+Calls that erase or burn ask for confirmation first, or answer with a `confirm` token for a second call."""
 
 
 class Bridge:
     """One server, and what its components share.
 
     Raises:
-        RackError: if the rack file is wrong, or a component is not known.
+        RackError: if the rack file is invalid, or a component is unknown.
 
     Attributes:
-        boards: the boards, leased as they are used.
-        policy: what may be done.
+        boards: the boards, leased when they are used.
+        policy: what tools may do.
         seen: the last answers of tools, by board.
-        components: those that are loaded, by name.
+        components: the loaded components, by name.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,7 +56,7 @@ class Bridge:
         self.components: dict[str, Component] = {name: component_class(name)(self) for name in names}
 
     def close(self) -> None:
-        """Give back all boards, and stop what components have started."""
+        """Stop what the components have started, and release all boards."""
         try:
             for component in self.components.values():
                 component.close()
@@ -64,7 +64,7 @@ class Bridge:
             self.boards.close()
 
     def server(self) -> FastMCP[Any]:
-        """Return the server, not yet running; when it ends it holds no board any more."""
+        """Return the server, not yet running. It releases all boards when it ends."""
         threads = ThreadPoolExecutor(_MOST_CALLS, "mcp-bridge")
 
         @contextlib.asynccontextmanager

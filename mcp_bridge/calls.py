@@ -1,4 +1,4 @@
-"""The tool call that runs, as the thread that does its work sees it: its progress, and whether it was stopped."""
+"""The running tool call, for the thread that does its work: report progress, and stop if it was cancelled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _running: ContextVar[Call] = ContextVar("mcp_bridge_call")
 
 
 class Call:
-    """One running tool call, for the thread that does the work."""
+    """One running tool call."""
 
     def __init__(self, context: Context | None, loop: asyncio.AbstractEventLoop) -> None:
         self._context = context
@@ -26,17 +26,17 @@ class Call:
         self.stop = threading.Event()
 
     def begin(self) -> None:
-        """Make it the call that runs in this context, for `progress`."""
+        """Make this the running call of the context, for `progress`."""
         _running.set(self)
 
     def progress(self, done: int, total: int) -> None:
-        """Report progress; the point at which a call that was cancelled ends.
+        """Report progress to the client.
 
         Raises:
-            StoppedError: if it was.
+            StoppedError: if the call was cancelled.
         """
         if self.stop.is_set():
-            raise StoppedError("the call was stopped before it had ended", hint=f"{done} of {total} were done")
+            raise StoppedError("the call was stopped before it finished", hint=f"{done} of {total} were done")
         now = time.monotonic()
         if self._context is not None and (now >= self._next or done >= total):
             self._next = now + _PERIOD
@@ -44,7 +44,7 @@ class Call:
 
 
 def progress(done: int, total: int) -> None:
-    """Report the progress of the running call, see `Call.progress`."""
+    """Report the progress of the running call; see `Call.progress`."""
     call = _running.get(None)
     if call is not None:
         call.progress(done, total)

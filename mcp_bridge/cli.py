@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 _NAME = "[a-z0-9._-]+"
 _NO_TYPE_CHECKS = "PY_KEY_VALUE_DISABLE_BEARTYPE"
-"""Of py-key-value-aio, FastMCP's store: at every start it would give its functions checks of their types (0.1 s)."""
+"""Read by py-key-value-aio, FastMCP's store, which otherwise adds type checks to its functions (0.1 s per start)."""
 
 
 def _hosts(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> list[str]:
-    """Return names or addresses as FastMCP compares them: without port and brackets; patterns could allow all."""
+    """Return host names or addresses as FastMCP compares them: without port and brackets.
+
+    Patterns are refused, as they could allow all hosts.
+    """
     hosts = [re.sub(r"^\[(.*)\](:\d+)?$|^([^:]*):\d+$", r"\1\3", text.lower()) for text in texts]
     for text, host in zip(texts, hosts, strict=True):
         if not _is_ip_address(host) and not re.fullmatch(_NAME, host):
@@ -37,7 +40,10 @@ def _hosts(_context: click.Context, _option: click.Parameter, texts: tuple[str, 
 
 
 def _origins(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> list[str]:
-    """Return origins as browsers send them: without the usual port. Patterns, and "null", could be any page."""
+    """Return origins as browsers send them: without the default port.
+
+    Patterns and "null" are refused, as they could allow any page.
+    """
     origins = [
         re.sub(r"^(http://[^:]*):80$|^(https://[^:]*):443$", r"\1\2", text.lower().rstrip("/")) for text in texts
     ]
@@ -56,26 +62,41 @@ def _is_ip_address(host: str) -> bool:
 
 
 @click.command("pytest-esp-mcp", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rack", type=click.Path(path_type=Path), help="The rack file; else PYTEST_ESP_RACK, boards.toml.")
-@click.option("--components", default="", metavar="NAME,...", help="Load only these groups of tools.")
 @click.option(
-    "--allow", default="read,write,erase", show_default=True, metavar="EFFECT,...", help="What tools may do at most."
+    "--rack",
+    type=click.Path(path_type=Path),
+    help="The rack file. Default: PYTEST_ESP_RACK, else boards.toml in this folder or above.",
+)
+@click.option("--components", default="", metavar="NAME,...", help="Load only these groups of tools. Default: all.")
+@click.option(
+    "--allow",
+    default="read,write,erase",
+    show_default=True,
+    metavar="EFFECT,...",
+    help="What tools may do to boards: read, write, erase, burn.",
 )
 @click.option(
     "--roots",
     multiple=True,
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folders that files may be read from and written to (repeatable); else MCP_PROJECT_ROOTS, else the working "
-    "folder unless it is / or a home folder.",
+    help="A folder that tools may read files from and write files to (repeatable). Default: MCP_PROJECT_ROOTS, else "
+    "the working folder unless it is / or a home folder.",
 )
-@click.option("--idle", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Until boards are free.")
-@click.option("--allow-burn", is_flag=True, help="Consent to burn eFuses that a board's allow_burn names.")
+@click.option(
+    "--idle",
+    type=float,
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Release boards that are idle for so long.",
+)
+@click.option("--allow-burn", is_flag=True, help="Allow burning the eFuses that a board's allow_burn lists.")
 @click.option(
     "--update-key",
     envvar="PYTEST_ESP_UPDATE_KEY",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A public key: only updates (esp_ota_deploy) signed with its private key are installed.",
+    help="A public key: install only updates (esp_ota_deploy) that are signed with its private key.",
 )
 @click.option("--http", metavar="HOST:PORT", help="Serve streamable HTTP instead of standard input and output.")
 @click.option(
@@ -84,7 +105,7 @@ def _is_ip_address(host: str) -> bool:
     multiple=True,
     metavar="NAME",
     callback=_hosts,
-    help="With --http: a further name that clients reach the server by, e.g. a proxy's (repeatable).",
+    help="With --http: another host name under which clients reach the server, e.g. a proxy's (repeatable).",
 )
 @click.option(
     "--allowed-origin",
@@ -92,9 +113,11 @@ def _is_ip_address(host: str) -> bool:
     multiple=True,
     metavar="ORIGIN",
     callback=_origins,
-    help="With --http: web pages of this origin may call the server; without it, none may (repeatable).",
+    help="With --http: allow web pages of this origin to call the server (repeatable). Default: no web pages.",
 )
-@click.option("--rotate-token", is_flag=True, help="Replace the bearer token of --http; without --http, end then.")
+@click.option(
+    "--rotate-token", is_flag=True, help="Make a new bearer token for --http. Without --http, exit after that."
+)
 def main(
     rack: Path | None,
     components: str,
@@ -110,7 +133,7 @@ def main(
 ) -> None:
     """Offer Espressif boards to MCP clients as esp_* tools, over standard input and output, or HTTP.
 
-    Over HTTP clients send a bearer token: that of PYTEST_ESP_MCP_TOKEN, else that of a file, whose path is printed.
+    HTTP clients must send a bearer token. It is read from PYTEST_ESP_MCP_TOKEN, else from a file whose path is printed.
     """
     os.environ.setdefault(_NO_TYPE_CHECKS, "1")
     from mcp_bridge.bridge import Bridge
@@ -127,7 +150,7 @@ def main(
         )
         address = _address(http) if http is not None else None
         if address is None and (hosts or origins):
-            raise click.UsageError("--allowed-host and --allowed-origin need --http")
+            raise click.UsageError("--allowed-host and --allowed-origin require --http")
         token = _token(rotate=rotate_token) if address is not None or rotate_token else ""
         if address is None and rotate_token:
             return
@@ -144,14 +167,14 @@ def main(
 
 
 def _end_on_signals(bridge: Bridge) -> None:
-    """Let SIGINT and SIGTERM end the server: the thread that reads standard input would wait for the client else."""
+    """End the server on SIGINT and SIGTERM; otherwise the thread that reads standard input waits for the client."""
 
     def end(number: int, _frame: object) -> None:
         threading.Thread(target=finish, args=(number,), daemon=True).start()
 
     def finish(number: int) -> None:
         try:
-            bridge.close()  # calls that run come to their end first: a burn is never cut
+            bridge.close()  # waits for running calls: a burn is never interrupted
         finally:
             os._exit(128 + number)
 
@@ -162,7 +185,7 @@ def _end_on_signals(bridge: Bridge) -> None:
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise click.UsageError(f"--http: {text!r} is no HOST:PORT, e.g. 127.0.0.1:8000")
+        raise click.UsageError(f"--http: {text!r} is not HOST:PORT, e.g. 127.0.0.1:8000")
     return host.strip("[]"), int(port)
 
 
@@ -174,13 +197,13 @@ def _token(*, rotate: bool) -> str:
         token = kept_token(rotate=rotate)
         click.echo(f"The bearer token is in {token_file()}", err=True)
     elif rotate:
-        raise click.UsageError(f"--rotate-token has no effect: {TOKEN_ENVIRONMENT} is set, and its token is used")
+        raise click.UsageError(f"--rotate-token has no effect while {TOKEN_ENVIRONMENT} is set")
     remember(token)
     return token
 
 
 def _serve(app: FastMCP[Any], host: str, port: int, *, hosts: list[str], origins: list[str], token: str) -> None:
-    """Serve HTTP. All that FastMCP would else take from its own environment variables is said here."""
+    """Serve HTTP. All settings are passed explicitly, so that FastMCP's environment variables do not change them."""
     from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
     from starlette.middleware import Middleware
 

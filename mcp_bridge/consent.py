@@ -1,8 +1,8 @@
-"""A person's consent to a call that cannot be undone: asked through the client, or given by a token.
+"""Consent to a call that cannot be undone: asked for through the client, or given with a token.
 
 Since protocol version 2026-07-28 a server asks by ending the call with a question, and the client calls again with
-the answer (``InputRequiredResult``); before, it asks in the middle of the call (``elicitation/create``). A client that
-can do neither gets a token, which its second call brings.
+the answer (``InputRequiredResult``). Before, it asks during the call (``elicitation/create``). A client that supports
+neither gets a token, and confirms by calling again with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ASKS_BETWEEN_CALLS = "2026-07-28"  # versions are dates
 _QUESTION = "confirm"
 _ANSWER = {
     "type": "object",
-    "properties": {"value": {"type": "string", "title": "Go on?", "enum": ["yes", "no"]}},
+    "properties": {"value": {"type": "string", "title": "Continue?", "enum": ["yes", "no"]}},
     "required": ["value"],
 }
 
@@ -31,32 +31,34 @@ _ANSWER = {
 async def ask(
     context: Context, policy: Policy, tool: str, arguments: Mapping[str, Any], plan: str, token: str | None
 ) -> InputRequiredResult | None:
-    """Return None if somebody has agreed to this very call, or the question that ends it for now.
+    """Return None if this call is confirmed, else the question with which the call ends.
 
     Args:
-        context: of the call.
-        policy: knows the tokens.
+        context: the call's context.
+        policy: makes and checks the tokens.
         tool, arguments: the call, without its token.
-        plan: what it would do, for whoever decides.
-        token: that the call brings, if it does.
+        plan: what the call would do, for the person who decides.
+        token: the call's token, if it has one.
 
     Raises:
-        RefusedError: if nobody agrees; where nobody can be asked, its details have the token for the next call.
+        RefusedError: if the call is not confirmed. If the client cannot ask, the details have the confirm token.
     """
     expected = policy.token(tool, arguments)
     if token is not None:
         if policy.accepts(token, tool, arguments):
             return None
-        raise RefusedError("the confirm token belongs to another call", attempted=tool, hint="call without it first")
+        raise RefusedError(
+            "the confirm token is for another call", attempted=tool, hint="call without a token to get the right one"
+        )
     capabilities = context.session.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
         raise RefusedError(
-            f"this needs a confirmation: {plan}",
+            f"this call requires confirmation: {plan}",
             attempted=tool,
-            hint="if this is meant, call again with the same arguments and this confirm token",
+            hint="to confirm, call again with the same arguments and this confirm token",
             details={"confirm": expected, "plan": plan},
         )
-    question = f"{plan}\nGo on?"
+    question = f"{plan}\nContinue?"
     if context.session.protocol_version >= _ASKS_BETWEEN_CALLS:
         return _ask_between_calls(context, question, expected, tool)
     answer = await context.elicit(question, ["yes", "no"])
@@ -76,4 +78,4 @@ def _ask_between_calls(context: Context, question: str, token: str, tool: str) -
 
 def _check(agreed: bool, tool: str) -> None:
     if not agreed:
-        raise RefusedError("it was not confirmed; nothing was done", attempted=tool)
+        raise RefusedError("not confirmed; nothing was changed", attempted=tool)

@@ -1,4 +1,4 @@
-"""Who may speak to the server over HTTP: clients with the bearer token, and web pages of named origins."""
+"""Access over HTTP: only clients with the bearer token, and web pages only from allowed origins."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 TOKEN_ENVIRONMENT = "PYTEST_ESP_MCP_TOKEN"
 _TOKEN_FILE = "mcp-token"
-_SHORTEST = 32  # characters of a token in the file: what is shorter was not made here
+_SHORTEST = 32  # characters of a token in the file; shorter text was not written by `_write`
 _LONGEST = 1000
 _LOCK_TIMEOUT = 10.0  # seconds
 
 
 class Gate:
-    """Middleware that refuses each origin that was not named, and each request without the token, on any path.
+    """Middleware that refuses origins that are not allowed, and requests without the token, on any path.
 
-    It stands behind FastMCP's own guard, which checks Host, but accepts all loopback origins and the server's own.
+    FastMCP's own guard runs before it. That one checks Host, but accepts all loopback origins and the server's own.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with 401 or 403."""
         if scope["type"] == "http" and not self._origins.issuperset(Headers(scope=scope).getlist("origin")):
-            refusal = PlainTextResponse("Forbidden Origin: the server allows those of --allowed-origin only", 403)
+            refusal = PlainTextResponse("Forbidden Origin: allow it with --allowed-origin", 403)
             await refusal(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -58,7 +58,7 @@ class Gate:
 
 
 def token_file() -> Path:
-    """Return the file that keeps this user's token."""
+    """Return the path of the file with this user's token."""
     return state_folder() / _TOKEN_FILE
 
 
@@ -66,16 +66,16 @@ def named_token() -> str | None:
     """Return the token in PYTEST_ESP_MCP_TOKEN; None if it is not set.
 
     Raises:
-        RefusedError: if clients cannot send it.
+        RefusedError: if it has characters that clients cannot send.
     """
     token = os.environ.get(TOKEN_ENVIRONMENT, "").strip()
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise RefusedError(f"{TOKEN_ENVIRONMENT}: a token has printable ASCII characters only, and no blanks")
+        raise RefusedError(f"{TOKEN_ENVIRONMENT} must consist of printable ASCII characters without spaces")
     return token or None
 
 
 def kept_token(*, rotate: bool = False) -> str:
-    """Return the token in `token_file`; make one if there is none, or with *rotate*.
+    """Return the token in `token_file`; make a new one if there is none, or if *rotate* is true.
 
     Raises:
         RefusedError: if the file cannot be used, or other users can read it.
@@ -90,12 +90,12 @@ def kept_token(*, rotate: bool = False) -> str:
     except OSError as error:
         raise RefusedError(
             f"cannot use the token file {path}: {error.strerror or error}",
-            hint=f"set {TOKEN_ENVIRONMENT}, or {STATE_ENVIRONMENT} to a folder of your own",
+            hint=f"set {TOKEN_ENVIRONMENT}, or set {STATE_ENVIRONMENT} to a folder that you can write to",
         ) from error
 
 
 def _write(path: Path, token: str) -> None:
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # of mode 0600
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # has mode 0600
     with os.fdopen(descriptor, "w") as file:
         file.write(f"{token}\n")
     os.replace(part, path)
@@ -105,8 +105,8 @@ def _read(path: Path) -> str:
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), errors="replace") as file:
         about = os.fstat(file.fileno())
         if os.name == "posix" and (about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077):
-            raise RefusedError(f"other users can read or change {path}", hint="make a new token: --rotate-token")
+            raise RefusedError(f"other users can read or change {path}", hint="make a new token with --rotate-token")
         token = file.read(_LONGEST).strip()
     if len(token) < _SHORTEST or not token.isascii() or not token.isprintable():
-        raise RefusedError(f"{path} does not contain a token", hint="make a new one: --rotate-token")
+        raise RefusedError(f"{path} does not contain a token", hint="make a new one with --rotate-token")
     return token

@@ -1,4 +1,4 @@
-"""What tools may do: files inside the roots only, and consent before anything that cannot be undone."""
+"""What tools may do: use files inside the roots only, and change boards only as far as server and board allow."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ class Policy:
         """Check that the server and the board allow *effect*.
 
         Raises:
-            RefusedError: if one does not; names the setting that would.
+            RefusedError: if one does not; the hint names the setting to change.
         """
         if effect not in self._settings.allow:
             raise RefusedError(
                 f"this server does not allow {effect.value!r}",
                 attempted=tool,
-                hint=f"start it with --allow {','.join(word.value for word in (*Effect,))} if this is meant",
+                hint=f"to allow it, start the server with --allow {','.join(word.value for word in (*Effect,))}",
             )
         if spec is not None and effect.value not in spec.allow:
             raise RefusedError(
                 f"the board does not allow {effect.value!r}",
                 board=spec.name,
                 attempted=tool,
-                hint=f'add "{effect.value}" to `allow` of [boards.{spec.name}] in the rack file if this is meant',
+                hint=f'to allow it, add "{effect.value}" to `allow` of [boards.{spec.name}] in the rack file',
             )
 
     # -- consent
 
     def token(self, tool: str, arguments: Mapping[str, Any]) -> str:
-        """Return what proves that this very call was announced: good for this server and these arguments only."""
+        """Return the confirm token of a call. It is valid for this server and these arguments only."""
         call = json.dumps([tool, dict(arguments)], sort_keys=True, default=str)
         return hmac.new(self._secret, call.encode(), hashlib.sha256).hexdigest()[:16]
 
     def accepts(self, token: str, tool: str, arguments: Mapping[str, Any]) -> bool:
-        """Tell whether *token* belongs to this call."""
+        """Return whether *token* belongs to this call."""
         return hmac.compare_digest(token.encode(), self.token(tool, arguments).encode())
 
 
 class Confine(Middleware):
-    """Keeps whatever a client asks for inside the roots: see `pytest_esp.formats.files.resolve`.
+    """Confines the files of a client's calls to the roots; see `pytest_esp.formats.files.resolve`.
 
     Args:
-        settings: have the roots, and the key for updates, which may be read wherever it lies.
-        rack_file: is not written: what it allows is not a client's to say.
+        settings: contain the roots, and the key for updates, which may be read from any folder.
+        rack_file: never written, so that clients cannot change what is allowed.
     """
 
     def __init__(self, settings: Settings, rack_file: Path | None) -> None:
@@ -77,6 +77,6 @@ class Confine(Middleware):
         )
 
     async def on_message(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        """Answer a message of the client."""
+        """Handle a client's message with files confined."""
         with confined(self._confinement):
             return await call_next(context)

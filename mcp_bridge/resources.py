@@ -1,4 +1,4 @@
-"""What a client may read without a tool. Reading touches no board: what one has said is shown with its age."""
+"""Resources that a client can read. Reading does not touch boards: it shows their last answers, with their age."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_esp.secrets import hide, hide_in
 _JSON = "application/json"
 _LINES = 100
 
-# What a resource shows of every board: the last answers of those of these tools that are loaded.
+# The tools whose last answers about every board a resource shows.
 _VIEWS = {
     "esp://flash/status": ("esp_flash_status", "esp_flash_size_detect", "esp_flash_analyze", "esp_detect_chip"),
     "esp://security/info": ("esp_security_audit", "esp_security_info"),
@@ -51,13 +51,13 @@ def add_resources(app: FastMCP[Any], bridge: Shared) -> None:
     def add(uri: str, name: str, description: str, read: Callable[..., Any]) -> None:
         app.resource(uri, name=name, description=description, mime_type=_JSON)(read)
 
-    about = "The devices of the rack, with what their chips can do, and the chips that this esptool knows."
+    about = "The devices of the rack with their chips' features, and the chips that the installed esptool supports."
     add("esp://chips", "chips", about, lambda: _guarded(lambda: _chips(bridge)))
     add("esp://server/status", "server_status", "Health of the components, and the rack.", lambda: _status(bridge))
     add("esp://config", "config", "How this server was started.", lambda: _config(bridge))
     add("esp://capabilities", "capabilities", "Components, tools and backends.", lambda: _capabilities(bridge))
     add("esp://products/catalog", "products_catalog", "Chips and modules, with their lifecycle.", _products)
-    add("esp://idf/status", "idf_status", "The ESP-IDF that is installed here, and its tools.", _idf)
+    add("esp://idf/status", "idf_status", "The installed ESP-IDF and its tools.", _idf)
     known = {tool for component in bridge.components.values() for tool in tools_of(component)}
     views = {uri: tuple(tool for tool in tools if tool in known) for uri, tools in _VIEWS.items()}
     for uri, tools in views.items():
@@ -74,9 +74,10 @@ def add_resources(app: FastMCP[Any], bridge: Shared) -> None:
     def partitions(board: str) -> str:
         return _guarded(lambda: _view_of(bridge, board, views["esp://partitions"]))
 
-    add("esp://boards/{board}", "board", "One board: its entry, who holds it, what it has said.", board)
-    add("esp://boards/{board}/console{?lines}", "console", "The last lines of a board that is held here.", console)
-    add("esp://boards/{board}/partitions", "board_partitions", "A board's partition table, when last read.", partitions)
+    add("esp://boards/{board}", "board", "One board: its entry, its holder, its last identification.", board)
+    about = "The last console lines of a board that this server holds."
+    add("esp://boards/{board}/console{?lines}", "console", about, console)
+    add("esp://boards/{board}/partitions", "board_partitions", "A board's partition table as last read.", partitions)
 
 
 def _text(content: Any) -> str:
@@ -108,11 +109,11 @@ def _chips(bridge: Shared) -> dict[str, Any]:
 
 
 def _device(bridge: Shared, name: str) -> dict[str, Any]:
-    """Return a board, what its entry says that it has, and what its chip has said of itself."""
+    """Return a board's state, the features of its entry, and the last answers of its chip."""
     spec = bridge.boards.resolve(name)
     seen = bridge.seen.of(spec.name, ("esp_detect_chip", "esp_get_chip_info"))
     flash = {"flash_size": spec.flash_size} if spec.flash_size is not None else {}
-    hint = {} if seen else {"hint": "call esp_detect_chip to ask the chip itself"}
+    hint = {} if seen else {"hint": "call esp_detect_chip to identify the chip"}
     return {**_state(bridge, name), "features": list(spec.features), **flash, **seen, **hint}
 
 
@@ -190,7 +191,7 @@ def _view(bridge: Shared, tools: tuple[str, ...]) -> Callable[[], str]:
 def _view_of(bridge: Shared, name: str, tools: tuple[str, ...]) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
     found = bridge.seen.of(spec.name, tools)
-    hint = f"call {tools[0]} first" if tools else "no tool is loaded that tells this: see --components"
+    hint = f"call {tools[0]} first" if tools else "load a component that provides this with --components"
     return {"board": spec.name, **found} if found else {"board": spec.name, "hint": hint}
 
 
@@ -203,8 +204,8 @@ def _board(bridge: Shared, name: str) -> dict[str, Any]:
 def _console(bridge: Shared, name: str, lines: str) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
     if not lines.isdecimal():
-        raise OperationError(f"{lines!r} is no number of lines", hint="e.g. ?lines=20", board=spec.name)
+        raise OperationError(f"{lines!r} is not a number of lines", hint="use e.g. ?lines=20", board=spec.name)
     said = bridge.boards.console_lines(spec.name, int(lines))
     if said is None:
-        return {"board": spec.name, "lines": [], "hint": "it is not held here: call esp_serial_monitor"}
+        return {"board": spec.name, "lines": [], "hint": "the board is not open: call esp_serial_monitor"}
     return {"board": spec.name, "lines": [(at, hide(text, is_cut=True)) for at, text in said]}

@@ -1,4 +1,4 @@
-"""What boards have answered: shown by resources, so that reading one touches no board."""
+"""The last answers of boards, for resources, which do not touch boards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Seen:
         self._lock = threading.Lock()
 
     def remember(self, board: str, tool: str, answer: dict[str, Any]) -> None:
-        """Keep an answer."""
+        """Store an answer."""
         with self._lock:
             self._answers[board, tool] = (time.monotonic(), answer)
 

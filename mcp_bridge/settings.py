@@ -1,4 +1,4 @@
-"""What the server may do and where, from its command line and environment."""
+"""The server's settings, from its command line and environment."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _HOLDERS = ("C:/Users",) if os.name == "nt" else ("/home", "/Users", "/var/home"
 def default_roots() -> tuple[Path, ...]:
     """Return the folders that MCP_ESP_PROJECT_DIR and MCP_PROJECT_ROOTS name; the working folder if neither is set.
 
-    Empty if the working folder is too broad (see `is_broad`) or deleted: clients start servers in ``/`` or at home,
-    and their users do not mean all that is there.
+    Empty if the working folder is too broad (see `is_broad`) or deleted: some clients start servers in ``/`` or in
+    the home folder, and their users do not want to share all of it.
     """
     named = [name for variable in _ROOT_VARIABLES for name in os.environ.get(variable, "").split(os.pathsep) if name]
     if named:
@@ -41,7 +41,7 @@ def is_broad(folder: PurePath, homes: Sequence[PurePath], holders: Sequence[Pure
     Args:
         folder: with links followed, as the others.
         homes: known home folders.
-        holders: folders in which each folder is somebody's home, as in ``/home``.
+        holders: folders that contain home folders, such as ``/home``.
     """
     return (
         folder == folder.parent
@@ -51,7 +51,7 @@ def is_broad(folder: PurePath, homes: Sequence[PurePath], holders: Sequence[Pure
 
 
 def _homes() -> Iterator[Path]:
-    with contextlib.suppress(RuntimeError):  # no HOME, and a user without an entry
+    with contextlib.suppress(RuntimeError):  # HOME is not set, and the user is not in the password database
         yield Path.home()
     if sys.platform != "win32":
         import pwd
@@ -63,16 +63,16 @@ def _homes() -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Settings:
-    """How one server runs.
+    """The settings of one server.
 
     Attributes:
-        rack: the rack file; None for the usual search.
-        components: names of the components that are loaded; empty for all.
-        allow: what tools may do to boards at most; a board's own ``allow`` still holds.
-        roots: folders that files may be read from and written to; if empty, the server opens no file for a client.
-        idle: seconds after the last call until a board is given back.
-        burns_enabled: consent to burn eFuses of real boards that ``allow_burn`` names.
-        update_key: file with the public key (PEM) that updates must be signed for; None for any update.
+        rack: the rack file; None for the default search.
+        components: names of the components to load; empty for all.
+        allow: what tools may do to boards; a board's own ``allow`` also applies.
+        roots: folders that tools may read files from and write files to; if empty, they cannot use any file.
+        idle: seconds after the last call until a board is released.
+        burns_enabled: allow burning the eFuses of real boards that ``allow_burn`` lists.
+        update_key: file with the public key (PEM) of the key that must have signed updates; None to accept any update.
     """
 
     rack: Path | None = None
@@ -88,12 +88,12 @@ def parse_allow(text: str) -> frozenset[Effect]:
     """Return the effects in a list such as ``"read,write,erase"``.
 
     Raises:
-        RackError: if a word is none.
+        RackError: if a word is not an effect.
     """
     words = {effect.value: effect for effect in Effect}
     found: set[Effect] = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         if word not in words:
-            raise RackError(f"--allow: {word!r} is no effect", hint=f"nearest: {nearest(word, words)}")
+            raise RackError(f"--allow: unknown effect {word!r}", hint=f"did you mean {nearest(word, words)}?")
         found.add(words[word])
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""How a method of a component becomes a tool: its schema, its consent, its thread, and what it answers."""
+"""Make tools of a component's methods: their schemas, their consent, the threads they run in, and their answers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ERROR_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ToolInfo:
-    """What a tool does at most, and how long it may take (seconds); see `tool`."""
+    """A tool's strongest effect, its time-out in seconds, and more; see `tool`."""
 
     effect: Effect | None
     timeout: float
@@ -55,11 +55,11 @@ class ToolInfo:
     read_only: bool = False
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
-        """Return what a call with these *arguments* does."""
+        """Return the effect of a call with these *arguments*."""
         return next((less for flag, less in self.without.items() if not arguments.get(flag)), self.effect)
 
     def takes_board(self, arguments: Mapping[str, Any]) -> bool:
-        """Return whether a call with these *arguments* is about a board of the rack."""
+        """Return whether a call with these *arguments* uses a board of the rack."""
         return self.effect is not None and not (self.boardless_with and arguments.get(self.boardless_with))
 
 
@@ -73,20 +73,20 @@ def tool(
     shows_secrets: bool = False,
     read_only: bool | None = None,
 ) -> Callable[[F], F]:
-    """Make a method of a component a tool of the same name.
+    """Make a component's method a tool of the same name.
 
-    Its parameters and docstring are what a model sees; ``port`` is the board that *effect* is checked against. It
-    runs in a thread and returns a dataclass, a pydantic model or a table.
+    Clients see its parameters and docstring. *effect* is checked against the board that ``port`` names. The method
+    runs in a thread and returns a dataclass, a pydantic model or a mapping.
 
     Args:
-        effect: what it does to a board at most; None if it touches none.
-        timeout: seconds; then it is asked to stop, which it does at a safe point.
-        idempotent: whether doing it twice is as good as once; by default what only reads is.
-        without: a flag of the method without which a call has a lesser effect, e.g. ``{"apply": Effect.READ}``.
-        boardless_with: name of a parameter with which a call is about something else than a board of the rack.
-        shows_secrets: whether a secret that is known stays in the answer: it is what was asked for.
-        read_only: whether a client may call it unasked, as nothing is another afterwards: no board, no file of this
-            machine, no machine of QEMU's; by default what only reads and writes no file (has no ``overwrite``).
+        effect: its strongest effect on a board; None if it does not touch boards.
+        timeout: seconds until it is asked to stop, which it does at its next safe point.
+        idempotent: whether repeating the call has no further effect; by default true for tools that only read.
+        without: a flag without which a call has a lesser effect, e.g. ``{"apply": Effect.READ}``.
+        boardless_with: a parameter with which a call does not use a board of the rack.
+        shows_secrets: whether known secrets stay in the answer, because the caller asked for them.
+        read_only: whether the call has no side effects on boards, files and virtual machines, so that a client may
+            call it without asking; by default true for tools that only read and have no ``overwrite``.
     """
     reads = effect in (None, Effect.READ)
 
@@ -108,8 +108,10 @@ def tool(
     return mark
 
 
-_PORT = Annotated[str | None, Field(description="the board: name, device path or URL; left out, the only one")]
-_CONFIRM = Annotated[str | None, Field(description="the token that a first call answered with; it confirms this call")]
+_PORT = Annotated[
+    str | None, Field(description="the board: name, device path or URL; optional if the rack has only one")
+]
+_CONFIRM = Annotated[str | None, Field(description="confirms this call: the token that the first call returned")]
 _HIDDEN = ("over",)  # parameters that only a test or a script needs
 
 
@@ -127,8 +129,8 @@ def offer(
 
     Args:
         function: the operation.
-        words: for a model, where the operation's own description does not serve.
-        rename: the operation's name of a parameter -> the name that the tool's callers know.
+        words: the tool's description, if it differs from the operation's.
+        rename: the operation's name of a parameter -> the tool's name of it.
         timeout: see `tool`, like the others.
     """
     operation = operation_of(function)
@@ -172,7 +174,7 @@ def offer(
 
 
 def _from_json(annotation: Any) -> Any:
-    """Return the type of a parameter without ``bytes``, which JSON does not have."""
+    """Return the type of a parameter without ``bytes``, which JSON cannot express."""
     if get_origin(annotation) not in (Union, UnionType) or bytes not in get_args(annotation):
         return annotation
     return Union[tuple(one for one in get_args(annotation) if one is not bytes)]  # noqa: UP007 - their number differs
@@ -216,9 +218,9 @@ def _output_schema(result: Any) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """Return *schema* with what it refers to in place, and without the titles, which only repeat the names.
+    """Return *schema* with its references resolved, and without the titles, which only repeat the names.
 
-    FastMCP would do the first anew for every list of tools that is asked for; results are not recursive.
+    Otherwise FastMCP resolves the references for each request that lists the tools. Results are not recursive.
     """
     if isinstance(schema, list):
         return [_inlined(item, definitions) for item in cast("list[Any]", schema)]
@@ -229,7 +231,7 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
         return _inlined(definitions[keywords["$ref"].rpartition("/")[2]], definitions)
     shown = {
         key: as_shown({name: _inlined(value, definitions) for name, value in keywords[key].items()})
-        if key == "properties"  # names of results, of which one may be "title"
+        if key == "properties"  # its keys are names of fields; one may be "title"
         else _inlined(keywords[key], definitions)
         for key in keywords
         if key != "title"
@@ -290,7 +292,7 @@ def _wrapper(
 
 
 def _described(method: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of a tool's parameters with their descriptions: from an operation, or the method's ``Args:``."""
+    """Return the types of a tool's parameters, with descriptions from the operation or the method's ``Args:``."""
     described = argument_descriptions(inspect.getdoc(method) or "")
     hints = get_type_hints(method, include_extras=True)
     for name, text in described.items():
@@ -311,7 +313,7 @@ async def _ask(
 async def _in_thread(
     context: Context, method: Callable[..., Any], arguments: dict[str, Any], info: ToolInfo, threads: ThreadPoolExecutor
 ) -> Any:
-    """Run the work in a thread. A call that is cancelled, or takes too long, is stopped at its next safe point."""
+    """Run the work in a thread. A call that is cancelled or exceeds its time-out stops at its next safe point."""
     loop = asyncio.get_running_loop()
     running = Call(context, loop)
     variables = copy_context()
@@ -325,13 +327,13 @@ async def _in_thread(
         if work.exception() is None:
             return work.result()
         raise StoppedError(
-            f"it took longer than {info.timeout:g} s",
-            hint="the board may be in any state; esp_reset_chip starts it anew",
+            f"timed out after {info.timeout:g} s",
+            hint="the board may be in any state; restart it with esp_reset_chip",
         ) from work.exception()
     except asyncio.CancelledError:
         running.stop.set()
         await asyncio.wait({work})
-        work.exception()  # looked at, so that nobody complains
+        work.exception()  # retrieved, so that asyncio does not report it
         raise
 
 

@@ -27,14 +27,14 @@ COMPONENT_REGISTRY: dict[str, str] = {
     "product_catalog": "mcp_bridge.components.product_catalog:ProductCatalog",
     "server": "mcp_bridge.components.server:Server",
 }
-"""Where the class of each component is; packages add more by entry points."""
+"""Where the class of each component is. Packages can add more with entry points."""
 
 
 def component_class(name: str) -> type[Component]:
     """Return the class of the component *name*.
 
     Raises:
-        RackError: if there is none of that name.
+        RackError: if the component is unknown.
     """
     if name in COMPONENT_REGISTRY:
         module, _, attribute = COMPONENT_REGISTRY[name].partition(":")
@@ -42,5 +42,5 @@ def component_class(name: str) -> type[Component]:
     found = entry_points(group=ENTRY_POINTS, name=name)
     if not found:
         known = [*COMPONENT_REGISTRY, *entry_points(group=ENTRY_POINTS).names]
-        raise RackError(f"there is no component {name!r}", hint=f"nearest: {nearest(name, known)}")
+        raise RackError(f"unknown component {name!r}", hint=f"did you mean {nearest(name, known)}?")
     return next(iter(found)).load()

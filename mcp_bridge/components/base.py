@@ -1,4 +1,4 @@
-"""What every component is made of."""
+"""The base class of components, and what the components of a server share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Shared(Protocol):
     """What the components of a server share.
 
     Attributes:
-        boards: the boards, leased as they are used.
-        policy: what may be done.
+        boards: the boards, leased when they are used.
+        policy: what tools may do.
         seen: the last answers of tools, by board.
-        components: those that are loaded, by name.
+        components: the loaded components, by name.
     """
 
     settings: Settings
@@ -33,7 +33,7 @@ class Shared(Protocol):
 
 @dataclass(frozen=True)
 class Instance:
-    """A running virtual board; *instance_id* is its name for the ``port`` of every other tool."""
+    """A running virtual board. Other tools take *instance_id* as their ``port``."""
 
     instance_id: str
     chip_type: str
@@ -56,15 +56,15 @@ class Component:
         self.bridge = bridge
 
     def health_check(self) -> dict[str, Any]:
-        """Return ``{"status": "healthy"}`` or what is wrong, from looking."""
+        """Return ``{"status": "healthy"}``, or another status with what is wrong."""
         return {"status": "healthy"}
 
     def instances(self) -> list[Instance]:
-        """Return the virtual boards that it has started."""
+        """Return the virtual boards that the component has started."""
         return []
 
     def plan(self, tool: str, arguments: Mapping[str, Any]) -> str:
-        """Return in words what a call of one of its tools would do, for the consent to it."""
+        """Return what a call of one of the component's tools would do, for the question to the user."""
         spec = self.bridge.boards.resolve(arguments.get("port"))
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if value is not None and key != "port")
         kind = "virtual" if spec.virtual else "real"

@@ -1,4 +1,4 @@
-"""The chip itself: which boards there are, who answers, connections, resets, programs in RAM, console, recovery."""
+"""Tools for boards and their chips: listing, detection, connection, reset, programs in RAM, console, recovery."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BY_ID = Path("/dev/serial/by-id")
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What there is to talk to; *scan_results* is all of it in one list."""
+    """Boards and serial ports; *scan_results* has all of them in one list."""
 
     detected_devices: list[dict[str, Any]]
     available_ports: list[dict[str, Any]]
@@ -33,21 +33,21 @@ class ScanResult:
 
 
 class ChipControl(Component):
-    """Tools for the chip itself."""
+    """Tools for boards and their chips."""
 
     NAME: ClassVar[str] = "chip_control"
-    SUMMARY: ClassVar[str] = "which boards there are, who answers, connections, resets, programs in RAM, recovery"
+    SUMMARY: ClassVar[str] = "list boards, detect chips, test connections, reset, run programs in RAM, recover"
 
-    # -- which there are
+    # -- listing
 
     @tool()
     def esp_scan_ports(self, detailed: bool = False) -> ScanResult:
-        """List the boards of the rack, the virtual boards that run here, and this machine's serial ports. Touches none.
+        """List the boards of the rack, this server's virtual boards and the machine's serial ports; opens none of them.
 
-        Each has its state: free, held (and by whom), or missing.
+        Each entry has its state: free, held (and by whom), or missing.
 
         Args:
-            detailed: add USB ids, features and what is allowed.
+            detailed: add USB ids, features and the allowed effects.
         """
         boards = [self._board(name, detailed) for name in self.bridge.rack.boards]
         instances = self._instances(detailed)
@@ -93,16 +93,16 @@ class ChipControl(Component):
             rows.append(row)
         return rows
 
-    # -- who answers
+    # -- detection
 
     @tool(Effect.READ, timeout=120.0)
     def esp_detect_chip(self, port: str | None = None, detailed: bool = False, wait_s: float = 0.0) -> ChipIdentity:
         """Identify the chip on a board: type, revision, MAC address, features, crystal, flash size.
 
-        Leaves the chip in its bootloader; esp_run_firmware or esp_reset_chip starts the app again.
+        The chip stays in its bootloader; esp_run_firmware or esp_reset_chip starts the app again.
 
         Args:
-            detailed: return all that esp_get_chip_info does.
+            detailed: return what esp_get_chip_info returns.
             wait_s: seconds to wait for a board that another process holds.
         """
         with self.bridge.boards.use(port, wait=wait_s) as esp:
@@ -123,7 +123,7 @@ class ChipControl(Component):
     esp_recover_chip = offer(recovery.recover, timeout=300.0, idempotent=True)
 
     def health_check(self) -> dict[str, Any]:
-        """Look for the boards of the rack: those that are not there are named."""
+        """Check that the boards of the rack are present."""
         missing: dict[str, str] = {}
         for spec in self.bridge.rack.boards.values():
             try:

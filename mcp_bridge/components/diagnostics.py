@@ -1,4 +1,4 @@
-"""What can be found out when something is wrong."""
+"""Tools for diagnostics: memory, registers, core dumps, boot times, current, temperature."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_esp.operations.registry import Effect
 
 
 class Diagnostics(Component):
-    """Tools for when something is wrong."""
+    """Tools for diagnostics."""
 
     NAME: ClassVar[str] = "diagnostics"
     SUMMARY: ClassVar[str] = (
         "memory, registers, core dumps, boot times, current, radio calibration, temperature, report"
     )
 
-    # Bytes that are not those on the chip help nobody.
+    # Not masked: the dump must contain the chip's own bytes.
     esp_memory_dump = offer(diagnostics.memory_dump, timeout=600.0, shows_secrets=True)
     esp_register_dump = offer(diagnostics.register_dump)
     esp_performance_profile = offer(diagnostics.performance_profile, timeout=700.0)
@@ -36,14 +36,14 @@ class Diagnostics(Component):
         log: str | None = None,
         elf_file: str | None = None,
     ) -> CoreDump:
-        """Decode a core dump: the task that crashed, registers, and where every task was, by function and line.
+        """Decode a core dump: the crashed task, its registers, and the backtrace of every task with function and line.
 
-        It comes from dump_file, from log, or else from the board: its flash, or what its console has said.
+        The dump is read from dump_file or log; without them from the board's flash or its console output.
 
         Args:
-            dump_file: as the chip wrote it (raw or base64), an ELF core file, or a log that has one.
-            log: the text of a console with CORE DUMP START ... END.
-            elf_file: of the firmware that crashed, for functions and lines; without it there are addresses only.
+            dump_file: a dump as the chip wrote it (raw or base64), an ELF core file, or a log that contains a dump.
+            log: console output with CORE DUMP START ... END.
+            elf_file: the ELF file of the crashed firmware; without it the backtraces have addresses only.
         """
         if dump_file is not None or log is not None:
             return core_dump_of(dump_file, elf_file, log)

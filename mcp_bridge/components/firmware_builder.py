@@ -1,4 +1,4 @@
-"""Firmware files before they are flashed: made of ELF files, merged, split, looked into. No board is touched."""
+"""Tools for firmware files: convert ELF files, merge, split, analyze. They do not touch boards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class FirmwareBuilder(Component):
     """Tools for firmware files."""
 
     NAME: ClassVar[str] = "firmware_builder"
-    SUMMARY: ClassVar[str] = "ELF files to images, merging and splitting, image and size analysis, bootloaders"
+    SUMMARY: ClassVar[str] = (
+        "convert ELF files to images, merge and split images, analyze images and sizes, bootloaders"
+    )
 
     esp_elf_to_binary = offer(elf_image.elf_to_image)
     esp_app_prepare = offer(preparing.prepare)

@@ -1,4 +1,4 @@
-"""Flash: write, read, erase, verify; back up and restore; look at what is in it, and at the flash chip."""
+"""Tools for flash: write, read, erase, verify, back up, restore; analyze its contents and the flash chip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_esp.operations.flash.writing import ErasedRegion, FlashVerify, Flash
 from pytest_esp.operations.registry import Effect
 
 _MOST_HEX = 4096  # bytes that are returned in the answer itself
-_HOUR = 3600.0  # 16 MB at 115200 baud take 25 minutes
+_HOUR = 3600.0  # reading 16 MB at 115200 baud takes 25 minutes
 
 
 class FlashManager(Component):
@@ -36,14 +36,14 @@ class FlashManager(Component):
     ) -> FlashWrite:
         """Write firmware to flash: one image at an address, a build folder, Intel HEX, UF2, or a list of files.
 
-        Regions that are there already are skipped; an image for another chip is refused. Every written region is
-        verified by the chip's MD5.
+        Regions that already have the right contents are skipped. An image for another chip is refused. Written regions
+        are verified by MD5 on the chip.
 
         Args:
             firmware_path: an image, a build folder, a .hex or a .uf2 file.
-            address: of an image that does not say where it belongs.
-            files: instead of firmware_path, several files, each with its address.
-            verify: compare all regions once more, also those that were skipped.
+            address: the address of an image; not needed for files that contain it.
+            files: several files, each with its address, instead of firmware_path.
+            verify: compare all regions after writing, also the skipped ones.
         """
         firmware = _firmware(firmware_path, files)
         with self.bridge.boards.use(port) as esp:
@@ -54,15 +54,15 @@ class FlashManager(Component):
 
     @tool(Effect.WRITE, timeout=600.0)
     def esp_flash_multi(self, files: list[Placed], port: str | None = None, verify: bool = True) -> FlashWrite:
-        """Write several files to flash, each at its address; like esp_flash_firmware with files.
+        """Write several files to flash, each at its address; the same as esp_flash_firmware with files.
 
         Args:
             files: the files, each with its address.
-            verify: compare all regions once more, also those that were skipped.
+            verify: compare all regions after writing, also the skipped ones.
         """
         return self.esp_flash_firmware(port=port, files=files, verify=verify)
 
-    @tool(Effect.READ, timeout=600.0, shows_secrets=True)  # bytes that are not those on the chip help nobody
+    @tool(Effect.READ, timeout=600.0, shows_secrets=True)  # not masked: the caller needs the chip's own bytes
     def esp_flash_read(
         self,
         address: int | str,
@@ -71,16 +71,16 @@ class FlashManager(Component):
         output_file: str | None = None,
         overwrite: bool = False,
     ) -> FlashRead:
-        """Read flash into a file, or up to 4 KB of it as hex in the answer.
+        """Read flash into a file, or return up to 4 KB of it as hex.
 
         Args:
-            address: of the first byte: 4096, "0x1000" or "4KB".
-            size: in bytes, written alike.
-            output_file: saves the bytes there.
-            overwrite: whether *output_file* may exist already.
+            address: address of the first byte: 4096, "0x1000" or "4KB".
+            size: size in bytes, in the same formats.
+            output_file: file to save the bytes to.
+            overwrite: whether to replace *output_file* if it exists.
         """
         if output_file is None and size_argument(size, "size") > _MOST_HEX:
-            raise OperationError(f"{size} bytes are too many for an answer", hint="name an output_file")
+            raise OperationError(f"{size} bytes are too many for an answer", hint="save them with output_file")
         with self.bridge.boards.use(port) as esp:
             return esp.flash.read(address, size, output_file=output_file, overwrite=overwrite, progress=progress)
 
@@ -92,15 +92,18 @@ class FlashManager(Component):
         size: int | str | None = None,
         port: str | None = None,
     ) -> ErasedRegion:
-        """Erase a partition by its name, size bytes from start_address, or everything with region="all".
+        """Erase a partition, a range of flash, or the whole flash with region="all".
 
         Args:
             region: a partition's name, or "all".
-            start_address: instead of region, the first byte; a multiple of 0x1000.
-            size: in bytes, for start_address.
+            start_address: instead of region: the first address of a range; a multiple of 0x1000.
+            size: size of the range in bytes.
         """
         if (region is None) == (start_address is None):
-            raise OperationError("say what to erase", hint='"all", the name of a partition, or start_address and size')
+            raise OperationError(
+                "give either region or start_address",
+                hint='use region="all", region with the name of a partition, or start_address and size',
+            )
         with self.bridge.boards.use(port) as esp:
             return esp.flash.erase(region if region is not None else str(start_address), size)
 
@@ -112,12 +115,12 @@ class FlashManager(Component):
         address: int | str | None = None,
         files: list[Placed] | None = None,
     ) -> FlashVerify:
-        """Compare flash with an image, a build folder or a list of files; names the first address that differs.
+        """Compare flash with an image, a build folder or a list of files, and return the first address that differs.
 
         Args:
             firmware_path: an image, a build folder, a .hex or a .uf2 file.
-            address: of an image that does not say where it belongs.
-            files: instead of firmware_path, several files, each with its address.
+            address: the address of an image; not needed for files that contain it.
+            files: several files, each with its address, instead of firmware_path.
         """
         with self.bridge.boards.use(port) as esp:
             return esp.flash.verify(_firmware(firmware_path, files), address)
@@ -135,7 +138,7 @@ class FlashManager(Component):
 
 
 def _firmware(path: str | None, files: list[Placed] | None) -> Any:
-    """Return what an operation takes as firmware."""
+    """Return the firmware argument of an operation."""
     if (path is None) == (not files):
-        raise OperationError("say what to write", hint="firmware_path, or files with address and path")
+        raise OperationError("give either firmware_path or files", hint="each of files has an address and a path")
     return path if path is not None else [(placed.address, placed.path) for placed in files or ()]

@@ -1,4 +1,4 @@
-"""ESP-IDF on the server's machine: its tools, and projects that are built with it."""
+"""Tools for the ESP-IDF on the server's machine, and for building projects with it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pytest_esp.operations.idf import installation, project
 from pytest_esp.operations.idf import tools as idf_tools
 
 _HOUR = 3600.0
-_MARGIN = 60.0  # seconds after which a build that takes too long has said so itself
+_MARGIN = 60.0  # seconds; an operation that exceeds its own time-out reports it within them
 
 
 class IdfIntegration(Component):
     """Tools for ESP-IDF."""
 
     NAME: ClassVar[str] = "idf_integration"
-    SUMMARY: ClassVar[str] = "ESP-IDF: what is installed, its tools, projects built, flashed and listened to"
+    SUMMARY: ClassVar[str] = "ESP-IDF: check and install it and its tools; build, flash and monitor projects"
 
     esp_idf_env_info = offer(installation.environment)
     esp_idf_tools_list = offer(idf_tools.tools)
@@ -28,7 +28,7 @@ class IdfIntegration(Component):
     esp_idf_monitor = offer(project.monitor, timeout=330.0)
 
     def health_check(self) -> dict[str, Any]:
-        """Look for an ESP-IDF; without one these tools say so, and all others work."""
+        """Look for an ESP-IDF. A missing one is not an error: only the tools of this component need it."""
         found = installation.environment()
         idf = found.idf
         return {

@@ -1,4 +1,4 @@
-"""Updates over the air: packages, deployed through the wire or over HTTP, and taken back."""
+"""Tools for updates over the air: make packages, deploy them over the serial port or HTTP, roll back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class OtaManager(Component):
     """Tools for updates over the air."""
 
     NAME: ClassVar[str] = "ota_manager"
-    SUMMARY: ClassVar[str] = "updates over the air: packages, deployed over HTTP or through the wire, and taken back"
+    SUMMARY: ClassVar[str] = "updates over the air: make packages, deploy over HTTP or the serial port, roll back"
 
     esp_ota_package_create = offer(packages.create)
     esp_ota_flash_prepare = offer(slots.prepare, idempotent=True)
@@ -37,23 +37,23 @@ class OtaManager(Component):
         method: Literal["POST", "PUT"] = "POST",
         form_field: str | None = None,
     ) -> OtaUpdate | Upload:
-        """Install an update package: through the wire of a board, or over HTTP(S) on a device that has its own server.
+        """Install an update package on a board over its serial port, or on a device over HTTP(S).
 
-        Through the wire it goes into the slot that does not run, otadata is changed last, and the boot log is checked.
+        Over the serial port, it is written to the inactive slot, otadata is changed last, and the boot log is checked.
 
         Args:
-            package: its file (.espota).
-            target_url: instead of port: where the device takes updates, http or https.
-            public_key_file: a public key in PEM; then the package must be signed with its private key.
-            on_trial: through the wire: a bootloader with rollback starts the app once, and the old one again unless the
-                new one has confirmed itself.
-            method: over HTTP.
-            form_field: over HTTP: the field of a form that takes the image, e.g. "update" for Arduino.
+            package: the package file (.espota).
+            target_url: instead of port: the http or https URL to which the device takes updates.
+            public_key_file: a public key in PEM; the package must be signed with its private key.
+            on_trial: serial port only: a bootloader with rollback starts the new app once, and returns to the old app
+                unless the new one confirms itself.
+            method: HTTP only: the request's method.
+            form_field: HTTP only: the form field that takes the image, e.g. "update" for Arduino.
         """
         key = self._required_key(public_key_file)
         if target_url is not None:
             if port is not None:
-                raise OperationError("there are two targets", hint="give port or target_url, not both")
+                raise OperationError("port and target_url cannot be used together", hint="leave one of them out")
             return upload(
                 package, target_url, public_key_file=key, method=method, form_field=form_field, progress=progress
             )
@@ -61,18 +61,18 @@ class OtaManager(Component):
             return esp.ota.deploy(package, public_key_file=key, on_trial=on_trial, progress=progress)
 
     def _required_key(self, name: str | None) -> Path | None:
-        """Return the key that an update must be signed for: the server's own cannot be replaced by a caller."""
+        """Return the public key to check an update with. A caller cannot replace the server's own key."""
         required = self.bridge.settings.update_key
         if required is not None and name is not None and resolve(name) != required:
             raise RefusedError(
-                "this server takes updates for one key only",
-                hint="leave out public_key_file; its own key is checked in any case",
+                "this server checks all updates with its own key",
+                hint="leave out public_key_file",
             )
         return required or (resolve(name) if name else None)
 
     def health_check(self) -> dict[str, Any]:
-        """Look whether the key that updates are checked with can be read."""
+        """Check that the key for updates exists."""
         key = self.bridge.settings.update_key
         if key is not None and not key.is_file():
-            return {"status": "degraded", "problem": f"the key for updates {key} is gone: none can be installed"}
+            return {"status": "degraded", "problem": f"the key for updates {key} does not exist"}
         return {"status": "healthy", "signed_updates_only": key is not None}

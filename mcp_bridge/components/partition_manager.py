@@ -1,4 +1,4 @@
-"""Partition tables, otadata, NVS, and what is in partitions."""
+"""Tools for partition tables, otadata and NVS partitions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pytest_esp.operations.partitions import analysis, new_table, nvs
 
 
 class PartitionManager(Component):
-    """Tools for partition tables and for NVS partitions."""
+    """Tools for partition tables, otadata and NVS partitions."""
 
     NAME: ClassVar[str] = "partition_manager"
-    SUMMARY: ClassVar[str] = "partition tables, otadata and NVS partitions: made, flashed, read, analyzed"
+    SUMMARY: ClassVar[str] = "create, flash, read and analyze partition tables, otadata and NVS partitions"
 
     esp_partition_read = offer(tables.read)
     esp_partition_analyze = offer(analysis.analyze, timeout=600.0)

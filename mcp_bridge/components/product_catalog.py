@@ -1,4 +1,4 @@
-"""Which chips and modules there are, what they have, and which fit a need."""
+"""Tools for the catalogue of Espressif's chips and modules."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pytest_esp.operations.catalogue.products import catalogue
 
 
 class ProductCatalog(Component):
-    """Tools for the catalogue; none of them touches a board."""
+    """Tools for the catalogue. They do not touch boards."""
 
     NAME: ClassVar[str] = "product_catalog"
-    SUMMARY: ClassVar[str] = "Espressif's chips and modules: searched, compared, recommended, their lifecycle"
+    SUMMARY: ClassVar[str] = "search, compare and recommend Espressif's chips and modules, and look up their lifecycle"
 
     esp_product_search = offer(queries.search)
     esp_product_info = offer(queries.info)
@@ -23,6 +23,6 @@ class ProductCatalog(Component):
     esp_product_availability = offer(queries.availability, timeout=120.0)
 
     def health_check(self) -> dict[str, Any]:
-        """Read the catalogue."""
+        """Check that the catalogue can be read."""
         known = catalogue()
         return {"status": "healthy", "products": len(known.products), "as_of": known.as_of}

@@ -1,4 +1,4 @@
-"""Production: boards programmed, one or many at once, tested, given their data, and reset."""
+"""Tools for production: program one or many boards, test them, write their data, reset them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pytest_esp.rack.rack import Rack
 from pytest_esp.secrets import MASK
 
 _HOUR = 3600.0
-# Arguments whose values nobody is to read; their keys are shown.
+# Arguments whose values are not shown to the user, only their keys.
 _SECRET = ("config", "data", "devices")
 
 
@@ -51,19 +51,19 @@ class ProductionTools(Component):
         look: bool = True,
         wait_s: float = 0.0,
     ) -> BatchResult:
-        """Program many boards at once, each as esp_factory_program does; a board that fails stops no other.
+        """Program many boards at the same time, each like esp_factory_program; if one fails, the others continue.
 
-        The answer has the boards that failed, with stage, error and state; success says only that the batch ran.
+        The answer lists the failed boards with stage, error and state. "success" only means that the batch ran.
 
         Args:
             ports: names of boards of the rack, or ports.
             firmware: a build folder or a merged image, instead of the one in config.
             config: as for esp_factory_program.
-            devices: what is each board's own: {"board", "serial_number", "nvs"}; without board they are taken in order.
-            serial_number: a template, e.g. "SN{index:05d}"; also {mac} and {board}.
+            devices: data of each board: {"board", "serial_number", "nvs"}; entries without board are used in order.
+            serial_number: a template, e.g. "SN{index:05d}"; {mac} and {board} are also replaced.
             first_index: index of the first board.
-            output_dir: folder of the record (boards.jsonl, boards.csv), which is only ever added to.
-            look: whether finished boards are inspected.
+            output_dir: folder of the record (boards.jsonl, boards.csv); new boards are appended to it.
+            look: whether to inspect finished boards.
             wait_s: seconds to wait for boards that are held.
         """
         names = self._boards_of(ports)
@@ -87,13 +87,13 @@ class ProductionTools(Component):
     ) -> TestRun:
         """Run a pytest suite on a board and return the result of each test.
 
-        The tests run in a process that takes the board's lease and ends with this call.
+        The tests run in a separate process, which leases the board and ends with this call.
 
         Args:
-            test_suite: "all", names of the built-in suites (baud, efuse, flash_roundtrip, identity, partitions, reset,
-                security, verify; several with commas), or a file or folder with your own tests.
-            keyword: as pytest's -k.
-            timeout_seconds: after which the tests are stopped.
+            test_suite: "all", names of built-in suites separated by commas (baud, efuse, flash_roundtrip, identity,
+                partitions, reset, security, verify), or a file or folder with your own tests.
+            keyword: select tests, like pytest's -k.
+            timeout_seconds: seconds after which the tests are stopped.
         """
         return self._run(test_suite, port, keyword, timeout_seconds, self.bridge.settings.allow)
 
@@ -107,16 +107,16 @@ class ProductionTools(Component):
         tests: bool = True,
         timeout_seconds: float = 600.0,
     ) -> QualityReport:
-        """Inspect a finished board: chip, flash, partition table, app, NVS, serial number, boot; then run the tests.
+        """Inspect a finished board (chip, flash, partition table, app, NVS, serial number, boot), then run tests.
 
         The tests are those of the built-in suites that neither erase nor burn.
 
         Args:
-            serial_number: that it must have in NVS; by default any, or none.
-            expect: text that it must print when it starts.
-            boot_wait_seconds: how long to listen to it.
-            tests: whether the tests run.
-            timeout_seconds: after which the tests are stopped.
+            serial_number: the serial number that NVS must contain; not checked by default.
+            expect: text that the app must print when it starts.
+            boot_wait_seconds: seconds to wait for the boot output.
+            tests: whether to run the tests.
+            timeout_seconds: seconds after which the tests are stopped.
         """
         with self.bridge.boards.use(port) as esp:
             seen = esp.production.inspect(serial_number, expect=expect, boot_wait_seconds=boot_wait_seconds)
@@ -126,7 +126,7 @@ class ProductionTools(Component):
     # -- consent
 
     def plan(self, tool: str, arguments: Mapping[str, Any]) -> str:
-        """Return what a call would do, with the keys of what it writes, and none of its values."""
+        """Return what a call would do, with the keys of the data that it writes, but not the values."""
         if tool == "esp_batch_program":
             return self._plan_of_batch(arguments)
         shown = {key: _keys(value) if key in _SECRET and value else value for key, value in arguments.items()}
@@ -137,7 +137,7 @@ class ProductionTools(Component):
         if tool in ("esp_calibration_data_write", "esp_manufacturing_data_write"):
             with self.bridge.boards.use(arguments.get("port")) as esp:
                 burn = provisioning.plan_user_block(esp.link, arguments["data"])
-            return f"{words}; {burn.new_bits} bit(s) of {burn.efuse_name} would be burnt for ever"
+            return f"{words}; {burn.new_bits} bit(s) of {burn.efuse_name} would be burnt permanently"
         return words
 
     def _plan_of_batch(self, arguments: Mapping[str, Any]) -> str:
@@ -161,7 +161,7 @@ class ProductionTools(Component):
         return list(specs)
 
     def _rack(self, names: list[str]) -> Rack:
-        """Return the rack with the boards that are named by their ports, too."""
+        """Return the rack extended by boards that were named by their ports."""
         rack = self.bridge.rack
         boards = {**rack.boards, **{name: self.bridge.boards.resolve(name) for name in names}}
         return Rack(rack.name, rack.path, boards, rack.lock_dir)
@@ -169,12 +169,12 @@ class ProductionTools(Component):
     def _run(
         self, suite: str, port: str | None, keyword: str | None, timeout: float, effects: frozenset[Effect]
     ) -> TestRun:
-        """Give the board back, and let the tests take it."""
+        """Release the board, and run the tests in a process that leases it."""
         settings, rack = self.bridge.settings, self.bridge.rack
         with self.bridge.boards.lend([port]) as (spec,):
             holder = holder_of(spec, rack)
             if holder is not None:
-                raise LeaseError(holder.describe(), board=spec.name, hint="wait for it, or take another board")
+                raise LeaseError(holder.describe(), board=spec.name, hint="wait for it, or use another board")
             return run_suite(
                 spec,
                 rack,
@@ -188,7 +188,7 @@ class ProductionTools(Component):
 
 
 def _keys(value: Any) -> Any:
-    """Return a table with its keys, and a mask in the place of every value but the firmware's name."""
+    """Return a table with every value masked except the firmware's name."""
     if isinstance(value, Mapping):
         table = cast("Mapping[str, Any]", value)
         return {key: item if key == "firmware" else _keys(item) for key, item in table.items()}

@@ -1,4 +1,4 @@
-"""QEMU machines and simulated chips of this server: started, listed, flashed, spoilt, stopped."""
+"""Tools for QEMU machines and simulated chips: start, list, flash, stop, inject faults."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from pytest_esp.wire.reset import SLOW_HOST_RISE_TIME
 _BASE_PORT = "QEMU_BASE_PORT"
 _MAX_INSTANCES = "QEMU_MAX_INSTANCES"
 _ARGUMENTS = {"psram"}
-"""What ``extra_args`` may be: features of the module; QEMU's own options would let a caller run anything."""
+"""Allowed ``extra_args``: features of the module. QEMU's own options would let a caller run any program."""
 
 
 @dataclass(frozen=True)
 class InstanceList:
-    """The virtual boards of one kind that run in this server."""
+    """The running virtual boards of one kind."""
 
     instances: list[Instance]
     count: int
@@ -43,7 +43,7 @@ class InstanceList:
 
 @dataclass(frozen=True)
 class InstanceStatus:
-    """One virtual board: whether it runs, and what is connected to its endpoints."""
+    """One virtual board: whether it runs, and how many clients are connected to its endpoints."""
 
     instance: Instance
     running: bool
@@ -52,14 +52,14 @@ class InstanceStatus:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Which virtual boards were stopped."""
+    """The virtual boards that were stopped."""
 
     stopped: list[str]
 
 
 @dataclass(frozen=True)
 class Flashed:
-    """What was written into a virtual board's flash, before it was started anew."""
+    """What was written to a virtual board's flash."""
 
     instance_id: str
     bytes_written: int
@@ -68,7 +68,7 @@ class Flashed:
 
 @dataclass(frozen=True)
 class FaultReport:
-    """What goes wrong on a virtual board from now on; *faults* has all that is switched on."""
+    """The faults of a virtual board; *faults* has all that are switched on."""
 
     instance_id: str
     direction: str
@@ -81,7 +81,7 @@ class FaultReport:
 
 @dataclass
 class _Running:
-    """A virtual board and how it is reached."""
+    """A virtual board and its endpoints."""
 
     board: Board
     kind: str
@@ -108,10 +108,10 @@ class _Running:
 
 
 class QemuManager(Component):
-    """Tools for virtual boards of this server."""
+    """Tools for this server's virtual boards."""
 
     NAME: ClassVar[str] = "qemu_manager"
-    SUMMARY: ClassVar[str] = "QEMU machines and simulated chips, started on demand"
+    SUMMARY: ClassVar[str] = "start, list, flash and stop QEMU machines and simulated chips, and inject faults"
 
     def __init__(self, bridge: Shared) -> None:
         super().__init__(bridge)
@@ -129,21 +129,24 @@ class QemuManager(Component):
         boot_mode: Literal["flash", "download"] = "flash",
         extra_args: list[str] | None = None,
     ) -> Instance:
-        """Start a QEMU machine that runs real firmware. It ends with esp_qemu_stop, or with this server.
+        """Start a QEMU machine that runs real firmware, until esp_qemu_stop or the end of this server.
 
         Without flash_image its flash is blank (0xFF).
 
         Args:
-            chip_type: as esptool names it, e.g. esp32c3.
-            flash_image: what its flash holds at first; a private copy is used.
+            chip_type: the chip, as esptool names it, e.g. esp32c3.
+            flash_image: file with the initial contents of the flash; it is copied, not changed.
             flash_size_mb: size of the flash in MB.
-            tcp_port: of the raw socket; a free one if left out.
+            tcp_port: TCP port of the raw socket; by default a free one.
             boot_mode: start the app, or wait in the ROM's loader for esptool.
-            extra_args: may have "psram".
+            extra_args: features of the module; "psram" is the only one.
         """
         unknown = set(extra_args or ()) - _ARGUMENTS
         if unknown:
-            raise OperationError(f"{sorted(unknown)} is not allowed", hint=f"extra_args may have {sorted(_ARGUMENTS)}")
+            raise OperationError(
+                f"extra_args: {', '.join(sorted(unknown))} not allowed",
+                hint=f"use only {', '.join(sorted(_ARGUMENTS))}",
+            )
         machine_for(chip_type)
         return self._start("qemu", chip_type, flash_image, flash_size_mb, tcp_port, boot_mode, extra_args or [])
 
@@ -152,7 +155,7 @@ class QemuManager(Component):
         """Stop a QEMU machine, or all of them.
 
         Args:
-            instance_id: as the start answered; all of them if left out.
+            instance_id: the id that esp_qemu_start returned; by default all machines are stopped.
         """
         return self._stop("qemu", instance_id)
 
@@ -163,21 +166,21 @@ class QemuManager(Component):
 
     @tool()
     def esp_qemu_status(self, instance_id: str) -> InstanceStatus:
-        """Return whether a QEMU machine runs, and how it is reached.
+        """Return whether a QEMU machine runs, and its endpoints.
 
         Args:
-            instance_id: as the start answered.
+            instance_id: the id that esp_qemu_start returned.
         """
         return self._status("qemu", instance_id)
 
     @tool(timeout=120.0, read_only=False)
     def esp_qemu_flash(self, instance_id: str, firmware_path: str, address: int | str | None = None) -> Flashed:
-        """Write firmware into a machine's flash and start it.
+        """Write firmware to a QEMU machine's flash and start it.
 
         Args:
-            instance_id: as the start answered.
+            instance_id: the id that esp_qemu_start returned.
             firmware_path: an image, or an ESP-IDF build folder.
-            address: of an image that does not say where it belongs.
+            address: the address of an image; not needed for files that contain it.
         """
         path = resolve(firmware_path)
         self._find("qemu", instance_id)
@@ -203,16 +206,17 @@ class QemuManager(Component):
         boot_mode: Literal["flash", "download"] = "flash",
         secure_download: bool = False,
     ) -> Instance:
-        """Start a simulated chip of any kind that esptool knows: loader, flash, eFuses and boot log, no machine code.
+        """Start a simulated chip, until esp_sim_stop or the end of this server.
 
-        Everything may be done to it, also what would brick a real one. It ends with esp_sim_stop, or with this server.
-        Without flash_image its flash is blank (0xFF).
+        It can be any chip that esptool supports. It has loader, flash, eFuses and boot log, but runs no machine code.
+        All operations are allowed, also those that would brick a real chip. Without flash_image its flash is blank
+        (0xFF).
 
         Args:
-            chip_type: as esptool names it, e.g. esp32c3.
-            flash_image: what its flash holds at first; a private copy is used.
+            chip_type: the chip, as esptool names it, e.g. esp32c3.
+            flash_image: file with the initial contents of the flash; it is copied, not changed.
             flash_size_mb: size of the flash in MB.
-            tcp_port: of the raw socket; a free one if left out.
+            tcp_port: TCP port of the raw socket; by default a free one.
             boot_mode: start the app, or wait in the ROM's loader for esptool.
             secure_download: start in secure download mode.
         """
@@ -225,7 +229,7 @@ class QemuManager(Component):
         """Stop a simulated chip, or all of them.
 
         Args:
-            instance_id: as the start answered; all of them if left out.
+            instance_id: the id that esp_sim_start returned; by default all chips are stopped.
         """
         return self._stop("sim", instance_id)
 
@@ -236,10 +240,10 @@ class QemuManager(Component):
 
     @tool()
     def esp_sim_status(self, instance_id: str) -> InstanceStatus:
-        """Return whether a simulated chip runs, and how it is reached.
+        """Return whether a simulated chip runs, and its endpoints.
 
         Args:
-            instance_id: as the start answered.
+            instance_id: the id that esp_sim_start returned.
         """
         return self._status("sim", instance_id)
 
@@ -264,25 +268,25 @@ class QemuManager(Component):
         stuck: dict[str, int] | None = None,
         wrong_chip: str | None = None,
     ) -> FaultReport:
-        """Inject faults into a simulated chip or QEMU machine. A call without any fault ends all of them.
+        """Inject faults into a simulated chip or QEMU machine. A call without faults ends all of them.
 
         Args:
-            instance_id: as the start answered.
-            direction: of the bytes that lose, corrupt, double, cut, latency and silent_after are about.
+            instance_id: the id that the start returned.
+            direction: the direction to which lose, corrupt, double, cut, latency and silent_after apply.
             lose: probability that a byte is lost.
             corrupt: probability that a byte is changed.
-            double: probability that a byte comes twice.
-            silent_after: bytes until nothing comes any more.
-            seed: of the random numbers.
+            double: probability that a byte is sent twice.
+            silent_after: number of bytes after which all others are lost.
+            seed: seed of the random numbers.
             cut: probability that a write loses its end.
-            latency: seconds by which bytes are late.
-            vanish_after: bytes from the host until the port vanishes; 0 is at the next byte.
-            vanish_seconds: how long the port is away; for ever if left out.
-            reset_after: bytes from the host until the chip resets, in the middle of a write; 0 is at the next byte.
-            reset_cause: what the boot log gives as the reason of that reset.
-            boot_loop: seconds from start to start of an app that crashes again and again.
-            secure_download: simulated chips only: the ROM is in secure download mode.
-            stuck: simulated chips only: flash bits that stay 0, mask by address: {"0x10000": 255}.
+            latency: delay of all bytes in seconds.
+            vanish_after: number of bytes from the host after which the port vanishes; 0 means at the next byte.
+            vanish_seconds: seconds until the port returns; by default it does not return.
+            reset_after: number of bytes from the host after which the chip resets; 0 means at the next byte.
+            reset_cause: the reset reason in the boot log after that reset.
+            boot_loop: period in seconds at which the app crashes and restarts.
+            secure_download: simulated chips only: put the ROM in secure download mode.
+            stuck: simulated chips only: flash bits that stay 0, as a mask for each address: {"0x10000": 255}.
             wrong_chip: simulated chips only: answer as this chip.
         """
         running = self._running.get(instance_id) or self._find("sim", instance_id)
@@ -312,7 +316,7 @@ class QemuManager(Component):
 
     @staticmethod
     def _spoil(running: _Running, spec: FaultSpec | None, direction: str) -> None:
-        """Add to the faults that are on already; None ends all of them."""
+        """Add faults to those that are switched on; None ends all of them."""
         old = running.faults
         if spec is None:
             if old is not None:
@@ -341,7 +345,7 @@ class QemuManager(Component):
     ) -> Instance:
         most = int(os.environ.get(_MAX_INSTANCES, "8"))
         if len(self._running) >= most:
-            raise OperationError(f"{most} instances run already", hint=f"stop one; {_MAX_INSTANCES} sets the limit")
+            raise OperationError(f"{most} instances are running", hint=f"stop one, or raise {_MAX_INSTANCES}")
         source = resolve(image) if image else None
         folder = Path(tempfile.mkdtemp(prefix="pytest-esp-instance-"))
         with contextlib.ExitStack() as undo:
@@ -373,7 +377,7 @@ class QemuManager(Component):
         running = self._running.get(instance_id)
         if running is None or running.kind != kind:
             known = ", ".join(name for name, other in self._running.items() if other.kind == kind) or "none"
-            raise OperationError(f"there is no instance {instance_id!r}", hint=f"running: {known}")
+            raise OperationError(f"unknown instance {instance_id!r}", hint=f"running: {known}")
         return running
 
     def _stop(self, kind: str, instance_id: str | None) -> Stopped:
@@ -391,7 +395,7 @@ class QemuManager(Component):
         return Stopped(chosen)
 
     def instances(self, kind: str | None = None) -> list[Instance]:
-        """Return the virtual boards that run, of one kind or of both."""
+        """Return the running virtual boards, of one kind or of both."""
         return [running.describe() for running in self._running.values() if kind in (None, running.kind)]
 
     def _list(self, kind: str) -> InstanceList:
@@ -405,7 +409,7 @@ class QemuManager(Component):
         return InstanceStatus(running.describe(), alive, running.raw.client_count + running.rfc2217.client_count)
 
     def health_check(self) -> dict[str, Any]:
-        """Say which QEMU there is; having none is no fault."""
+        """Look for QEMU. A missing QEMU is not an error: simulated chips do not need it."""
         qemu = [str(found.path) for found in find_all() if found.qemu is not None]
         return {"status": "healthy", "qemu": qemu, "instances": len(self._running)}
 
@@ -418,18 +422,20 @@ class QemuManager(Component):
 
 def _port(asked: int | None) -> int:
     if asked is not None and not 0 <= asked < 65536:
-        raise OperationError(f"{asked} is no TCP port", hint="leave it out for a free one")
+        raise OperationError(f"{asked} is not a TCP port", hint="leave it out to use a free one")
     return asked if asked is not None else int(os.environ.get(_BASE_PORT, "0"))
 
 
 def _private_flash(source: Path | None, size: int, folder: Path) -> Path:
-    """Return a new file of *size* bytes with the contents of *source*, the rest blank."""
+    """Return a new file of *size* bytes with the contents of *source*, padded with 0xFF."""
     try:
         contents = source.read_bytes() if source else b""
     except OSError as error:
-        raise BackendError(f"{source} cannot be read: {error.strerror}") from error
+        raise BackendError(f"cannot read {source}: {error.strerror}") from error
     if len(contents) > size:
-        raise BackendError(f"{source} has {len(contents)} bytes, and the flash {size}", hint="ask for a larger flash")
+        raise BackendError(
+            f"{source} ({len(contents)} bytes) does not fit into the flash ({size} bytes)", hint="use a larger flash"
+        )
     flash = folder / "flash.bin"
     flash.write_bytes(contents.ljust(size, b"\xff"))
     return flash

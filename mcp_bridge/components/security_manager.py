@@ -1,4 +1,4 @@
-"""eFuses and how a chip is locked."""
+"""Tools for eFuses, secure boot and flash encryption."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class SecurityManager(Component):
 
     @tool(Effect.READ)
     def esp_efuse_read(self, efuse_name: str | None = None, port: str | None = None) -> Efuse | EfuseValues:
-        """Read one eFuse by its name, or all of them. A key is shown only if that block is asked for by its name.
+        """Read one eFuse, or all of them. A key is shown only if its block is requested by name.
 
         Args:
-            efuse_name: as espefuse calls it; all eFuses if left out.
+            efuse_name: the name that espefuse uses; by default all eFuses are read.
         """
         with self.bridge.boards.use(port) as esp:
             return esp.efuse.summary() if efuse_name is None else esp.efuse.read(efuse_name)
 
     esp_efuse_burn = offer(
         efuse.burn,
-        words="Burn an eFuse and read it back: irreversible on real boards, which must allow that eFuse by name.",
+        words="Burn an eFuse and read it back. Irreversible on real boards, whose allow_burn must list the eFuse.",
         timeout=120.0,
     )
     esp_enable_flash_encryption = offer(encryption.status)
@@ -54,17 +54,18 @@ class SecurityManager(Component):
         secure_boot_key: str | None = None,
         apply: bool = False,
     ) -> EncryptionPlan | EncryptionEnabled:
-        """Say which eFuses flash encryption would burn; with apply=true do it: key, counter, locks, images, boot.
+        """Show which eFuses flash encryption would burn; with apply=true enable it.
 
-        All is checked before the first eFuse is burnt, and a boot proves it. On a real board it is irreversible, and
-        its allow_burn must name each eFuse of the plan.
+        Enabling burns key, counter and locks, writes the encrypted images, and checks the boot. Everything is checked
+        before the first eFuse is burnt. On a real board it is irreversible, and allow_burn must list each eFuse of the
+        plan.
 
         Args:
-            key_file: 32 bytes; 64 for XTS-AES-256.
+            key_file: the key: 32 bytes, or 64 for XTS-AES-256.
             firmware_path: the whole build folder.
-            mode: development can be switched off again; release cannot.
-            secure_boot_key: PEM; enables secure boot v2 in the same go (an ESP32-C2 cannot do it later).
-            apply: burn; without it the plan is returned, and nothing changes.
+            mode: development can be switched off again, release cannot.
+            secure_boot_key: PEM file; also enables secure boot v2 (the ESP32-C2 cannot enable it later).
+            apply: burn; without it the plan is returned and nothing changes.
         """
         key, firmware = resolve(key_file), resolve(firmware_path)
         digest = resolve(secure_boot_key) if secure_boot_key else None
@@ -76,15 +77,16 @@ class SecurityManager(Component):
     def esp_secure_boot_enable(
         self, key_file: str, firmware_path: str, port: str | None = None, apply: bool = False
     ) -> SecureBootPlan | SecureBootEnabled:
-        """Say which eFuses secure boot would burn; with apply=true do it: signed images, key digest, locks, boot.
+        """Show which eFuses secure boot would burn; with apply=true enable it.
 
-        v2, or v1 on an ESP32 before v3.0. Signatures are checked before anything is flashed or burnt. On a real board
-        it is irreversible, and its allow_burn must name each eFuse of the plan.
+        Enabling writes the signed images, burns key digest and locks, and checks the boot. It is secure boot v2, or v1
+        on an ESP32 before v3.0. Signatures are checked before anything is flashed or burnt. On a real board it is
+        irreversible, and allow_burn must list each eFuse of the plan.
 
         Args:
-            key_file: PEM, the key that signed the images; for v1 the private key.
+            key_file: PEM file with the key that signed the images; for v1 the private key.
             firmware_path: the whole build folder, signed.
-            apply: burn; without it the plan is returned, and nothing changes.
+            apply: burn; without it the plan is returned and nothing changes.
         """
         key, firmware = resolve(key_file), resolve(firmware_path)
         with self.bridge.boards.use(port) as esp:
@@ -95,7 +97,7 @@ class SecurityManager(Component):
     esp_flash_encrypt = offer(encryption.encrypt_image)
 
     def plan(self, tool: str, arguments: Mapping[str, Any]) -> str:
-        """Return what a burn would change, bit by bit, for the consent to it."""
+        """Return what a burn would change, bit by bit."""
         words = super().plan(tool, arguments)
         if tool == "esp_efuse_burn":
             with self.bridge.boards.use(arguments.get("port")) as esp:
@@ -109,11 +111,11 @@ class SecurityManager(Component):
             return words
         count = sum(one.new_bits for one in burns)
         if not count:
-            return f"{words}; it is burnt already, and nothing would change"
+            return f"{words}; already burnt, nothing would change"
         changes = ", ".join(
             f"{one.efuse_name} {_bits(one.before)} -> {_bits(one.after)}" for burn in burns for one in burn.changes
         )
-        return f"{words}; {count} bit(s) would be burnt for ever: {changes}"
+        return f"{words}; {count} bit(s) would be burnt permanently: {changes}"
 
 
 def _bits(bits: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The server itself: its health, its tools, its rack, and the leases it holds."""
+"""Tools for the server itself: its health, tools, rack and leases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_esp.rack.state import state_of
 
 @dataclass(frozen=True)
 class Health:
-    """Whether all is well: ``healthy``, or ``degraded`` with what is wrong by component."""
+    """The server's status: ``healthy``, or ``degraded`` with the problems of each component."""
 
     status: str
     components: dict[str, dict[str, Any]]
@@ -30,7 +30,7 @@ class ToolList:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What runs here, and what it may do."""
+    """The server's versions, rack and limits."""
 
     version: str
     esptool: str
@@ -44,7 +44,7 @@ class ServerInfo:
 
 @dataclass(frozen=True)
 class RackStatus:
-    """The boards: who holds them, and for how long this server will if nobody uses them."""
+    """The boards, who holds them, and how long this server keeps those that it holds."""
 
     rack: str
     boards: list[dict[str, Any]]
@@ -52,7 +52,7 @@ class RackStatus:
 
 @dataclass(frozen=True)
 class LeaseReport:
-    """A board that is held by this server, or was given back."""
+    """A board that this server holds or has released."""
 
     board: str
     held: bool
@@ -67,10 +67,10 @@ class Server(Component):
 
     @tool()
     def esp_health_check(self, detailed: bool = False) -> Health:
-        """Check the server: each component looks at what it depends on.
+        """Check the server: each component checks what it depends on.
 
         Args:
-            detailed: show the healthy components, too.
+            detailed: also return the healthy components.
         """
         found: dict[str, dict[str, Any]] = {}
         for name, component in self.bridge.components.items():
@@ -86,7 +86,7 @@ class Server(Component):
         """List the tools of this server by component, with one line each.
 
         Args:
-            component: only this one.
+            component: list only the tools of this component.
         """
         chosen = {
             name: {
@@ -100,7 +100,7 @@ class Server(Component):
 
     @tool()
     def esp_server_info(self) -> ServerInfo:
-        """Return the server's version, its rack, what it allows, and which folders it may use."""
+        """Return the server's version, its rack, the effects that it allows, and the folders that it may use."""
         import esptool
 
         settings = self.bridge.settings
@@ -134,7 +134,7 @@ class Server(Component):
 
         Args:
             board: its name in the rack.
-            minutes: how long, 480 at most.
+            minutes: minutes to keep it, 480 at most.
             wait_s: seconds to wait for a board that another process holds.
         """
         seconds = min(max(minutes, 0.0), 480.0) * 60
@@ -143,7 +143,7 @@ class Server(Component):
 
     @tool(idempotent=True, read_only=False)
     def esp_release(self, board: str) -> LeaseReport:
-        """Give a board back at once, for pytest runs and others that wait for it.
+        """Release a board at once, so that other processes can use it.
 
         Args:
             board: its name in the rack.
@@ -152,7 +152,7 @@ class Server(Component):
         return LeaseReport(self.bridge.boards.resolve(board).name, False, 0.0)
 
     def health_check(self) -> dict[str, Any]:
-        """Look at the lock folder."""
+        """Check that the lock folder can be used."""
         from pytest_esp.rack.lease import lock_folder
 
         return {"status": "healthy", "lock_folder": str(lock_folder(self.bridge.rack))}

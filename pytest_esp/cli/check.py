@@ -9,26 +9,28 @@ import click
 
 @click.command(
     "check",
-    # No short options here: click would look for them inside pytest's (-pno:hypothesis has an h).
+    # No -h: click would find it inside pytest's short options, such as -pno:hypothesis.
     context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]},
-    epilog="Exit codes are pytest's: 0 all passed, 1 some failed, 2 interrupted, 4 wrong boards.toml or usage. "
+    epilog="Exit codes are pytest's: 0 all passed, 1 some failed, 2 interrupted, 4 invalid boards.toml or usage. "
     "8: only boards failed.",
 )
-@click.option("--rack", metavar="FILE", help="The rack file (default: boards.toml, here or above).")
-@click.option("--board", "boards", multiple=True, metavar="NAME", help="Only this board (repeatable).")
-@click.option("--chip", "chips", multiple=True, metavar="CHIP", help="Only boards with this chip (repeatable).")
+@click.option(
+    "--rack", metavar="FILE", help="The rack file. Default: PYTEST_ESP_RACK, else boards.toml in this folder or above."
+)
+@click.option("--board", "boards", multiple=True, metavar="NAME", help="Test only this board (repeatable).")
+@click.option("--chip", "chips", multiple=True, metavar="CHIP", help="Test only boards with this chip (repeatable).")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def check_command(
     rack: str | None, boards: tuple[str, ...], chips: tuple[str, ...], pytest_args: tuple[str, ...]
 ) -> None:
     """Run the suites on the boards of a rack: identity, flash, verify, baud rates, resets, eFuses, security.
 
-    All other arguments are pytest's: -n 4, -m "not erases", -k identity, --junitxml=FILE, --alluredir=DIR...
+    All other arguments are passed to pytest: -n 4, -m "not erases", -k identity, --junitxml=FILE, --alluredir=DIR...
     """
     import pytest
 
     chosen = [f"--esp-board={name}" for name in boards] + [f"--esp-chip={name}" for name in chips]
     where = [f"--esp-rack={rack}"] if rack else []
-    # This process has imported pytest_esp already: its asserts are not rewritten, those of the suites are.
+    # This process has already imported pytest_esp, so pytest warns that it cannot rewrite its asserts.
     quiet = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     sys.exit(pytest.main(["--pyargs", "pytest_esp.suites", *quiet, *where, *chosen, *pytest_args]))

@@ -1,4 +1,4 @@
-"""``pytest-esp doctor``: what is here of what a run needs, and what to do about the rest."""
+"""``pytest-esp doctor``: check that this machine has what a run needs, and say how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ _NEEDED = ("esptool", "pyserial", "pytest")
 _IMPORTS = (
     ("esptool", "pytest_esp.link.session", "boards cannot be used"),
     ("esptool", "espefuse.efuse_interface", "eFuses cannot be read or burnt"),
-    ("pytest-xdist", "pytest_esp.plugin.scheduling", "pytest -n does not run"),
-    ("fastmcp", "mcp_bridge.bridge", "the MCP server does not start"),
-    ("allure-pytest", "pytest_esp.plugin.allure", "pytest --alluredir does not run"),
+    ("pytest-xdist", "pytest_esp.plugin.scheduling", "pytest -n does not work"),
+    ("fastmcp", "mcp_bridge.bridge", "the MCP server cannot start"),
+    ("allure-pytest", "pytest_esp.plugin.allure", "pytest --alluredir does not work"),
     ("grpcio-reflection", "grpc_reflection.v1alpha.reflection_pb2_grpc", "boards of labgrid labs cannot be used"),
 )
-"""A package, a module that imports it with what it needs itself, and what does not work if that fails."""
+"""A package, a module that imports it and its dependencies, and what does not work if the import fails."""
 _OPTIONAL = {
-    "pytest-xdist": ("xdist", "tests use one board after the other"),
-    "fastmcp": ("mcp", "there is no MCP bridge"),
-    "allure-pytest": ("allure", "there are no Allure reports"),
+    "pytest-xdist": ("xdist", "tests cannot use several boards at the same time"),
+    "fastmcp": ("mcp", "the MCP bridge cannot be used"),
+    "allure-pytest": ("allure", "Allure reports cannot be written"),
     "grpcio-reflection": ("labgrid", "boards of labgrid labs cannot be used"),
 }
+_PLUG_IN = "check that the board is plugged in and that `port` in its entry is right"
 _STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. What is *wrong* stops a run; a *note* is for those whom it concerns."""
+    """One line of the report. A *wrong* finding prevents runs; a *note* matters only to some."""
 
     level: Literal["ok", "note", "wrong"]
     text: str
@@ -59,7 +60,7 @@ class Section:
     """One part of the report.
 
     Attributes:
-        data: the same as the findings, for programs.
+        data: the findings as plain data, for programs.
     """
 
     title: str
@@ -68,19 +69,19 @@ class Section:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether something here stops a run."""
+        """Whether a finding prevents runs."""
         return any(finding.level == "wrong" for finding in self.findings)
 
     def ok(self, text: str) -> None:
-        """Add what is as it should be."""
+        """Add a finding that is as it should be."""
         self.findings.append(Finding("ok", text))
 
     def note(self, text: str, hint: str | None = None) -> None:
-        """Add what some runs lack."""
+        """Add a finding that matters only to some runs."""
         self.findings.append(Finding("note", text, hint))
 
     def wrong(self, text: str, hint: str | None = None) -> None:
-        """Add what stops a run."""
+        """Add a finding that prevents runs."""
         self.findings.append(Finding("wrong", text, hint))
 
 
@@ -89,13 +90,13 @@ class Section:
     "--rack",
     "path",
     type=click.Path(path_type=Path),
-    help="The rack file; else PYTEST_ESP_RACK, boards.toml.",
+    help="The rack file. Default: PYTEST_ESP_RACK, else boards.toml in this folder or above.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor_command(path: Path | None, as_json: bool) -> None:
-    """Say what is here of what a run needs: packages, rack, locks, QEMU, serial ports.
+    """Check what a run needs: packages, rack, locks, QEMU, serial ports.
 
-    Exit code 1 if something would stop a run. No port is opened.
+    The exit code is 1 if something prevents runs. No port is opened.
     """
     sections = examine(path)
     problems = [finding for section in sections.values() for finding in section.findings if finding.level == "wrong"]
@@ -104,20 +105,20 @@ def doctor_command(path: Path | None, as_json: bool) -> None:
     else:
         _print(sections)
         count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        click.echo(f"\n{count}: see above." if problems else "\nA run would find what it needs.")
+        click.echo(f"\n{count}: see above." if problems else "\nNo problems found.")
     if problems:
         sys.exit(1)
 
 
 def examine(path: Path | None) -> dict[str, Section]:
-    """Return what was found, by the section's name in the JSON object; *path* names the rack file."""
+    """Return the report's sections by their names in the JSON object; *path* is the rack file."""
     packages = _packages()
     try:
         boards, rack = _rack(path)
     except ImportError:
         if not packages.is_wrong:
             raise
-        return {"packages": packages}  # the rest needs what is broken
+        return {"packages": packages}  # the other sections need the broken packages
     return {"packages": packages, "rack": boards, "folders": _folders(rack), "qemu": _qemu(), "ports": _ports()}
 
 
@@ -133,14 +134,16 @@ def _packages() -> Section:
         section.wrong(text, f"pip install --upgrade '{needed}', in the environment {sys.prefix}")
     for name, (extra, without) in _OPTIONAL.items():
         if versions[name] is None:
-            section.note(f"without {name} {without}", f"pip install '{_DISTRIBUTION}[{extra}]'")
+            section.note(f"{name} is not installed: {without}", f"pip install '{_DISTRIBUTION}[{extra}]'")
     if _version("pyserial-labgrid"):
         section.wrong(
-            "pyserial-labgrid and pyserial write the same files",
-            "labgrid needs an environment of its own; then pip install --force-reinstall pyserial",
+            "pyserial-labgrid and pyserial install the same files",
+            "move labgrid to a separate environment; then pip install --force-reinstall pyserial",
         )
     if os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
-        section.note("PYTEST_DISABLE_PLUGIN_AUTOLOAD is set: pytest loads no plugin", "pytest -p pytest_esp.plugin")
+        section.note(
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD is set: pytest does not load plugins", "run pytest -p pytest_esp.plugin"
+        )
     return section
 
 
@@ -152,7 +155,7 @@ def _version(name: str) -> str | None:
 
 
 def _broken(versions: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
-    """Yield which packages cannot be imported by what uses them, and what to install."""
+    """Yield each package whose import fails, with the consequence, and what to install."""
     for name, module, consequence in _IMPORTS:
         try:
             if versions[name]:
@@ -162,13 +165,13 @@ def _broken(versions: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
 
 
 def _misfits() -> Iterator[tuple[str, str]]:
-    """Yield what is missing, too old or too new of what the distribution requires, and what to install."""
+    """Yield each requirement that is missing, too old or too new, and what to install."""
     from packaging.requirements import Requirement
 
     try:
         requirements = [Requirement(text) for text in metadata.requires(_DISTRIBUTION) or ()]
     except metadata.PackageNotFoundError:
-        yield f"{_DISTRIBUTION} runs without being installed: pytest does not know its plugin", _DISTRIBUTION
+        yield f"{_DISTRIBUTION} is not installed: pytest cannot find its plugin", _DISTRIBUTION
         return
     for requirement in requirements:
         extra_only = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
@@ -177,7 +180,7 @@ def _misfits() -> Iterator[tuple[str, str]]:
             yield f"{requirement.name} is missing", f"{requirement.name}{requirement.specifier}"
         elif version is not None and not requirement.specifier.contains(version, prereleases=True):
             needed = str(requirement.specifier)
-            yield f"{requirement.name} is {version}, and {needed} is needed", f"{requirement.name}{needed}"
+            yield f"{requirement.name} is {version}, but {needed} is required", f"{requirement.name}{needed}"
 
 
 # -- the rack
@@ -194,7 +197,7 @@ def _rack(path: Path | None) -> tuple[Section, Rack | None]:
         return section, None
     rows = [_board(spec, rack) for spec in rack.boards.values()]
     section.data = {"name": rack.name, "path": str(rack.path) if rack.path else None, "boards": rows}
-    section.ok(f"{rack.name} ({rack.path or 'built in: no boards.toml here or above'}): {_at_a_glance(rack)}")
+    section.ok(f"{rack.name} ({rack.path or 'built in; no boards.toml in this folder or above'}): {_at_a_glance(rack)}")
     troubled: dict[tuple[str, str | None], list[str]] = {}
     for row in rows:
         if row["problem"]:
@@ -209,7 +212,7 @@ def _rack(path: Path | None) -> tuple[Section, Rack | None]:
 
 
 def _labs(specs: Iterable[BoardSpec]) -> Iterator[str]:
-    """Yield what is known of the labgrid labs of boards that are there."""
+    """Yield address and version of the labgrid labs of *specs*."""
     from pytest_esp.rack.identity import coordinator_address
     from pytest_esp.rack.lease import LABGRID
 
@@ -240,14 +243,14 @@ def _board(spec: BoardSpec, rack: Rack) -> dict[str, Any]:
         if holder := holder_of(spec, rack):
             row["holder"] = holder.describe()
     except LeaseError:
-        pass  # of the folder, not of the board: said once, in its own section
+        pass  # the lock folder cannot be used; the section on folders reports that
     except EspError as error:
         row |= {"problem": error.message, "hint": error.hint}
     return row
 
 
 def _check_board(spec: BoardSpec) -> None:
-    """Raise an `EspError` if the board cannot be opened; its port is not touched."""
+    """Raise an `EspError` if the board cannot be opened. Its port is not opened."""
     from pytest_esp.boards.registry import board_class
     from pytest_esp.qemu.find import find
     from pytest_esp.qemu.machines import machine_for
@@ -260,13 +263,13 @@ def _check_board(spec: BoardSpec) -> None:
     if spec.port is None:
         return
     port = resolve_port(spec)
-    if "://" in port:  # a server of one client at a time: to try it is to disturb it
+    if "://" in port:  # the server takes one client at a time: a connection would disturb it
         return
     if sys.platform == "win32":
         if port.upper().removeprefix("\\\\.\\") not in [item.device.upper() for item in _comports()]:
-            raise PortError(f"the port {port} does not exist", hint="is the board plugged in?")
+            raise PortError(f"the port {port} does not exist", hint=_PLUG_IN)
     elif not os.path.exists(port):
-        raise PortError(f"the port {port} does not exist", hint="is the board plugged in?")
+        raise PortError(f"the port {port} does not exist", hint=_PLUG_IN)
     elif not _may_open(port):
         raise PortError(f"this user may not open {port}", hint=_group_hint(port))
 
@@ -293,13 +296,13 @@ def _folders(rack: Rack | None) -> Section:
         section.ok(f"state of virtual boards: {state}")
     else:
         section.wrong(
-            f"the state of virtual boards cannot be kept in {state}", f"set {STATE_ENVIRONMENT} to another folder"
+            f"cannot write the state of virtual boards to {state}", f"set {STATE_ENVIRONMENT} to another folder"
         )
     return section
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Tell whether a folder can be written, or made."""
+    """Return whether a folder can be written, or made."""
     existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     return os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
 
@@ -326,7 +329,7 @@ def _qemu() -> Section:
             row = {"architecture": architecture, "path": str(found.path), "origin": found.origin}
             row |= {"version": qemu and qemu.version, "machines": sorted(qemu.machines) if qemu else []}
             section.data.append({**row, "used": qemu is not None and qemu == used, "problem": found.problem})
-            if qemu is None and used is not None:  # else the error has said so
+            if qemu is None and used is not None:  # otherwise `find` has reported it
                 section.note(f"{found.path} ({found.origin}) is not used: it {found.problem}", found.hint)
             elif qemu is not None:
                 text = f"{architecture}: {qemu.version}, machines {', '.join(sorted(qemu.machines))}"
@@ -361,7 +364,7 @@ def _ports() -> Section:
     if others:
         section.ok(f"not USB: {', '.join(others)}")
     if not section.data:
-        section.ok("this machine shows none")
+        section.ok("none found")
     return section
 
 
@@ -372,7 +375,7 @@ def _comports() -> list[ListPortInfo]:
 
 
 def _may_open(device: str) -> bool | None:
-    """Tell whether this user may open a device; None where only trying would tell."""
+    """Return whether this user may open a device; None if this is not known, on Windows."""
     return None if sys.platform == "win32" else os.access(device, os.R_OK | os.W_OK)
 
 
@@ -381,7 +384,7 @@ def _group_hint(device: str) -> str:
         group = Path(device).group()
     except (OSError, KeyError, NotImplementedError):  # a group without a name
         group = "dialout"
-    return f"sudo usermod -aG {group} $USER, and log in again; see docs/boards.md"
+    return f"run sudo usermod -aG {group} $USER, and log in again; see docs/boards.md"
 
 
 # -- the report

@@ -1,4 +1,4 @@
-"""The ``pytest-esp`` command: one group, one module per subcommand, each loaded only when it is called."""
+"""The ``pytest-esp`` command. Each subcommand is a module that is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_esp.secrets import hide
 
 _COMMANDS = {
     "check": ("pytest_esp.cli.check", "check_command", "Run the suites on the boards of a rack."),
-    "doctor": ("pytest_esp.cli.doctor", "doctor_command", "Say what is here of what a run needs."),
+    "doctor": ("pytest_esp.cli.doctor", "doctor_command", "Check what a run needs: packages, rack, QEMU, ports."),
     "op": ("pytest_esp.cli.op", "op_command", "Run one operation on a board, or list them."),
     "qemu": ("pytest_esp.cli.qemu", "qemu_command", "Serve a QEMU machine until interrupted, or install QEMU."),
     "rack": ("pytest_esp.cli.rack", "rack_command", "Show the boards, their state and who holds them."),
@@ -22,7 +22,7 @@ _COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """Lists the commands without importing them: ``--help`` answers at once."""
+    """Lists the commands without importing them, so that ``--help`` is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
@@ -45,7 +45,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; an `EspError` becomes one message on stderr and exit code 1."""
+    """Run the command line. An `EspError` is printed to stderr, and the exit code is 1."""
     try:
         cli()
     except EspError as error:

@@ -1,4 +1,4 @@
-"""``pytest-esp op NAME key=value ...``: any operation, on a board of the rack or on files."""
+"""``pytest-esp op NAME key=value ...``: run an operation on a board of the rack or on files."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 @click.command("op", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("name", required=False)
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
-@click.option("--board", metavar="NAME", help="Which board; may be left out where the rack has only one.")
+@click.option("--board", metavar="NAME", help="The board; optional if the rack has only one.")
 @click.option(
     "--rack",
     "path",
     type=click.Path(path_type=Path),
-    help="The rack file; by default PYTEST_ESP_RACK, else boards.toml, here or above.",
+    help="The rack file. Default: PYTEST_ESP_RACK, else boards.toml in this folder or above.",
 )
-@click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for a board that is held.")
+@click.option(
+    "--wait", type=float, default=0.0, metavar="SECONDS", help="How long to wait for a board that is held. Default: 0."
+)
 @click.option(
     "--after",
     type=click.Choice(["hard-reset", "watchdog-reset", "no-reset"]),
-    help="How a real board's app is started again afterwards; by default as its entry says, else hard-reset.",
+    help="How to restart a real board's app afterwards. Default: `after` in its entry, else hard-reset.",
 )
-@click.option("--allow-burn", is_flag=True, help="Consent to burn eFuses that the board's allow_burn names.")
+@click.option("--allow-burn", is_flag=True, help="Allow burning the eFuses that the board's allow_burn lists.")
 @click.option("--hex", "dump", is_flag=True, help="Print bytes as a hex dump.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="Show this message, or the help of the operation NAME.")
@@ -53,15 +55,15 @@ def op_command(
     as_json: bool,
     wants_help: bool,
 ) -> None:
-    """Run the operation NAME on a board, or on files; without NAME all operations are listed.
+    """Run the operation NAME on a board or on files. Without NAME, list all operations.
 
-    Arguments are written KEY=VALUE, or --KEY VALUE; lists and tables as JSON, or lists as A,B,C:
+    Write arguments as KEY=VALUE or --KEY VALUE, lists and tables as JSON, lists also as A,B,C:
 
     \b
         pytest-esp op flash-read --board c3 address=0x8000 size=4KB --hex
         pytest-esp op flash-read --help
 
-    Operations marked with files in the list need no board and no rack.
+    Operations that the list marks with "files" do not use a board or a rack.
     """
     from pytest_esp.cli.op_help import as_commands, help_of, listed
     from pytest_esp.operations.esp import load_all
@@ -108,7 +110,7 @@ def _print(operation: Operation, result: object, board: str | None, *, dump: boo
 def _link(
     operation: Operation, board: str | None, path: Path | None, wait: float, after: str | None, allow_burn: bool
 ) -> Generator[Link | None]:
-    """Yield a link to the leased board; None for an operation that takes no board."""
+    """Yield a link to the leased board; None if the operation does not use a board."""
     if not operation.takes_board:
         yield None
         return
@@ -133,7 +135,7 @@ def _link(
 
 @contextlib.contextmanager
 def _progress(operation: Operation, as_json: bool) -> Generator[Mapping[str, Any]]:
-    """Yield the progress callback as an argument, where the operation takes one."""
+    """Yield the progress callback as a keyword argument, if the operation takes one."""
     if not operation.takes_progress:
         yield {}
         return
@@ -147,42 +149,45 @@ def _find(operations: Any, name: str) -> Operation:
     from pytest_esp.names import nearest
 
     if name not in operations:
-        raise OperationError(f"there is no operation {name!r}", hint=f"nearest: {nearest(name, operations)}")
+        raise OperationError(f"unknown operation {name!r}", hint=f"did you mean {nearest(name, operations)}?")
     return operations[name]
 
 
 def _arguments(operation: Operation, given: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call; *options* are arguments of operations that lease boards by themselves.
+    """Return the arguments of a call; *options* are passed to operations that lease boards themselves.
 
     Raises:
-        OperationError: for an unknown, missing or wrong one, or a board of an operation that takes none.
+        OperationError: if an argument is unknown, missing or invalid, or if the operation does not use a board but
+            one was given.
     """
     known = {parameter.name: parameter for parameter in operation.parameters}
     values = {} if operation.takes_board else {key: value for key, value in options.items() if value and key in known}
     if options["port"] and "port" not in known and not operation.takes_board:
-        raise OperationError(f"{operation.name} works on files alone", hint=f"leave out --board {options['port']}")
+        raise OperationError(f"{operation.name} does not use a board", hint=f"leave out --board {options['port']}")
     for key, text in _pairs(operation, known, given):
         values[key] = _value(known[key], text)
     missing = [parameter for name, parameter in known.items() if parameter.required and name not in values]
     if missing:
         about = [f"{parameter.name}: {parameter.description}".rstrip(".: ") for parameter in missing]
         names = ", ".join(parameter.name for parameter in missing)
-        raise OperationError(f"{operation.name} needs {names}", hint="; ".join([*about, f"{operation.name} --help"]))
+        raise OperationError(
+            f"{operation.name} requires {names}", hint="; ".join([*about, f"see {operation.name} --help"])
+        )
     return values
 
 
 def _pairs(operation: Operation, known: Mapping[str, Parameter], given: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield keys and values of ``KEY=VALUE``, ``--KEY=VALUE``, ``--KEY VALUE``, and ``--KEY`` of what is true."""
+    """Yield the pairs of ``KEY=VALUE``, ``--KEY=VALUE`` and ``--KEY VALUE``; ``--KEY`` of a flag means true."""
     words = iter(given)
     for item in words:
         key, mark, text = item.removeprefix("--").partition("=")
         key = key.replace("-", "_")
         is_option = item.startswith("--") and not mark
         if key not in known or not (mark or is_option):
-            shown = key if text[:1] in ("{", "[") else item  # a table may have secrets in it
+            shown = key if text[:1] in ("{", "[") else item  # a table may contain secrets
             raise OperationError(
-                f"{shown!r} is no argument of {operation.name}",
-                hint="it takes " + (" ".join(f"{name}=..." for name in known) or "none"),
+                f"{operation.name} does not take the argument {shown!r}",
+                hint="it takes " + (" ".join(f"{name}=..." for name in known) or "no arguments"),
             )
         if is_option:
             text = "true" if known[key].annotation is bool else next(words, "")
@@ -190,7 +195,7 @@ def _pairs(operation: Operation, known: Mapping[str, Parameter], given: tuple[st
 
 
 def _value(parameter: Parameter, text: str) -> Any:
-    """Return *text* as the parameter's type; pairs and tables are written as JSON, lists also as ``A,B``."""
+    """Return *text* converted to the parameter's type. Lists and tables are JSON; lists may also be ``A,B``."""
     from pydantic import TypeAdapter, ValidationError
 
     from pytest_esp.cli.op_help import is_list
@@ -201,12 +206,12 @@ def _value(parameter: Parameter, text: str) -> Any:
             value = json.loads(text)
         except ValueError as error:
             hint = f"{parameter.name}: {parameter.description}" if parameter.description else None
-            raise OperationError(f"{parameter.name}: this is not JSON: {error}", hint=hint) from error
+            raise OperationError(f"{parameter.name}: invalid JSON: {error}", hint=hint) from error
     elif is_list(parameter.annotation):
         value = text.split(",")
     try:
         return TypeAdapter(parameter.annotation).validate_python(value)
     except ValidationError as error:
-        shown = "" if isinstance(value, (dict, list)) else f"={text}"  # which may have secrets in it
+        shown = "" if isinstance(value, (dict, list)) else f"={text}"  # a list or table may contain secrets
         hint = f"{parameter.name}: {parameter.description}" if parameter.description else None
         raise OperationError(f"{parameter.name}{shown}: {error.errors()[0]['msg']}", hint=hint) from None

@@ -1,4 +1,4 @@
-"""What ``pytest-esp op`` says of operations: their list, the help of each, and their names in hints."""
+"""Help texts of ``pytest-esp op``: the list of operations, the help of each, and their names in hints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EFFECTS = {
 
 
 def plain(text: str) -> str:
-    """Return the text of a docstring without the marks of reStructuredText."""
+    """Return the text of a docstring without reStructuredText markup."""
     return _MARKUP.sub(lambda match: match[1] or match[2] or match[3], text)
 
 
@@ -34,7 +34,7 @@ def listed(operations: Iterable[Operation]) -> str:
     from pytest_esp.operations.esp import Esp
 
     formatter = _formatter()
-    formatter.write_text("pytest-esp op NAME --help shows what an operation takes.")
+    formatter.write_text("Run pytest-esp op NAME --help for the arguments of an operation.")
     in_order = sorted(operations, key=lambda item: item.name)
     for group, members in groupby(in_order, key=lambda item: item.name.partition("-")[0]):
         about = plain(inspect.getdoc(vars(Esp)[group]) or "").partition("\n")[0].rstrip(".")
@@ -62,7 +62,7 @@ def help_of(operation: Operation) -> str:
         with formatter.section("Effect"):
             formatter.write_text("; ".join([_EFFECTS[operation.effect.value], *less]) + ".")
     formatter.write_paragraph()
-    formatter.write_text("Options such as --board, --wait and --json: pytest-esp op --help.")
+    formatter.write_text("For options such as --board, --wait and --json, see pytest-esp op --help.")
     return formatter.getvalue().rstrip()
 
 
@@ -72,7 +72,7 @@ def takes(operation: Operation, name: str) -> bool:
 
 
 def as_commands(text: str, operations: Mapping[str, Operation]) -> str:
-    """Return a hint with the operations that it names as commands."""
+    """Return a hint in which names of operations are replaced by commands."""
     names = "|".join(sorted(operations, key=len, reverse=True))
     return re.sub(rf"(?<!pytest-esp op )(?<![\w-])(?:{names})(?![\w-])", r"pytest-esp op \g<0>", text)
 
@@ -100,7 +100,7 @@ def _about(parameter: Parameter) -> str:
 
 
 def _words(annotation: Any) -> Iterator[str]:
-    """Yield what a parameter of that type is given, in words."""
+    """Yield the words for the values that a parameter of that type takes."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _words(get_args(annotation)[0])
@@ -121,5 +121,5 @@ def _words(annotation: Any) -> Iterator[str]:
 
 
 def is_list(annotation: Any) -> bool:
-    """Return whether a parameter takes a list of texts or numbers, and not a text."""
+    """Return whether a parameter takes a list of texts or numbers, but not a single text."""
     return set(_words(annotation)) == {"list"} and "Mapping" not in str(annotation) and "dict" not in str(annotation)

@@ -1,4 +1,4 @@
-"""How far an operation is: a bar on a terminal, else a line now and then. All of it on stderr."""
+"""Show an operation's progress on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ Progress = Callable[[int, int], None]
 
 @contextlib.contextmanager
 def progress_of(name: str, *, lines: bool) -> Generator[Progress]:
-    """Yield a callback that shows the progress of the operation of that *name*; where no terminal is, in *lines*."""
+    """Yield a callback that shows the progress of the operation *name*.
+
+    Args:
+        name: shown before the bar or the percentage.
+        lines: whether to print lines if stderr is not a terminal.
+    """
     if not sys.stderr.isatty():
         yield _lines(name) if lines else _nothing
         return
@@ -30,17 +35,17 @@ def progress_of(name: str, *, lines: bool) -> Generator[Progress]:
 
 
 def _nothing(_done: int, _total: int) -> None:
-    """Programs that read JSON may read errors together with it."""
+    """Print nothing: programs that read JSON may read stderr together with stdout."""
 
 
 def _lines(name: str) -> Progress:
-    told = time.monotonic()
+    printed = time.monotonic()
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told
+    def show(done: int, total: int) -> None:
+        nonlocal printed
         now = time.monotonic()
-        if total and now - told >= _QUIET:
-            told = now
+        if total and now - printed >= _QUIET:
+            printed = now
             click.echo(f"{name}: {100 * done // total} %", err=True)
 
-    return tell
+    return show

@@ -1,4 +1,4 @@
-"""A result as people read it: lines and tables, with sizes and addresses as they write them."""
+"""Print an operation's result for people: lines and tables, with formatted sizes and addresses."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"(?:^|_)(?:size|sizes|bytes|flash|psram|sram|rom)$|^bytes_")
 _ADDRESS = re.compile(r"(?:^|_)(?:address|offset)$")
 _SECONDS = re.compile(r"(?:_|^)(?:seconds|s)$")
-# What a terminal would take for more than text; colours, too: they are not the result's.
+# Control characters, which a terminal would act on, and colours of the device's log.
 _CONTROLS = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_PICTURE = "<"  # how SVG and HTML begin
+_PICTURE = "<"  # the first character of SVG and HTML
 _MOST_COLUMNS = 8  # of a table with one row
-_ROW = 16  # bytes of a dump
-_WIDE = 10_000  # columns: nobody looks for half a word in a log
+_ROW = 16  # bytes in a line of a dump
+_WIDE = 10_000  # columns, so that lines are not wrapped in files and pipes
 
 
 @dataclass(frozen=True)
 class Table:
-    """Records of one kind: a column for each field that any of them has."""
+    """Records as a table with a column for each field that any of them has."""
 
     title: str
     headings: tuple[str, ...]
@@ -37,12 +37,12 @@ class Table:
 
 
 class Report:
-    """A result in lines and tables.
+    """A result as lines and tables.
 
     Args:
-        result: of an operation, a dataclass.
-        dump: whether bytes are shown, as a hex dump.
-        can_save: whether the operation can save its bytes in an output_file.
+        result: the result of an operation, a dataclass.
+        dump: whether to show bytes as a hex dump.
+        can_save: whether the operation can save its bytes to an output_file.
     """
 
     def __init__(self, result: object, *, dump: bool = False, can_save: bool = False) -> None:
@@ -51,7 +51,7 @@ class Report:
         self._saves = "output_file=FILE saves them, " if can_save else ""
 
     def write(self) -> None:
-        """Print it: with styles on a terminal, as plain text elsewhere."""
+        """Print the result: with styles on a terminal, otherwise as plain text."""
         from rich.console import Console
         from rich.text import Text
 
@@ -153,7 +153,7 @@ def _drawn(table: Table, is_terminal: bool) -> RenderableType:
     return Padding(drawn, (0, 0, 0, len(table.indent) + 2), expand=False)
 
 
-def _word(value: Any, name: str, is_hex: bool = False) -> str:  # noqa: PLR0911 - one for each type
+def _word(value: Any, name: str, is_hex: bool = False) -> str:  # noqa: PLR0911 - one return for each type
     """Return a value on one line."""
     if value is None:
         return "none"
@@ -177,7 +177,7 @@ def _word(value: Any, name: str, is_hex: bool = False) -> str:  # noqa: PLR0911 
 
 
 def _first(item: Any, name: str) -> str:
-    """Return a list's item: of a record its first field, which names it."""
+    """Return an item of a list; for a record, its first field, which names it."""
     if not _is_record(item):
         return _word(item, name)
     field, is_hex = fields_of(type(item))[0]

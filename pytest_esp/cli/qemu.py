@@ -1,4 +1,4 @@
-"""``pytest-esp qemu CHIP``: serve a QEMU machine as a devkit's port; ``pytest-esp qemu install``: get QEMU."""
+"""``pytest-esp qemu CHIP``: serve a QEMU machine like a devkit's port. ``pytest-esp qemu install``: install QEMU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _ServeByDefault(click.Group):
-    """A group whose first argument is a chip where it is no command: ``qemu esp32`` is ``qemu serve esp32``."""
+    """A group that takes an unknown command as a chip: ``qemu esp32`` is ``qemu serve esp32``."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -29,7 +29,10 @@ class _ServeByDefault(click.Group):
 
 @click.group("qemu", cls=_ServeByDefault)
 def qemu_command() -> None:
-    """Serve a QEMU machine (pytest-esp qemu CHIP, see pytest-esp qemu serve --help), or install QEMU."""
+    """Serve a QEMU machine, or install QEMU.
+
+    pytest-esp qemu CHIP is short for pytest-esp qemu serve CHIP.
+    """
 
 
 qemu_command.add_command(install_command)
@@ -38,19 +41,19 @@ qemu_command.add_command(install_command)
 @qemu_command.command("serve")
 @click.argument("chip")
 @board_options
-@click.option("--psram", is_flag=True, help="A module with PSRAM.")
+@click.option("--psram", is_flag=True, help="Use a module with PSRAM.")
 @click.option(
     "--boot",
     type=click.Choice(["auto", "app", "bootloader"]),
     default="auto",
     show_default=True,
-    help="What it starts with; auto: the app if there is one in flash, else the ROM's loader.",
+    help="What the machine starts; auto: the app if the flash contains one, else the ROM's loader.",
 )
 def serve_command(chip: str, listen: tuple[str, ...], as_json: bool, boot: str, **settings: Any) -> None:
     """Serve a QEMU machine for CHIP (esp32, esp32s3, esp32c3) until Ctrl-C or SIGTERM.
 
-    Works with unmodified tools: esptool --port rfc2217://127.0.0.1:PORT write-flash ... resets it into its loader,
-    flashes, and starts the app, whose output follows on the same port.
+    Unmodified tools can use it: esptool --port rfc2217://127.0.0.1:PORT write-flash ... resets it into its loader,
+    flashes it and starts the app. The app's output follows on the same port.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())

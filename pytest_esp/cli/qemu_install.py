@@ -1,4 +1,4 @@
-"""``pytest-esp qemu install``: fetch Espressif's QEMU to where ESP-IDF keeps it."""
+"""``pytest-esp qemu install``: install Espressif's QEMU into ESP-IDF's tools folder."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     "--tools",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="The folder of ESP-IDF's tools; else IDF_TOOLS_PATH, ~/.espressif.",
+    help="ESP-IDF's tools folder. Default: IDF_TOOLS_PATH, else ~/.espressif.",
 )
 @click.option(
     "--url",
     metavar="BASE",
-    help="Instead of https://github.com/espressif/qemu/releases/download. "
-    "IDF_GITHUB_ASSETS=HOST/PATH takes the place of github.com only, as in ESP-IDF.",
+    help="Where to download from. Default: https://github.com/espressif/qemu/releases/download. "
+    "As in ESP-IDF, IDF_GITHUB_ASSETS=HOST/PATH replaces only github.com.",
 )
-@click.option("--version", metavar="V", help="e.g. esp_develop_9.2.2_20260417; default: the newest that is known.")
+@click.option(
+    "--version", metavar="V", help="The version, e.g. esp_develop_9.2.2_20260417. Default: the newest known version."
+)
 def install_command(tools: Path | None, url: str | None, version: str | None) -> None:
-    """Install Espressif's QEMU for the ESP32, ESP32-S3 and ESP32-C3, unless it is there.
+    """Install Espressif's QEMU for the ESP32, ESP32-S3 and ESP32-C3, unless it is already installed.
 
-    It goes where ESP-IDF's own installer puts it. The archives are checked against the SHA-256 sums that ESP-IDF
-    publishes.
+    It is installed into the same folder as by ESP-IDF's installer. The archives are checked against the SHA-256 sums
+    that ESP-IDF publishes.
     """
     from pytest_esp.qemu.install import install
     from pytest_esp.qemu.machines import ARCHITECTURES
@@ -44,7 +46,7 @@ def install_command(tools: Path | None, url: str | None, version: str | None) ->
 
 @contextlib.contextmanager
 def _progress() -> Generator[Progress]:
-    """Show a bar on stderr while bytes come in; nothing where nobody looks."""
+    """Show a progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -67,6 +69,6 @@ def _announce(installed: Installed) -> None:
     machines = ", ".join(sorted(qemu.machines))
     click.echo(f"qemu-{installed.architecture} {installed.version} {what}: {qemu.path} ({machines})")
     if not installed.found:
-        click.echo(f"  to be found it needs {TOOLS_VARIABLE}={qemu.path.parents[5]}")
+        click.echo(f"  set {TOOLS_VARIABLE}={qemu.path.parents[5]} so that pytest-esp finds it")
     elif (used := find(installed.architecture).path) != qemu.path:
-        click.echo(f"  not in use: {used} comes first")
+        click.echo(f"  not used: {used} is found first")

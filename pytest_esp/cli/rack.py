@@ -1,4 +1,4 @@
-"""``pytest-esp rack``: which boards there are, and who holds them."""
+"""``pytest-esp rack``: show the boards of a rack and who holds them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     "--rack",
     "path",
     type=click.Path(path_type=Path),
-    help="The rack file; else PYTEST_ESP_RACK, boards.toml.",
+    help="The rack file. Default: PYTEST_ESP_RACK, else boards.toml in this folder or above.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rack_command(path: Path | None, as_json: bool) -> None:
-    """Show the boards of a rack, whether they are free, and who holds them since when."""
+    """Show the boards of a rack: whether they are free, or who holds them and for how long."""
     from pytest_esp.rack.config import load_rack
     from pytest_esp.rack.lease import lock_folder
 
@@ -68,7 +68,7 @@ def _print_table(rack: Rack, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # `Text`, not `str`: the brackets of a test's id are no markup.
+    # `Text`, not `str`: rich would take the brackets of a test's id for markup.
     table = Table(title=Text(f"rack {rack.name} ({rack.path or 'built in'})"), title_justify="left")
     for heading in ("board", "backend", "chip", "flash", "port", "state"):
         table.add_column(heading, overflow="fold")
@@ -78,19 +78,19 @@ def _print_table(rack: Rack, rows: list[dict[str, Any]]) -> None:
         table.add_row(*(Text(cell) for cell in cells), Text(*_state(row)))
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 250  # nobody looks for half a test id in a log
+        console.width = 250  # so that test ids are not wrapped in logs
     console.print(table)
 
 
 def _state(row: dict[str, Any]) -> tuple[str, str]:
-    """Return a board's state in words, and their style."""
+    """Return a board's state in words, and its style."""
     holder = row["holder"]
     if "problem" in row:
         return row["problem"], "red"
     if holder is None:
         return "free", "green"
     if "place" in holder and not holder["user"]:
-        return f"place {holder['place']} is {holder['purpose'] or 'reserved for somebody else'}", "yellow"
+        return f"place {holder['place']} is {holder['purpose'] or 'reserved for another user'}", "yellow"
     if "place" in holder:
         who = f"{holder['user']}@{holder['host']}" + (f", {holder['purpose']}" if holder["purpose"] else "")
         return f"held {_duration(holder['seconds'])} in the lab (place {holder['place']}) by {who}", "yellow"

@@ -1,4 +1,4 @@
-"""What ``pytest-esp sim`` and ``qemu`` share: a virtual board, served to other programs until it is stopped."""
+"""Serve a virtual board to other programs until interrupted, for ``pytest-esp sim`` and ``pytest-esp qemu``."""
 
 from __future__ import annotations
 
@@ -34,27 +34,29 @@ _OPTIONS = (
         "listen",
         multiple=True,
         metavar="URL",
-        help="rfc2217://HOST:PORT, socket://HOST:PORT or pty:PATH; port 0 takes any free one. "
-        "May be given several times. Default: rfc2217://127.0.0.1:0.",
+        help="Where to serve: rfc2217://HOST:PORT, socket://HOST:PORT or pty:PATH (repeatable). Port 0 means any free "
+        "port. Default: rfc2217://127.0.0.1:0.",
     ),
-    click.option("--flash", "flash_file", type=_FILE, help="Flash image; made, blank, if missing."),
-    click.option("--flash-size", type=_Size(), help="e.g. 4MB; default: the size of --flash, else 4MB."),
-    click.option("--efuse", "efuse_file", type=_FILE, help="eFuse file; made if missing."),
-    click.option("--mac", help="Base MAC address, AA:BB:CC:DD:EE:FF."),
-    click.option("--revision", type=int, help="Chip revision as major * 100 + minor."),
+    click.option("--flash", "flash_file", type=_FILE, help="The flash image. A missing file is created, blank."),
+    click.option(
+        "--flash-size", type=_Size(), help="The flash size, e.g. 4MB. Default: the size of --flash, else 4MB."
+    ),
+    click.option("--efuse", "efuse_file", type=_FILE, help="The eFuse file. A missing file is created."),
+    click.option("--mac", help="The base MAC address, AA:BB:CC:DD:EE:FF."),
+    click.option("--revision", type=int, help="The chip revision as major * 100 + minor."),
     click.option(
         "--on-close",
         type=click.Choice(["bootloader", "app", "keep"]),
         default="bootloader",
         show_default=True,
-        help="What a client without reset lines (socket, pty) leaves behind when it leaves the loader.",
+        help="What to run after a client without reset lines (socket, pty) disconnects from the loader.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object when ready."),
 )
 
 
 def board_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that every served board has."""
+    """Add the options that all served boards have."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -62,7 +64,7 @@ def board_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def stop_signals() -> Generator[threading.Event]:
-    """Set the event on Ctrl-C and SIGTERM, from before the board exists: no signal loses a byte of flash."""
+    """Set the event on Ctrl-C and SIGTERM. Enter before the board is made, so that no signal loses flash contents."""
     stop = threading.Event()
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP: the terminal was closed; SIGBREAK: Windows
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -89,7 +91,7 @@ def announce_and_serve(
     flash_size: int,
     as_json: bool,
 ) -> None:
-    """Serve *wire* at all addresses, until *stack* is closed, and print one line per address, or a JSON object."""
+    """Serve *wire* at all addresses until *stack* is closed, and print one line per address, or a JSON object."""
     endpoints = [serve(wire, url, name=chip) for url in listen or ("rfc2217://127.0.0.1:0",)]
     for endpoint in endpoints:
         stack.callback(endpoint.close)
@@ -97,7 +99,7 @@ def announce_and_serve(
     if as_json:
         click.echo(json.dumps({"chip": chip, "mac": mac, "flash_size": flash_size, "endpoints": urls}))
         return
-    # On stderr, so that standard output has one line per endpoint and nothing else.
-    click.echo(f"{kind} {chip}, {format_size(flash_size)} flash, MAC {mac}. Ctrl-C stops it.", err=True)
+    # To stderr, so that stdout has only one line per endpoint.
+    click.echo(f"{kind} {chip}, {format_size(flash_size)} flash, MAC {mac}. Press Ctrl-C to stop.", err=True)
     for url in urls:
         click.echo(url)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("chip")
 @board_options
 @click.option("--secure-download", is_flag=True, help="Start in secure download mode.")
-@click.option("--app", help="What runs after app_main() is called: module:Class or a built-in name.")
+@click.option("--app", help="The app to run after app_main() is called: module:Class or a built-in name.")
 def sim_command(
     chip: str,
     listen: tuple[str, ...],
@@ -30,7 +30,7 @@ def sim_command(
 ) -> None:
     """Serve a simulated CHIP (as esptool names it: esp32, esp32c3, ...) until Ctrl-C or SIGTERM.
 
-    Works with unmodified tools: esptool --port rfc2217://127.0.0.1:PORT flash-id
+    Unmodified tools can use it: esptool --port rfc2217://127.0.0.1:PORT flash-id
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())

@@ -85,7 +85,7 @@ def test_all_is_well(rack, home):
     assert f"bench ({path}): 1 board: 1 sim (esp32)" in result.stdout
     assert f"locks: {home / 'locks'}" in result.stdout
     assert f"esptool {metadata.version('esptool')}" in result.stdout
-    assert "A run would find what it needs." in result.stdout
+    assert "No problems found." in result.stdout
 
 
 def test_the_same_for_programs(rack):
@@ -105,7 +105,7 @@ def test_the_same_for_programs(rack):
 def test_without_a_boards_toml_there_is_a_rack_too():
     result = doctor()
     assert result.exit_code == 0
-    assert "default (built in: no boards.toml here or above): 4 boards: 4 sim" in result.stdout
+    assert "default (built in; no boards.toml in this folder or above): 4 boards: 4 sim" in result.stdout
 
 
 def test_a_wrong_rack_file_is_a_problem_and_the_rest_is_still_told(rack, home):
@@ -131,7 +131,7 @@ def test_a_state_folder_that_cannot_be_made_is_a_problem(rack, home):
     (home / "file").touch()
     result = doctor("--rack", rack(SIM), PYTEST_ESP_STATE_DIR=str(home / "file" / "state"))
     assert result.exit_code == 1
-    assert f"cannot be kept in {home / 'file' / 'state'}" in result.stdout
+    assert f"cannot write the state of virtual boards to {home / 'file' / 'state'}" in result.stdout
 
 
 def test_a_board_that_is_in_use_is_no_problem(rack):
@@ -261,14 +261,14 @@ class TestPackages:
         install("esptool", "4.8.1")
         result = doctor("--rack", rack(SIM))
         assert result.exit_code == 1
-        assert re.search(r"esptool is 4\.8\.1, and \S*>=5\.\d+ is needed", result.stdout)
+        assert re.search(r"esptool is 4\.8\.1, but \S*>=5\.\d+ is required", result.stdout)
         assert re.search(r"hint: pip install --upgrade 'esptool\S*>=5\.\d+'", result.stdout)
 
     def test_one_that_is_too_new_is_a_problem(self, rack, install):
         install("pytest", "99.0")
         result = doctor("--rack", rack(SIM))
         assert result.exit_code == 1
-        assert re.search(r"pytest is 99\.0, and \S*<\d\S* is needed", result.stdout)
+        assert re.search(r"pytest is 99\.0, but \S*<\d\S* is required", result.stdout)
 
     @pytest.fixture
     def with_broken(self, rack, home):
@@ -293,9 +293,9 @@ class TestPackages:
     def test_those_that_cannot_be_imported_are_problems(self, with_broken):
         output = with_broken("fastmcp", "xdist", "allure_commons", "grpc_reflection", "reedsolo")
         for problem in (
-            "the MCP server does not start with fastmcp",
-            "pytest -n does not run with pytest-xdist",
-            "pytest --alluredir does not run with allure-pytest",
+            "the MCP server cannot start with fastmcp",
+            "pytest -n does not work with pytest-xdist",
+            "pytest --alluredir does not work with allure-pytest",
             "boards of labgrid labs cannot be used with grpcio-reflection",
             "eFuses cannot be read or burnt with esptool",
         ):
@@ -311,7 +311,7 @@ class TestPackages:
         install("pyserial-labgrid", "3.4.0.1")
         result = doctor("--rack", rack(SIM))
         assert result.exit_code == 1
-        assert "pyserial-labgrid and pyserial write the same files" in result.stdout
+        assert "pyserial-labgrid and pyserial install the same files" in result.stdout
 
     def test_an_optional_one_that_is_missing_is_a_note(self, rack, monkeypatch):
         versions = metadata.version
@@ -325,7 +325,7 @@ class TestPackages:
         result = doctor("--rack", rack(SIM), "--json")
         assert result.exit_code == 0
         (note,) = (item for item in json.loads(result.stdout)["notes"] if item["section"] == "packages")
-        assert note["text"] == "without pytest-xdist tests use one board after the other"
+        assert note["text"] == "pytest-xdist is not installed: tests cannot use several boards at the same time"
         assert note["hint"] == "pip install 'pytest-esp[xdist]'"
 
     def test_plugins_that_pytest_does_not_load(self, rack):

@@ -277,13 +277,13 @@ def test_files_alone_need_neither_board_nor_rack(without_rack, build_of, tmp_pat
 def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
     for arguments, error, hint in [
         (("firmware-size", "elf_file=none.elf"), "none.elf cannot be read", ""),
-        (("firmware-size",), "firmware-size needs elf_file", "ELF file as written by the linker"),
+        (("firmware-size",), "firmware-size requires elf_file", "ELF file as written by the linker"),
         (
             ("firmware-size", "elf_file=x", "--board", "c3"),
-            "firmware-size works on files alone",
+            "firmware-size does not use a board",
             "leave out --board c3",
         ),
-        (("firmware-merge", "files=[[0", "output_file=x"), "this is not JSON", "files and their addresses"),
+        (("firmware-merge", "files=[[0", "output_file=x"), "invalid JSON", "files and their addresses"),
         (("firmware-merge", 'files=[{"a": 1}]', "output_file=x"), "files: Input should", "files and their addresses"),
         (("firmware-optimize", "binary_file=x", "output_dir=y", "prefer=speed"), "should be 'bytes' or 'time'", ""),
     ]:
@@ -297,12 +297,12 @@ def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
-        (("flash-reed", "--board", "c3"), "there is no operation 'flash-reed'", "flash-read"),
-        (("flash-read", "--board", "c3", "start=0"), "'start=0' is no argument of flash-read", "address=..."),
-        (("flash-read", "--board", "c3", "address"), "'address' is no argument", "address=..."),
-        (("flash-read", "--board", "c3", "address=0"), "flash-read needs size", "in bytes"),
+        (("flash-reed", "--board", "c3"), "unknown operation 'flash-reed'", "flash-read"),
+        (("flash-read", "--board", "c3", "start=0"), "flash-read does not take the argument 'start=0'", "address=..."),
+        (("flash-read", "--board", "c3", "address"), "does not take the argument 'address'", "address=..."),
+        (("flash-read", "--board", "c3", "address=0"), "flash-read requires size", "in bytes"),
         (("flash-read", "--board", "c3", "address=x", "size=4"), "invalid address", ""),
-        (("flash-write", "--board", "c3", "firmware=[1"), "this is not JSON", ""),
+        (("flash-write", "--board", "c3", "firmware=[1"), "invalid JSON", ""),
         (("chip-reset", "--board", "c3", "to=moon"), "to=moon: Input should be 'app' or 'bootloader'", ""),
         (("chip-identify", "--board", "c4"), "no board 'c4'", ""),
         (("chip-identify",), "2 boards, and none was selected", "c3, guarded"),

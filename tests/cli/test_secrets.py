@@ -54,7 +54,7 @@ def test_an_app_that_does_not_say_what_it_should(op, form):
 def test_arguments_that_are_wrong(op):
     given = json.dumps(leaks.PROVISIONING)
     board = ("production-provision", "--board", "leaky-1")
-    assert op(*board, f"confg={given}")[1].startswith("error: 'confg' is no argument")
+    assert op(*board, f"confg={given}")[1].startswith("error: production-provision does not take the argument 'confg'")
     assert op(*board, f"config={given[:-1]}")[0] == 1
     assert op("production-batch-program", "ports=[]", f"devices={given}", f"config={factory()}")[0] == 1
 

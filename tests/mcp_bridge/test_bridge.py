@@ -63,7 +63,7 @@ def test_only_some_components(serve):
     server = serve(components=("server", "flash_manager"))
     assert "esp_flash_read" in server.list_tools()
     assert "esp_detect_chip" not in server.list_tools()
-    with pytest.raises(RackError, match="no component 'flash'"):
+    with pytest.raises(RackError, match="unknown component 'flash'"):
         Bridge(Settings(rack=server.rack_file, components=("flash",)))
 
 
@@ -229,7 +229,7 @@ def test_two_spellings_of_a_port_that_the_rack_does_not_name_are_one_board(tmp_p
 
 def test_without_anybody_to_ask_a_token_is_the_consent(server):
     first = server.call("esp_flash_erase", port="c3", region="all")
-    assert "needs a confirmation" in first["error"]
+    assert "requires confirmation" in first["error"]
     assert "c3" in first["plan"]
     assert server.call("esp_flash_erase", port="esp32", region="all", confirm=first["confirm"])["success"] is False
     assert server.call("esp_flash_erase", port="c3", region="all", confirm="0" * 16)["success"] is False

@@ -70,7 +70,7 @@ def test_a_client_that_cannot_ask_gets_the_plan_and_a_token(policy, capabilities
 def test_a_person_who_is_asked_in_the_call_agrees(policy):
     client = Client(OLD, AcceptedElicitation(data=YES))
     assert asked(policy, client) is None
-    assert client.questions == [(f"{PLAN}\nGo on?", ["yes", "no"])]
+    assert client.questions == [(f"{PLAN}\nContinue?", ["yes", "no"])]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_person_who_is_asked_in_the_call_agrees(policy):
     ],
 )
 def test_whatever_else_is_said_in_the_call_is_no_consent(policy, answer):
-    with pytest.raises(RefusedError, match="nothing was done") as caught:
+    with pytest.raises(RefusedError, match="nothing was changed") as caught:
         asked(policy, Client(OLD, answer))
     assert caught.value.attempted == TOOL
 
@@ -97,7 +97,7 @@ def test_newer_clients_are_asked_by_the_end_of_the_call(policy, version):
     assert client.questions == []
     assert question.request_state == policy.token(TOOL, ARGUMENTS)
     (request,) = question.input_requests.values()
-    assert request.params.message == f"{PLAN}\nGo on?"
+    assert request.params.message == f"{PLAN}\nContinue?"
     schema = request.params.requested_schema
     assert (schema["properties"]["value"]["enum"], schema["required"]) == (["yes", "no"], ["value"])
 
@@ -127,7 +127,7 @@ def test_the_answer_comes_with_the_next_call(policy):
     ],
 )
 def test_whatever_else_comes_with_the_next_call_is_no_consent(policy, answer):
-    with pytest.raises(RefusedError, match="nothing was done") as caught:
+    with pytest.raises(RefusedError, match="nothing was changed") as caught:
         answered(policy, answer)
     assert caught.value.attempted == TOOL
 

@@ -246,4 +246,4 @@ def test_a_qemu_that_was_killed(bench, need_qemu):
     else:
         refused(answer)
     bench.call("esp_qemu_stop", {"instance_id": name})
-    assert "there is no instance" in refused(bench.call("esp_qemu_status", {"instance_id": name}))
+    assert "unknown instance" in refused(bench.call("esp_qemu_status", {"instance_id": name}))

@@ -102,7 +102,7 @@ REFUSED = [
     ("esp_firmware_analyze", {"binary_file": "boards.toml"}, "is not an image"),
     ("esp_firmware_analyze", {"binary_file": "build"}, "not a regular file"),
     ("esp_firmware_analyze", {"binary_file": "../x.bin"}, "outside the folders"),
-    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash": "4MB"}}, "no parameter 'config.flash'"),
+    ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash": "4MB"}}, "unknown parameter 'config.flash'"),
     ("esp_bootloader_build", {"chip_type": "esp32", "config": {"image": "../b.bin"}}, "outside the folders"),
     ("esp_bootloader_build", {"chip_type": "esp32", "config": {"flash_size": 4}}, "config.flash_size: Input should be"),
     ("esp_bootloader_build", {"chip_type": "esp32", "config": {"options": ["X"]}}, "config.options: Input should be"),

@@ -27,7 +27,7 @@ LONGEST = 40.0  # seconds of one call; a tool's own time-outs are longer
 SECRET = "secret-5f0e1c2b7d"
 SECRETS = (SECRET, SECRET.encode().hex(), base64.b64encode(SECRET.encode()).decode()[:-2])
 INTERNAL = re.compile(
-    r"Traceback|File \"|\b[A-Z]\w+(Error|Exception|Warning)\b|a defect of this server|a value is wrong|0x7f[0-9a-f]{10}"
+    r"Traceback|File \"|\b[A-Z]\w+(Error|Exception|Warning)\b|internal error: |invalid value: |0x7f[0-9a-f]{10}"
 )
 RACK = """
 [boards.c3]

@@ -236,7 +236,7 @@ def test_patterns_are_refused(option):
 @pytest.mark.parametrize("option", ["--allowed-host=a.com", "--allowed-origin=http://a.com"])
 def test_both_options_need_http(option):
     result = CliRunner().invoke(main, [option])
-    assert (result.exit_code, "need --http" in result.output) == (2, True)
+    assert (result.exit_code, "require --http" in result.output) == (2, True)
 
 
 # -- the token

@@ -75,7 +75,7 @@ def test_a_device_takes_an_update_over_http(updates):
         ("esp_ota_deploy", {"package": "none.espota", "port": "c3"}, "none.espota does not exist"),
         ("esp_ota_deploy", {"package": "/etc/passwd", "port": "c3"}, "outside the folders"),
         ("esp_ota_deploy", {"package": "x", "target_url": "file:///etc/passwd"}, "invalid update URL"),
-        ("esp_ota_deploy", {"package": "x", "target_url": "http://d/", "port": "c3"}, "two targets"),
+        ("esp_ota_deploy", {"package": "x", "target_url": "http://d/", "port": "c3"}, "cannot be used together"),
         ("esp_ota_deploy", {"package": "x", "port": "guarded"}, "does not allow 'write'"),
         ("esp_ota_flash_prepare", {"port": "esp32"}, "there is no partition table"),
     ],
@@ -93,6 +93,6 @@ def test_a_server_with_a_key_of_its_own(serve, updates):
     strict = serve(update_key=updates.folder / "key.pub.pem")
     assert "is not signed" in strict.call("esp_ota_deploy", package=unsigned, port="c3")["error"]
     assert (
-        "one key only" in strict.call("esp_ota_deploy", package=signed, port="c3", public_key_file="key.pem")["error"]
+        "its own key" in strict.call("esp_ota_deploy", package=signed, port="c3", public_key_file="key.pem")["error"]
     )
     assert "is not signed" in strict.call("esp_ota_deploy", package=unsigned, target_url="http://127.0.0.1:9/")["error"]

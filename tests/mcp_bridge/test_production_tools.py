@@ -43,7 +43,7 @@ def server(line, tmp_path):
 def confirmed(server, tool, **arguments):
     """Call a tool that asks first; return what it asked and what it answered."""
     asked = server.call(tool, **arguments)
-    assert "needs a confirmation" in asked["error"], asked
+    assert "requires confirmation" in asked["error"], asked
     return asked["plan"], server.call(tool, **arguments, confirm=asked["confirm"])
 
 
@@ -106,7 +106,7 @@ def test_boards_that_only_this_server_has(server):
     _, done = confirmed(server, "esp_batch_program", ports=[name, "line-1"], firmware="build", config={"boot": BOOT})
     assert (done["passed"], done["failed"]) == (2, 0)
     refused = server.call("esp_production_test", test_suite="identity", port=name)
-    assert "lives in it" in refused["error"]
+    assert "other processes cannot use it" in refused["error"]
 
 
 def test_a_suite_runs_on_the_board_that_is_given_back(server):
@@ -171,7 +171,7 @@ def test_a_board_that_somebody_else_holds(server):
 def test_burns_are_asked_for_and_only_when_they_are_meant(server, line):
     data = {"batch": "B7"}
     plan, done = confirmed(server, "esp_manufacturing_data_write", data=data, port="c3", to_efuse=True)
-    assert "7 bit(s) of BLOCK_USR_DATA would be burnt for ever" in plan
+    assert "7 bit(s) of BLOCK_USR_DATA would be burnt permanently" in plan
     assert (done["efuse"]["efuse_name"], done["efuse"]["verified"]) == ("BLOCK_USR_DATA", True)
     server.call("esp_release", board="c3")
     careful = line(allow=parse_allow("read,write"))

@@ -96,13 +96,13 @@ def test_a_fault_that_there_is_not(server, fault, error):
 @pytest.mark.parametrize(
     ("tool", "arguments", "error"),
     [
-        ("esp_sim_stop", {"instance_id": "none"}, "no instance 'none'"),
+        ("esp_sim_stop", {"instance_id": "none"}, "unknown instance 'none'"),
         ("esp_sim_start", {"chip_type": "esp33"}, "unknown chip 'esp33'"),
-        ("esp_sim_start", {"tcp_port": 70000}, "70000 is no TCP port"),
-        ("esp_sim_start", {"flash_image": "none.bin"}, "cannot be read"),
+        ("esp_sim_start", {"tcp_port": 70000}, "70000 is not a TCP port"),
+        ("esp_sim_start", {"flash_image": "none.bin"}, "cannot read"),
         ("esp_sim_start", {"flash_image": "/etc/passwd"}, "outside"),
         ("esp_qemu_start", {"extra_args": ["-drive", "file=/etc/passwd"]}, "not allowed"),
-        ("esp_qemu_flash", {"instance_id": "none", "firmware_path": "x"}, "no instance 'none'"),
+        ("esp_qemu_flash", {"instance_id": "none", "firmware_path": "x"}, "unknown instance 'none'"),
     ],
 )
 def test_what_cannot_be_started(server, tool, arguments, error):
@@ -114,7 +114,7 @@ def test_what_cannot_be_started(server, tool, arguments, error):
 def test_an_image_larger_than_the_flash(server):
     (server.folder / "large.bin").write_bytes(bytes(3 << 20))
     answer = server.call("esp_sim_start", flash_image="large.bin", flash_size_mb=2)
-    assert "has 3145728 bytes" in answer["error"]
+    assert "(3145728 bytes) does not fit into the flash" in answer["error"]
 
 
 def test_there_is_a_limit(server, monkeypatch):

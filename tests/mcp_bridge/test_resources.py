@@ -53,7 +53,7 @@ def test_devices_are_those_of_the_rack_with_what_their_chips_can_do(server):
         "esp32": "esp32",
         "guarded": "esp32s3",
     }
-    assert (devices["c3"]["state"], devices["c3"]["hint"]) == ("free", "call esp_detect_chip to ask the chip itself")
+    assert (devices["c3"]["state"], devices["c3"]["hint"]) == ("free", "call esp_detect_chip to identify the chip")
     server.call("esp_detect_chip", port="c3")
     c3 = next(row for row in server.read("esp://chips")["devices"] if row["board"] == "c3")
     assert "BT 5 (LE)" in c3["esp_detect_chip"]["features"]
@@ -64,7 +64,7 @@ def test_devices_are_those_of_the_rack_with_what_their_chips_can_do(server):
 def test_a_number_of_lines_that_is_none(server, lines):
     answer = server.read(f"esp://boards/c3/console?lines={lines}")
     assert not answer["success"]
-    assert "no number of lines" in answer["error"]
+    assert "not a number of lines" in answer["error"]
     assert answer["port"] == "c3"
 
 

@@ -155,13 +155,13 @@ def test_another_folder_is_found_once_the_variable_names_it(server, publish, tmp
     publish(archive(architecture="riscv32"), "riscv32")
     arguments = ["--url", server.url, "--tools", str(tmp_path / "idf")]
     assert (
-        f"to be found it needs IDF_TOOLS_PATH={tmp_path / 'idf'}\n"
+        f"set IDF_TOOLS_PATH={tmp_path / 'idf'} so that pytest-esp finds it\n"
         in CliRunner().invoke(install_command, arguments).output
     )
     assert find_all() == []
     monkeypatch.setenv("IDF_TOOLS_PATH", str(tmp_path / "idf"))
     assert find("xtensa").version == "9.2.2 (esp_develop_9.2.2_20260417)"
-    assert "to be found" not in CliRunner().invoke(install_command, arguments[:2]).output
+    assert "IDF_TOOLS_PATH" not in CliRunner().invoke(install_command, arguments[:2]).output
 
 
 def test_what_comes_first_is_said(server, publish, tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_what_comes_first_is_said(server, publish, tmp_path, monkeypatch):
     own.chmod(0o755)
     monkeypatch.setenv("QEMU_XTENSA_PATH", str(own))
     output = CliRunner().invoke(install_command, ["--url", server.url]).output
-    assert output.count(f"not in use: {own} comes first") == 1
+    assert output.count(f"not used: {own} is found first") == 1
 
 
 def test_progress_is_reported(server, publish):
