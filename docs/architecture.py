@@ -1,4 +1,4 @@
-"""Draws docs/architecture.svg from the import contracts in pyproject.toml: ``python docs/architecture.py``."""
+"""Draw docs/architecture.svg from the import contracts in pyproject.toml: ``python docs/architecture.py``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDTH, _EDGE, _ARROW = 760, 8, 28  # pixels, like all that follows
 _LINE, _GAP, _WING = 15, 8, 26
 _CHARACTERS_PER_PIXEL = 1 / 6.2  # of the small text
 
-# Every text lies on a box of its own, so that the page behind the picture may be light or dark.
+# Every text is in a filled box, so that the page behind the picture may be light or dark.
 _STYLE = """
 text { font: 11px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1f2328 }
 .name { font-weight: 600; font-size: 13px }
@@ -84,7 +84,7 @@ def _box(kind: str, x: int, y: int, width: int, height: int) -> str:
 
 
 def _summary(room: str) -> str:
-    """Return the first line of a package's docstring; nothing for a single module, whose name says enough."""
+    """Return the first line of a package's docstring; an empty string for a single module."""
     source = ROOT.joinpath(*room.split("."), "__init__.py")
     if not source.exists():
         return ""

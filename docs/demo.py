@@ -1,4 +1,4 @@
-"""Makes docs/demo.svg from a real run: ``python docs/demo.py``."""
+"""Make docs/demo.svg from a real run: ``python docs/demo.py``."""
 
 import io
 import os
@@ -16,7 +16,7 @@ WIDTH = 118
 
 
 def run() -> str:
-    """Run the command on a terminal of its own, so that it has its colours, and return what it said."""
+    """Run the command on a pseudo-terminal, so that it prints colours, and return its output."""
     main, terminal = pty.openpty()
     environment = os.environ | {"COLUMNS": str(WIDTH), "LINES": "60", "TERM": "xterm-256color"}
     process = subprocess.Popen(COMMAND, cwd=HERE.parent, stdout=terminal, stderr=terminal, env=environment)

@@ -1,4 +1,4 @@
-"""One call of every tool, in an order in which each finds what it needs; docs/tools.py and the tests make them."""
+"""Calls of all tools, in an order in which each finds what it needs. docs/tools.py and the tests make them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ chip = "esp32c3"
 
 @dataclass(frozen=True)
 class Example:
-    """A call, and what its answer must have beside `success`.
+    """A call, and the keys that its answer must have.
 
     Attributes:
-        arguments: a text such as ``$esp_sim_start.instance_id`` is that key of the last answer of that tool.
-        keys: that must be in the answer.
-        qemu: whether it needs a QEMU that is installed.
-        refused: where a simulated chip cannot do it: what the error says.
+        arguments: a text such as ``$esp_sim_start.instance_id`` is replaced by that key of the tool's last answer.
+        keys: keys that must be in the answer, besides `success`.
+        qemu: whether it requires QEMU.
+        refused: part of the error, if a simulated chip cannot do it.
     """
 
     tool: str

@@ -1,4 +1,4 @@
-"""Writes docs/tools.md from a server that runs, and from calls of its tools: ``make docs``."""
+"""Write docs/tools.md from a running server and calls of its tools: ``make docs``."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from pytest_esp.operations.registry import Effect
 PAGE = Path(__file__).with_suffix(".md")
 INTRO = """# The tools of the MCP server
 
-`make docs` writes this page: descriptions, parameters and results are what a running server lists, and the answers are
-those of real calls, in this order, on simulated chips and QEMU (ESP-IDF is a stand-in). Long values are cut, and what
-differs from run to run is `(varies)`. How to start the server, and what it may do: [mcp.md](mcp.md).
+`make docs` writes this page from a running server. The answers are from real calls, in this order, on simulated chips
+and QEMU (ESP-IDF is replaced by a stand-in). Long values are shortened, and values that differ from run to run are
+shown as `(varies)`. How to start the server, and what it may do: [mcp.md](mcp.md).
 
-Every answer has `success` and `port`; where `success` is false, `error` says what was wrong and `hint` what to do.
-Addresses and sizes are written as `4096`, `"0x1000"` or `"4KB"`. Files lie inside the server's roots, and outputs never
-replace a file without `overwrite`. `port` may be left out where the rack has one board. What erases or burns asks for a
-confirmation first; a client that cannot ask the user sends the token that it is given as `confirm`.
+Every answer has `success` and `port`. If `success` is false, `error` says what was wrong and `hint` what to do.
+Addresses and sizes can be written as `4096`, `"0x1000"` or `"4KB"`. Files must be inside the server's roots. An
+existing file is only replaced with `overwrite`. `port` is optional if the rack has only one board. Calls that erase or
+burn ask for confirmation first. If the client cannot ask the user, the call returns a token; call again with it as
+`confirm`.
 """
 _EFFECTS = {
-    None: "touches no board",
+    None: "does not touch boards",
     Effect.READ: "reads a board",
     Effect.WRITE: "writes to a board, recoverably",
-    Effect.ERASE: "erases data on a board; asks for a confirmation",
-    Effect.BURN: "burns eFuses, irreversibly on a real board; asks for a confirmation",
+    Effect.ERASE: "erases data on a board; asks for confirmation",
+    Effect.BURN: "burns eFuses, irreversibly on a real board; asks for confirmation",
 }
 _LESS = {Effect.READ: "only reads", Effect.WRITE: "writes only, recoverably"}
 _VARIES = "(varies)"
@@ -84,7 +85,7 @@ def _section(bench: Bench, tool: Any, info: ToolInfo, example: Example, answer: 
 
 
 def _description(text: str) -> str:
-    """Return it as Markdown that shows what looks like a tag or emphasis as it is."""
+    """Return *text* as Markdown, with tags and asterisks escaped."""
     return text.replace("<", "&lt;").replace("*", "\\*")
 
 
@@ -93,12 +94,12 @@ def _effect(info: ToolInfo) -> str:
     for flag, less in info.without.items():
         words += f"; without `{flag}` it {_LESS[less]}"
     if info.boardless_with:
-        words += f"; with `{info.boardless_with}` it touches no board of the rack"
+        words += f"; with `{info.boardless_with}` it does not touch boards of the rack"
     return words
 
 
 def _row(name: str, schema: Mapping[str, Any], needed: bool) -> str:
-    default = "needed" if needed else "" if schema.get("default") is None else f"`{json.dumps(schema['default'])}`"
+    default = "required" if needed else "" if schema.get("default") is None else f"`{json.dumps(schema['default'])}`"
     kind = type_in_words(schema).replace("|", "\\|")
     meaning = schema["description"].replace("|", "\\|")
     return f"| `{name}` | {kind} | {default} | {meaning} |"
@@ -116,16 +117,16 @@ def _results(schema: Mapping[str, Any]) -> str:
     return "; or ".join(dict.fromkeys(words)) + "."
 
 
-# -- answers, cut to what is worth a look
+# -- shortened answers
 
 
 def answer_in_lines(answer: Mapping[str, Any], bench: Bench) -> str:
-    """Return an answer, one line for each of its keys, without what is of this machine and of this run only."""
+    """Return an answer with one line per key, without values that depend on the machine or the run."""
     lines = [f"  {json.dumps(key)}: {json.dumps(_short(value, key, bench, 1))}" for key, value in answer.items()]
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
-def _short(value: Any, key: str, bench: Bench, depth: int) -> Any:  # noqa: PLR0911 - one for each kind of value
+def _short(value: Any, key: str, bench: Bench, depth: int) -> Any:  # noqa: PLR0911 - one return for each kind of value
     if isinstance(value, bool) or value is None:
         return value
     if _TIMED.search(key) and not isinstance(value, (dict, list)):
@@ -148,14 +149,14 @@ def _short(value: Any, key: str, bench: Bench, depth: int) -> Any:  # noqa: PLR0
 
 def _text(text: str, key: str, bench: Bench) -> str:
     text = text.replace(str(bench.folder), "/home/me/project").replace(str(bench.folder.parent / "home"), "/home/me")
-    text = re.sub(r"(?<![\w:/.…-])/(?!home/me)(?:[^\s/'\",:]+/)+", ".../", text)  # folders of this machine
+    text = re.sub(r"(?<![\w:/.…-])/(?!home/me)(?:[^\s/'\",:]+/)+", ".../", text)  # paths of this machine
     text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:40001", text)
     text = re.sub(r"\b(sim|qemu)-(\w+)-\d+-(\d+)", r"\1-\2-4711-\3", text)
     text = re.sub(r"\bpid \d+, [^)]*", "pid 4711", text)
     text = re.sub(r"\d+(\.\d+)? (m?s|kB/s|MB/s)\b|(?<=in )\d+\.\d+s\b|\d+(?= reads\b)", _VARIES, text)
     text = re.sub(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "2026-11-21T12:00:00", text)
     text = re.sub(r"\b\d{8}T\d{6}\.\d+Z", "20261121T120000.000Z", text)
-    text = re.sub(r"7c:df:a1:(?!00:00:)\w\w:\w\w:\w\w", "7c:df:a1:12:34:56", text)  # made from names that vary
+    text = re.sub(r"7c:df:a1:(?!00:00:)\w\w:\w\w:\w\w", "7c:df:a1:12:34:56", text)  # derived from names that vary
     if key != "data" and re.fullmatch(r"([0-9a-f]{32,}|([0-9a-f]{2} ?){16,})", text):
         return f"({len(text.replace(' ', '')) // 2} bytes as hex)"
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
@@ -165,7 +166,7 @@ def _text(text: str, key: str, bench: Bench) -> str:
 
 
 def sections(page: str) -> dict[str, str]:
-    """Return the page by tool, answers without their values: those may differ from machine to machine."""
+    """Return the page's sections by tool, without the values of answers, which may differ between machines."""
     found = {part.partition("\n")[0]: part for part in page.split("\n### ")[1:]}
     return {name: re.sub(r'^  ("\w+"): .*$', r"  \1", part.partition("\n## ")[0], flags=re.MULTILINE)
             for name, part in found.items()}  # fmt: skip

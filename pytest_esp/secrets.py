@@ -1,7 +1,7 @@
-"""Passwords, keys and tokens that an operation was given. They are masked wherever text leaves the process.
+"""Passwords, keys and tokens that operations were given. They are masked wherever text leaves the process.
 
-Whoever is given a secret registers it (`remember`). Whatever leaves for people, files or clients passes `hide`. A test
-itself sees the secret: it may expect it.
+Code that receives a secret registers it (`remember`). Text for people, files or clients is passed through `hide`. The
+test itself sees the secret, so that it can expect it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, cast
 MASK = "***"
 
 _SHORTEST = 4  # characters; masking shorter values would spoil every message
-_SHORTEST_LINE = 8  # of a text of several lines, which a console prints one by one
+_SHORTEST_LINE = 8  # of a text of several lines, which a console prints separately
 _SHORTEST_BASE64 = 8
-_LONG = 12  # characters: three quarters of such a value are not a common word
-_LEAST_SEEN = 3  # characters of a value that is cut, where text is known to be cut
+_LONG = 12  # characters; three quarters of such a value are not a common word
+_LEAST_SEEN = 3  # characters of a value that are masked where text is known to be cut
 _MOST_VALUES = 2000  # a server that programs boards for weeks forgets the oldest
-_MOST_BYTES = 1024  # of a value that is looked for in dumps
+_MOST_BYTES = 1024  # of a value that are searched for in dumps
 _ROW = 16  # bytes in a line of ESP_LOG_BUFFER_HEX
 _LONGEST_LINE = 4096
 _ENDS = b"\n\r'\"\\"
@@ -32,14 +32,14 @@ _ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 @functools.lru_cache(_MOST_VALUES)
 def _forms_of(value: str | bytes) -> set[bytes]:
-    """Return how a value may be printed: as it is, escaped, in hex, as rows of a dump, in base64."""
+    """Return the forms in which a value may be printed: plain, escaped, in hex, as rows of a dump, in base64."""
     raw = _encoded(value)
     text = raw.decode("utf-8", "replace").strip("\0\ufffd")  # a blob of fixed size, or bytes on a console
     texts = {repr(raw)[2:-1]}
     if len(text.replace("\ufffd", "")) >= _SHORTEST:
         lines = [line for line in text.splitlines() if len(line) >= _SHORTEST_LINE and not line.startswith("-----")]
         texts.update([text], lines)
-    for _ in range(2):  # what shows the value may be shown itself
+    for _ in range(2):  # an escaped value may be escaped again
         texts |= {shown for one in texts for shown in _escaped(one)}
     found = {raw, *map(_encoded, texts), *_as_hex(raw), *_as_base64(raw)}
     return {form for form in found if len(form) >= _SHORTEST}
@@ -53,7 +53,7 @@ def _escaped(text: str) -> Iterator[str]:
 
 def _as_hex(raw: bytes) -> Iterator[bytes]:
     rows = [raw[at : at + _ROW] for at in range(0, min(len(raw), _MOST_BYTES), _ROW)]
-    # A row of padding is in every other dump, too.
+    # Rows of padding occur in every dump and are not masked.
     for row in (raw, *(row for row in rows if len(row) >= _ROW // 2 and len(set(row)) >= _SHORTEST)):
         for separator in ("", " ", ", 0x"):
             digits = [f"{byte:02x}" for byte in row]
@@ -62,7 +62,9 @@ def _as_hex(raw: bytes) -> Iterator[bytes]:
 
 def _as_base64(raw: bytes) -> Iterator[bytes]:
     yield base64.b64encode(raw)
-    for before in range(3):  # bytes in front of it, as in "user:password": the characters that do not depend on them
+    for before in range(
+        3
+    ):  # bytes before the value, as in "user:password"; use only characters that they do not affect
         core = base64.b64encode(bytes(before) + raw)[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]
         if len(core) >= _SHORTEST_BASE64:
             yield from (core, core.translate(bytes.maketrans(b"+/", b"-_")))
@@ -73,7 +75,7 @@ def _encoded(value: str | bytes) -> bytes:
 
 
 class _Beginnings:
-    """Finds beginnings of forms in bytes, in a time that hardly depends on the number of forms."""
+    """Finds beginnings of forms in bytes, in a time that depends little on the number of forms."""
 
     def __init__(self, forms: Iterable[bytes]) -> None:
         self._forms = sorted(forms)
@@ -81,17 +83,17 @@ class _Beginnings:
         self._head = re.compile(_any_of({form[:_SHORTEST] for form in self._forms}))
 
     def places(self, data: bytes, start: int = 0) -> Iterator[int]:
-        """Yield where a form may begin: its head is there, or what of it comes before the end."""
+        """Yield the offsets at which a form may begin: where its head is, or part of the head at the end of *data*."""
         while match := self._head.search(data, start):
             yield match.start()
             start = match.start() + 1
 
     def last(self, data: bytes, least: int = 1) -> int:
-        """Return where the longest end of *data* begins that is a beginning of a form; its length if there is none.
+        """Return the offset of the longest end of *data* that is the beginning of a form; ``len(data)`` if none is.
 
         Args:
-            data: may go on.
-            least: so many bytes of a form count.
+            data: bytes that may continue.
+            least: shortest beginning to consider, in bytes.
         """
         for at in self.places(data, max(0, len(data) - self._longest)):
             piece = data[at:]
@@ -101,7 +103,7 @@ class _Beginnings:
         return len(data)
 
     def without_last(self, data: bytes) -> bytes:
-        """Return *data*, which was cut at its end, with a mask in place of what is left of a form there."""
+        """Return *data*, which was cut at its end, with a mask for the beginning of a form there."""
         at = self.last(data, _LEAST_SEEN)
         return data[:at] + MASK.encode() if at < len(data) else data
 
@@ -117,13 +119,14 @@ class _Index(_Beginnings):
             self._by_head.setdefault(form[:_SHORTEST], []).append(form)
 
     def masked(self, data: bytes, *, is_whole: bool = True) -> bytes:
-        """Return *data* with a mask in place of each form, or of several that overlap.
+        """Return *data* with a mask for each form, or for several that overlap.
 
-        Of a form that is cut by the end of a line, more than half is masked, and of a long one three quarters anywhere.
+        A form that is cut by the end of a line is masked if more than half of it is there; a long form is masked
+        anywhere if three quarters of it are there.
 
         Args:
-            data: to be shown.
-            is_whole: nothing comes after it, so its end is an end of a line, too.
+            data: the bytes to show.
+            is_whole: whether nothing follows, so that the end is also the end of a line.
         """
         parts: list[bytes] = []
         end = 0
@@ -136,7 +139,7 @@ class _Index(_Beginnings):
         return b"".join(parts) + data[end:]
 
     def masked_lines(self, data: bytes) -> bytes:
-        """Return *data* with a mask also for what has colours in it: such a line loses them."""
+        """Return *data* masked, also forms with colour codes inside; lines with such a form lose their colours."""
         data = self.masked(data, is_whole=False)
         lines = data.split(b"\n") if b"\x1b" in data else []
         for number, line in enumerate(lines):
@@ -145,12 +148,12 @@ class _Index(_Beginnings):
         return b"\n".join(lines) if lines else data
 
     def masked_piece(self, data: bytes) -> bytes:
-        """Return *data*, which was cut at its begin or end, without what is left of forms there."""
+        """Return *data*, which was cut at its beginning or end, with parts of forms there masked."""
         return self._ends.without_last(self.without_last(data)[::-1])[::-1]
 
 
 def _any_of(heads: Set[bytes]) -> bytes:
-    """Return a pattern for any of *heads*, or for its beginning at the end; what several begin with is in it once."""
+    """Return a pattern for any of *heads*, or for the beginning of one at the end. Common prefixes occur once."""
     tails: dict[bytes, set[bytes]] = {}
     for head in heads:
         tails.setdefault(head[:1], set()).add(head[1:])
@@ -159,7 +162,7 @@ def _any_of(heads: Set[bytes]) -> bytes:
 
 
 def _size_at(form: bytes, there: bytes, is_whole: bool) -> int:
-    """Return how many bytes of a form are to be masked in *there*, which begins like it; 0 if it is something else."""
+    """Return how many bytes of *there*, which begins like *form*, must be masked; 0 if it is something else."""
     size = next((at for at in range(len(there)) if form[at : at + 1] != there[at : at + 1]), len(there))
     behind = there[size : size + 1]
     is_cut = behind in _ENDS or (len(form) >= _LONG and 4 * size > 3 * len(form)) if behind else is_whole
@@ -167,7 +170,7 @@ def _size_at(form: bytes, there: bytes, is_whole: bool) -> int:
 
 
 class Forms:
-    """Values in all forms in which they may be printed."""
+    """Values to mask, in all forms in which they may be printed."""
 
     def __init__(self, values: Iterable[str | bytes] = ()) -> None:
         self._values: dict[str | bytes, None] = {}
@@ -179,7 +182,7 @@ class Forms:
         return f"Forms({MASK})"
 
     def add(self, values: Iterable[str | bytes]) -> list[str | bytes]:
-        """Take more values, but for short ones and padding, and return those that are new."""
+        """Add values, except short ones and padding, and return the new ones."""
         sizes = {value: len(set(value) if isinstance(value, bytes) else value) for value in values}
         with self._lock:
             new = [value for value, size in sizes.items() if size >= _SHORTEST and value not in self._values]
@@ -194,24 +197,25 @@ class Forms:
             self._values, self._index = {}, None
 
     def values(self) -> list[str | bytes]:
-        """Return the values as they were given."""
+        """Return the values as they were added."""
         return list(self._values)
 
     def index(self) -> _Index | None:
-        """Return what finds the values; None if there are none."""
+        """Return the index that finds the values; None if there are no values."""
         if not self._values:
             return None
-        with self._lock:  # made when it is needed, which most values of a production line never are
+        with self._lock:  # made on demand: on a production line, most values are never searched for
             if self._values and self._index is None:
                 self._index = _Index({form for value in self._values for form in _forms_of(value)})
             return self._index
 
     def hide(self, text: str, *, is_cut: bool = False) -> str:
-        """Return *text* without any of the values; of one that is cut off at its end no more than half is left.
+        """Return *text* with the values masked. At most half of a value that is cut off at the end stays visible.
 
         Args:
-            text: to be shown.
-            is_cut: it was cut somewhere (at its begin, its end, or where it has ``...``): then nearly nothing is left.
+            text: the text to show.
+            is_cut: whether the text was cut (at its beginning, its end, or at ``...``); then shorter parts of values
+                are masked there, too.
         """
         if (index := self.index()) is None:
             return text
@@ -221,11 +225,11 @@ class Forms:
         return text if data == before else data.decode("utf-8", "replace")
 
     def hide_bytes(self, data: bytes) -> bytes:
-        """Return *data* without any of the values, as `hide` does."""
+        """Return *data* with the values masked, as `hide` does."""
         return index.masked(data) if (index := self.index()) else data
 
     def hide_in(self, value: Any) -> Any:
-        """Return plain data (text, lists, tables) without any of the values."""
+        """Return plain data (strings, lists, mappings) with the values masked."""
         if not self._values:
             return value
         if isinstance(value, str):
@@ -244,24 +248,24 @@ _known = Forms()
 hide, hide_bytes, hide_in = _known.hide, _known.hide_bytes, _known.hide_in
 learn, known, forget = _known.add, _known.values, _known.clear
 listeners: list[Callable[[list[str | bytes]], None]] = []
-"""Called with values that `remember` did not know, in the thread that brings them."""
+"""Called with the new values of a call of `remember`, in the calling thread."""
 
 
 def remember(*values: str | bytes) -> None:
-    """Mask these values from now on, in all that leaves this process as text: logs, reports, errors, answers."""
+    """Mask these values from now on in all text that leaves this process: logs, reports, errors, answers."""
     new = learn(values)
     for listener in listeners if new else ():
         listener(new)
 
 
 class Stream:
-    """Hides secrets in what comes in pieces: what may be the beginning of one waits until more has come."""
+    """Masks secrets in a stream of pieces. What may be the beginning of a secret is held back until more arrives."""
 
     def __init__(self) -> None:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Return what may be shown by now."""
+        """Add *data*, and return what can be shown so far."""
         index = _known.index()
         data = self._held + data
         if index is None:
@@ -269,7 +273,7 @@ class Stream:
             return data
         line = data.rfind(b"\n") + 1
         if b"\x1b" not in data[line:] or len(data) - line > _LONGEST_LINE:
-            line = len(data)  # a coloured line is shown when it has ended: a value in it may have colours, too
+            line = len(data)  # otherwise wait for the end of a line with colours: a value may have colours inside
         shown = index.masked_lines(data[:line])
         at = index.last(shown)
         self._held = shown[at:] + data[line:]
@@ -277,11 +281,11 @@ class Stream:
 
     @property
     def rest(self) -> bytes:
-        """What waits, as it may be shown if nothing more comes."""
+        """What is held back, as it can be shown if nothing follows."""
         index = _known.index()
         return index.without_last(index.masked_lines(self._held)) if index else self._held
 
     def end(self) -> bytes:
-        """Return the `rest`, and forget it."""
+        """Return the `rest`, and clear it."""
         rest, self._held = self.rest, b""
         return rest

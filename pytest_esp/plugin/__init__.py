@@ -1,7 +1,7 @@
 """The pytest plugin: options, fixtures, markers, scheduling, reports.
 
-pytest imports this package in every run once it is installed. Nothing that is imported here imports esptool,
-a rack, pydantic or allure: those wait for the first test that needs a board.
+pytest imports this package in every run once it is installed. It must not import esptool, a rack, pydantic or allure
+before a test needs a board.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fixtures. They cost a test that uses none of them nothing."""
+"""The fixtures. Tests that do not use them are not slowed down."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def esp_session_held(request: pytest.FixtureRequest, _esp_log_dir: None) -> Held
 def session_board(_esp_session_held: Held) -> Board:
     """One board for all tests of the session that use it, and for fixtures of any scope.
 
-    It is any board that ``--esp-board``, ``--esp-chip`` and ``--esp-backend`` select; markers have no influence on it.
+    It is any board that ``--esp-board``, ``--esp-chip`` and ``--esp-backend`` select; markers do not affect the choice.
     """
     return _esp_session_held.board
 

@@ -49,7 +49,7 @@ class Plan:
         reason: why no board can ever run it; None if one can.
         firmware: the paths to search for its firmware.
         problem: what is wrong with that firmware; the test fails without taking a board.
-        would_do: names of the boards that could run it if QEMU were installed; the test gets the markers of their
+        would_do: names of the boards that could run it if QEMU was installed; the test gets the markers of their
             kinds.
     """
 
