@@ -1,4 +1,4 @@
-"""``pytest-esp sim`` and ``qemu`` in processes of their own, and the tools that talk to them."""
+"""``pytest-esp sim`` and ``qemu`` in separate processes, and the tools that talk to them."""
 
 import subprocess
 import sys

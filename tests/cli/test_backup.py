@@ -1,4 +1,4 @@
-"""Backups and the flash's own words over a socket, beside what unmodified esptool says of the same chip."""
+"""Backups and flash identification over a socket, compared with unmodified esptool on the same chip."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ def chip(request):
 
 @pytest.fixture
 def port(serve, chip, tmp_path):
-    """A simulated chip in a process of its own, its flash as small as there are: esptool reads slowly."""
+    """A simulated chip in a separate process, with the smallest flash, as esptool reads slowly."""
     served = serve("sim", chip, "--listen", "socket://127.0.0.1:0", "--flash-size", "256KB")
     return served.url("socket")
 

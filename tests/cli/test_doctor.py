@@ -1,4 +1,4 @@
-"""``pytest-esp doctor``: it tells the truth about this machine, and exits 1 only for what stops a run."""
+"""``pytest-esp doctor``: it reports what is on this machine, and exits 1 only for what prevents runs."""
 
 import json
 import os
@@ -24,7 +24,7 @@ DEBIAN = '#!/bin/sh\necho "QEMU emulator version 7.2.9 (Debian 1:7.2)"\necho "kc
 
 @pytest.fixture
 def home():
-    """A user without tools: everybody may look into the folder, so that tests can be another user."""
+    """A home folder without tools, readable by all, so that tests can run as another user."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -58,7 +58,7 @@ def doctor(*arguments, **env):
 
 
 def as_somebody(function):
-    """What *function* returns (plain data) where root is not asking."""
+    """Return what *function* returns (plain data) for a user who is not root."""
     if os.geteuid() != 0:
         return function()
     reader, writer = os.pipe()
@@ -78,7 +78,7 @@ def as_somebody(function):
     return json.loads(answer)
 
 
-def test_all_is_well(rack, home):
+def test_no_problems(rack, home):
     path = rack(SIM)
     result = doctor()
     assert result.exit_code == 0, result.stdout
@@ -88,7 +88,7 @@ def test_all_is_well(rack, home):
     assert "No problems found." in result.stdout
 
 
-def test_the_same_for_programs(rack):
+def test_the_same_report_as_json(rack):
     report = json.loads(doctor("--rack", rack(SIM + QEMU), "--json").stdout)
     assert not report["success"]
     assert [(item["section"], item["text"].partition(":")[0]) for item in report["problems"]] == [("rack", "q-1, q-2")]
@@ -102,13 +102,13 @@ def test_the_same_for_programs(rack):
     assert all(note["hint"] for note in report["notes"] if note["section"] == "qemu")
 
 
-def test_without_a_boards_toml_there_is_a_rack_too():
+def test_without_a_boards_toml_the_default_rack_is_shown():
     result = doctor()
     assert result.exit_code == 0
     assert "default (built in; no boards.toml in this folder or above): 4 boards: 4 sim" in result.stdout
 
 
-def test_a_wrong_rack_file_is_a_problem_and_the_rest_is_still_told(rack, home):
+def test_an_invalid_rack_file_is_a_problem_and_the_rest_is_still_reported(rack, home):
     result = doctor("--rack", rack('[boards.a]\nbackend="sim"\nchip="esp33"\n'))
     assert result.exit_code == 1
     assert "boards.toml:6: [boards.a.chip] `chip`: unknown value 'esp33'" in result.stdout
@@ -134,7 +134,7 @@ def test_a_state_folder_that_cannot_be_made_is_a_problem(rack, home):
     assert f"cannot write the state of virtual boards to {home / 'file' / 'state'}" in result.stdout
 
 
-def test_a_board_that_is_in_use_is_no_problem(rack):
+def test_a_board_that_is_in_use_is_not_a_problem(rack):
     path = rack(SIM)
     loaded = load_rack(path)
     with loaded.lease("a", purpose="somebody's test")[0]:
@@ -163,7 +163,7 @@ class TestQemu:
         assert result.exit_code == 1
         assert "q-1, q-2: no QEMU for riscv32 with the machine esp32c3 is installed" in result.stdout
 
-    def test_a_chip_that_it_never_has(self, rack):
+    def test_a_chip_that_qemu_does_not_emulate(self, rack):
         result = doctor("--rack", rack(QEMU.replace("esp32c3", "esp32c6")))
         assert result.exit_code == 1
         assert "QEMU has no machine for esp32c6; it has esp32, esp32s3, esp32c3" in result.stdout
@@ -173,7 +173,7 @@ class TestQemu:
         assert result.exit_code == 0
         assert f"{debian} is QEMU 7.2.9 (Debian 1:7.2) without Espressif's machines" in result.stdout
 
-    def test_what_is_used_and_what_is_not(self, rack, debian, home):
+    def test_used_and_unused_builds_are_listed(self, rack, debian, home):
         espressif = home / ".espressif/tools/qemu-riscv32/esp_develop_9.2.2_20260417/qemu/bin/qemu-system-riscv32"
         older = Path(str(espressif).replace("20260417", "20250817"))
         for path, date in ((espressif, 20260417), (older, 20250817)):
@@ -247,7 +247,7 @@ class TestSerialBoards:
 class TestPackages:
     @pytest.fixture
     def install(self, home, monkeypatch):
-        """Leave what a package that is found first leaves on the path."""
+        """Write the metadata of a package that is found first on the path."""
 
         def install(name, version):
             folder = home / "site" / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -302,7 +302,7 @@ class TestPackages:
             assert re.search(rf"{problem} \d\S*: ImportError: cannot import name X", output)
         assert "Folders" in output
 
-    def test_without_a_working_esptool_nothing_else_is_looked_at(self, with_broken):
+    def test_without_a_working_esptool_nothing_else_is_checked(self, with_broken):
         output = with_broken("esp_pylib")
         assert re.search(r"boards cannot be used with esptool \d\S*: ImportError: cannot import name X", output)
         assert "Folders" not in output
@@ -335,7 +335,7 @@ class TestPackages:
 
 
 def test_ports_are_named_as_boards_toml_wants_them(rack, home, monkeypatch):
-    """Devices of which the bus says so; none is opened."""
+    """Serial devices as the system lists them; none is opened."""
     bridge, native, uart = (ListPortInfo(str(home / name)) for name in ("ttyUSB0", "ttyACM0", "ttyS0"))
     for item in (bridge, native, uart):
         Path(item.device).touch()

@@ -64,7 +64,7 @@ def test_lists_are_written_as_json(op):
 
 
 def test_for_people(op, build_of):
-    """Lines, and a table of records; addresses and sizes as people write them; all of it text where no terminal is."""
+    """Lines, and a table of records, with formatted addresses and sizes; plain text if not on a terminal."""
     done = op("flash-write", "--board", "c3", f"firmware={build_of('esp32c3')}")
     assert "verified: yes\n" in done.stdout
     assert "chip type: esp32c3\n" in op("chip-identify", "--board", "c3").stdout
@@ -93,7 +93,7 @@ def test_bytes_are_printed_when_they_are_asked_for(op, tmp_path):
 
 
 def test_arguments_as_options(op):
-    """As other command lines take them; a flag alone is true, and lists need no JSON."""
+    """As in other command lines. A flag alone means true, and lists can be written without JSON."""
     asked = op("flash-read", "--board", "c3", "--address", "0x10", "--size=4", "--json")
     assert json.loads(asked.stdout)["address"] == 16
     assert "--json" in op("flash-read", "--help").stdout
@@ -119,7 +119,7 @@ def test_the_help_of_an_operation(op):
     assert "[list; required]" in op("production-batch-program", "--help").stdout
 
 
-def test_no_help_has_marks_of_another_language(op):
+def test_help_of_operations_has_no_markup(op):
     from pytest_esp.cli.op_help import plain
     from pytest_esp.operations.esp import load_all
 
@@ -132,7 +132,7 @@ def test_no_help_has_marks_of_another_language(op):
 
 
 @pytest.mark.parametrize("arguments", ["", "rack", "doctor", "check", "sim", "qemu", "qemu serve", "qemu install"])
-def test_no_help_of_a_command_has_them(arguments):
+def test_help_of_commands_has_no_markup(arguments):
     text = CliRunner().invoke(cli, [*arguments.split(), "--help"]).output
     assert text.startswith("Usage:")
     assert "`" not in text
@@ -153,15 +153,15 @@ def test_a_hint_names_commands(op, monkeypatch):
 
 
 def test_operations_that_lease_by_name_take_the_same_options(op):
-    """--board, --rack and --wait are theirs, too."""
+    """--board, --rack and --wait are passed to them."""
     found = json.loads(op("production-quality-control", "--board", "c3", "tests=false", "boot_wait_seconds=0.2",
                           "--json").output)  # fmt: skip
     assert (found["success"], found["port"], found["passed"]) == (True, "c3", False)
     assert "no board 'c4'" in op("production-run-tests", "--board", "c4", "--json").output
 
 
-def test_progress_is_told_on_stderr(op, monkeypatch):
-    """Not on a terminal: a line now and then, none for what is done at once."""
+def test_progress_is_printed_to_stderr(op, monkeypatch):
+    """Not on a terminal: a line every few seconds, and no line for quick operations."""
     import pytest_esp.cli.op_progress
 
     assert op("flash-analyze", "--board", "c3").stderr == ""
@@ -174,7 +174,7 @@ def test_progress_is_told_on_stderr(op, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="ptys are POSIX")
 def test_on_a_terminal_there_are_a_bar_and_a_table(tmp_path):
-    """A process of its own, with a pty: bar and headings come with control sequences."""
+    """In a separate process with a pty: bar and headings contain control sequences."""
     import pty
 
     (tmp_path / "boards.toml").write_text('[boards.c3]\nbackend="sim"\nchip="esp32c3"\n')
@@ -195,7 +195,7 @@ def test_on_a_terminal_there_are_a_bar_and_a_table(tmp_path):
     assert "flash size: 4MB" in text
 
 
-def test_what_a_board_says_does_not_steer_the_terminal(op):
+def test_control_characters_of_a_board_do_not_reach_the_terminal(op):
     """Colours are dropped, other sequences shown; see C5."""
     from pytest_esp.cli.op_result import Report
 
@@ -225,7 +225,7 @@ def test_a_burn_prints_its_plan_first(op):
     assert key not in secret.output
 
 
-def test_nothing_is_announced_that_is_refused_or_burnt_already(op):
+def test_no_plan_is_printed_for_refused_or_finished_burns(op):
     assert not op("efuse-burn", "--board", "c3", "efuse_name=DIS_PAD_JTAG", "value=0").stderr
     refused = op("efuse-burn", "--board", "c3", "efuse_name=DIS_PAD_JTAG", "value=7", "--json")
     assert refused.exit_code == 1
@@ -249,7 +249,7 @@ def without_rack(tmp_path, monkeypatch):
     return lambda *arguments: CliRunner().invoke(cli, ["op", *map(str, arguments)])
 
 
-def test_files_alone_need_neither_board_nor_rack(without_rack, build_of, tmp_path):
+def test_file_operations_need_neither_board_nor_rack(without_rack, build_of, tmp_path):
     lines = without_rack().output.splitlines()
     assert any(line.split()[:2] == ["firmware-merge", "files"] for line in lines)
     build = build_of("esp32c3")
@@ -274,7 +274,7 @@ def test_files_alone_need_neither_board_nor_rack(without_rack, build_of, tmp_pat
     assert made["image"]["flash_size"] == "8MB"
 
 
-def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
+def test_errors_of_file_operations_as_json(without_rack, tmp_path):
     for arguments, error, hint in [
         (("firmware-size", "elf_file=none.elf"), "none.elf cannot be read", ""),
         (("firmware-size",), "firmware-size requires elf_file", "ELF file as written by the linker"),
@@ -309,7 +309,7 @@ def test_what_goes_wrong_with_files_is_a_record(without_rack, tmp_path):
         (("flash-erase", "--board", "guarded", "region=all"), "requires 'erase'; this board allows: read", "allow"),
     ],
 )
-def test_what_goes_wrong_is_a_record(op, arguments, error, hint):
+def test_errors_as_json(op, arguments, error, hint):
     result = op(*arguments, "--json")
     record = json.loads(result.output)
     assert (result.exit_code, record["success"]) == (1, False)

@@ -121,7 +121,7 @@ def test_espefuse_burns_what_an_efuse_file_keeps(serve, tool, tmp_path):
 @pytest.mark.parametrize(
     ("boot", "said"), [("auto", READY), ("app", READY), ("bootloader", b"wait uart0 download")], ids=lambda value: value
 )
-def test_it_starts_with_the_app_that_is_there_or_what_is_asked_for(serve, flash_file, boot, said):
+def test_it_starts_the_app_in_flash_or_what_boot_selects(serve, flash_file, boot, said):
     served = serve("qemu", "esp32c3", *SOCKET, "--flash", flash_file, "--boot", boot)
     assert served.ready["flash_size"] == 2 * 1024 * 1024
     with connected(served.url("socket")) as connection:
@@ -144,7 +144,7 @@ def test_a_blank_machine_waits_in_its_loader(serve):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_stopping_leaves_the_flash_and_nothing_else(serve, flash_file, tmp_path, number):
+def test_only_the_flash_file_is_left_after_a_stop(serve, flash_file, tmp_path, number):
     before = flash_file.read_bytes()
     served = serve("qemu", "esp32c3", *SOCKET, "--flash", flash_file, *("--listen", f"pty:{tmp_path / 'port'}"))
     (qemu,) = qemus_of(served.process)
@@ -166,7 +166,7 @@ def test_killing_it_kills_qemu(serve, flash_file):
         time.sleep(0.01)
 
 
-def test_a_killed_qemu_is_told_of_and_comes_back_with_a_reset(serve, flash_file):
+def test_a_killed_qemu_is_reported_and_restarted_by_a_reset(serve, flash_file):
     served = serve("qemu", "esp32c3", *RFC2217, "--flash", flash_file)
     (qemu,) = qemus_of(served.process)
     port = rfc2217.Serial(served.url("rfc2217"), timeout=1)
@@ -212,7 +212,7 @@ def test_bad_arguments_are_explained(arguments, code, message):
     assert "Traceback" not in result.stderr
 
 
-def test_without_qemu_it_says_how_to_get_it(tmp_path):
+def test_without_qemu_the_error_says_how_to_install_it(tmp_path):
     environment = {"HOME": str(tmp_path), "PATH": os.defpath}
     result = subprocess.run(
         [BIN / "pytest-esp", "qemu", "esp32"], capture_output=True, text=True, check=False, env=environment

@@ -59,7 +59,7 @@ def test_a_lock_folder_that_cannot_be_made_is_one_message(path):
     assert "PYTEST_ESP_LOCK_DIR" in result.stderr
 
 
-def test_a_wrong_file_is_one_message(path):
+def test_an_invalid_file_is_one_message(path):
     path.write_text('[boards.a]\nbackend="sim"\nchip="esp32c33"\n')
     result = run("--rack", path)
     assert result.returncode == 1

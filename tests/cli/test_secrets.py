@@ -1,4 +1,4 @@
-"""What ``pytest-esp op`` prints and leaves behind of boards that say their secrets: none of them."""
+"""Boards print their secrets: output and files of ``pytest-esp op`` must not contain them."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def factory(**boot):
 
 
 @pytest.mark.parametrize("form", [["--json"], []])
-def test_an_app_that_does_not_say_what_it_should(op, form):
+def test_an_app_without_the_expected_output(op, form):
     config = f"config={factory(expect='never ' + leaks.TOKEN)}"
     code, output = op("production-factory-program", "--board", "leaky-1", config, *form)
     assert code == 1
@@ -51,7 +51,7 @@ def test_an_app_that_does_not_say_what_it_should(op, form):
         assert 'wifi: connecting to "***" with "***"' in json.loads(output)["output"]
 
 
-def test_arguments_that_are_wrong(op):
+def test_invalid_arguments(op):
     given = json.dumps(leaks.PROVISIONING)
     board = ("production-provision", "--board", "leaky-1")
     assert op(*board, f"confg={given}")[1].startswith("error: production-provision does not take the argument 'confg'")

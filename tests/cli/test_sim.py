@@ -63,7 +63,7 @@ def test_secure_download_mode(serve, tool):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_no_byte_is_lost_when_it_is_stopped(serve, tmp_path, number, tool):
+def test_a_stop_loses_no_flash_contents(serve, tmp_path, number, tool):
     flash = tmp_path / "flash.bin"
     served = serve("sim", "esp32c6", "--listen", "socket://127.0.0.1:0", "--flash", flash, "--flash-size", "2MB")
     (tmp_path / "in.bin").write_bytes(b"kept" * 1000)
@@ -93,7 +93,7 @@ def test_bad_arguments_are_explained(arguments, message):
     assert "Traceback" not in result.stderr
 
 
-def test_a_flash_file_of_another_size_or_in_a_folder_that_is_none(tmp_path):
+def test_a_flash_file_of_another_size_or_in_a_missing_folder(tmp_path):
     (tmp_path / "small.bin").write_bytes(b"x" * 100)
     for path, message in (
         (tmp_path / "small.bin", "has 100 bytes"),
@@ -130,7 +130,7 @@ def test_a_file_in_use_is_refused(serve, tmp_path, option):
         assert "by a test" in result.stderr
 
 
-def test_help_needs_nothing_heavy(tool):
+def test_help_imports_no_large_packages(tool):
     assert shutil.which("pytest-esp", path=str(BIN))
     out = tool("pytest-esp", "--help")
     assert "sim" in out

@@ -41,14 +41,14 @@ def test_answers_fit_their_schemas(server):
         server.fits(name, arguments, success=False)
 
 
-def test_every_tool_says_what_it_does(server):
+def test_every_tool_has_a_description(server):
     for name, tool in server.list_tools().items():
         assert name.startswith("esp_")
         assert len(tool.description) > 30
         assert tool.annotations.read_only_hint is not None
     assert server.list_tools()["esp_flash_erase"].annotations.destructive_hint
     assert server.list_tools()["esp_flash_status"].annotations.read_only_hint
-    # A file of this machine is written, a board starts anew, a machine is started: nothing a client does unasked.
+    # They write files, restart boards or start machines, so a client must ask before it calls them.
     for name in ("esp_flash_read", "esp_elf_to_binary", "esp_reset_chip", "esp_qemu_start", "esp_sim_fault"):
         assert not server.list_tools()[name].annotations.read_only_hint
     assert not server.list_tools()["esp_flash_firmware"].annotations.read_only_hint
@@ -79,13 +79,13 @@ def test_only_some_components(serve):
         ({"port": "rfc2217://"}, "rfc2217://", None),
     ],
 )
-def test_a_board_that_is_not_there(server, arguments, error, hint):
+def test_a_missing_board(server, arguments, error, hint):
     answer = server.call("esp_detect_chip", **arguments)
     assert error in answer["error"] + str(answer["port"])
     assert hint is None or hint in answer["hint"]
 
 
-def test_a_board_is_held_between_calls_and_given_back(serve):
+def test_a_board_is_held_between_calls_and_released(serve):
     server = serve(idle=2.0)
     server.call("esp_detect_chip", port="c3")
     assert server.held() == ["c3"]
@@ -97,7 +97,7 @@ def test_a_board_is_held_between_calls_and_given_back(serve):
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_board_is_given_back_beside_one_that_is_kept_for_ever(serve):
+def test_an_idle_board_is_released_while_another_is_kept(serve):
     server = serve(idle=0.2)
     server.call("esp_sim_start", chip_type="esp32c6")
     time.sleep(0.3)  # there is nothing to give back, as long as that one runs
@@ -137,7 +137,7 @@ def test_a_board_that_somebody_else_holds(server):
     assert holder_of(rack.board("c3"), rack).pid == os.getpid()
 
 
-def test_calls_on_one_board_queue_and_on_two_do_not(tmp_path, monkeypatch, serve):
+def test_calls_on_one_board_wait_for_each_other_and_on_two_do_not(tmp_path, monkeypatch, serve):
     server = serve()
     pool = BoardPool(load_rack(server.rack_file))
     order = []
@@ -227,7 +227,7 @@ def test_two_spellings_of_a_port_that_the_rack_does_not_name_are_one_board(tmp_p
 # -- consent and what is allowed
 
 
-def test_without_anybody_to_ask_a_token_is_the_consent(server):
+def test_a_client_that_cannot_ask_confirms_with_a_token(server):
     first = server.call("esp_flash_erase", port="c3", region="all")
     assert "requires confirmation" in first["error"]
     assert "c3" in first["plan"]
@@ -296,7 +296,7 @@ def test_nothing_outside_the_roots(server, name):
 
 
 class Stdio:
-    """A server as clients start it, spoken to by JSON-RPC lines: nothing else may be on its output."""
+    """A server as clients start it. Its output must consist of JSON-RPC lines only."""
 
     def __init__(self, folder, *arguments, **environment):
         self.process = subprocess.Popen(
@@ -347,7 +347,7 @@ def stdio(serve, tmp_path):
 
 
 @pytest.mark.parametrize("end", ["close", signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_however_it_ends_no_board_is_held(stdio, tmp_path, end):
+def test_no_board_is_held_after_the_server_has_ended(stdio, tmp_path, end):
     server = stdio()
     assert server.call("esp_detect_chip", port="c3")["chip_type"] == "esp32c3"
     rack = load_rack(tmp_path / "project" / "boards.toml")

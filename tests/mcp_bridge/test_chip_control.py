@@ -1,4 +1,4 @@
-"""Tools for the chip itself, beside what unmodified esptool says; and the list of tools that a client may rely on."""
+"""Tools for boards and chips, compared with unmodified esptool; and the list of tools that clients may rely on."""
 
 import json
 import re
@@ -82,7 +82,7 @@ REFUSED = [
 ]
 
 
-def test_what_cannot_be_done_is_said(server):
+def test_refused_calls_give_the_reason(server):
     answers = [(server.call(name, **arguments), error) for name, arguments, error in REFUSED]
     assert [answer for answer, error in answers if answer["success"] or error not in answer["error"]] == []
     assert "Traceback" not in json.dumps([answer for answer, _ in answers])
@@ -91,7 +91,7 @@ def test_what_cannot_be_done_is_said(server):
 # -- which there are
 
 
-def test_a_scan_has_the_rack_what_runs_here_and_the_ports(server):
+def test_a_scan_lists_the_rack_virtual_boards_and_ports(server):
     first = server.call("esp_scan_ports")
     assert [row["port"] for row in first["detected_devices"]] == ["c3", "esp32", "guarded"]
     assert [row["port"] for row in first["sim_devices"]] == ["c3", "esp32", "guarded"]
@@ -166,7 +166,7 @@ def test_info_in_secure_download_mode(server):
 # -- connection and resets
 
 
-def test_a_connection_tells_what_is_true_and_stays(server):
+def test_a_connection_reports_its_settings_and_stays_open(server):
     answer = server.call("esp_connect_advanced", port="c3", baud=460800)
     assert {key: answer[key] for key in ("chip_type", "baud", "attempt", "strategy", "stub_loaded", "failures")} == {
         "chip_type": "esp32c3",
@@ -228,7 +228,7 @@ def test_the_self_test_runs_on_qemu(server, need_qemu, chip):
     )
 
 
-def test_the_self_test_on_a_chip_that_plays_it(serve, tmp_path, monkeypatch):
+def test_the_self_test_on_a_simulated_chip(serve, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(OPERATIONS_TESTS))
     rack = tmp_path / "played.toml"
     rack.write_text('[boards.one]\nbackend = "sim"\nchip = "esp32c3"\napp = "selftest_app:BadRam"\n')
@@ -264,7 +264,7 @@ def test_first_output_and_a_panic_decoded(crashing):
     assert times == sorted(times)
 
 
-def test_a_crashing_app_is_erased_only_if_somebody_agrees(crashing):
+def test_a_crashing_app_is_erased_only_after_consent(crashing):
     left = crashing.call("esp_recover_chip", wait_seconds=5)
     assert (left["state"], left["steps"][-1]["outcome"]) == ("crashed", "skipped")
     asked = crashing.call("esp_recover_chip", erase_app=True, wait_seconds=5)
@@ -275,7 +275,7 @@ def test_a_crashing_app_is_erased_only_if_somebody_agrees(crashing):
 
 
 @pytest.mark.qemu
-def test_real_code_says_its_first_words(server, need_qemu):
+def test_first_output_of_real_code(server, need_qemu):
     need_qemu("esp32c3")
     name = server.call("esp_qemu_start", chip_type="esp32c3")["instance_id"]
     shutil.copytree(FIRMWARE / "esp32c3", server.folder / "build")

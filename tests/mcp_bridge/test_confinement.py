@@ -472,7 +472,7 @@ def test_members_of_an_update_package(server, tmp_path, name):
     assert sorted(one.name for one in tmp_path.iterdir() if one.name not in ("locks", "state")) == ["project"]
 
 
-def test_a_client_does_not_write_its_own_rack(server):
+def test_a_client_cannot_write_the_rack_file(server):
     site = Site(server, server.folder, None, None)
     for name in ("boards.toml", "./boards.toml", "rack"):
         (server.folder / "rack").unlink(missing_ok=True)
@@ -501,7 +501,7 @@ def test_a_project_of_esp_idf(server, make_idf, tmp_path):
 
 
 def test_a_link_among_others_in_a_project_does_not_matter(server, tmp_path):
-    """Nobody has named it: a project may have links to shared components."""
+    """A project may contain links to shared components; this one is not used."""
     furnish(tmp_path / "outside")
     shutil.copytree(BUILD, server.folder / "firmware" / "build")
     (server.folder / "firmware" / "components").symlink_to(tmp_path / "outside" / "build")
@@ -511,7 +511,7 @@ def test_a_link_among_others_in_a_project_does_not_matter(server, tmp_path):
 
 
 def test_the_key_for_updates_may_lie_anywhere(serve, tmp_path):
-    """It is the server's own: a client may read it, and not write it."""
+    """It is the server's own: a client may read it, but not write it."""
     key = tmp_path / "keys" / "update.pem"
     key.parent.mkdir()
     key.write_text("no key")

@@ -1,4 +1,4 @@
-"""A person's consent, by each way to ask for it; without a server."""
+"""A user's consent, by each way to ask for it; without a server."""
 
 import asyncio
 from types import SimpleNamespace
@@ -42,14 +42,14 @@ def asked(policy, client, token=None):
     return asyncio.run(ask(client, policy, TOOL, ARGUMENTS, PLAN, token))
 
 
-def test_the_token_of_this_call_is_consent(policy):
+def test_the_token_of_this_call_confirms_it(policy):
     client = Client(OLD)
     assert asked(policy, client, policy.token(TOOL, ARGUMENTS)) is None
     assert client.questions == []
 
 
 @pytest.mark.parametrize("token", ["", "0123456789abcdef"])
-def test_another_token_is_refused_by_whomever_it_comes(policy, token):
+def test_a_token_of_another_call_is_refused(policy, token):
     for client in (Client(), Client(OLD, AcceptedElicitation(data=YES)), Client(NEW)):
         with pytest.raises(RefusedError, match="another call") as caught:
             asked(policy, client, token)
@@ -84,7 +84,7 @@ def test_a_person_who_is_asked_in_the_call_agrees(policy):
         CancelledElicitation(),
     ],
 )
-def test_whatever_else_is_said_in_the_call_is_no_consent(policy, answer):
+def test_any_other_answer_during_the_call_refuses_it(policy, answer):
     with pytest.raises(RefusedError, match="nothing was changed") as caught:
         asked(policy, Client(OLD, answer))
     assert caught.value.attempted == TOOL
@@ -126,7 +126,7 @@ def test_the_answer_comes_with_the_next_call(policy):
         SimpleNamespace(action="accept", content={"value": YES}),
     ],
 )
-def test_whatever_else_comes_with_the_next_call_is_no_consent(policy, answer):
+def test_any_other_answer_with_the_next_call_refuses_it(policy, answer):
     with pytest.raises(RefusedError, match="nothing was changed") as caught:
         answered(policy, answer)
     assert caught.value.attempted == TOOL
@@ -138,7 +138,7 @@ def test_an_answer_to_another_call_is_asked_for_once_more(policy, state):
     assert question.request_state == policy.token(TOOL, ARGUMENTS)
 
 
-def test_an_answer_to_another_question_is_none(policy):
+def test_an_answer_to_another_question_is_ignored(policy):
     yes = ElicitResult(action="accept", content={"value": YES})
     question = asked(policy, Client(NEW, responses={"other": yes}, state=policy.token(TOOL, ARGUMENTS)))
     assert question.input_requests

@@ -59,11 +59,11 @@ def refused(answer):
 # -- every tool
 
 
-def test_every_tool_has_an_example_and_no_other_has(bench):
+def test_every_tool_has_an_example_and_every_example_a_tool(bench):
     assert {one.tool for one in examples.EXAMPLES} == set(bench.tools)
 
 
-def test_every_example_answers_what_it_should(bench):
+def test_every_example_has_the_expected_answer(bench):
     problems = []
     for example, answer in bench.made:
         if answer is None:
@@ -185,7 +185,7 @@ def example_of(bench, tool, board):
 
 
 @pytest.mark.parametrize("tool", BOARD_TOOLS)
-def test_a_board_that_is_not_there(bench, tool):
+def test_a_missing_board(bench, tool):
     assert "nobody" in refused(bench.call(tool, example_of(bench, tool, "nobody")))
 
 
@@ -218,7 +218,7 @@ def instance(bench):
 
 
 @pytest.mark.parametrize("tool", ["esp_detect_chip", "esp_flash_read", "esp_security_audit", "esp_efuse_read"])
-def test_a_board_that_says_nothing_any_more(bench, instance, tool):
+def test_a_board_that_stops_answering(bench, instance, tool):
     bench.call("esp_sim_fault", {"instance_id": instance, "silent_after": 0})
     assert "answer" in refused(bench.call(tool, example_of(bench, tool, instance)))
     bench.call("esp_sim_fault", {"instance_id": instance})

@@ -63,7 +63,7 @@ def test_other_formats(server, build):
         assert server.call("esp_binary_merge", files="build", output_file=name)["format"] == format
 
 
-def test_a_damaged_image_is_told(server, build):
+def test_a_damaged_image_is_reported(server, build):
     data = bytearray((build / "pytest_esp_test.bin").read_bytes())
     data[3000] ^= 1
     (server.folder / "x.bin").write_bytes(data)
@@ -122,7 +122,7 @@ REFUSED = [
 
 
 def test_what_is_refused(server, build, tmp_path, monkeypatch):
-    """With the error that is told; no file is made or changed."""
+    """With the expected error. No file is made or changed."""
     for name in ("IDF_PATH", "ESP_IDF_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -108,7 +108,7 @@ def test_backup_and_restore(server, call, confirmed, filled, kind, restore):
 
 
 @pytest.mark.parametrize("kind", ["esp_flash_backup", "esp_smart_backup"])
-def test_a_backup_is_not_replaced_unasked(call, filled, kind):
+def test_a_backup_is_not_replaced_without_overwrite(call, filled, kind):
     first = call(kind, output_dir="saved")
     assert "already contains a backup" in call(kind, output_dir="saved")["error"]
     assert call(kind, output_dir="saved", overwrite=True)["sha256"] == first["sha256"]
@@ -202,7 +202,7 @@ def test_size(call, filled):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_who_only_reads_may_read(call, name):
+def test_a_read_only_server_can_read(call, name):
     assert call(name, port="guarded")["success"]
 
 

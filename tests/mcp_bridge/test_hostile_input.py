@@ -312,7 +312,7 @@ def guarded_contents(server):
 
 
 @pytest.mark.parametrize("component", COMPONENT_REGISTRY)
-def test_tools_survive_what_they_are_sent(serve, fortress, build_of, tmp_path, component):
+def test_tools_survive_hostile_arguments(serve, fortress, build_of, tmp_path, component):
     furnish(tmp_path / "project", build_of("esp32c3"))
     beside = ("server", "chip_control", "flash_manager", "security_manager")
     server = serve(components=tuple(dict.fromkeys((component, *beside))))

@@ -75,7 +75,7 @@ def test_what_is_refused(server, idf, tool, arguments, error):
     assert error in answer["error"]
 
 
-def test_a_server_that_may_only_read_builds_nothing(serve, make_idf):
+def test_a_read_only_server_refuses_builds(serve, make_idf):
     from mcp_bridge.settings import parse_allow
 
     server = serve(allow=parse_allow("read"))

@@ -92,7 +92,5 @@ def test_a_server_with_a_key_of_its_own(serve, updates):
     updates.call("esp_release", board="c3")
     strict = serve(update_key=updates.folder / "key.pub.pem")
     assert "is not signed" in strict.call("esp_ota_deploy", package=unsigned, port="c3")["error"]
-    assert (
-        "its own key" in strict.call("esp_ota_deploy", package=signed, port="c3", public_key_file="key.pem")["error"]
-    )
+    assert "its own key" in strict.call("esp_ota_deploy", package=signed, port="c3", public_key_file="key.pem")["error"]
     assert "is not signed" in strict.call("esp_ota_deploy", package=unsigned, target_url="http://127.0.0.1:9/")["error"]

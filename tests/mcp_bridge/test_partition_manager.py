@@ -22,7 +22,7 @@ def test_a_table_is_made_flashed_and_analyzed(server):
     assert analysis["gaps"] == []
 
 
-def test_tables_for_updates_and_of_ones_own(server):
+def test_tables_for_updates_and_custom_tables(server):
     made = server.call("esp_partition_create_ota", flash_size="8MB", app_size="2MB", output_file="ota.csv")
     assert "ota_1,app,ota_1,0x210000,2M" in (server.folder / "ota.csv").read_text()
     assert (made["flash_size"], made["table_offset"], made["table_offset_hex"]) == (0x800000, 0x8000, "0x8000")
@@ -133,5 +133,5 @@ def test_encrypted_nvs(server):
         ({"data": {"a": {}}, "key_file": "boards.toml", "size": "1"}, "invalid size of an NVS partition"),
     ],
 )
-def test_nvs_that_cannot_be(server, arguments, error):
+def test_invalid_nvs_values(server, arguments, error):
     assert error in server.call("esp_nvs_partition_create", **{"output_file": "x.bin"} | arguments)["error"]

@@ -1,4 +1,4 @@
-"""What the rules of one server say, without a server."""
+"""The policy of one server, without a server."""
 
 import asyncio
 import hashlib
@@ -59,11 +59,11 @@ def test_a_token_is_good_for_one_call_of_one_server(tmp_path):
 
 
 @pytest.mark.parametrize("token", ["", "0" * 16, "\u00e9" * 16])
-def test_what_is_no_token(tmp_path, token):
+def test_invalid_tokens(tmp_path, token):
     assert not policy_of(tmp_path).accepts(token, *CALL)
 
 
-def test_a_part_of_a_token_is_none(tmp_path):
+def test_a_part_of_a_token_is_refused(tmp_path):
     policy = policy_of(tmp_path)
     token = policy.token(*CALL)
     for wrong in (token[:-1], token + "0", token.upper() + " "):
@@ -82,12 +82,12 @@ def test_the_secret_of_a_server_is_as_long_as_its_hash(tmp_path, monkeypatch):
     assert sizes == [hashlib.sha256().digest_size]
 
 
-def test_tokens_cannot_be_guessed_from_the_calls_of_another_server(tmp_path):
+def test_each_server_has_its_own_token_for_a_call(tmp_path):
     assert len({policy_of(tmp_path).token(*CALL) for _ in range(5)}) == 5
 
 
 def confinement_of(settings, rack_file):
-    """What confines the calls of a client."""
+    """The confinement of a client's calls."""
 
     async def look(context):
         return confinement()

@@ -12,7 +12,7 @@ def no_refresh(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def test_from_a_need_to_a_part(server):
+def test_from_requirements_to_a_product(server):
     best = server.call("esp_product_recommend", thread_or_zigbee=True, min_flash="8MB", max_temperature=105)[
         "products"
     ][0]

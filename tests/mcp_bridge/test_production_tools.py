@@ -1,4 +1,4 @@
-"""Tools of a production line, by a real client: one board and many, tests on a board, data, and who may see what."""
+"""Production tools called by a real client: one and many boards, tests on a board, data, secrets in questions."""
 
 import csv
 import json
@@ -100,7 +100,7 @@ def test_many_boards_at_once(server):
 
 
 def test_boards_that_only_this_server_has(server):
-    """They live in the server: the batch goes to them in threads, and no tests can run in another process."""
+    """They run in the server: a batch programs them in threads, but tests cannot run in another process."""
     started = server.call("esp_sim_start", chip_type="esp32c3")
     name = started["instance_id"]
     _, done = confirmed(server, "esp_batch_program", ports=[name, "line-1"], firmware="build", config={"boot": BOOT})
@@ -109,8 +109,8 @@ def test_boards_that_only_this_server_has(server):
     assert "other processes cannot use it" in refused["error"]
 
 
-def test_a_suite_runs_on_the_board_that_is_given_back(server):
-    """Ours and the user's; the server holds the board before and can after, and the tests hold it meanwhile."""
+def test_a_suite_runs_on_the_board_that_the_server_releases(server):
+    """Built-in and own suites. The server holds the board before and after, and the tests hold it in between."""
     assert server.call("esp_detect_chip", port="line-1")["success"]
     assert server.held() == ["line-1"]
     ours = server.call("esp_production_test", test_suite="identity", port="line-1", keyword="mac or promised")
@@ -141,7 +141,7 @@ def test_a_quality_control_runs_the_tests_that_change_nothing(server):
     assert seen["tests"]["counts"]["failed"] == 0
 
 
-def test_what_is_not_well_is_told(server):
+def test_failed_checks_are_reported(server):
     seen = server.call("esp_quality_control", port="line-1", serial_number="SN9", tests=False, boot_wait_seconds=0.2)
     assert (seen["success"], seen["passed"]) == (True, False)
     wrong = {check["name"]: check["found"] for check in seen["checks"] if not check["passed"]}
@@ -180,7 +180,7 @@ def test_burns_are_asked_for_and_only_when_they_are_meant(server, line):
     assert "partition table" in careful.call("esp_manufacturing_data_write", data=data, port="c3")["error"]
 
 
-def test_a_person_is_asked_and_sees_no_secret(serve, server):
+def test_the_question_to_the_user_has_no_secrets(serve, server):
     asked = serve(person=True)
     asked.answer = "no"
     config = {"firmware": "build", "nvs": {"app": {"key": PASSWORD}}}
@@ -245,8 +245,8 @@ def test_what_is_refused_and_why(server, tool, arguments, error):
     assert PASSWORD not in json.dumps(answer)
 
 
-def test_arguments_of_the_wrong_type_do_not_come_back(server):
-    """They are refused by the schema, before there is a call."""
+def test_errors_do_not_repeat_arguments_of_the_wrong_type(server):
+    """The schema refuses them before the tool is called."""
     for arguments in ({"config": [PASSWORD]}, {"config": {"wifi": {"ssid": "a"}}, "passwd": PASSWORD}):
         try:
             answer = server.call("esp_provision_device", port="line-1", **arguments)

@@ -37,7 +37,7 @@ def test_other_programs_reach_it(server):
     assert result.returncode == 0
 
 
-def test_a_fault_is_noticed_and_mended(server):
+def test_a_fault_is_noticed_and_ended(server):
     name = server.call("esp_sim_start", chip_type="esp32")["instance_id"]
     server.call("esp_sim_fault", instance_id=name, silent_after=0)
     answer = server.call("esp_detect_chip", port=name)
@@ -57,7 +57,7 @@ def test_a_fault_is_noticed_and_mended(server):
         ({"direction": "to_device", "cut": 1.0}, "not answer"),
     ],
 )
-def test_every_fault_is_noticed_and_mended(server, fault, error):
+def test_every_fault_is_noticed_and_ended(server, fault, error):
     name = server.call("esp_sim_start", chip_type="esp32c3")["instance_id"]
     assert server.call("esp_efuse_read", port=name, efuse_name="MAC")["success"]
     told = server.call("esp_sim_fault", instance_id=name, **fault)
@@ -86,7 +86,7 @@ def test_stuck_bits_are_noticed(server):
         ({"wrong_chip": "x"}, "unknown chip 'x'"),
     ],
 )
-def test_a_fault_that_there_is_not(server, fault, error):
+def test_an_unknown_fault(server, fault, error):
     name = server.call("esp_sim_start", chip_type="esp32c3")["instance_id"]
     answer = server.call("esp_sim_fault", instance_id=name, **fault)
     assert error in answer["error"]
@@ -117,13 +117,13 @@ def test_an_image_larger_than_the_flash(server):
     assert "(3145728 bytes) does not fit into the flash" in answer["error"]
 
 
-def test_there_is_a_limit(server, monkeypatch):
+def test_the_number_of_instances_is_limited(server, monkeypatch):
     monkeypatch.setenv("QEMU_MAX_INSTANCES", "1")
     assert server.call("esp_sim_start")["success"]
     assert "QEMU_MAX_INSTANCES" in server.call("esp_sim_start")["hint"]
 
 
-def test_qemu_runs_what_it_is_given(server, need_qemu, build_of):
+def test_qemu_runs_the_firmware_that_is_flashed(server, need_qemu, build_of):
     need_qemu("esp32c3")
     name = server.call("esp_qemu_start", chip_type="esp32c3", flash_size_mb=4)["instance_id"]
     (server.folder / "build").symlink_to(build_of("esp32c3"))

@@ -1,4 +1,4 @@
-"""What a client reads without calling a tool."""
+"""Resources, which a client reads without calling a tool."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_there_is_one_of_each_kind(server):
     } <= set(server.list_resources())
 
 
-def test_what_no_loaded_tool_can_tell_is_not_offered(serve):
+def test_resources_without_a_loaded_tool_are_not_offered(serve):
     server = serve(components=("server", "partition_manager"))
     uris = server.list_resources()
     assert "esp://partitions" in uris
@@ -46,7 +46,7 @@ def test_chips_are_those_of_esptool(server):
     assert chips["esp32c3"]["has_qemu_machine"]
 
 
-def test_devices_are_those_of_the_rack_with_what_their_chips_can_do(server):
+def test_devices_are_those_of_the_rack_with_their_features(server):
     devices = {row["board"]: row for row in server.read("esp://chips")["devices"]}
     assert {name: row["chip"] for name, row in devices.items()} == {
         "c3": "esp32c3",
@@ -61,14 +61,14 @@ def test_devices_are_those_of_the_rack_with_what_their_chips_can_do(server):
 
 
 @pytest.mark.parametrize("lines", ["x", "-1", "1.5"])
-def test_a_number_of_lines_that_is_none(server, lines):
+def test_an_invalid_number_of_lines(server, lines):
     answer = server.read(f"esp://boards/c3/console?lines={lines}")
     assert not answer["success"]
     assert "not a number of lines" in answer["error"]
     assert answer["port"] == "c3"
 
 
-def test_reading_touches_no_board_and_answers_say_their_age(server):
+def test_reading_touches_no_board_and_answers_have_their_age(server):
     assert "hint" in server.read("esp://security/info")["boards"][0]
     assert server.held() == []
     server.call("esp_security_audit", port="c3")
@@ -90,7 +90,7 @@ def test_one_board(server):
 
 
 @pytest.mark.parametrize("uri", ["esp://boards/none", "esp://boards/none/console", "esp://boards/none/partitions"])
-def test_a_board_that_is_not_there(server, uri):
+def test_a_missing_board(server, uri):
     answer = server.read(uri)
     assert not answer["success"]
     assert "no board 'none'" in answer["error"]
@@ -101,7 +101,7 @@ def test_the_capabilities_are_the_tools(server):
     assert {name for tools in components.values() for name in tools} == set(server.list_tools())
 
 
-def test_prompts_name_tools_that_are_there(server):
+def test_prompts_name_existing_tools(server):
     import re
 
     assert len(server.list_prompts()) == 6
@@ -111,7 +111,7 @@ def test_prompts_name_tools_that_are_there(server):
         assert set(re.findall(r"esp_\w+(?=\()", text)) <= set(server.list_tools())
 
 
-def test_prompts_call_tools_by_the_arguments_that_they_have(server):
+def test_prompts_use_existing_parameters(server):
     import re
 
     tools, named = server.list_tools(), 0

@@ -1,4 +1,4 @@
-"""Which folders a server may use where nobody named any: the working folder, unless that is / or holds homes."""
+"""The default roots of a server: the working folder, unless it is / or contains home folders."""
 
 import json
 import os
@@ -245,7 +245,7 @@ def test_however_a_file_is_named(serve, name):
     assert "--roots" in answer["hint"]
 
 
-def test_all_else_works_without_folders(serve):
+def test_other_tools_work_without_folders(serve):
     server = serve(roots=())
     assert server.call("esp_detect_chip", port="c3")["success"]
     assert len(server.call("esp_flash_read", port="c3", address=0, size=4)["data"]) > 0
@@ -257,7 +257,7 @@ def test_all_else_works_without_folders(serve):
 
 
 def ask(folder, rack, file, *arguments, **environment):
-    """Return what a server that is started in *folder* answers when it is asked to read and to write."""
+    """Return the answers of a server that was started in *folder* to calls that read and write files."""
     messages = [
         {
             "method": "initialize",

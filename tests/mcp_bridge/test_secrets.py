@@ -1,4 +1,4 @@
-"""What a client is told of a board that says its secrets: answers, resources and the server's log have none of them."""
+"""A board prints its secrets: answers, resources and the server's log must not contain them."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FACTORY = {"firmware": str(leaks.BUILD), "nvs": leaks.VALUES, "boot": {"wait": 5
 
 
 class Stdio:
-    """A server in a process of its own that logs all it can; everything that it says is kept."""
+    """A server in a separate process with full logging; all of its output is kept."""
 
     def __init__(self, folder):
         self.log = folder / "log"

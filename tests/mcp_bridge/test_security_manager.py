@@ -150,7 +150,7 @@ def test_burning_shows_the_bits_before_it_asks(server):
     ("name", "value", "error"),
     [("JTAG_DISABEL", 1, "eFuse 'JTAG_DISABEL' not found"), ("JTAG_DISABLE", 2, "invalid value")],
 )
-def test_what_cannot_be_burnt_is_refused_before_anybody_is_asked(server, name, value, error):
+def test_an_impossible_burn_is_refused_before_the_user_is_asked(server, name, value, error):
     answer = server.call("esp_efuse_burn", port="esp32", efuse_name=name, value=value)
     assert error in answer["error"]
     assert "confirm" not in answer
@@ -333,8 +333,8 @@ def test_a_real_board_must_name_each_efuse_and_the_server_its_switch(serve, firm
 
 
 @pytest.mark.parametrize("how", ["cancelled", "out of time"])
-def test_a_burn_is_never_cut_in_the_middle(tmp_path, monkeypatch, how):
-    """A call that nobody waits for any more, or that takes too long, ends when the burn has been read back."""
+def test_a_burn_is_never_interrupted(tmp_path, monkeypatch, how):
+    """A call that was cancelled or timed out ends when the burn has been read back."""
     monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
     file = tmp_path / "slow.toml"
     file.write_text('[boards.slow]\nbackend = "sim"\nchip = "esp32c3"\nfaults = { to_host = { latency = 0.002 } }\n')

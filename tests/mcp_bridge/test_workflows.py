@@ -1,4 +1,4 @@
-"""The workflows that the server was made for, each played by an agent that has nothing but its tools."""
+"""The main workflows, each done by an agent that uses only the server's tools."""
 
 import hashlib
 import shutil
@@ -20,7 +20,7 @@ flash_size = "8MB"
 
 
 class Agent:
-    """Calls tools like a client that cannot be asked: what cannot be undone it confirms with the token it is given."""
+    """Calls tools like a client that cannot ask its user, and confirms with the token that it gets."""
 
     def __init__(self, server):
         self._server = server
@@ -56,7 +56,7 @@ def agent_with(serve, tmp_path):
 
 
 @pytest.mark.parametrize("chip", ["esp32c3", "esp32"])
-def test_firmware_is_tested_in_ram_and_flash_is_not_worn(agent_with, need_qemu, chip):
+def test_firmware_is_tested_in_ram_without_changing_flash(agent_with, need_qemu, chip):
     need_qemu(chip)
     agent = agent_with("qemu", chip)
     (agent.folder / "program.bin").write_bytes(self_test_image(chip))
@@ -74,7 +74,7 @@ def test_firmware_is_tested_in_ram_and_flash_is_not_worn(agent_with, need_qemu, 
 
 
 @pytest.mark.parametrize("board", ["sim-esp32", "sim-esp32c3", "qemu-esp32c3"])
-def test_a_blank_board_becomes_ready_for_updates_and_gets_one(agent_with, need_qemu, board):
+def test_a_blank_board_is_prepared_for_updates_and_gets_one(agent_with, need_qemu, board):
     backend, _, chip = board.partition("-")
     if backend == "qemu":
         need_qemu(chip)
@@ -108,7 +108,7 @@ def test_a_blank_board_becomes_ready_for_updates_and_gets_one(agent_with, need_q
 
 
 def boot_log(agent):
-    """What the board says when it starts now."""
+    """Return the board's output at its next start."""
     return str(agent.do("esp_serial_monitor", reset=True, duration_seconds=20, until="app_init")["lines"])
 
 
@@ -154,7 +154,7 @@ def espsecure(*arguments):
 
 @pytest.fixture
 def signed_build(tmp_path):
-    """A build of the user's, signed; its key lies beside it."""
+    """A signed build with its key beside it."""
     build = tmp_path / "signed"
     shutil.copytree(BUILDS / "esp32c3", build)
     key = build / "signing.pem"

@@ -1,4 +1,4 @@
-"""A pytest run inside the test, on a rack of its own."""
+"""A pytest run inside the test, with its own rack."""
 
 import importlib
 import os
@@ -69,7 +69,7 @@ class Project:
         return self.pytester.runpytest_inprocess(*PLAIN, *arguments)
 
     def start(self, *arguments):
-        """Start pytest in a process of its own."""
+        """Start pytest in a separate process."""
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *PLAIN, *arguments],
             cwd=self.path,
@@ -101,7 +101,7 @@ class Project:
             time.sleep(0.01)
 
     def holders(self):
-        """Who holds boards of the rack now."""
+        """Return who holds boards of the rack."""
         rack = load_rack(self.rack_file)
         return [record for spec in rack.boards.values() if (record := holder_of(spec, rack))]
 

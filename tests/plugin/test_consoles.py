@@ -13,7 +13,7 @@ BOOTS = """
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_test_has_a_log_file_of_its_own(project, workers):
+def test_every_test_has_its_own_log_file(project, workers):
     project.file(
         BOOTS
         + """
@@ -56,7 +56,7 @@ def test_a_failing_test_shows_the_end_and_names_the_log(project):
     lines.fnmatch_lines(["*console of one-esp32*", "*invalid header: 0xffffffff*", "log: *test_boots.one-esp32.log"])
 
 
-def test_a_crash_is_told_in_the_failure(project):
+def test_a_crash_is_shown_in_the_failure(project):
     project.file("""
         @pytest.mark.esp(chip="esp32")
         def test_waits(console):
@@ -67,13 +67,13 @@ def test_a_crash_is_told_in_the_failure(project):
     result.stdout.fnmatch_lines(["*CrashError: one-esp32: the app crashed while waiting for 'Hello world!'*"])
 
 
-def test_the_console_is_shown_as_it_comes(project):
+def test_the_console_is_shown_live(project):
     project.file(BOOTS)
     assert "invalid header" in str(project.run("-s").stdout)
     assert "invalid header" not in str(project.run().stdout)
 
 
-def test_two_consoles_are_told_apart(project):
+def test_lines_of_two_consoles_have_the_boards_name(project):
     project.file("""
         @pytest.mark.esp(chip="esp32c3", count=2)
         def test_two(boards, _esp_held):

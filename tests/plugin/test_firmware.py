@@ -109,7 +109,7 @@ def test_option(firmware):
 
 @pytest.mark.usefixtures("builds")
 def test_a_board_whose_chip_has_no_build_is_not_taken(project):
-    """The first board of the rack that has one is."""
+    """The first board of the rack with a build for its chip is used."""
     project.file(TEST)
     project.run("-s", "--esp-firmware=builds/esp32c3").stdout.fnmatch_lines(["*on c3-1 esp32c3 esp32c3*"])
 
@@ -140,7 +140,7 @@ def test_a_test_without_a_build_for_its_boards_is_skipped(project, strict, marke
         ("'two'", "*two has 2 matching builds*"),
     ],
 )
-def test_a_build_that_is_named_and_not_there_is_a_failure(project, marker, words, workers):
+def test_a_missing_build_is_a_failure(project, marker, words, workers):
     """Not a skip: somebody forgot to build it."""
     shutil.copytree(project.path / "builds" / "esp32", project.path / "two" / "a")
     shutil.copytree(project.path / "builds" / "esp32", project.path / "two" / "b")
@@ -186,7 +186,7 @@ def test_a_board_that_may_not_be_written_is_not_taken(project):
 
 
 @pytest.mark.usefixtures("builds")
-def test_asking_for_it_by_name_at_run_time_is_too_late(project):
+def test_getfixturevalue_is_refused(project):
     project.file("def test_it(board, request):\n    request.getfixturevalue('firmware')")
     project.run("--esp-firmware=builds").stdout.fnmatch_lines(
         ["*`firmware` cannot be requested with getfixturevalue(): name it in the test's arguments*"]
@@ -197,13 +197,13 @@ def test_asking_for_it_by_name_at_run_time_is_too_late(project):
 
 
 def summary_of(result):
-    """KB written and left alone, of the board's line in the summary."""
+    """Return KB written and unchanged, from the board's line in the summary."""
     (line,) = [line for line in result.outlines if line.startswith("one-esp32 ")]
     return tuple(float(word) for word in line.split()[-4::2])
 
 
 @pytest.mark.usefixtures("builds")
-def test_what_is_there_is_not_flashed_again(project):
+def test_unchanged_firmware_is_not_flashed_again(project):
     project.file("@pytest.mark.esp(chip='esp32')" + TEST)
     first = summary_of(project.run("--esp-firmware=builds"))
     assert first[0] > 5
@@ -214,7 +214,7 @@ def test_what_is_there_is_not_flashed_again(project):
 
 @pytest.mark.usefixtures("builds")
 def test_the_evidence_is_what_is_in_flash(project):
-    """One byte that somebody changed is enough for another write."""
+    """One changed byte is enough for another write."""
     project.file("@pytest.mark.esp(chip='esp32')" + TEST)
     project.run("--esp-firmware=builds").assert_outcomes(passed=1)
     (flash,) = (project.path / "state").glob("*/flash.bin")
@@ -226,7 +226,7 @@ def test_the_evidence_is_what_is_in_flash(project):
     assert unchanged
 
 
-def test_never_flashed_is_checked_nevertheless(project, builds):
+def test_with_flash_never_the_app_is_still_checked(project, builds):
     project.file("@pytest.mark.esp(chip='esp32')" + TEST)
     result = project.run("--esp-firmware=builds", "--esp-flash=never")
     result.assert_outcomes(errors=1)
@@ -255,7 +255,7 @@ def test_an_app_without_a_descriptor_is_compared_byte_by_byte(project, builds):
 
 @pytest.mark.usefixtures("builds")
 def test_the_marker_says_when_it_is_flashed(project):
-    """The command line goes past it."""
+    """The command line overrides it."""
     project.file("@pytest.mark.firmware('builds', flash='always')\n@pytest.mark.esp(chip='esp32')" + TEST)
     first = summary_of(project.run())
     assert summary_of(project.run()) == first

@@ -1,4 +1,4 @@
-"""Every pytest run of everybody who has the package installed imports the plugin: it costs them nothing."""
+"""Every pytest run imports the plugin once it is installed: that must not import large packages."""
 
 import subprocess
 import sys

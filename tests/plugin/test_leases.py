@@ -1,4 +1,4 @@
-"""Who holds a board, for how long, and that nobody keeps one for ever."""
+"""Who holds a board, for how long, and that all boards are released."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ def test_the_next_test_finds_the_board_open_and_warm(project):
     project.run().assert_outcomes(passed=3)
 
 
-def test_a_board_is_given_back_when_the_next_test_wants_another(project):
+def test_a_board_is_released_when_the_next_test_needs_another(project):
     project.file("""
         from pytest_esp.rack.lease import holder_of
 
@@ -70,7 +70,7 @@ def test_burnt_efuses_of_a_virtual_board_are_not_seen_by_the_next_test(project):
     project.run("--esp-board=c3-1").assert_outcomes(passed=2)
 
 
-def test_the_console_of_a_test_has_nothing_of_the_test_before(project):
+def test_the_console_has_no_output_of_the_previous_test(project):
     project.file("""
         @pytest.mark.esp(chip="esp32")
         @pytest.mark.parametrize("turn", range(2))

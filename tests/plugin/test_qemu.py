@@ -1,4 +1,4 @@
-"""QEMU boards in a pytest run: chosen by markers, skipped where there is no QEMU, gone when the run is."""
+"""QEMU boards in a pytest run: chosen by markers, skipped without QEMU, ended with the run."""
 
 import os
 import signal
@@ -93,7 +93,7 @@ def test_markers_select_the_kind_of_board(qemu_bench, select, passed):
         result.stdout.fnmatch_lines([f"*{name}*PASSED*"])
 
 
-def test_the_machine_goes_on_from_test_to_test(qemu_bench):
+def test_the_machine_runs_on_from_test_to_test(qemu_bench):
     qemu_bench.file("""
         pids = []
 
@@ -111,7 +111,7 @@ def test_the_machine_goes_on_from_test_to_test(qemu_bench):
 
 @pytest.fixture(params=["variable", "home"])
 def no_qemu(request, bench, monkeypatch):
-    """Both ways not to have QEMU; what is said then."""
+    """The reasons for the two ways in which QEMU can be missing."""
     if request.param == "variable":
         monkeypatch.setenv("QEMU_RISCV_PATH", "/nowhere/qemu")
         return "QEMU_RISCV_PATH is set to /nowhere/qemu, which does not exist"
@@ -132,14 +132,14 @@ def test_tests_that_need_it_are_skipped_with_the_reason(bench, no_qemu, select):
     result.stdout.fnmatch_lines([f"SKIPPED*test_it.py*: {no_qemu}"])
 
 
-def test_strictly_they_fail(bench, no_qemu):
+def test_in_a_strict_run_they_fail(bench, no_qemu):
     bench.file(EACH)
     result = bench.run("-m", "qemu", "--esp-strict")
     result.assert_outcomes(errors=2, deselected=1)
     result.stdout.fnmatch_lines([f"{no_qemu} (--esp-strict)"])
 
 
-def test_a_test_that_may_run_elsewhere_does(bench, no_qemu):
+def test_a_test_runs_on_another_board_if_it_can(bench, no_qemu):
     bench.file("""
         @pytest.mark.esp(chip="esp32c3")
         def test_anywhere(board):
@@ -150,7 +150,7 @@ def test_a_test_that_may_run_elsewhere_does(bench, no_qemu):
     bench.run("-m", "qemu").assert_outcomes(skipped=1)
 
 
-def test_nobody_looks_for_it_if_no_test_wants_it(bench, monkeypatch):
+def test_qemu_is_not_searched_for_unless_a_test_needs_it(bench, monkeypatch):
     monkeypatch.setenv("QEMU_RISCV_PATH", "/nowhere/qemu")
     bench.file("""
         import sys

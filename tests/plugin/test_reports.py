@@ -1,4 +1,4 @@
-"""What a run says about its boards."""
+"""What a run reports about its boards."""
 
 import json
 from xml.etree import ElementTree
@@ -43,12 +43,12 @@ def test_the_summary_counts_per_board(project, workers):
     assert cells[-4:] == ["4.0", "KB", "4.0", "KB"]
 
 
-def test_a_run_without_boards_says_nothing_of_them(project):
+def test_a_run_without_boards_has_no_summary_of_boards(project):
     project.file("def test_plain(): ...")
     assert " boards " not in str(project.run().stdout)
 
 
-def test_a_failing_test_shows_what_esptool_said(project):
+def test_a_failing_test_shows_the_output_of_esptool(project):
     project.file("""
         @pytest.mark.esp(chip="esp32")
         def test_fails(esp):

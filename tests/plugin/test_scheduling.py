@@ -1,4 +1,4 @@
-"""The scheduler against workers that behave as xdist's do, in a simulated time."""
+"""The scheduler with simulated workers that behave like xdist's, in simulated time."""
 
 import heapq
 import itertools
@@ -133,7 +133,7 @@ def on(*boards, needed=1, unit="", firmware=""):
 
 
 def flashes(clock):
-    """How often a board gets other firmware than it has."""
+    """Return how often a board is flashed with other firmware."""
     count, there = 0, {}
     for index, worker in clock.ran:
         firmware = clock.demands[index].firmware

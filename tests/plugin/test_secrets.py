@@ -1,4 +1,4 @@
-"""What a run leaves behind on a board that says its secrets: terminal, logs, junit.xml and allure have none of them."""
+"""A board prints its secrets: terminal, logs, junit.xml and allure's report must not contain them."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def leaky(project):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_that_a_run_leaves_behind_has_a_secret(leaky, workers):
+def test_no_output_file_of_a_run_has_a_secret(leaky, workers):
     code, output = leaky.run_process(
         *("-rA", "--showlocals", "-vv", "--esp-log-dir=logs", "--junitxml=junit.xml", "--alluredir=allure"),
         *(f"-n{workers}", "--basetemp=temporary"),
@@ -98,7 +98,7 @@ def test_nothing_that_a_run_leaves_behind_has_a_secret(leaky, workers):
     assert "what never comes ***" in output
 
 
-def test_what_is_shown_live_has_no_secret(leaky):
+def test_live_output_has_no_secret(leaky):
     leaky.file(TESTS.replace('print("on std', 'str("on std').replace("print(console.text)", ""))
     code, output = leaky.run_process("-s", "-k", "expects or passes")
     assert code == pytest.ExitCode.TESTS_FAILED
@@ -107,7 +107,7 @@ def test_what_is_shown_live_has_no_secret(leaky):
     assert leaks_in(output) == []
 
 
-def test_what_one_worker_has_given_a_board_no_other_tells(leaky):
+def test_workers_mask_each_others_secrets(leaky):
     common = f"""
         import sys, time
         from pathlib import Path

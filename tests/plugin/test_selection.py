@@ -1,4 +1,4 @@
-"""Which boards a test runs on, and what is said when there is none."""
+"""Which boards a test runs on, and the reason if there is none."""
 
 import esptool
 import pytest
@@ -81,7 +81,7 @@ def test_strict_makes_that_a_failure(project):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_strict_and_rack_can_stand_in_the_ini_file(project):
+def test_strict_and_rack_can_be_set_in_the_ini_file(project):
     (project.path / "racks").mkdir()
     project.rack_file.rename(project.path / "racks" / "mine.toml")
     project.pytester.makeini("[pytest]\nesp_rack = racks/mine.toml\nesp_strict = true\n")
@@ -115,7 +115,7 @@ def test_too_few_boards_for_a_test(project):
         ("count=0", "*count=0 is not a number of boards*"),
     ],
 )
-def test_a_marker_that_is_written_wrongly_ends_the_run_before_any_test(project, marker, message):
+def test_an_invalid_marker_ends_the_run_before_any_test(project, marker, message):
     project.file(f"""
         def test_before(): ...
 
@@ -270,14 +270,14 @@ def test_a_wrong_rack_file_ends_the_run_with_file_and_line_and_no_traceback(proj
     project.rack(MIXED)
 
 
-def test_a_rack_file_that_is_not_there(project):
+def test_a_missing_rack_file(project):
     project.file("def test_board(board): ...")
     result = project.run("--esp-rack=other.toml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: cannot read the rack file *other.toml: *"])
 
 
-def test_a_wrong_rack_file_is_nothing_to_a_run_that_needs_no_board(project):
+def test_a_run_without_boards_ignores_an_invalid_rack_file(project):
     project.rack("[boards.one")
     project.file("def test_plain(): ...")
     project.run().assert_outcomes(passed=1)

@@ -172,7 +172,7 @@ def test_real_programs_on_two_machines_at_once(project, build_of, need_qemu, mon
         assert "in store_through (crash.c:" in named[f"test_it.test_app[{chip}]", "case crashes"].find("failure").text
 
 
-def test_a_single_case_is_for_the_test_to_judge(app):
+def test_a_single_case_does_not_fail_the_test(app):
     app.file("""
         def test_app(unity):
             assert [case.name for case in unity.menu()][:1] == ["addition holds"]
@@ -195,7 +195,7 @@ def test_two_boards_play_a_case_together(app):
     app.run().assert_outcomes(passed=1)
 
 
-def test_retries_are_told(app):
+def test_retries_are_reported(app):
     app.file("""
         def test_app(unity):
             unity.run_all(names="one is two", retries=1)

@@ -168,7 +168,7 @@ def test_a_file_named_for_a_run_without_boards_is_looked_at(project):
     assert_refused(project.run("--esp-rack=other.toml"), "other.toml: No such file")
 
 
-def test_a_boards_toml_that_is_no_file_is_not_passed_over(project):
+def test_a_boards_toml_that_is_not_a_file_is_an_error(project):
     """The built-in rack would be used without a word."""
     inner = project.path / "inner"
     (inner / "boards.toml").mkdir(parents=True)

@@ -130,7 +130,7 @@ def test_a_crashed_worker_is_replaced_and_its_board_is_free(project):
     assert "crashed while running" in output
 
 
-def test_ctrl_c_gives_all_boards_back(project):
+def test_ctrl_c_releases_all_boards(project):
     project.file("""
         import pathlib, time
 
@@ -146,7 +146,7 @@ def test_ctrl_c_gives_all_boards_back(project):
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
 
 
-def test_failing_fast_gives_all_boards_back(project):
+def test_failing_fast_releases_all_boards(project):
     project.file("""
         @pytest.mark.esp(each="board")
         @pytest.mark.parametrize("turn", range(5))
@@ -197,7 +197,7 @@ def test_other_ways_to_distribute_work_as_well(project, dist):
     assert code == 0, output
 
 
-def test_a_run_without_boards_is_scheduled_as_ever(project):
+def test_a_run_without_boards_uses_the_scheduling_of_xdist(project):
     project.file("""
         @pytest.mark.parametrize("turn", range(20))
         def test_plain(turn): ...
