@@ -272,7 +272,7 @@ class HeldBoards:
         with contextlib.ExitStack() as stack:
             for held in chosen:
                 del self._held[held.name]
-                held.link.keeps_loader = False  # what a test has left in its loader runs its app again
+                held.link.keeps_loader = False  # restart the app of a board that a test left in its loader
                 stack.callback(held.lease.release)
                 stack.callback(held.link.close)
         if any(self._turn_is_over(held) for held in chosen):
