@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--after",
     type=click.Choice(["hard-reset", "watchdog-reset", "no-reset"]),
-    help="How to restart a real board's app afterwards. Default: `after` in its entry, else hard-reset.",
+    help="How to restart a real board's app afterwards. Default: after in its entry, else hard-reset.",
 )
 @click.option("--allow-burn", is_flag=True, help="Allow burning the eFuses that the board's allow_burn lists.")
 @click.option("--hex", "dump", is_flag=True, help="Print bytes as a hex dump.")

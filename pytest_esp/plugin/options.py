@@ -38,7 +38,7 @@ _MARKERS = (
     "esp(chip, backend, features, flash, count, each, board, scope): what the test needs of its board; "
     "chip='esp32c3', backend='sim', features=['psram'], flash='>=4MB', count=2, each='chip' or 'board', "
     "scope='module' or 'session' to share one board",
-    "firmware(path, ..., flash, scope): the build that the fixture `firmware` flashes, relative to the test's file; "
+    "firmware(path, ..., flash, scope): the build that the firmware fixture flashes, relative to the test's file; "
     "flash='changed', 'always' or 'never'; scope='module' or 'session' for one boot for several tests",
     "burns: the test burns eFuses; it needs a board that allows 'burn' (virtual boards do)",
     "erases: the test erases or overwrites flash that it did not write; it needs a board that allows 'erase'",
@@ -117,7 +117,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="the build that the fixture `firmware` flashes, or a folder with one build per chip (repeatable)",
+        help="the build that the firmware fixture flashes, or a folder with one build per chip (repeatable)",
     )
     group.addoption(
         "--esp-junit-properties",
@@ -132,7 +132,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--esp-flash",
         choices=FLASH_POLICIES,
-        help="when the fixture `firmware` flashes (default: changed, or what the test's marker says)",
+        help="when the firmware fixture flashes (default: changed, or what the test's marker says)",
     )
     parser.addini("esp_firmware", "like --esp-firmware, relative to the ini file; one per line", type="linelist")
     parser.addini("esp_log_dir", "like --esp-log-dir, relative to the ini file")
