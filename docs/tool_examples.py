@@ -273,7 +273,7 @@ EXAMPLES = (
     ),
     _call("esp_power_analysis", "measurement not_measured supply", port="c3", duration=0.5),
     _call("esp_rf_calibration_check", "mac_address phy_init stored efuses usable findings", port="c3"),
-    _call("esp_thermal_status", "hint", refused="the temperature sensor gives no value", port="c3"),
+    _call("esp_thermal_status", "hint", refused="the temperature sensor returned no value", port="c3"),
     _call(
         "esp_diagnostic_report",
         "notices sections markdown output_file",
