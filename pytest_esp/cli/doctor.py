@@ -235,6 +235,7 @@ def _at_a_glance(rack: Rack) -> str:
 
 def _board(spec: BoardSpec, rack: Rack) -> dict[str, Any]:
     from pytest_esp.rack.lease import holder_of
+    from pytest_esp.rack.presence import check_reachable
 
     row: dict[str, Any] = {"name": spec.name, "backend": spec.backend, "chip": spec.chip, "port": spec.port}
     row |= {"holder": None, "problem": None, "hint": None}
@@ -242,6 +243,8 @@ def _board(spec: BoardSpec, rack: Rack) -> dict[str, Any]:
         _check_board(spec)
         if holder := holder_of(spec, rack):
             row["holder"] = holder.describe()
+        else:
+            check_reachable(spec)
     except LeaseError:
         pass  # the lock folder cannot be used; the section on folders reports that
     except EspError as error:
@@ -255,6 +258,7 @@ def _check_board(spec: BoardSpec) -> None:
     from pytest_esp.qemu.find import find
     from pytest_esp.qemu.machines import machine_for
     from pytest_esp.rack.identity import resolve_port
+    from pytest_esp.rack.presence import check_present
 
     board_class(spec.backend)
     if spec.backend == "qemu":
@@ -262,15 +266,9 @@ def _check_board(spec: BoardSpec) -> None:
         find(machine.architecture, machine.name)
     if spec.port is None:
         return
+    check_present(spec)
     port = resolve_port(spec)
-    if "://" in port:  # the server takes one client at a time: a connection would disturb it
-        return
-    if sys.platform == "win32":
-        if port.upper().removeprefix("\\\\.\\") not in [item.device.upper() for item in _comports()]:
-            raise PortError(f"the port {port} does not exist", hint=_PLUG_IN)
-    elif not os.path.exists(port):
-        raise PortError(f"the port {port} does not exist", hint=_PLUG_IN)
-    elif not _may_open(port):
+    if sys.platform != "win32" and "://" not in port and not _may_open(port):
         raise PortError(f"this user may not open {port}", hint=_group_hint(port))
 
 

@@ -33,6 +33,7 @@ from pytest_esp.rack.holder import (
 )
 from pytest_esp.rack.identity import STATE_ENVIRONMENT, files_of, identity, state_folder, user_id
 from pytest_esp.rack.locks import FileLatch, MachineLock
+from pytest_esp.rack.presence import check_present, check_reachable
 from pytest_esp.rack.waiting import Queue, Ticket
 
 if TYPE_CHECKING:
@@ -148,6 +149,10 @@ def acquire(
             taken = _take([slot for slot in slots if slot.names.isdisjoint(kept)], count)
             now = time.monotonic()
             waited = now - begun
+            if taken and len(slots) > count and (gone := _unreachable(taken)):
+                _unlock(taken)
+                slots = [slot for slot in slots if slot not in gone]
+                continue
             if taken:
                 return _sign(taken, purpose, waited)
             left = _LONGEST_PAUSE if timeout is None else timeout - waited
@@ -452,6 +457,7 @@ def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int
     missing: list[PortError] = []
     for spec in candidates:
         try:
+            check_present(spec)
             slot = _slot(spec, rack, folder)
         except PortError as error:
             missing.append(error)
@@ -491,6 +497,17 @@ def _take(slots: list[_Slot], count: int) -> list[_Slot]:
         raise
     _unlock(taken)
     return []
+
+
+def _unreachable(slots: list[_Slot]) -> list[_Slot]:
+    """Return those whose remote ports refuse connections; they are locked, so the look disturbs nobody."""
+    found: list[_Slot] = []
+    for slot in slots:
+        try:
+            check_reachable(slot.spec)
+        except PortError:
+            found.append(slot)
+    return found
 
 
 def _unlock(slots: list[_Slot]) -> None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_esp.errors import PortError
 from pytest_esp.rack.holder import HolderRecord, PlaceHolder
 from pytest_esp.rack.lease import holder_of
+from pytest_esp.rack.presence import check_reachable
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
-State = Literal["free", "held", "missing"]
+State = Literal["free", "held", "absent"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ def state_of(spec: BoardSpec, rack: Rack) -> BoardState:
     """
     try:
         holder = holder_of(spec, rack)
+        if holder is None:
+            check_reachable(spec)
     except PortError as error:
-        return BoardState(spec, "missing", problem=error.message)
+        return BoardState(spec, "absent", problem=error.message)
     return BoardState(spec, "free" if holder is None else "held", holder)
 
 

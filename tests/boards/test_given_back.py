@@ -81,10 +81,10 @@ def test_after_a_command(echoing, chip):
 )
 def test_after_every_kind_of_operation(echoing, arguments):
     board = echoing()
-    command = ["op", "--rack", str(board.rack), arguments[0], "--board", "devkit", *arguments[1:]]
-    result = CliRunner().invoke(cli, command)
-    assert "Usage" not in result.output
-    assert is_running(board), result.output
+    command = ["op", "--rack", str(board.rack), arguments[0], "--board", "devkit", *arguments[1:], "--json"]
+    answer = json.loads(CliRunner().invoke(cli, command).output)
+    assert answer["success"] == (arguments[0] != "unity-menu"), answer
+    assert is_running(board)
 
 
 def test_not_if_the_command_is_to_leave_it_in_its_loader(echoing):

@@ -245,7 +245,7 @@ def test_a_place_that_somebody_else_got_meanwhile(lab, rack):
 def test_an_exporter_that_vanishes(lab, rack):
     (lease,) = rack.lease("near", purpose="a test", timeout=5)
     lab.stop("exporter")
-    until(lambda: state_of(rack.board("near"), rack).state == "missing")
+    until(lambda: state_of(rack.board("near"), rack).state == "absent")
     with lease, pytest.raises(PortError, match="place near has no NetworkSerialPort now") as caught:
         make_board(lease.spec, rack).open()
     assert "labgrid-exporter is running" in caught.value.hint

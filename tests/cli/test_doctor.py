@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -216,8 +217,14 @@ class TestSerialBoards:
         assert result.exit_code == 1
         assert "no USB device usb:303a:1001:serial=nowhere is plugged in" in result.stdout
 
-    def test_on_other_machines_are_not_tried(self, rack):
-        assert doctor("--rack", rack(self.board("rfc2217://nowhere.invalid:4000"))).exit_code == 0
+    def test_behind_servers_that_refuse_connections_are_a_problem(self, rack):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            url = f"rfc2217://127.0.0.1:{server.getsockname()[1]}"
+            assert doctor("--rack", rack(self.board(url))).exit_code == 0
+        result = doctor("--rack", rack(self.board(url)))
+        assert result.exit_code == 1
+        assert f"s: no connection to the remote port {url}: Connection refused" in result.stdout
+        assert doctor("--rack", rack(self.board("rfc2217://nowhere.invalid:4000"))).exit_code == 1
 
     @pytest.mark.skipif(sys.platform == "win32", reason="every user may open every port")
     def test_that_this_user_may_not_open_are_a_problem(self, rack, home):

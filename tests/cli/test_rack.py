@@ -46,7 +46,7 @@ def test_it_shows_who_holds_what(path):
     assert held["holder"]["purpose"] == TEST
     assert held["holder"]["pid"] == os.getpid()
     assert datetime.fromisoformat(held["holder"]["since"]).timestamp() == pytest.approx(lease.since, abs=0.002)
-    assert gone["state"] == "missing"
+    assert gone["state"] == "absent"
     assert "plugged in" in gone["problem"]
     assert json.loads(run("--rack", path, "--json").stdout)["boards"][0]["state"] == "free"
 

@@ -467,7 +467,7 @@ def test_members_of_an_update_package(server, tmp_path, name):
         archive.writestr(member, "../outside/x")
     (server.folder / "update.espota").write_bytes(packed.getvalue())
     answer, seen = call(server, "esp_ota_deploy", {"package": "update.espota", "port": "c3"})
-    assert "is no update package" in answer["error"]
+    assert "is not an update package" in answer["error"]
     assert not [one for one in seen if "outside" in one]
     assert sorted(one.name for one in tmp_path.iterdir() if one.name not in ("locks", "state")) == ["project"]
 
@@ -518,6 +518,6 @@ def test_the_key_for_updates_may_lie_anywhere(serve, tmp_path):
     server = serve(update_key=key)
     (server.folder / "update.espota").write_text("no package")
     deploy = {"package": "update.espota", "port": "c3"}
-    assert "holds no public key" in server.call("esp_ota_deploy", **deploy)["error"]
+    assert "is not a public key" in server.call("esp_ota_deploy", **deploy)["error"]
     read = {"address": 0, "size": 16, "port": "c3", "output_file": str(key), "overwrite": True}
     assert "outside the folders" in server.call("esp_flash_read", **read)["error"]

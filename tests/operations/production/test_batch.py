@@ -136,7 +136,7 @@ def test_serial_numbers_belong_to_their_boards(rack_file, tmp_path, config):
     [
         ([{"serial_number": "1"}], "data for 1 boards, but 2 boards to assign it to"),
         ([{"board": "line-9", "serial_number": "1"}], "'line-9' is not in this batch"),
-        ([{"board": "line-1"}, {"board": "line-1"}], "is there twice"),
+        ([{"board": "line-1"}, {"board": "line-1"}], "is given twice"),
         ([{"bord": "line-1"}], "devices[0].bord"),
         ([{"nvs": {"a": {"k": SECRET * 300}}}, {}], "value of 'k' is invalid"),
     ],

@@ -69,8 +69,8 @@ def test_encrypted_nvs(esp_of, config, tmp_path):
     ("change", "words"),
     [
         ({"firmware": "nowhere"}, "does not exist"),
-        ({"firmwares": "x"}, "no setting 'firmwares'; nearest: firmware"),
-        ({"firmware": "esp32"}, "this is for esp32, and the board has an esp32c3"),
+        ({"firmwares": "x"}, "unknown setting 'firmwares'; nearest: firmware"),
+        ({"firmware": "esp32"}, "this firmware is for esp32, but the board has an esp32c3"),
         ({"chip": "esp32s3"}, "esp32s3"),
         ({"mac": "7c:df:a1:00:00:99"}, "this is for the board with the MAC address 7c:df:a1:00:00:99"),
         ({"mac": "7c:df"}, "mac: string should match"),
@@ -103,7 +103,7 @@ def test_a_table_larger_than_the_flash_and_an_app_larger_than_its_partition(esp_
     esp = esp_of("esp32c3")
     with pytest.raises(OperationError, match="beyond the flash"):
         esp.production.factory_program(config | {"partition_table": str(tmp_path / "large.csv")})
-    with pytest.raises(FirmwareError, match=r"bytes, but the partition factory only 0x1000"):
+    with pytest.raises(FirmwareError, match=r"bytes, but the partition factory has only 0x1000"):
         esp.production.factory_program(config | {"partition_table": str(tmp_path / "small.csv")})
 
 
