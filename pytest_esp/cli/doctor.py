@@ -206,9 +206,23 @@ def _rack(path: Path | None) -> tuple[Section, Rack | None]:
             section.note(row["holder"])
     for (problem, hint), names in troubled.items():
         section.wrong(f"{', '.join(names)}: {problem}", hint)
+    for names in _same_hardware(rack):
+        section.wrong(f"{' and '.join(names)} are one board", "remove one of the entries: they wait for each other")
     for text in _labs(rack.board(row["name"]) for row in rows if not row["problem"]):
         section.ok(text)
     return section, rack
+
+
+def _same_hardware(rack: Rack) -> list[list[str]]:
+    """Return the names of serial boards whose ports, however they are spelled, are one."""
+    from pytest_esp.rack.identity import identity
+
+    names: dict[str, list[str]] = {}
+    for spec in rack.boards.values():
+        if spec.backend == "serial":
+            with contextlib.suppress(PortError):
+                names.setdefault(identity(spec, rack), []).append(spec.name)
+    return [same for same in names.values() if len(same) > 1]
 
 
 def _labs(specs: Iterable[BoardSpec]) -> Iterator[str]:

@@ -149,3 +149,11 @@ def test_a_board_whose_port_is_lost_is_given_back_all_the_same(echoing):
     board.served.process.kill()
     link.close()
     assert not link.is_open
+
+
+def test_a_wrong_flash_size_in_the_entry_is_noticed(echoing):
+    board = echoing(keys='flash_size = "16MB"\n')
+    command = ["op", "--rack", str(board.rack), "chip-identify", "--board", "devkit", "--json"]
+    answer = json.loads(CliRunner().invoke(cli, command).output)
+    assert answer["error"] == "the flash has 2MB, but boards.toml says flash_size = '16MB'"
+    assert is_running(board)

@@ -217,6 +217,15 @@ class TestSerialBoards:
         assert result.exit_code == 1
         assert "no USB device usb:303a:1001:serial=nowhere is plugged in" in result.stdout
 
+    def test_that_are_one(self, rack):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            entries = [self.board(f"rfc2217://{host}:{port}").replace("boards.s", f"boards.{name}")
+                       for name, host in (("a", "127.0.0.1"), ("b", "localhost"))]  # fmt: skip
+            result = doctor("--rack", rack("".join(entries)))
+        assert result.exit_code == 1
+        assert "a and b are one board" in result.stdout
+
     def test_behind_servers_that_refuse_connections_are_a_problem(self, rack):
         with socket.create_server(("127.0.0.1", 0)) as server:
             url = f"rfc2217://127.0.0.1:{server.getsockname()[1]}"

@@ -9,7 +9,8 @@ from typing import Any
 
 from esptool.cmds import DETECTED_FLASH_SIZES
 
-from pytest_esp.errors import OperationError
+from pytest_esp.boards.board import Board
+from pytest_esp.errors import OperationError, WrongChipError
 from pytest_esp.formats.regions import size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, operation
@@ -83,6 +84,7 @@ def identify(link: Link) -> ChipIdentity:
             return _identity_of_a_locked_chip(session.chip, esp, connected)
         flash_id = int(esp.flash_id())
         flash_size = flash_size_of(flash_id)
+        _check_flash_size(link.board, flash_size)
         description = str(esp.get_chip_description())
         revision = None if session.chip == "esp8266" else int(esp.get_chip_revision())
         crystal = int(esp.get_crystal_freq())
@@ -102,6 +104,16 @@ def identify(link: Link) -> ChipIdentity:
             secure_download_mode=False,
             stub_loaded=esp.IS_STUB,
             connection_time_seconds=connected,
+        )
+
+
+def _check_flash_size(board: Board, size: int | None) -> None:
+    """Check what the entry of a real board says against the flash's own id."""
+    stated = board.spec.flash_size
+    if not board.virtual and stated is not None and size is not None and size != stated:
+        raise WrongChipError(
+            f"the flash has {format_size(size)}, but boards.toml says flash_size = {format_size(stated)!r}",
+            hint="correct or remove `flash_size` in the board's entry",
         )
 
 
