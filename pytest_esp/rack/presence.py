@@ -25,7 +25,9 @@ def check_present(spec: BoardSpec) -> None:
     port = spec.port or ""
     if spec.backend != "serial" or "://" in port:
         return
-    where = resolve_port(spec)  # raises for usb: without a device
+    where = resolve_port(spec)
+    if port.startswith("usb:"):  # it was just found among the devices
+        return
     if sys.platform == "win32":
         found = where.upper().removeprefix("\\\\.\\") in (name.upper() for name in _ports())
     else:

@@ -271,7 +271,7 @@ def test_usb_ids_and_serial_number_find_the_device_node(tmp_path, plugged_in):
 
 def test_a_board_that_is_not_plugged_in_is_passed_over(tmp_path, plugged_in):
     plugged_in()
-    rack = rack_of(tmp_path, gone="usb:303a:1001", here="/dev/ttyUSB0")
+    rack = rack_of(tmp_path, gone="usb:303a:1001", here="/dev/null")
     with rack.lease(Requirement(), purpose="one")[0] as lease:
         assert lease.spec.name == "here"
         with pytest.raises(LeaseError, match="here: held for"):
@@ -285,7 +285,7 @@ def test_a_board_that_is_not_plugged_in_is_passed_over(tmp_path, plugged_in):
 def test_a_waiter_notices_that_a_board_has_been_plugged_in(tmp_path, plugged_in, monkeypatch):
     monkeypatch.setattr("pytest_esp.rack.lease._RESOLVE_EVERY", 0.01)
     plugged_in()
-    rack = rack_of(tmp_path, later="usb:303a:1001", held="/dev/ttyUSB0")
+    rack = rack_of(tmp_path, later="usb:303a:1001", held="/dev/null")
     with rack.lease("held", purpose="one")[0]:
         waiting = rack.lease(Requirement(), purpose="two", timeout=5, on_wait=lambda *_: plugged_in(ttyACM0="1"))
         assert waiting[0].spec.name == "later"

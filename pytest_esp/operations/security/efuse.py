@@ -124,10 +124,9 @@ def summary(link: Link) -> EfuseValues:
     """
     with link.session.use("reading the eFuses", stub=False) as esp:
         commands = _commands(link, esp)
-        printed = Transcript()
-        with capture(printed):
-            commands.summary(format="summary")
-        text = printed.text
+        with _Kept() as printed:  # without a file it closes what sys.stdout was when espefuse was imported
+            commands.summary(format="summary", file=printed)
+        text = printed.contents
         for field in commands.efuses:
             if (
                 field.category == "security"

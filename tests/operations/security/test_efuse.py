@@ -1,11 +1,15 @@
 """eFuses of simulated chips: read, planned, burnt, read back; and what a real board needs before it is burnt."""
 
+import contextlib
+import inspect
+import io
 import json
 import os
 import signal
 import threading
 
 import pytest
+from espefuse.efuse.base_operations import BaseCommands
 
 from pytest_esp.boards.registry import make_board
 from pytest_esp.errors import LinkError, OperationError, RefusedError
@@ -333,3 +337,12 @@ def test_the_text_for_people_hides_keys(esp_of):
     assert "?? ?? ??" in text
     assert key.hex(" ") not in text
     assert text.count("00 00 00 00 00 00 00 00") > 3
+
+
+def test_a_summary_leaves_stdout_open(esp_of):
+    """espefuse's default file is the stdout of its import, which it closes if there is another one by then."""
+    default = inspect.signature(BaseCommands.summary).parameters["file"].default
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        assert "MAC" in esp_of("esp32c3").efuse.summary().raw_output
+    assert not default.closed
+    assert not stdout.closed
