@@ -6,12 +6,15 @@ import contextlib
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pytest_esp.errors import PortError
 from pytest_esp.names import nearest
 from pytest_esp.rack.identity import resolve_port
-from pytest_esp.rack.spec import BoardSpec
+
+if TYPE_CHECKING:
+    from pytest_esp.rack.spec import BoardSpec
 
 _TIMEOUT = 2.0  # seconds for a server's answer
 

@@ -222,7 +222,7 @@ def test_a_board_that_vanishes_ends_the_test_and_keeps_what_ran(app):
     """)
     result = app.run("--junitxml=junit.xml", "--esp-junit-properties", "--esp-board=one")
     result.assert_outcomes(errors=1, failed=1)
-    result.stdout.fnmatch_lines(["crashed: *unplugged*", "*PortError: one: *unplugged*"])
+    result.stdout.fnmatch_lines(["*PortError: one: *unplugged*", "crashed: *unplugged*"])
     named = {name: status_of(case) for (classname, name), case in junit_cases(app).items() if classname != "test_it"}
     assert named == {"addition holds": "passed", "memory keeps a pattern": "passed", "one is two": "crashed"}
 

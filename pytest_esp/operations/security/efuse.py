@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -124,9 +125,10 @@ def summary(link: Link) -> EfuseValues:
     """
     with link.session.use("reading the eFuses", stub=False) as esp:
         commands = _commands(link, esp)
-        with _Kept() as printed:  # without a file it closes what sys.stdout was when espefuse was imported
-            commands.summary(format="summary", file=printed)
-        text = printed.contents
+        printed = Transcript()
+        with capture(printed):
+            commands.summary(format="summary", file=sys.stdout)  # any other file it closes, its default, too
+        text = printed.text
         for field in commands.efuses:
             if (
                 field.category == "security"
