@@ -209,7 +209,7 @@ def check_board(link: Link, plan: Plan) -> ChipIdentity:
         if locked:
             raise OperationError(
                 f"{name} is enabled: plain firmware would not start",
-                hint="nothing was touched; write signed or encrypted images with flash-write",
+                hint="write signed or encrypted images with flash-write",
             )
     with reach(link, "auto", "looking at the flash") as access:
         size = access.size
@@ -341,7 +341,7 @@ def _why_keep_otadata(link: Link, table: Sequence[Partition]) -> str | None:
         return None
     if app_of(reading.read(link, first.offset, APP_HEAD_SIZE).data) is not None:
         return None
-    return f"otadata was kept: without it {first.name} would be started, which has no app"
+    return f"otadata was kept: without it {first.name} would start, which has no app"
 
 
 def _keep_namespaces(link: Link, partition: str, namespaces: Sequence[str]) -> int:

@@ -108,12 +108,12 @@ class Plan:
         if self.chip not in (None, who.chip_type):
             raise FirmwareError(
                 f"this firmware is for {self.chip}, but the board has an {who.chip_type}",
-                hint=f"nothing was touched; use `idf.py set-target {who.chip_type}`, or another board",
+                hint=f"use `idf.py set-target {who.chip_type}`, or another board",
             )
         if self.config.mac is not None and who.mac_address is not None and who.mac_address != self.config.mac.lower():
             raise OperationError(
                 f"this is for the board with the MAC address {self.config.mac}, but this one has {who.mac_address}",
-                hint="nothing was touched; use the right board",
+                hint="use the right board",
             )
         for region in self.all_regions:
             check_fits(region, flash_size)
@@ -123,7 +123,7 @@ class Plan:
                 raise OperationError(
                     f"the partition {part.name} ends at {part.offset + part.size:#x}, beyond the flash of "
                     f"{flash_size:#x} bytes",
-                    hint="nothing was touched; use a table for this flash size",
+                    hint="use a table for this flash size",
                 )
 
 

@@ -137,7 +137,7 @@ def wear_out_nvs(esp):
 @pytest.mark.parametrize(
     ("trouble", "change", "stage", "state"),
     [
-        (pull_the_cable, {}, "flash", "the flash was erased, and is partly written"),
+        (pull_the_cable, {}, "flash", "the flash was erased and is partly written"),
         (wear_out_nvs, {"serial_number": "SN1"}, "nvs", "firmware is written; NVS is blank or partly written"),
         (lambda _: None, {"boot": {"wait": 0.2, "expect": "never"}}, "boot", "the app was not seen to start"),
     ],
@@ -165,7 +165,7 @@ def test_another_app_than_the_one_that_was_written(esp_of, config):
     esp.production.factory_program(config)
     app = esp.partitions.app().app
     other = type(app)("another", "9", app.idf_version, None, "0" * 64)
-    with pytest.raises(OperationError, match=r"it started pytest_esp_test 1\.0\.0, not another 9"):
+    with pytest.raises(OperationError, match=r"pytest_esp_test 1\.0\.0 started instead of another 9"):
         check_boot(esp.link, Boot(wait=10, expect="Calling app_main"), other)
 
 

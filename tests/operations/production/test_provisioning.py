@@ -122,11 +122,11 @@ def test_a_real_board_burns_only_what_its_entry_names(real):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({}, "nothing to give"),
+        ({}, "nothing to provision"),
         ({"wifi": {"ssid": "a", "password": "short"}}, "8 to 63"),
-        ({"wifi": {"ssid": "x" * 33}}, "32 bytes at most"),
+        ({"wifi": {"ssid": "x" * 33}}, "at most 32 bytes"),
         ({"wifi": {"ssid": "a", "password": PASSWORD, "psk": "x"}}, "wifi.psk"),
-        ({"wify": {"password": PASSWORD}}, "no setting 'wify'; nearest: wifi"),
+        ({"wify": {"password": PASSWORD}}, "unknown setting 'wify'; nearest: wifi"),
         ({"credentials": {"token": {"type": "u8", "value": TOKEN}}}, "is not a number"),
         ({"credentials": {"token": {"type": TOKEN, "value": 1}}}, "does not match its type"),
         ({"credentials": {"token": TOKEN * 400}}, "value of 'token' is invalid"),
@@ -134,7 +134,7 @@ def test_a_real_board_burns_only_what_its_entry_names(real):
         ({"credentials": {"a name that is too long": TOKEN}}, "invalid key or namespace"),
         ({"credentials": {"token": TOKEN}, "nvs_partition": "nvz"}, "no partition 'nvz'"),
         ({"credentials": {"cert": {"file": "none.pem"}}}, "cannot be read"),
-        ('{"credentials": {"token": "' + TOKEN, "no JSON"),
+        ('{"credentials": {"token": "' + TOKEN, "not valid JSON"),
     ],
 )
 def test_errors_have_no_secrets(esp, config, words):
