@@ -15,9 +15,9 @@ def test_memory(server):
     assert (server.folder / "ram.bin").stat().st_size == 32
     for change, error in [
         ({"address": 0}, "nothing is mapped at 0x0"),
-        ({"address": "0x42000000"}, "lies in IROM"),
+        ({"address": "0x42000000"}, "is in IROM"),
         ({"address": "there"}, "invalid address"),
-        ({"size": 0}, "cannot be read"),
+        ({"size": 0}, "cannot read 0 bytes"),
         ({"output_file": "ram.bin"}, "exists already"),
         ({"output_file": "../ram.bin"}, "outside the folders"),
         ({"port": "nobody"}, "nobody"),
@@ -57,10 +57,10 @@ def test_a_core_dump_in_a_log(server):
     ("arguments", "error"),
     [
         ({"dump_file": "none.bin"}, "none.bin cannot be read"),
-        ({"dump_file": "boards.toml"}, "no core dump"),
+        ({"dump_file": "boards.toml"}, "not a core dump"),
         ({"dump_file": "../x"}, "outside the folders"),
         ({"log": "Hello world!"}, "the log does not contain a core dump"),
-        ({"log": "x", "dump_file": "y"}, "from one place"),
+        ({"log": "x", "dump_file": "y"}, "exactly one source"),
         ({"port": "c3"}, "no partition table"),
         ({}, "board"),
     ],
@@ -94,7 +94,7 @@ def test_power_with_and_without_a_meter(serve, tmp_path):
     assert answer["measurement"]["mean"] == pytest.approx(0.02)
     answer = server.call("esp_power_analysis", port="without")
     assert (answer["success"], answer["measurement"]) == (True, None)
-    assert "names no power meter" in answer["not_measured"]
+    assert "has no power meter" in answer["not_measured"]
     assert answer["supply"]["brown_out"]["register"] == "RTC_CNTL_BROWN_OUT"
 
 

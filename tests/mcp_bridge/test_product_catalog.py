@@ -38,7 +38,7 @@ def test_search_and_compare(server):
     [
         ("esp_product_info", {"product": "ESP32-C7"}, "no 'ESP32-C7'"),
         ("esp_product_availability", {"product": ""}, "no ''"),
-        ("esp_chip_compare", {"chips": ["esp32"]}, "nothing to compare"),
+        ("esp_chip_compare", {"chips": ["esp32"]}, "requires two or more names"),
         ("esp_chip_compare", {"chips": ["esp32", "esp33"]}, "no 'esp33'"),
         ("esp_product_search", {"min_flash": "much"}, "invalid flash"),
         ("esp_product_recommend", {"min_psram": -1}, "invalid PSRAM"),
