@@ -232,6 +232,18 @@ def _node(port: str) -> str:
     return node
 
 
+def kernel_file(spec: BoardSpec) -> str | None:
+    """Return the kernel's own file of a local serial port on Linux, which every container of the machine sees.
+
+    Raises:
+        PortError: see `resolve_port`.
+    """
+    if sys.platform != "linux" or spec.backend != "serial" or "://" in (spec.port or ""):
+        return None
+    file = _TTYS / os.path.basename(_node(resolve_port(spec))) / "dev"
+    return str(file) if file.exists() else None
+
+
 def _usb_socket(node: str) -> str | None:
     """Return hub path and interface of a Linux device node's USB device; None if it is not a USB device."""
     device = _TTYS / os.path.basename(node) / "device"

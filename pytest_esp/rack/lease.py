@@ -31,7 +31,7 @@ from pytest_esp.rack.holder import (
     read_records,
     write_record,
 )
-from pytest_esp.rack.identity import STATE_ENVIRONMENT, files_of, identity, state_folder, user_id
+from pytest_esp.rack.identity import STATE_ENVIRONMENT, files_of, identity, kernel_file, state_folder, user_id
 from pytest_esp.rack.locks import FileLatch, MachineLock
 from pytest_esp.rack.presence import check_present, check_reachable
 from pytest_esp.rack.waiting import Queue, Ticket
@@ -229,12 +229,13 @@ class BoardLock:
 
     Args:
         scope: what the lock holds for beside its lock folder; empty: the whole machine.
+        device: see `MachineLock`.
     """
 
-    def __init__(self, folder: Path, stem: str, scope: str = "") -> None:
+    def __init__(self, folder: Path, stem: str, scope: str = "", device: str | None = None) -> None:
         self.stem = stem
         self._folder = folder
-        self._lock = MachineLock(f"{folder}/{stem}.lock", f"{scope}/{stem}" if scope else stem)
+        self._lock = MachineLock(f"{folder}/{stem}.lock", f"{scope}/{stem}" if scope else stem, device)
         self._record: str | None = None
 
     @property
@@ -427,7 +428,8 @@ def _slot(spec: BoardSpec, rack: Rack, folder: Path) -> _Slot:
     Raises:
         PortError: if the board cannot be found.
     """
-    locks = [BoardLock(folder, file_stem(spec, rack), _scope(spec)), *file_locks(files_of(spec), folder)]
+    board_lock = BoardLock(folder, file_stem(spec, rack), _scope(spec), kernel_file(spec))
+    locks = [board_lock, *file_locks(files_of(spec), folder)]
     if spec.backend != LABGRID:
         return _Slot(spec, locks, folder)
     labgrid.check(spec)

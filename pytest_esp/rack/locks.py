@@ -3,7 +3,8 @@
 A lock is a file in the lock folder. On Linux it is also a name in the kernel (the address of an abstract socket), which
 needs no folder: users with different lock folders exclude each other, and so do those who come after the folder was
 deleted. The kernel also says which process has the name. Containers with a network namespace of their own do not see
-the names of others: they need a lock folder that they share.
+the names of others; for a serial port there is a third lock, on the device's own file in /sys, which all containers
+share. For other boards they need a lock folder that they share.
 """
 
 from __future__ import annotations
@@ -237,6 +238,26 @@ else:
                 os.close(descriptor)
             return False
 
+    class DeviceLatch(FileLatch):
+        """A file of the kernel's, locked without being written, which has no side effects; every user may do that.
+
+        Where it cannot be opened, the other locks must do.
+        """
+
+        def try_lock(self) -> bool:
+            """Take the lock if it is free."""
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return True
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                return not isinstance(error, BlockingIOError)
+            self._descriptor = descriptor
+            return True
+
     def _open(path: str) -> int:
         """Open a lock file; create it, for all users, if it is missing."""
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -252,15 +273,17 @@ else:
 
 
 class MachineLock:
-    """A lock file and, on Linux, a kernel name; held if both are.
+    """A lock file and, on Linux, a kernel name and perhaps a device's own file; held if all are.
 
     Args:
         path: the lock file.
         name: at most 90 characters.
+        device: a file of the kernel's, which is locked, too.
     """
 
-    def __init__(self, path: str, name: str) -> None:
+    def __init__(self, path: str, name: str, device: str | None = None) -> None:
         self._name = KernelName(name)
+        self._device = None if device is None or sys.platform == "win32" else DeviceLatch(device)
         self._file = FileLatch(path)
         self._is_held = False
 
@@ -283,9 +306,10 @@ class MachineLock:
         if self._is_held or not self._name.try_lock():
             return False
         try:
-            self._is_held = self._file.try_lock()
+            self._is_held = (self._device is None or self._device.try_lock()) and self._file.try_lock()
         finally:
             if not self._is_held:
+                self._unlock_device()
                 self._name.forget()
         if self._is_held:
             held_here.add(self)
@@ -297,13 +321,20 @@ class MachineLock:
         if held:
             held_here.discard(self)
             self._file.unlock()
+            self._unlock_device()
             self._name.forget()
         return held
+
+    def _unlock_device(self) -> None:
+        if self._device is not None:
+            self._device.unlock()
 
     def forget(self) -> None:
         """Close what a forked child has inherited."""
         self._is_held = False
         self._file.forget()
+        if self._device is not None:
+            self._device.forget()
         self._name.forget()
 
     def locker(self) -> Locker | None:
@@ -312,7 +343,10 @@ class MachineLock:
         Raises:
             OSError: if this cannot be found out.
         """
-        return self._name.locker() or (Locker() if self._file.is_locked() else None)
+        if locker := self._name.locker():
+            return locker
+        is_locked = self._file.is_locked() or (self._device is not None and self._device.is_locked())
+        return Locker() if is_locked else None
 
     def __del__(self) -> None:
         self.unlock()

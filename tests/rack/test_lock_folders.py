@@ -4,6 +4,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -196,3 +198,47 @@ def test_a_lock_that_is_a_link_is_not_followed(rack_of):
     Path(path).symlink_to("/etc/hostname")
     with pytest.raises(LeaseError, match="lock"):
         holder_of(rack.board("a"), rack)
+
+
+# -- containers
+
+HOLD = """
+import sys
+from pathlib import Path
+from pytest_esp.rack.config import load_rack
+with load_rack(Path(sys.argv[1])).lease("a", purpose="a container", timeout=0)[0]:
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def tty():
+    """The node of a serial port that exists, though nothing may be behind it."""
+    for name in ("ttyS9", "ttyS0", "tty10"):
+        if Path(f"/sys/class/tty/{name}/dev").exists() and Path(f"/dev/{name}").exists():
+            return f"/dev/{name}"
+    pytest.skip("this machine has no tty")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
+@pytest.mark.parametrize("wrapper", [(), ("unshare", "--net")], ids=["here", "container"])
+def test_a_device_has_one_holder_also_in_a_container_with_its_own_lock_folder(tmp_path, tty, monkeypatch, wrapper):
+    if wrapper and subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make network namespaces")
+    path = tmp_path / "boards.toml"
+    path.write_text(f'[boards.a]\nbackend="serial"\nchip="esp32"\nport="{tty}"\n')
+    monkeypatch.setenv("PYTEST_ESP_LOCK_DIR", str(tmp_path / "ours"))
+    environment = os.environ | {"PYTEST_ESP_LOCK_DIR": str(tmp_path / "theirs")}
+    command = [*wrapper, sys.executable, "-c", HOLD, path]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as container:
+        assert container.stdout.readline() == "held\n"
+        rack = load_rack(path)
+        assert holder_of(rack.board("a"), rack) is not None
+        with pytest.raises(LeaseError):
+            rack.lease("a", purpose="here", timeout=0)
+        container.kill()
+    with rack.lease("a", purpose="here", timeout=5)[0] as lease:
+        assert lease.held
