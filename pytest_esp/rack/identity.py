@@ -233,7 +233,7 @@ def _node(port: str) -> str:
 
 
 def kernel_file(spec: BoardSpec) -> str | None:
-    """Return the kernel's own file of a local serial port on Linux, which every container of the machine sees.
+    """Return the kernel's own file of a local serial port on Linux, the same in every sandbox with the host's /sys.
 
     Raises:
         PortError: see `resolve_port`.

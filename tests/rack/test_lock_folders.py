@@ -200,13 +200,13 @@ def test_a_lock_that_is_a_link_is_not_followed(rack_of):
         holder_of(rack.board("a"), rack)
 
 
-# -- containers
+# -- sandboxes
 
 HOLD = """
 import sys
 from pathlib import Path
 from pytest_esp.rack.config import load_rack
-with load_rack(Path(sys.argv[1])).lease("a", purpose="a container", timeout=0)[0]:
+with load_rack(Path(sys.argv[1])).lease("a", purpose="a sandbox", timeout=0)[0]:
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -222,8 +222,8 @@ def tty():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
-@pytest.mark.parametrize("wrapper", [(), ("unshare", "--net")], ids=["here", "container"])
-def test_a_device_has_one_holder_also_in_a_container_with_its_own_lock_folder(tmp_path, tty, monkeypatch, wrapper):
+@pytest.mark.parametrize("wrapper", [(), ("unshare", "--net")], ids=["here", "sandbox"])
+def test_a_device_has_one_holder_also_in_a_sandbox_with_its_own_lock_folder(tmp_path, tty, monkeypatch, wrapper):
     if wrapper and subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user may not make network namespaces")
     path = tmp_path / "boards.toml"
@@ -233,12 +233,12 @@ def test_a_device_has_one_holder_also_in_a_container_with_its_own_lock_folder(tm
     command = [*wrapper, sys.executable, "-c", HOLD, path]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as container:
-        assert container.stdout.readline() == "held\n"
+    ) as sandbox:
+        assert sandbox.stdout.readline() == "held\n"
         rack = load_rack(path)
         assert holder_of(rack.board("a"), rack) is not None
         with pytest.raises(LeaseError):
             rack.lease("a", purpose="here", timeout=0)
-        container.kill()
+        sandbox.kill()
     with rack.lease("a", purpose="here", timeout=5)[0] as lease:
         assert lease.held
