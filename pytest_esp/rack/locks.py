@@ -3,8 +3,8 @@
 A lock is a file in the lock folder. On Linux it is also a name in the kernel (the address of an abstract socket), which
 needs no folder: users with different lock folders exclude each other, and so do those who come after the folder was
 deleted. The kernel also says which process has the name. Processes in a network namespace of their own do not see
-the names of others; for a serial port there is a third lock, on the device's own file in /sys. That is one file wherever
-/sys is the host's: a sandbox. A container has a /sys of its own, and needs a lock folder that it shares with others.
+the names of others; for a serial port there is a third lock, on the device's own file in /sys. That is one file in
+every sandbox with the host's /sys. A container has a /sys of its own: it needs a lock folder that it shares.
 """
 
 from __future__ import annotations
