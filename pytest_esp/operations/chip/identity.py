@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +17,6 @@ from pytest_esp.operations.results import Address
 from pytest_esp.units import format_size, parse_size
 
 _HIGHEST_BAUDRATE = 20_000_000  # beyond any UART of these chips; boards.toml has the same limit
-_ANSWER_TIMEOUT = 0.2  # seconds for the last answer; code that reconfigures the UART can cut it off
-_FRAME_END = 0xC0  # of SLIP
-_LINE_TIMEOUT = 0.2  # seconds for the rest of a line of the banner
-_RESET_REASON = re.compile(r"rst:0x[0-9a-f]+ \(([A-Z0-9_]+)\)")
-_RESET_REASON_LINE = re.compile(rb"rst:0x[0-9a-f]+ \([A-Z0-9_]+\).*\n|rst cause:\d+.*\n")
-# What a chip prints first: the ROM's banner, of any generation.
-_ROM_BANNER = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ 0-9]\d \d{4}|rst:0x|rst cause")
 
 
 @dataclass(frozen=True)

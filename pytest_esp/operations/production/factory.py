@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
 
-from pytest_esp.errors import EspError, OperationError, StoppedError
+from pytest_esp.errors import EspError, OperationError
 from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of
 from pytest_esp.formats.partition_table import Partition, default_app, otadata_of
 from pytest_esp.formats.regions import Region, md5_of
@@ -348,13 +348,3 @@ def _keep_namespaces(link: Link, partition: str, namespaces: Sequence[str]) -> i
     entries = nvs.read(link, partition).entries
     going = [(entry.namespace, entry.key) for entry in entries if entry.namespace not in namespaces]
     return nvs_update.update(link, {}, partition=partition, remove=going).kept
-
-
-def stopper(stop: Callable[[], bool]) -> OnStage:
-    """Return a function that ends a programming between two stages once *stop* returns true."""
-
-    def look(_stage: Stage) -> None:
-        if stop():
-            raise StoppedError("stopped")
-
-    return look
