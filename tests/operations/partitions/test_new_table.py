@@ -31,7 +31,7 @@ def test_the_size_of_the_flash_is_4_mb_unless_it_is_given(esp, tmp_path):
 
 
 def test_the_name_of_the_file_says_how_it_is_saved(esp, tmp_path):
-    for name in ("t.csv", "t.bin", "t"):
+    for name in ("t.csv", "t.bin", "t.txt", "t"):
         table = esp.partitions.create("two_ota", tmp_path / name)
         wanted = table.csv.encode() if name == "t.csv" else table.data
         assert (tmp_path / name).read_bytes() == wanted
@@ -91,6 +91,7 @@ def test_a_table_that_just_fits(esp, csv, offset):
         (AROUND, 0xA000, "below at 0x9000 overlaps the partition table at 0xa000"),
         (AROUND, 0xC000, "above at 0xc000 overlaps the partition table at 0xc000"),
         (AROUND, 0xD000, "above at 0xc000 overlaps the partition table at 0xd000"),
+        ("long, data, 0x40, 0x9000, 0x3000\n", 0xB000, "long at 0x9000 overlaps the partition table at 0xb000"),
         (
             AROUND + "last, data, 0x40, 0x3ff000, 0x2000\n",
             0x8000,
