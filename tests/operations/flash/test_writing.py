@@ -164,6 +164,20 @@ def test_the_last_region_does_not_decide_whether_all_are_verified(esp, monkeypat
     assert esp.flash.write([(0x10000, b"abc"), (0x20000, b"def")]).verified is False
 
 
+def test_a_region_is_verified_where_md5_is_not_allowed_for_security(esp, monkeypatch):
+    """Where FIPS is enforced, hashlib refuses any other use of it."""
+    md5 = hashlib.md5
+
+    def refuse(data=b"", *, usedforsecurity=True):
+        if usedforsecurity:
+            raise ValueError("disabled for FIPS")
+        return md5(data, usedforsecurity=False)
+
+    esp.flash.write(b"abc", 0x10000)
+    monkeypatch.setattr(hashlib, "md5", refuse)
+    assert esp.flash.verify(b"abc", 0x10000).matches
+
+
 def test_the_end_of_the_flash_can_be_verified(esp):
     data = os.urandom(100)
     address = (4 << 20) - 100
