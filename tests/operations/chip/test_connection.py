@@ -225,6 +225,7 @@ def test_the_rates_that_are_tried(esp_of):
         return [speed.baud for speed in esp_of(name).chip.check_connection(1, highest).speeds]
 
     assert tried("esp32c3", 300_000) == [115200, 230400, 300_000]
+    assert tried("esp32c3", 3_000_000) == [115200, 230400, 460800, 921600, 1_500_000, 2_000_000, 3_000_000]
     assert tried("esp32c3", 115200) == [115200]
     assert tried("esp32c3", 57600) == [57600]
     assert tried("esp8266", 230400) == [115200, 230400]  # its stub can change it
@@ -422,14 +423,26 @@ def test_the_ways_are_tried_over_and_over(esp_of, monkeypatch):
         esp.chip.connect(retries=1)
 
 
+def test_the_last_error_is_named(esp_of, monkeypatch):
+    reasons = iter(["no answer", "wrong boot mode", "noise"])
+
+    def fail(link, strategy):
+        raise LinkError(next(reasons))
+
+    monkeypatch.setattr(connection, "connect_by", fail)
+    with pytest.raises(LinkError, match=r"attempts: 3\); last error: noise"):
+        esp_of("esp32c3").chip.connect(retries=3)
+
+
 def test_a_chip_that_answers_a_sync_and_nothing_else(esp_of, monkeypatch):
     esp = esp_of("esp32c3")
+    reasons = iter(["the stub does not start", "no answer", "no answer", "noise"])
 
     def refuse(*_, **__):
-        raise LinkError("the stub does not start")
+        raise LinkError(next(reasons))
 
     monkeypatch.setattr(esp.link.session, "use", refuse)
-    with pytest.raises(LinkError, match="nothing after it; last error: the stub does not start") as caught:
+    with pytest.raises(LinkError, match="nothing after it; last error: noise") as caught:
         esp.chip.connect(baud=460800)
     tried = [line.partition(":")[0] for line in caught.value.details["attempts"]]
     assert list(dict.fromkeys(tried)) == ["460800 baud", "230400 baud", "115200 baud"]
