@@ -75,6 +75,11 @@ def test_a_rate_at_which_the_chip_is_silent(esp_of, monkeypatch):
     assert (fast.bytes_per_second, fast.error) == (None, "the chip does not answer")
 
 
+def test_the_rates_that_are_measured_by_default(esp_of):
+    rates = esp_of("esp32c3").flash.optimize().rates
+    assert [rate.baudrate for rate in rates] == [115200, 460800, 921600]
+
+
 def test_no_baud_rate(esp):
     with pytest.raises(OperationError, match="invalid baud rate"):
         esp.flash.optimize([0])
@@ -199,10 +204,17 @@ def test_a_change_leaves_everything_else_as_it_was(esp_of, build_of, before, aft
     assert there[len(wanted) :] == behind.ljust(len(there) - len(wanted), b"\xff")
 
 
-def test_only_the_sectors_of_the_bootloader_are_written(esp_of, build_of):
+def full_sector():
+    """A bootloader for the ESP32 of exactly one sector: one segment of zeros, its checksum, and room for a hash."""
+    header = bytes([0xE9, 1, 2, 0x10]) + bytes(19) + b"\1"
+    return header + struct.pack("<II", 0x3FFF0000, 4028) + bytes(4028) + b"\0\0\0\xef" + bytes(32)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_only_the_sectors_of_the_bootloader_are_written(esp_of, build_of, full):
     esp = esp_of("esp32")
-    image = with_header(build_of("esp32"))
-    assert len(image) % 4096
+    image = full_sector() if full else with_header(build_of("esp32"))
+    assert (len(image) % 4096 == 0) is full
     start = put(esp, image)
     end = start + -(-len(image) // 4096) * 4096
     touched, flash = set(), flash_of(esp)
@@ -225,14 +237,14 @@ def test_the_fastest_frequency_of_a_chip(esp_of, build_of, build_for, chip, fast
     esp = esp_of(chip)
     image = bytearray(build_for(chip)[1][1])
     image[2:4] = 2, 0x22  # the slowest
-    put(esp, image)
-    result = esp.flash.optimize([115200])
+    start = put(esp, image)
+    result = esp.flash.optimize([115200], apply=True)
     assert result.header.frequency in ("20m", "15m", "12m")
     assert changes(result)["frequency", "apply"] == fastest
-    image[3] = 0x20 | CHIP_DEFS[chip].FLASH_FREQUENCY[fastest]
-    put(esp, image)
-    assert esp.flash.optimize([115200]).header.frequency == fastest
-    assert ("frequency", "apply") not in changes(esp.flash.optimize([115200]))
+    assert flash_of(esp).read(start + 3, 1)[0] == 0x20 | CHIP_DEFS[chip].FLASH_FREQUENCY[fastest]
+    again = esp.flash.optimize([115200])
+    assert again.header.frequency == fastest
+    assert ("frequency", "apply") not in changes(again)
 
 
 def test_why_a_size_should_be_another(esp_of, build_of):
