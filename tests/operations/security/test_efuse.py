@@ -106,9 +106,18 @@ def test_bits_do_not_come_back(esp_of):
     assert esp.efuse.burn("DIS_PAD_JTAG", 0).burnt_bits == 0
 
 
+def test_what_is_burnt_already_is_not_staged_for_a_burn(esp_of, monkeypatch):
+    esp = esp_of("esp32c3")
+    esp.efuse.burn("DIS_PAD_JTAG", 1)
+    monkeypatch.setattr(efuse, "_staged", None)
+    plan = esp.efuse.plan("DIS_PAD_JTAG", 1)
+    assert (plan.new_bits, plan.changes) == (0, ())
+
+
 def test_protection_bits_are_added_to(esp_of):
     esp = esp_of("esp32c3")
     esp.efuse.burn("WR_DIS", 4)
+    assert esp.efuse.plan("WR_DIS", 0x38).new_bits == 3
     assert esp.efuse.burn("WR_DIS", 8).value_after == "12"
 
 
@@ -332,7 +341,11 @@ def test_the_text_for_people_hides_keys(esp_of):
     esp = esp_of("esp32c3")
     key = bytes(range(32))
     esp.efuse.burn("BLOCK_KEY0", key)
-    text = esp.efuse.summary().raw_output
+    summary = esp.efuse.summary()
+    zeros = bytes(32).hex(" ")
+    shown = [summary.efuses[name] for name in ("BLOCK_KEY0", "BLOCK_KEY1", "BLOCK_USR_DATA", "DIS_PAD_JTAG")]
+    assert shown == ["(a key)", zeros, zeros, "0"]
+    text = summary.raw_output
     assert "Security fuses:" in text
     assert "?? ?? ??" in text
     assert key.hex(" ") not in text

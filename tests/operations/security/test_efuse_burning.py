@@ -201,6 +201,8 @@ def test_the_purposes_of_key_blocks(esp_of):
     purposes = efuse.key_purposes(esp_of("esp32c3").link)
     assert (purposes["USER"], purposes["XTS_AES_128_KEY"], purposes["SECURE_BOOT_DIGEST2"]) == (0, 4, 11)
     assert min(purposes.values()) == 0
+    virtual = efuse.key_purposes(esp_of("esp32s3").link)  # of two blocks: it has no number in an eFuse
+    assert ("XTS_AES_256_KEY" in virtual, min(virtual.values())) == (False, 0)
     assert efuse.key_purposes(esp_of("esp32").link) == {}
 
 
