@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from pytest_esp.errors import LeaseError, NoMatchError, RackError
+from pytest_esp.errors import LeaseError, NoMatchError, PortError, RackError
 from pytest_esp.rack import lease as module
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.lease import Lease, acquire, holder_of
@@ -536,6 +536,19 @@ def test_what_is_taken_of_several_is_given_back(rack):
 def test_more_boards_than_there_are(rack):
     with pytest.raises(NoMatchError, match="3 boards"):
         acquire([rack.board("a"), rack.board("b")], rack=rack, purpose="me", count=3)
+
+
+def test_of_boards_that_are_not_plugged_in_the_first_is_named(tmp_path):
+    path = tmp_path / "boards.toml"
+    path.write_text(
+        '[rack]\nlock_dir = "locks"\n'
+        f'[boards.gone]\nbackend="serial"\nchip="esp32"\nport="{tmp_path}/gone"\n'
+        f'[boards.lost]\nbackend="serial"\nchip="esp32"\nport="{tmp_path}/lost"\n'
+    )
+    rack = load_rack(path)
+    for names in (["gone"], ["gone", "lost"]):
+        with pytest.raises(PortError, match=f"the port {tmp_path}/gone does not exist"):
+            acquire([rack.board(name) for name in names], rack=rack, purpose="me")
 
 
 def test_a_lease_ends_with_its_block_or_by_hand(rack):

@@ -124,6 +124,12 @@ def test_who_waits_for_several_stands_in_no_queue_and_takes_none(lab, rack):
     assert (lab.queued, lab.taken, lab.free) == ([], [], {"near"})
 
 
+def test_a_single_place_is_tried_without_asking_which_are_free(lab, rack, monkeypatch):
+    monkeypatch.setattr(lab, "free_places", None)
+    with rack.lease("far", purpose="me")[0] as lease:
+        assert lease.place.name == "far"
+
+
 def test_several_places_are_taken_together(lab, rack):
     leases = acquire([rack.board("far"), rack.board("near")], rack=rack, purpose="me", count=2, timeout=0)
     assert ([lease.place.name for lease in leases], lab.free) == (["far", "near"], set())
