@@ -17,11 +17,23 @@ import click
 @click.option(
     "--rack", metavar="FILE", help="The rack file. Default: PYTEST_ESP_RACK, else boards.toml in this folder or above."
 )
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="PORT",
+    help="Test the board on this port, without boards.toml (repeatable); auto: all ports of Espressif chips and USB "
+    "bridges. Default: PYTEST_ESP_PORT.",
+)
 @click.option("--board", "boards", multiple=True, metavar="NAME", help="Test only this board (repeatable).")
 @click.option("--chip", "chips", multiple=True, metavar="CHIP", help="Test only boards with this chip (repeatable).")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def check_command(
-    rack: str | None, boards: tuple[str, ...], chips: tuple[str, ...], pytest_args: tuple[str, ...]
+    rack: str | None,
+    ports: tuple[str, ...],
+    boards: tuple[str, ...],
+    chips: tuple[str, ...],
+    pytest_args: tuple[str, ...],
 ) -> None:
     """Run the suites on the boards of a rack: identity, flash, verify, baud rates, resets, eFuses, security.
 
@@ -29,7 +41,8 @@ def check_command(
     """
     import pytest
 
-    chosen = [f"--esp-board={name}" for name in boards] + [f"--esp-chip={name}" for name in chips]
+    chosen = [f"--esp-port={port}" for port in ports] + [f"--esp-board={name}" for name in boards]
+    chosen += [f"--esp-chip={name}" for name in chips]
     where = [f"--esp-rack={rack}"] if rack else []
     # This process has already imported pytest_esp, so pytest warns that it cannot rewrite its asserts.
     quiet = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]

@@ -14,7 +14,9 @@ from pytest_esp.secrets import hide
 _COMMANDS = {
     "check": ("pytest_esp.cli.check", "check_command", "Run the suites on the boards of a rack."),
     "doctor": ("pytest_esp.cli.doctor", "doctor_command", "Check what a run needs: packages, rack, QEMU, ports."),
+    "init": ("pytest_esp.cli.init", "init_command", "Write boards.toml for the boards that are plugged in."),
     "op": ("pytest_esp.cli.op", "op_command", "Run one operation on a board, or list them."),
+    "ports": ("pytest_esp.cli.ports", "ports_command", "List the serial ports and the chips behind them."),
     "qemu": ("pytest_esp.cli.qemu", "qemu_command", "Serve a QEMU machine until interrupted, or install QEMU."),
     "rack": ("pytest_esp.cli.rack", "rack_command", "Show the boards, their state and who holds them."),
     "sim": ("pytest_esp.cli.sim", "sim_command", "Serve a simulated chip until interrupted."),

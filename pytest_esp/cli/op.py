@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
 @click.option("--board", metavar="NAME", help="The board; optional if the rack has only one.")
 @click.option(
+    "--port", metavar="PORT", help="The port of a board, in place of --board; needs no rack. Default: PYTEST_ESP_PORT."
+)
+@click.option(
     "--rack",
     "path",
     type=click.Path(path_type=Path),
@@ -47,6 +50,7 @@ def op_command(
     name: str | None,
     arguments: tuple[str, ...],
     board: str | None,
+    port: str | None,
     path: Path | None,
     wait: float,
     after: str | None,
@@ -81,8 +85,13 @@ def op_command(
         if wants_help:
             click.echo(help_of(operation))
             return
+        if port is not None and not operation.takes_board:
+            raise OperationError(f"{operation.name} does not take --port", hint="see pytest-esp op without arguments")
         given = _arguments(operation, arguments, {"port": board, "rack": path, "wait_s": wait or None})
-        with _link(operation, board, path, wait, after, allow_burn) as link, _progress(operation, as_json) as progress:
+        with (
+            _link(operation, board, port, path, wait, after, allow_burn) as link,
+            _progress(operation, as_json) as progress,
+        ):
             used = link.board.name if link is not None else board
             result = operation.function(*([link] if link is not None else []), **given, **progress)
     except EspError as error:
@@ -108,7 +117,13 @@ def _print(operation: Operation, result: object, board: str | None, *, dump: boo
 
 @contextlib.contextmanager
 def _link(
-    operation: Operation, board: str | None, path: Path | None, wait: float, after: str | None, allow_burn: bool
+    operation: Operation,
+    board: str | None,
+    port: str | None,
+    path: Path | None,
+    wait: float,
+    after: str | None,
+    allow_burn: bool,
 ) -> Generator[Link | None]:
     """Yield a link to the leased board; None if the operation does not use a board."""
     if not operation.takes_board:
@@ -117,8 +132,10 @@ def _link(
     from pytest_esp.boards.registry import make_board
     from pytest_esp.link.link import Link
     from pytest_esp.rack.config import load_rack
+    from pytest_esp.rack.file import ports_of_environment
 
-    rack = load_rack(path)
+    ports = [port] if port else ([] if board or path else ports_of_environment())
+    rack = load_rack(path, ports=ports)
     (lease,) = rack.lease(rack.only_board(board), purpose="pytest-esp op", timeout=wait)
     spec = lease.spec.model_copy(update={"after": after}) if after else lease.spec
     with (

@@ -31,7 +31,7 @@ from pytest_esp.plugin.fixtures import (
 )
 from pytest_esp.plugin.held_boards import HeldBoards
 from pytest_esp.plugin.infrastructure import Faults, note_fault
-from pytest_esp.plugin.options import options_of, pytest_addoption, register_markers
+from pytest_esp.plugin.options import options_of, pytest_addoption, register_markers, settle_ports
 from pytest_esp.plugin.reports import (
     Discretion,
     RackSummary,
@@ -54,6 +54,7 @@ from pytest_esp.plugin.wanted import uses_session_board
 from pytest_esp.plugin.worker import Worker
 from pytest_esp.plugin.xdist import BARRIERS, CHANNEL, Controller
 from pytest_esp.rack.file import find_rack_file
+from pytest_esp.rack.holder import printable
 from pytest_esp.secrets import hide
 from pytest_esp.versions import VersionError
 
@@ -92,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
         allure.hide_secrets()
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
+        settle_ports(config)
         config.stash[HELD_BOARDS] = HeldBoards(config, lambda line: _announce(config, line))
         config.pluginmanager.register(RackSummary(config), "esp-summary")
         config.pluginmanager.register(Faults(), "esp-faults")
@@ -107,8 +109,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Name the rack file and its boards, read as far as it can be: a wrong file is an error later."""
-    path = find_rack_file(options_of(config).rack)
+    """Name the ports, or the rack file and its boards, read as far as it can be: a wrong file is an error later."""
+    options = options_of(config)
+    path = find_rack_file(options.rack)
+    if options.ports:
+        limits = f"; entries of {path} hold for their ports" if path else ""
+        return hide(printable(f"boards: on {', '.join(options.ports)}{limits}"))
     if path is None:
         return "boards: no boards.toml here or above, so the default rack of simulated chips"
     try:

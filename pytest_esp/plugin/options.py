@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-CHIPS = (
-    "esp8266",
-    "esp32",
-    "esp32s2",
-    "esp32s3",
-    "esp32c3",
-    "esp32c2",
-    "esp32c6",
-    "esp32c61",
-    "esp32c5",
-    "esp32e22",
-    "esp32h2",
-    "esp32h21",
-    "esp32p4",
-    "esp32h4",
-    "esp32s31",
-)
-"""A copy of ``esptool.CHIP_LIST``, so that esptool need not be imported. A test compares the two."""
+from pytest_esp.errors import RackError
+from pytest_esp.rack.chips import CHIPS
+from pytest_esp.rack.file import ports_of_environment
 
 KINDS = ("hardware", "qemu", "sim")
 
@@ -54,6 +40,7 @@ class Options:
 
     Attributes:
         rack: path of the rack file; None for the default search.
+        ports: use only the boards on these ports, without or with entries in the rack; empty for the rack's boards.
         boards, chips, backends: use only these boards of the rack; empty for all.
         strict: whether a test that no board can satisfy fails instead of being skipped.
         lock_timeout: seconds to wait for a held board.
@@ -64,6 +51,7 @@ class Options:
     """
 
     rack: Path | None
+    ports: tuple[str, ...]
     boards: tuple[str, ...]
     chips: tuple[str, ...]
     backends: tuple[str, ...]
@@ -80,6 +68,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("esp", "Espressif boards (pytest-esp)")
     group.addoption(
         "--esp-rack", metavar="FILE", help="the boards (default: boards.toml here or above, PYTEST_ESP_RACK)"
+    )
+    group.addoption(
+        "--esp-port",
+        action="append",
+        default=[],
+        metavar="PORT",
+        help="use the board on this port, without boards.toml (repeatable); auto: all ports of Espressif chips and USB "
+        "bridges (default: PYTEST_ESP_PORT)",
     )
     group.addoption("--esp-board", action="append", default=[], metavar="NAME", help="use only this board (repeatable)")
     group.addoption("--esp-chip", action="append", default=[], metavar="CHIP", help="use only boards with this chip")
@@ -163,6 +159,7 @@ def options_of(config: pytest.Config) -> Options:
     strict = config.getoption("esp_strict")
     return Options(
         rack=_path(config, "esp_rack"),
+        ports=_names(config, "esp_port") or _ports_of_environment(config),
         boards=_names(config, "esp_board"),
         chips=tuple(name.lower().replace("-", "") for name in _names(config, "esp_chip")),
         backends=_names(config, "esp_backend"),
@@ -173,6 +170,26 @@ def options_of(config: pytest.Config) -> Options:
         firmware=_firmware(config),
         flash=config.getoption("esp_flash"),
     )
+
+
+def settle_ports(config: pytest.Config) -> None:
+    """Replace ``auto`` by the ports that are plugged in now: all workers of a run then have the same boards.
+
+    If there is none, ``auto`` stays, and is an error when a test needs a board.
+    """
+    ports = options_of(config).ports
+    if "auto" in ports:
+        from pytest_esp.rack.ports import expand_auto
+
+        with contextlib.suppress(RackError):
+            config.option.esp_port = expand_auto(ports)
+
+
+def _ports_of_environment(config: pytest.Config) -> tuple[str, ...]:
+    """Return the ports in PYTEST_ESP_PORT, unless the command line names a rack or a board of one."""
+    if config.getoption("esp_rack") or config.getoption("esp_board"):
+        return ()
+    return tuple(ports_of_environment())
 
 
 def _firmware(config: pytest.Config) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ import pytest
 from pytest_esp.errors import FirmwareError, RackError
 from pytest_esp.names import nearest
 from pytest_esp.plugin.firmware import NOT_NAMED, policy_of, sources_of, why_not
-from pytest_esp.plugin.options import CHIPS, KINDS, options_of
+from pytest_esp.plugin.options import KINDS, options_of
 from pytest_esp.plugin.pytest_private import compile_markers, fixtures_from
 from pytest_esp.plugin.wanted import (
     FIXTURES,
@@ -24,6 +24,7 @@ from pytest_esp.plugin.wanted import (
     uses_session_board,
     wanted,
 )
+from pytest_esp.rack.chips import CHIPS
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -113,7 +114,7 @@ def _load(config: pytest.Config) -> Rack | RackError:
 
     options = options_of(config)
     try:
-        rack = load_rack(options.rack)
+        rack = load_rack(options.rack, ports=options.ports)
         for name in options.boards:
             if name not in rack.boards:
                 raise RackError(
@@ -172,7 +173,7 @@ def plan_items(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give every item that needs a board its plan and markers; collect the errors for `problems_of`."""
     problems = config.stash.setdefault(_PROBLEMS, {})
     strict = options_of(config).strict
-    if config.getoption("esp_rack") or any(map(_names_rack, items)):
+    if config.getoption("esp_rack") or config.getoption("esp_port") or any(map(_names_rack, items)):
         try:
             rack_of(config)
         except RackError as error:

@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from pytest_esp.names import nearest
-from pytest_esp.plugin.options import CHIPS, FLASH_POLICIES
+from pytest_esp.plugin.options import FLASH_POLICIES
+from pytest_esp.rack.chips import CHIPS
 
 FIXTURES = frozenset({"board", "boards", "esp", "console", "faults", "firmware"})
 """Fixtures that lease a board for a test."""

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
+from pytest_esp.rack.chips import CHIPS
 from pytest_esp.rack.file import ENVIRONMENT, find_rack_file
 from pytest_esp.rack.identity import canonical_files, files_of
+from pytest_esp.rack.ports import rack_of_ports
 from pytest_esp.rack.rack import Rack
 from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power, PowerMeterSpec, misfits
 from pytest_esp.rack.toml_lines import locate_keys
@@ -44,15 +46,24 @@ class _RackTable(BaseModel):
     lock_dir: Path | None = None
 
 
-def load_rack(path: Path | None = None) -> Rack:
+def load_rack(path: Path | None = None, *, ports: Sequence[str] = ()) -> Rack:
     """Return the rack from *path*, ``PYTEST_ESP_RACK``, the nearest boards.toml here or above, or the built-in rack.
 
     The built-in rack has four simulated chips: esp32, esp32s3, esp32c3, esp32c6.
 
+    Args:
+        path: the rack file.
+        ports: return only the boards on these ports; see `rack_of_ports`.
+
     Raises:
-        RackError: if the file cannot be read or is invalid. The message lists all its errors.
+        RackError: if the file cannot be read or is invalid (the message lists all its errors), or a port cannot be
+            used.
     """
-    path = find_rack_file(path)
+    rack = _load(find_rack_file(path))
+    return rack_of_ports(rack, ports) if ports else rack
+
+
+def _load(path: Path | None) -> Rack:
     if path is None:
         return _build(None, "", _DEFAULT)
     text = _read(path)
@@ -132,7 +143,7 @@ def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> lis
             problems.check_names((*key, table), cast(dict[str, Any], entry[table]), model.model_fields)
     _check_choice(problems, (*key, "backend"), entry, _backends())
     if "chip" in entry or entry.get("backend") != "labgrid":
-        _check_choice(problems, (*key, "chip"), entry, _chips())
+        _check_choice(problems, (*key, "chip"), entry, _chips(entry.get("chip")))
     for misfit, message in misfits(entry):
         problems.add((*key, misfit) if misfit else key, message)
     if entry.get("count", 1) != 1:
@@ -169,7 +180,7 @@ def _absolute_paths(path: Path | None, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_choice(problems: _Problems, key: tuple[str, ...], entry: dict[str, Any], choices: list[str]) -> None:
+def _check_choice(problems: _Problems, key: tuple[str, ...], entry: dict[str, Any], choices: Sequence[str]) -> None:
     value = entry.get(key[-1])
     if value is None:
         problems.add(key, f"`{key[-1]}` is missing: one of {', '.join(choices)}")
@@ -182,7 +193,10 @@ def _backends() -> list[str]:
     return [*BACKENDS, *sorted(entry_points(group="pytest_esp.backends").names - set(BACKENDS))]
 
 
-def _chips() -> list[str]:
+def _chips(wanted: object) -> Sequence[str]:
+    """Return the known chips; only for one that is not in our own list, those of the installed esptool."""
+    if wanted in CHIPS:
+        return CHIPS
     from esptool.targets import CHIP_LIST
 
     return CHIP_LIST

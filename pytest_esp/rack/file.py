@@ -1,4 +1,4 @@
-"""Finds the rack file, without reading it: what every pytest run does."""
+"""Finds the rack file, without reading it, and the ports of the environment: what every pytest run does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 FILE_NAME = "boards.toml"
 ENVIRONMENT = "PYTEST_ESP_RACK"
+PORT_ENVIRONMENT = "PYTEST_ESP_PORT"
 
 
 def find_rack_file(path: Path | None = None) -> Path | None:
@@ -20,3 +21,8 @@ def find_rack_file(path: Path | None = None) -> Path | None:
         return Path(named)
     here = Path.cwd()
     return next((found for folder in (here, *here.parents) if os.path.lexists(found := folder / FILE_NAME)), None)
+
+
+def ports_of_environment() -> list[str]:
+    """Return the ports in ``PYTEST_ESP_PORT``, which are separated by commas."""
+    return [name for part in os.environ.get(PORT_ENVIRONMENT, "").split(",") if (name := part.strip())]

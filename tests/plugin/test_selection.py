@@ -3,7 +3,7 @@
 import esptool
 import pytest
 
-from pytest_esp.plugin.options import CHIPS
+from pytest_esp.rack.chips import CHIPS
 
 
 def test_a_board_of_the_wanted_chip_is_taken(project):
