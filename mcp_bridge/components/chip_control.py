@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
@@ -16,9 +14,8 @@ from pytest_esp.operations.diagnostics import recovery
 from pytest_esp.operations.firmware import ram, ram_image
 from pytest_esp.operations.registry import Effect
 from pytest_esp.operations.security import details
+from pytest_esp.rack.ports import plugged_in
 from pytest_esp.rack.state import state_of
-
-_BY_ID = Path("/dev/serial/by-id")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class ChipControl(Component):
         Each entry has its state: free, held (and by whom), or missing.
 
         Args:
-            detailed: add USB ids, features and the allowed effects.
+            detailed: add USB ids, names that last, features and the allowed effects.
         """
         boards = [self._board(name, detailed) for name in self.bridge.rack.boards]
         instances = self._instances(detailed)
@@ -79,17 +76,14 @@ class ChipControl(Component):
         ]
 
     def _ports(self, detailed: bool) -> list[dict[str, Any]]:
-        from serial.tools import list_ports
-
-        by_id = _names_by_id()
         rows: list[dict[str, Any]] = []
-        for item in list_ports.comports():
-            spec = self.bridge.boards.resolve(item.device)
+        for port in plugged_in():
+            spec = self.bridge.boards.resolve(port.device)
             board = spec.name if spec.name in self.bridge.rack.boards else None
-            row = {"port": item.device, "kind": "serial port", "description": item.description, "board": board}
+            row = {"port": port.device, "kind": "serial port", "description": port.description, "board": board}
             row |= {"backend": "serial", **state_of(spec, self.bridge.rack).to_dict()}
             if detailed:
-                row |= {"usb": item.hwid, "serial_number": item.serial_number, "by_id": by_id.get(item.device)}
+                row |= {"usb": port.usb, "serial_number": port.serial_number, "lasting_name": port.name}
             rows.append(row)
         return rows
 
@@ -135,11 +129,3 @@ class ChipControl(Component):
         if missing:
             return {"status": "degraded", "missing": missing}
         return {"status": "healthy", "boards": len(self.bridge.rack.boards)}
-
-
-def _names_by_id() -> dict[str, str]:
-    """Return the stable names that udev gives serial ports, by device."""
-    try:
-        return {os.path.realpath(link): str(link) for link in _BY_ID.iterdir()}
-    except OSError:
-        return {}

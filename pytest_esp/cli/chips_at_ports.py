@@ -108,33 +108,47 @@ def ask_chips(states: Sequence[PortState], rack: Rack) -> None:
     """
     for module in ("boards.serial", "link.session", "operations.chip.identity"):
         importlib.import_module(f"pytest_esp.{module}")  # before the time runs in which chips must answer
-    threads: list[tuple[PortState, threading.Thread]] = []
+    threads: list[tuple[PortState, _Question]] = []
     for state in states:
         if state.holder is not None or state.problem is not None:
             continue
         if state.port.is_likely:
-            # A daemon: a server that accepts a connection and then says nothing must not keep the command.
-            thread = threading.Thread(target=_ask_into, args=(state, rack), daemon=True)
-            threads.append((state, thread))
+            threads.append((state, thread := _Question(state.spec, rack)))
             thread.start()
         else:
             state.problem = "not asked: its USB IDs are of no known bridge; name the port to ask it"
     deadline = time.monotonic() + _LONGEST
-    for _state, thread in threads:
+    for _, thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     for state, thread in threads:
-        if thread.is_alive():
-            state.problem = f"timed out after {_LONGEST:g} s"
+        state.problem = f"timed out after {_LONGEST:g} s" if thread.is_alive() else thread.problem
+        if not thread.is_alive() and thread.answer is not None:
+            state.chip, state.revision, state.mac, state.flash_size = thread.answer
 
 
-def _ask_into(state: PortState, rack: Rack) -> None:
-    try:
-        state.chip, state.revision, state.mac, state.flash_size = _ask(state.spec, rack)
-    except (EspError, OSError) as error:
-        state.problem = printable(getattr(error, "message", None) or str(error))
+_Answer = tuple[str, int | None, str | None, int | None]
 
 
-def _ask(spec: BoardSpec, rack: Rack) -> tuple[str, int | None, str | None, int | None]:
+class _Question(threading.Thread):
+    """Asks for the chip of one board. A daemon: a server that says nothing must not keep the command from ending."""
+
+    answer: _Answer | None = None
+    problem: str | None = None
+
+    def __init__(self, spec: BoardSpec, rack: Rack) -> None:
+        super().__init__(daemon=True)
+        self._spec = spec
+        self._rack = rack
+
+    def run(self) -> None:
+        """Fill in the answer or the problem."""
+        try:
+            self.answer = _ask(self._spec, self._rack)
+        except (EspError, OSError) as error:
+            self.problem = printable(error.message if isinstance(error, EspError) else str(error))
+
+
+def _ask(spec: BoardSpec, rack: Rack) -> _Answer:
     """Return chip, revision, MAC address and flash size in bytes, as the ROM gives them: without the stub."""
     from pytest_esp.boards.registry import make_board
     from pytest_esp.link.link import Link

@@ -20,8 +20,6 @@ from pytest_esp import __version__
 from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError
 
 if TYPE_CHECKING:
-    from serial.tools.list_ports_common import ListPortInfo
-
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
@@ -356,34 +354,27 @@ def _qemu() -> Section:
 
 
 def _ports() -> Section:
+    from pytest_esp.rack.ports import plugged_in
+
     section = Section("Serial ports", [])
     others: list[str] = []
-    for item in _comports():
-        usb = f"usb:{item.vid:04x}:{item.pid:04x}" if item.vid is not None and item.pid is not None else None
-        if usb and item.serial_number:
-            usb += f":serial={item.serial_number}"
-        openable = _may_open(item.device)
-        row = {"device": item.device, "usb": usb, "description": item.description, "openable": openable}
+    for port in plugged_in():
+        openable = _may_open(port.device)
+        row = {"device": port.device, "usb": port.usb, "description": port.description, "openable": openable}
         section.data.append(row)
-        if usb is None:
-            others.append(item.device)
+        if port.usb is None:
+            others.append(port.device)
         elif openable is False:
             section.note(
-                f"{item.device}: {item.description} ({usb}): this user may not open it", _group_hint(item.device)
+                f"{port.device}: {port.description} ({port.usb}): this user may not open it", _group_hint(port.device)
             )
         else:
-            section.ok(f"{item.device}: {item.description} ({usb})")
+            section.ok(f"{port.device}: {port.description} ({port.usb})")
     if others:
         section.ok(f"not USB: {', '.join(others)}")
     if not section.data:
         section.ok("none found")
     return section
-
-
-def _comports() -> list[ListPortInfo]:
-    from serial.tools import list_ports
-
-    return sorted(list_ports.comports())
 
 
 def _may_open(device: str) -> bool | None:

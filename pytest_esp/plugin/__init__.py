@@ -52,7 +52,7 @@ from pytest_esp.plugin.selection import (
 from pytest_esp.plugin.unity import UnityReports, unity
 from pytest_esp.plugin.wanted import uses_session_board
 from pytest_esp.plugin.worker import Worker
-from pytest_esp.plugin.xdist import BARRIERS, CHANNEL, Controller
+from pytest_esp.plugin.xdist import BARRIERS, CHANNEL, PORTS, Controller
 from pytest_esp.rack.file import find_rack_file
 from pytest_esp.rack.holder import printable
 from pytest_esp.secrets import hide
@@ -103,6 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if CHANNEL not in workerinput:  # a controller without this plugin
         config.stash[HELD_BOARDS] = HeldBoards(config)
         return
+    config.option.esp_port = workerinput[PORTS]
     worker = Worker(workerinput[CHANNEL], workerinput[BARRIERS])
     worker.held_boards = config.stash[HELD_BOARDS] = HeldBoards(config, worker.say, worker.tell_held)
     config.pluginmanager.register(worker, "esp-worker")

@@ -309,7 +309,7 @@ def _mark(item: pytest.Item, plan: Plan, strict: bool) -> None:
         item.add_marker(pytest.mark.skip(reason=plan.reason))
     rack = rack_of(item.config)
     specs = [rack.boards[name] for name in plan.boards or plan.would_do]
-    names = [kind_of(spec) for spec in specs] + [spec.chip for spec in specs]
+    names = [kind_of(spec) for spec in specs] + [spec.chip for spec in specs if spec.chip != "auto"]
     if strict and not specs:
         names = _marks_of_missing_boards(item, plan.wanted)
     for name in dict.fromkeys(names):

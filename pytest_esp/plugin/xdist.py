@@ -24,6 +24,9 @@ CHANNEL = "esp_channel"
 BARRIERS = "esp_barriers"
 """Key in ``workerinput``: whether the scheduler uses barriers."""
 
+PORTS = "esp_ports"
+"""Key in ``workerinput``: the ports of ``--esp-port``, or those that stand for ``auto``."""
+
 
 class Controller:
     """The hooks of the controller.
@@ -55,6 +58,7 @@ class Controller:
         workerinput: dict[str, Any] = node.workerinput
         workerinput[CHANNEL] = channel
         workerinput[BARRIERS] = self._schedules
+        workerinput[PORTS] = self._config.getoption("esp_port")
 
     @property
     def _schedules(self) -> bool:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from platformdirs import user_state_path
 
 from pytest_esp.errors import PortError
+from pytest_esp.rack.holder import printable
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -302,7 +303,7 @@ def _device(port: str, board: str | None) -> str:
     if not found:
         raise PortError(f"no USB device {port} is plugged in", board=board, hint=_plugged_in())
     raise PortError(
-        f"{port} matches several devices: {', '.join(found)}",
+        f"{port} matches several devices: {printable(', '.join(found))}",
         board=board,
         hint="add :serial=SERIAL to select one",
     )
@@ -330,4 +331,4 @@ def _plugged_in() -> str:
         for item in list_ports.comports()
         if item.vid is not None and item.pid is not None
     ]
-    return f"plugged in: {', '.join(seen)}" if seen else "no USB serial port was found"
+    return f"plugged in: {printable(', '.join(seen))}" if seen else "no USB serial port was found"

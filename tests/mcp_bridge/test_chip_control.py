@@ -97,7 +97,7 @@ def test_a_scan_lists_the_rack_virtual_boards_and_ports(server):
     assert [row["port"] for row in first["sim_devices"]] == ["c3", "esp32", "guarded"]
     assert {row["state"] for row in first["sim_devices"]} == {"free"}
     assert first["qemu_devices"] == []
-    assert [row["port"] for row in first["available_ports"]] == [item.device for item in list_ports.comports()]
+    assert [row["port"] for row in first["available_ports"]] == [item.device for item in sorted(list_ports.comports())]
 
     started = server.call("esp_sim_start", chip_type="esp32s3")
     server.call("esp_detect_chip", port="c3")
