@@ -24,7 +24,7 @@ chip of your own: [boards.virtual-c3] with backend = "sim" and chip = "esp32c3" 
 _HEAD = """\
 # The boards of this bench, found by `pytest-esp init`. docs/boards.md explains all keys; `pytest-esp rack` checks them.
 """
-_ALLOW = '# what tests may do; "burn" (eFuses, for ever) only with allow_burn = ["NAME"]'
+_ALLOW = '# what tests may do; "burn" (eFuses) needs allow_burn, too'
 _UNQUOTED = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 

@@ -72,18 +72,29 @@ def _table(states: list[PortState], identified: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    rows = [_cells(state, identified) for state in states]
+    used = [heading for heading in rows[0] if any(row[heading][0] for row in rows)]
     table = Table()
-    chip = ("chip", "revision", "flash", "MAC") if identified else ()
-    for heading in ("port", "description", "lasting name", "board", *chip, "state"):
+    for heading in used:
         table.add_column(heading, overflow="fold")
-    for state in states:
-        port = state.port
-        lasting = port.name if port.name != port.device else ""
-        size = format_size(state.flash_size) if state.flash_size else ""
-        found = (state.chip or "", state.revision_text or "", size, state.mac or "") if identified else ()
-        cells = (port.device, port.description, lasting, state.board or "", *found)
-        table.add_row(*map(Text, cells), Text(*_state(state)))
+    for row in rows:
+        table.add_row(*(Text(*row[heading]) for heading in used))
     return table
+
+
+def _cells(state: PortState, identified: bool) -> dict[str, tuple[str, str]]:
+    """Return text and style of each column of a port's row."""
+    port = state.port
+    texts = {
+        "port": port.device,
+        "description": port.description,
+        "lasting name": port.name if port.name != port.device else None,
+        "board": state.board,
+    }
+    if identified:
+        size = format_size(state.flash_size) if state.flash_size else None
+        texts |= {"chip": state.chip, "revision": state.revision_text, "flash": size, "MAC": state.mac}
+    return {heading: (text or "", "") for heading, text in texts.items()} | {"state": _state(state)}
 
 
 def _state(state: PortState) -> tuple[str, str]:

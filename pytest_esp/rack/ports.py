@@ -149,7 +149,7 @@ def _serial_port(item: ListPortInfo) -> SerialPort:
     return SerialPort(
         printable(item.device),
         printable(_lasting_name(item, usb)),
-        printable(item.description or ""),
+        "" if item.description in (None, "n/a") else printable(item.description),
         usb and printable(usb),
         item.serial_number and printable(item.serial_number),
         bool(_LIKELY & {(item.vid, item.pid), (item.vid, None)}),

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.esp(each="board")
 
 def test_chip_is_the_promised_one(board: Board, esp: Esp) -> None:
     """The detected chip is the one in boards.toml."""
+    if board.spec.chip == "auto":
+        pytest.skip("boards.toml does not give the board's chip")
     assert esp.chip.identify().chip_type == board.spec.chip
 
 
