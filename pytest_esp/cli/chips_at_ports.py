@@ -112,7 +112,9 @@ def ask_chips(states: Sequence[PortState], rack: Rack) -> None:
     for state in states:
         if state.holder is not None or state.problem is not None:
             continue
-        if state.port.is_likely:
+        if "read" not in state.spec.allow:
+            state.problem = f"not asked: the entry of {state.board} does not allow 'read'"
+        elif state.port.is_likely:
             threads.append((state, thread := _Question(state.spec, rack)))
             thread.start()
         else:

@@ -238,6 +238,13 @@ def test_only_likely_ports_are_asked(nothing_plugged_in, silent):
     assert has_received(far)
 
 
+def test_a_board_that_may_not_be_read_is_not_asked(silent, here):
+    path, far = silent
+    (here / "boards.toml").write_text(f'[boards.mine]\nbackend="serial"\nchip="esp32"\nport="{path}"\nallow=[]\n')
+    assert listed(path, "--identify")[path]["problem"] == "not asked: the entry of mine does not allow 'read'"
+    assert not has_received(far)
+
+
 def test_a_rack_that_cannot_be_read_does_not_matter(silent, here):
     (here / "boards.toml").write_text("wrong")
     code, output = run("ports", silent[0])
