@@ -42,7 +42,7 @@ def pattern(shown):
 
 @pytest.fixture
 def shell(tmp_path):
-    """A function that runs a command of the page and returns its output; one that ends with & stays in the background."""
+    """A function that runs a command of the page and returns its output; one with & at its end goes on running."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = str(server.getsockname()[1])
     hidden = tmp_path / "site"
