@@ -21,7 +21,7 @@ TESTS := $(BIN)/python -m pytest -n 4 --dist worksteal -q
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest lint bench docs conformance clean
+.PHONY: help demo test test-serial test-all test-lowest lint bench docs conformance clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -37,6 +37,10 @@ demo: $(READY)  ## run the suites over the four simulated boards of boards.toml,
 
 test: $(READY)  ## the project's own tests, without the slow ones
 	$(TESTS) -m "not slow"
+
+test-serial: $(READY)  ## the tests of all that uses a board, on devkits: chips in other processes, at ports with control lines
+	$(TESTS) tests/boards/test_every_operation.py tests/boards/test_lines.py tests/boards/test_given_back.py tests/suites
+	$(TESTS) --devkits -m "not slow" tests/operations tests/link tests/plugin tests/cli tests/mcp_bridge
 
 test-all: $(READY)  ## all of the project's own tests
 	$(TESTS)

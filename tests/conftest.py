@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import devkits
 import pytest
 
 from pytest_esp import secrets
@@ -20,12 +21,18 @@ BIN = Path(sys.executable).parent
 FOR_THE_TESTS = {"PYTEST_ESP_FIRMWARE", "PYTEST_ESP_RECORD_PANICS", "PYTEST_ESP_HOSTILE_EXAMPLES"}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--devkits", action="store_true", help="run the tests with devkits in place of virtual boards")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_configure():
+def pytest_configure(config):
     """Racks, folders and tokens of the user's environment reach neither the tests nor the plugin that runs them."""
     for name in [name for name in os.environ if name.startswith("PYTEST_ESP_")]:
         if name not in FOR_THE_TESTS:
             del os.environ[name]
+    if config.getoption("--devkits"):
+        config.pluginmanager.register(devkits.Plugin())
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -209,6 +209,7 @@ def test_control_characters_of_a_board_do_not_reach_the_terminal(op):
     assert parts == ["output:", "  ared", "  \\x1b]52;c;aGk=\\x07", "line: \\x9b2J"]
 
 
+@pytest.mark.in_process
 def test_a_burn_prints_its_plan_first(op):
     burnt = op("efuse-burn", "--board", "c3", "efuse_name=UART_PRINT_CONTROL", "value=2", "--json")
     assert json.loads(burnt.stdout)["burnt_bits"] == 1
@@ -232,6 +233,7 @@ def test_no_plan_is_printed_for_refused_or_finished_burns(op):
     assert not refused.stderr
 
 
+@pytest.mark.in_process
 def test_a_procedure_prints_all_that_it_burns(op, build_of, tmp_path):
     (tmp_path / "key").write_bytes(bytes(range(32)))
     done = op("encryption-enable", "--board", "c3", f"firmware={build_of('esp32c3')}", f"key_file={tmp_path / 'key'}")

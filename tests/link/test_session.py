@@ -149,6 +149,7 @@ def test_lost_bytes_are_found(link, short_waits):
     assert esp.flash.read(0, len(data)).data == data
 
 
+@pytest.mark.in_process
 def test_a_board_that_vanishes_says_so(link):
     esp = Esp(link)
     esp.chip.identify()
@@ -157,6 +158,7 @@ def test_a_board_that_vanishes_says_so(link):
         esp.flash.read(0, 4096)
 
 
+@pytest.mark.in_process
 def test_ctrl_c_in_the_middle_of_a_write_leaves_a_board_that_can_be_used(link):
     esp = Esp(link)
 
@@ -235,6 +237,7 @@ def test_a_port_that_somebody_else_has_open(tmp_path, terminal):
     assert f"pid {os.getpid()}" in str(caught.value) or str(os.getpid()) in caught.value.hint
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("babble", [b"", b"Hello, I am a modem.\r\n" * 40])
 def test_a_port_that_is_not_a_chip(tmp_path, terminal, babble, short_waits):
     main, name = terminal
@@ -273,6 +276,7 @@ def test_a_simulated_chip_behind_a_real_port(tmp_path, url):
     chip.close()
 
 
+@pytest.mark.in_process
 def test_what_the_app_said_before_the_loader_took_over_is_kept(link):
     esp = Esp(link)
     link.reset(bootloader=False)

@@ -246,6 +246,7 @@ def test_a_person_is_asked(serve, mode):
     assert all("real board" not in question and "virtual board c3" in question for question in server.questions)
 
 
+@pytest.mark.in_process
 def test_a_burn_on_a_virtual_board(server):
     arguments = {"port": "c3", "efuse_name": "CUSTOM_MAC", "value": "7c:df:a1:00:00:09"}
     token = server.call("esp_efuse_burn", **arguments)["confirm"]

@@ -166,6 +166,7 @@ def test_info_in_secure_download_mode(server):
 # -- connection and resets
 
 
+@pytest.mark.in_process
 def test_a_connection_reports_its_settings_and_stays_open(server):
     answer = server.call("esp_connect_advanced", port="c3", baud=460800)
     assert {key: answer[key] for key in ("chip_type", "baud", "attempt", "strategy", "stub_loaded", "failures")} == {

@@ -63,6 +63,7 @@ def test_every_tool_has_an_example_and_every_example_a_tool(bench):
     assert {one.tool for one in examples.EXAMPLES} == set(bench.tools)
 
 
+@pytest.mark.in_process
 def test_every_example_has_the_expected_answer(bench):
     problems = []
     for example, answer in bench.made:
@@ -75,6 +76,7 @@ def test_every_example_has_the_expected_answer(bench):
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.in_process
 def test_the_page_of_the_tools_is_up_to_date(bench):
     tools = load("tools")
     answers = {}

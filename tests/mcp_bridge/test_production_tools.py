@@ -109,6 +109,7 @@ def test_boards_that_only_this_server_has(server):
     assert "other processes cannot use it" in refused["error"]
 
 
+@pytest.mark.in_process
 def test_a_suite_runs_on_the_board_that_the_server_releases(server):
     """Built-in and own suites. The server holds the board before and after, and the tests hold it in between."""
     assert server.call("esp_detect_chip", port="line-1")["success"]
@@ -131,6 +132,7 @@ def test_a_suite_runs_on_the_board_that_the_server_releases(server):
     assert server.call("esp_detect_chip", port="line-1")["success"]
 
 
+@pytest.mark.in_process
 def test_a_quality_control_runs_the_tests_that_change_nothing(server):
     confirmed(server, "esp_factory_program", config={"firmware": "build", "boot": BOOT}, port="line-1")
     seen = server.call("esp_quality_control", port="line-1", expect="Calling app_main")
@@ -168,6 +170,7 @@ def test_a_board_that_somebody_else_holds(server):
     assert done["boards"][0]["state"] == "nothing was touched"
 
 
+@pytest.mark.in_process
 def test_burns_are_asked_for_and_only_when_they_are_meant(server, line):
     data = {"batch": "B7"}
     plan, done = confirmed(server, "esp_manufacturing_data_write", data=data, port="c3", to_efuse=True)
@@ -192,6 +195,7 @@ def test_the_question_to_the_user_has_no_secrets(serve, server):
     assert not any(PASSWORD in question for question in asked.questions)
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize(
     ("tool", "arguments", "error"),
     [

@@ -89,6 +89,7 @@ def test_audit_of_a_virgin_and_of_a_locked_chip_of_every_family(serve, tmp_path)
             assert locked["efuse_summary"][name] == locked["security_fuses"][name]
 
 
+@pytest.mark.in_process
 def test_audit_of_a_locked_chip(server):
     for name, value in (("SECURE_BOOT_EN", 1), ("SPI_BOOT_CRYPT_CNT", 7), ("DIS_PAD_JTAG", 1), ("DIS_USB_JTAG", 1)):
         burn(server, name, value, "c3")
@@ -99,6 +100,7 @@ def test_audit_of_a_locked_chip(server):
     assert not any("not encrypted" in found["what"] for found in answer["findings"])
 
 
+@pytest.mark.in_process
 def test_no_answer_shows_a_key(server):
     key = os.urandom(32).hex()
     burn(server, "BLOCK_KEY0", key, "c3")
@@ -108,6 +110,7 @@ def test_no_answer_shows_a_key(server):
     assert not any(form in json.dumps(shown) for form in (key, spaced))
 
 
+@pytest.mark.in_process
 def test_a_board_that_does_not_answer_has_no_clean_report(server):
     burn(server, "DIS_DOWNLOAD_MODE", 1, "c3")
     answer = server.call("esp_security_audit", port="c3")
@@ -129,6 +132,7 @@ def test_an_unknown_efuse(server):
     assert answer["available_efuses"][0] == "JTAG_DISABLE"
 
 
+@pytest.mark.in_process
 def test_burning_shows_the_bits_before_it_asks(server):
     answer = server.call("esp_efuse_burn", port="esp32", efuse_name="JTAG_DISABLE", value="0x1")
     assert "JTAG_DISABLE 0 -> 1" in answer["plan"]
@@ -161,6 +165,7 @@ def test_a_board_that_does_not_allow_it(server):
     assert "does not allow 'burn'" in answer["error"]
 
 
+@pytest.mark.in_process
 def test_the_answers_are_what_unmodified_espefuse_says(serve, tmp_path):
     """On the same eFuses: a simulated chip keeps them in the format of espefuse's own virtual chips."""
     rack, file = tmp_path / "kept.toml", tmp_path / "efuses.bin"
@@ -191,6 +196,7 @@ def test_the_answers_are_what_unmodified_espefuse_says(serve, tmp_path):
 # -- flash encryption
 
 
+@pytest.mark.in_process
 def test_guidance_changes_nothing(server):
     answer = server.call("esp_enable_flash_encryption", port="esp32", key_file="key.bin")
     assert (answer["flash_encryption_enabled"], answer["FLASH_CRYPT_CNT"], answer["FLASH_CRYPT_CONFIG"]) == (
@@ -212,6 +218,7 @@ def test_guidance_changes_nothing(server):
     assert "already enabled" in answer["message"]
 
 
+@pytest.mark.in_process
 def test_encryption_from_key_to_boot_and_release(server, firmware_folder):
     shutil.copytree(firmware_folder / "hello_world_esp32c3", server.folder / "build")
     (server.folder / "key.bin").write_bytes(os.urandom(32))
@@ -262,6 +269,7 @@ def test_encryption_that_is_refused(server):
 # -- secure boot
 
 
+@pytest.mark.in_process
 def test_secure_boot_from_signing_to_boot(server, firmware_folder):
     build, key = server.folder / "build", server.folder / "key.pem"
     shutil.copytree(firmware_folder / "hello_world_esp32c3", build)

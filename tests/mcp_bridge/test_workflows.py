@@ -112,6 +112,7 @@ def boot_log(agent):
     return str(agent.do("esp_serial_monitor", reset=True, duration_seconds=20, until="app_init")["lines"])
 
 
+@pytest.mark.in_process
 def test_fifty_devices_in_production(agent_with):
     agent = agent_with("sim", "esp32c3", BUILDS / "esp32c3", more="count = 50\n")
     boards = [row["name"] for row in agent.do("esp_rack_status")["boards"] if row["state"] == "free"]
@@ -165,6 +166,7 @@ def signed_build(tmp_path):
     return build
 
 
+@pytest.mark.in_process
 def test_a_virgin_chip_is_secured(agent_with, signed_build):
     agent = agent_with("sim", "esp32c3", signed_build)
     audit = agent.do("esp_security_audit")

@@ -12,6 +12,7 @@ BOOTS = """
 """
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_test_has_its_own_log_file(project, workers):
     project.file(
@@ -56,6 +57,7 @@ def test_a_failing_test_shows_the_end_and_names_the_log(project):
     lines.fnmatch_lines(["*console of one-esp32*", "*invalid header: 0xffffffff*", "log: *test_boots.one-esp32.log"])
 
 
+@pytest.mark.in_process
 def test_a_crash_is_shown_in_the_failure(project):
     project.file("""
         @pytest.mark.esp(chip="esp32")
@@ -73,6 +75,7 @@ def test_the_console_is_shown_live(project):
     assert "invalid header" not in str(project.run().stdout)
 
 
+@pytest.mark.in_process
 def test_lines_of_two_consoles_have_the_boards_name(project):
     project.file("""
         @pytest.mark.esp(chip="esp32c3", count=2)

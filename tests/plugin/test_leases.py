@@ -59,6 +59,7 @@ def test_a_failing_test_leaves_the_next_one_a_fresh_board(project):
     project.run().assert_outcomes(passed=1, failed=1)
 
 
+@pytest.mark.in_process
 def test_burnt_efuses_of_a_virtual_board_are_not_seen_by_the_next_test(project):
     project.file("""
         @pytest.mark.esp(chip="esp32c3")
@@ -70,6 +71,7 @@ def test_burnt_efuses_of_a_virtual_board_are_not_seen_by_the_next_test(project):
     project.run("--esp-board=c3-1").assert_outcomes(passed=2)
 
 
+@pytest.mark.in_process
 def test_the_console_has_no_output_of_the_previous_test(project):
     project.file("""
         @pytest.mark.esp(chip="esp32")
@@ -82,6 +84,7 @@ def test_the_console_has_no_output_of_the_previous_test(project):
     project.run().assert_outcomes(passed=2)
 
 
+@pytest.mark.in_process
 def test_a_board_is_opened_once_for_tests_that_follow_each_other(project):
     project.file("""
         opened = set()
@@ -314,6 +317,7 @@ def test_a_session_board_serves_fixtures_of_any_scope(project):
 # -- faults
 
 
+@pytest.mark.in_process
 def test_faults_end_with_the_test(project):
     project.file("""
         from pytest_esp.errors import LinkError

@@ -45,6 +45,7 @@ def resets_that_miss(esp, count, monkeypatch):
     monkeypatch.setattr(board, "reset", miss)
 
 
+@pytest.mark.in_process
 def test_the_first_strategy_does_it_and_the_link_stays_warm(esp):
     found = esp.chip.connect()
     assert (found.chip_type, found.baud, found.attempt, found.stub_loaded) == (esp.link.board.chip, 115200, 1, True)
@@ -63,6 +64,7 @@ def test_what_was_asked_for_is_what_the_chip_does(esp):
     assert esp.flash.read(0, 16).data == b"\xff" * 16
 
 
+@pytest.mark.in_process
 def test_a_reset_that_misses_is_tried_again(esp_of, monkeypatch):
     esp = esp_of("esp32c3")
     resets_that_miss(esp, 1, monkeypatch)
@@ -152,6 +154,7 @@ def test_another_chip_is_no_reason_to_try_on(served, monkeypatch):
 # -- measuring
 
 
+@pytest.mark.in_process
 def test_a_good_link(esp):
     found = esp.chip.check_connection(rounds=4)
     assert (found.highest_stable, found.errors, found.stub_loaded) == (921600, 0, True)
@@ -220,6 +223,7 @@ def test_a_chip_that_does_nothing_is_given_up_after_three_errors(esp_of, monkeyp
     assert found.errors == 4
 
 
+@pytest.mark.in_process
 def test_the_rates_that_are_tried(esp_of):
     def tried(name, highest):
         return [speed.baud for speed in esp_of(name).chip.check_connection(1, highest).speeds]

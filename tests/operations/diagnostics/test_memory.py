@@ -109,6 +109,7 @@ def test_the_refusal_says_what_is_near(esp_of):
     assert caught.value.hint == "read the flash itself, by its own address"
 
 
+@pytest.mark.in_process
 def test_secure_download_mode_shows_nothing(esp_of):
     for call in (lambda esp: esp.diagnostics.memory_dump(0x3FC90000, 4), lambda esp: esp.diagnostics.register_dump()):
         with pytest.raises(OperationError, match="cannot be read in secure download mode"):
@@ -131,6 +132,7 @@ def test_registers_with_their_fields(esp):
     assert "components/soc" in dump.source
 
 
+@pytest.mark.in_process
 def test_some_of_them_by_name(esp_of):
     dump = esp_of("esp32c3").diagnostics.register_dump("gpio")
     assert [state.name for state in dump.registers] == [

@@ -36,6 +36,7 @@ def sensor(monkeypatch):
     return show
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("chip", CONTROL)
 def test_the_temperature_by_the_manual_s_formula(esp_of, sensor, chip):
     reads = sensor(chip, 110)
@@ -46,6 +47,7 @@ def test_the_temperature_by_the_manual_s_formula(esp_of, sensor, chip):
     assert len(reads) >= 8
 
 
+@pytest.mark.in_process
 def test_everything_is_left_as_it_was(esp_of, sensor):
     sensor("esp32s3", 90)
     esp = esp_of("esp32s3")
@@ -54,11 +56,13 @@ def test_everything_is_left_as_it_was(esp_of, sensor):
     assert esp.diagnostics.register_dump().registers == before
 
 
+@pytest.mark.in_process
 def test_a_hot_chip_is_beyond_the_range(esp_of, sensor):
     sensor("esp32c3", 255)
     assert not esp_of("esp32c3").diagnostics.thermal_status().within_range
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize(("bits", "delta"), [(0x019, 2.5), (0x119, -2.5)])
 def test_the_factory_s_calibration(esp_of, sensor, bits, delta):
     sensor("esp32c3", 100)

@@ -123,6 +123,7 @@ def test_all_witnesses_agree(esp_of, name):
     assert "0x8000" in size.wrap_note
 
 
+@pytest.mark.in_process
 def test_a_relabelled_flash_is_found_out(esp_of, monkeypatch):
     """Id and SFDP promise 4 MB; addresses wrap around at 512 KB."""
     esp = esp_of("small")

@@ -155,6 +155,7 @@ def with_header(build, mode=2, size=1, frequency=0, has_hash=True):
     return bytes(image if has_hash else image[:-32])
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize(
     ("numbers", "expected"),
     [
@@ -279,6 +280,7 @@ def measured(esp_of, monkeypatch):
     return optimize
 
 
+@pytest.mark.in_process
 def test_a_better_rate_is_named(measured):
     why = "it reads 64 KB at 44 KB/s"
     assert measured({115200: 10_000.0, 921600: 45_000.0, 460800: 40_000.0}) == (
@@ -288,6 +290,7 @@ def test_a_better_rate_is_named(measured):
     assert measured({460800: 45_000.0, 921600: None}) == (460800, [("115200", "460800", "rebuild", why)])
 
 
+@pytest.mark.in_process
 def test_a_rate_that_is_hardly_better_is_not_named(measured):
     assert measured({115200: 10_000.0, 921600: 10_999.0}) == (921600, [])
     assert measured({115200: 10_000.0, 921600: 11_001.0})[1]

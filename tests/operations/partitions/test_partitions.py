@@ -235,6 +235,7 @@ def test_a_table_that_does_not_fit(esp_of):
         esp_of("esp32c3").partitions.write("app, app, factory, 0x10000, 8M")
 
 
+@pytest.mark.in_process
 def test_a_table_over_its_own_partition(esp_of, tmp_path):
     table = tmp_path / "table.bin"
     table.write_bytes(from_csv(CSV))

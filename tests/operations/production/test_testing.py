@@ -29,6 +29,7 @@ def test_the_names_of_our_suites():
     assert {"identity", "reset", "partitions", "flash_roundtrip"} <= set(suites())
 
 
+@pytest.mark.in_process
 def test_a_suite_of_ours_on_a_port_that_no_rack_names(rack_file, faulty):
     """As the bridge does it for a board that is named by its port."""
     rack = load_rack(rack_file)
@@ -126,6 +127,7 @@ def test_from_the_command_line(rack_file, tmp_path):
     assert (tmp_path / "production" / "boards.csv").read_text().count("SN1") == 2
 
 
+@pytest.mark.in_process
 def test_a_quality_control_inspects_and_tests(rack_file):
     """A blank board fails the inspection and passes the tests, none of which erases."""
     found = quality_control("c3", boot_wait_seconds=0.2, rack=rack_file)

@@ -234,6 +234,7 @@ def test_ctrl_c_does_not_cut_a_burn(esp_of, monkeypatch):
 # -- who keeps what
 
 
+@pytest.mark.in_process
 def test_efuses_are_virgin_again_at_the_next_lease_and_flash_is_kept(rack):
     for expected_flash in (b"\xff", b"x"):
         with Link(make_board(rack.board("esp32c3"), rack)) as link:

@@ -233,6 +233,7 @@ def test_every_efuse_that_is_not_allowed_is_named_once(real):
     assert not link.is_open
 
 
+@pytest.mark.in_process
 def test_the_run_has_to_allow_it_too(real):
     link, _ = real("esp32c3", allow_burn=("DIS_PAD_JTAG",))
     with pytest.raises(RefusedError, match="does not allow burning eFuses") as caught:
@@ -292,6 +293,7 @@ def test_a_burn_that_fails_is_in_the_audit_log(burnt_real, monkeypatch):
     assert "does not answer" in entries(burnt_real)[-1]["error"]
 
 
+@pytest.mark.in_process
 def test_a_virtual_board_has_no_audit_log(esp):
     esp.efuse.burn("DIS_PAD_JTAG", 1)
     assert not efuse.audit_file(esp.link).exists()

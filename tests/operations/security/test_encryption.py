@@ -188,6 +188,7 @@ def test_a_plan_names_what_a_real_board_must_allow(real, firmware_folder, key_fi
     assert set(chip.flash.read(0, 0x20000)) == {0xFF}
 
 
+@pytest.mark.in_process
 def test_every_refusal_names_the_setting(real, firmware_folder, key_file):
     build = firmware_folder / "hello_world_esp32c3"
     burns = ["BLOCK_KEY0", "KEY_PURPOSE_0", "RD_DIS", "WR_DIS", "SPI_BOOT_CRYPT_CNT", "DIS_DOWNLOAD_ICACHE"]

@@ -98,6 +98,7 @@ def test_a_board_that_does_not_allow_it(esp_of, keys):
         esp_of("careful").security.enable_secure_boot([(0, b"x")], keys / "good.pem")
 
 
+@pytest.mark.in_process
 @pytest.mark.parametrize("chip", ["esp32c2", "esp32c61", "esp32h2"])
 def test_ecdsa_where_the_rom_checks_it(esp_of, build_for, sign, keys, chip):
     esp = esp_of(chip)
