@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 @click.command("sim")
 @click.argument("chip")
 @board_options
+@click.option(
+    "--usb",
+    type=click.Choice(["bridge", "serial-jtag", "otg"]),
+    default="bridge",
+    show_default=True,
+    help="The kind of its port: a USB-UART bridge (CP210x, CH340) with the auto-reset circuit of a devkit, or the "
+    "chip's own USB-Serial-JTAG or USB-OTG, whose port vanishes for a moment at some resets.",
+)
+@click.option(
+    "--rise-time",
+    type=click.FloatRange(min=0.0, max=5.0),
+    metavar="SECONDS",
+    help="How long EN of a board with a bridge rises after it was released, by its capacitor. The chip reads its boot "
+    "strap at the end. Default: long enough for slow clients, and the strap counts at any time in it.",
+)
 @click.option("--secure-download", is_flag=True, help="Start in secure download mode.")
 @click.option("--app", help="The app to run after app_main() is called: module:Class or a built-in name.")
 def sim_command(
@@ -25,6 +40,7 @@ def sim_command(
     flash_file: Path | None,
     flash_size: int | None,
     app: str | None,
+    rise_time: float | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -32,10 +48,12 @@ def sim_command(
 
     Unmodified tools can use it: esptool --port rfc2217://127.0.0.1:PORT flash-id
     """
+    if rise_time is not None and settings["usb"] != "bridge":
+        raise click.UsageError("--rise-time requires --usb bridge: the chip's own USB has no capacitor at EN")
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
         _claim(stack, chip, flash_file, settings["efuse_file"])
-        simulated = _make_chip(chip, flash_file, flash_size, app, **settings)
+        simulated = _make_chip(chip, flash_file, flash_size, app, rise_time, **settings)
         stack.callback(simulated.close)
         announce_and_serve(
             stack,
@@ -60,7 +78,14 @@ def _claim(stack: contextlib.ExitStack, chip: str, *files: Path | None) -> None:
     stack.callback(claim_files(used, rack, board=f"sim-{chip}", purpose=f"pytest-esp sim {chip}"))
 
 
-def _make_chip(chip: str, flash_file: Path | None, flash_size: int | None, app: str | None, **settings: Any) -> SimChip:
+def _make_chip(
+    chip: str,
+    flash_file: Path | None,
+    flash_size: int | None,
+    app: str | None,
+    rise_time: float | None,
+    **settings: Any,
+) -> SimChip:
     from pytest_esp.formats.nor_flash import NorFlash
     from pytest_esp.sim.app import load_app
     from pytest_esp.sim.chip import SimChip
@@ -68,7 +93,12 @@ def _make_chip(chip: str, flash_file: Path | None, flash_size: int | None, app: 
 
     flash = NorFlash.open(flash_file, flash_size) if flash_file else NorFlash(flash_size or 4 * 1024 * 1024)
     simulated = SimChip(
-        chip, flash=flash, app=load_app(app) if app else None, rise_time=SLOW_HOST_RISE_TIME, **settings
+        chip,
+        flash=flash,
+        app=load_app(app) if app else None,
+        rise_time=SLOW_HOST_RISE_TIME if rise_time is None else rise_time,
+        reads_strap_late=rise_time is not None,
+        **settings,
     )
     simulated.reset(bootloader=True)
     return simulated

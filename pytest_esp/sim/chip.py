@@ -17,8 +17,8 @@ from pytest_esp.sim.bus import Bus
 from pytest_esp.sim.efuse import Efuses
 from pytest_esp.sim.loader import Loader, RomLoader, StubLoader
 from pytest_esp.sim.model import ChipModel
+from pytest_esp.sim.usb import ENUMERATION, UsbKind, UsbPort
 from pytest_esp.wire.loop import Timer, call_later
-from pytest_esp.wire.reset import AutoResetCircuit
 from pytest_esp.wire.wire import ROM_BAUDRATE, Wire
 
 Mode = Literal["bootloader", "stub", "app", "ram-app", "locked", "held", "off"]
@@ -47,7 +47,9 @@ class SimChip:
         revision: major * 100 + minor; None for that of the eFuse file, or a current one.
         secure_download: whether to act as if ENABLE_SECURITY_DOWNLOAD were burned.
         app: the class that replaces the app after the bootloader has called ``app_main``.
+        usb: the kind of its port.
         rise_time: see `AutoResetCircuit`; use 0 for hosts in the same process.
+        reads_strap_late: see `is_strict` of `AutoResetCircuit`.
         on_close: the state after a host without reset lines has closed its port while a loader runs: the ROM loader,
             the app, or unchanged. With ``bootloader``, this also applies to a program in RAM and a failed boot, unless
             the host has just started that: the next host should see its output.
@@ -55,8 +57,8 @@ class SimChip:
         wire: the wire to connect to; None for a new one.
 
     Raises:
-        BackendError: for an unknown chip, an invalid MAC address, files that cannot be used, or an eFuse file of a chip
-            with another MAC address or revision than requested.
+        BackendError: for an unknown chip, a port that it does not have, an invalid MAC address, files that cannot be
+            used, or an eFuse file of a chip with another MAC address or revision than requested.
     """
 
     def __init__(
@@ -70,13 +72,16 @@ class SimChip:
         revision: int | None = None,
         secure_download: bool = False,
         app: type[SimApp] | None = None,
+        usb: UsbKind = "bridge",
         rise_time: float = 0.0,
+        reads_strap_late: bool = False,
         on_close: OnClose = "bootloader",
         name: str | None = None,
         wire: Wire | None = None,
     ) -> None:
         self.chip = chip
         self.model = ChipModel(chip)
+        self.usb = UsbPort(self.model, usb)
         self.mac_bytes = parse_mac(mac) if mac else made_up_mac(name or chip)
         self.revision = self.model.default_revision if revision is None else revision
         self.efuses = (
@@ -89,7 +94,7 @@ class SimChip:
         if secure_download:
             self._burn_secure_download()
         self.flash = flash or NorFlash(flash_size)
-        self.wire = wire or Wire()
+        self.wire = wire or Wire(self.usb.fifo_size)
         self.wire.device = self
         self.baudrate = ROM_BAUDRATE
         self._host_baudrate: int | None = None
@@ -112,7 +117,14 @@ class SimChip:
         self._reboot: Timer | None = None
         self.mode: Mode = "off"
         self.last_boot: BootResult | None = None
-        self._circuit = AutoResetCircuit(self.hold, self._reset_by_pin, rise_time, self.wire.lock)
+        self._circuit = self.usb.logic(
+            self.hold,
+            self._reset_by_lines,
+            lambda: self.is_in_loader,
+            rise_time,
+            self.wire.lock,
+            is_strict=reads_strap_late,
+        )
         self._reset_reason = "POWERON"
 
     @property
@@ -145,11 +157,14 @@ class SimChip:
         """Restart the chip into the ROM's loader or from flash."""
         with self.wire.lock:
             self._circuit.cancel()
+            owner_changes = self.mode != "off" and self.is_in_loader != bootloader
             self.hold()
             self.baudrate = ROM_BAUDRATE
             self._speed_is_settled = False
             self.flash_is_attached = self.model.flash_is_attached_by_rom
             reason, self._reset_reason = self._reset_reason, "POWERON"
+            if self.usb.vanishes(reason, owner_changes=owner_changes):
+                self.wire.vanish("the chip was reset", ENUMERATION)
             if bootloader:
                 self._start_loader(reason)
             else:
@@ -173,7 +188,7 @@ class SimChip:
         if self._download_mode_is_disabled():
             self.mode = "locked"
             return
-        if not self._rom_is_muted():
+        if self.usb.carries_boot_log and not self._rom_is_muted():
             self.transmit(download_banner(self.model, reason))
         self._loader = RomLoader(self)
         self.mode = "bootloader"
@@ -200,7 +215,8 @@ class SimChip:
         )
         self.last_boot = result
         self.mode = "app"
-        self.transmit(result.log)
+        if self.usb.carries_boot_log:
+            self.transmit(result.log)
         if result.started:
             self._start_app(self._app_class, result)
         elif not self.model.is_8266:  # whose ROM stops here
@@ -220,8 +236,9 @@ class SimChip:
         self._reset_reason = reason
         self.reset(bootloader=False)
 
-    def _reset_by_pin(self, strap_low: bool) -> None:
-        self.reset(bootloader=strap_low)
+    def _reset_by_lines(self, bootloader: bool) -> None:
+        self._reset_reason = self.usb.line_reset_reason
+        self.reset(bootloader=bootloader)
 
     def _watchdog(self, delay: float) -> None:
         """Reset after *delay* seconds: by then the loader has answered the write that armed the watchdog.
@@ -291,7 +308,7 @@ class SimChip:
 
     def _speeds_fit(self) -> bool:
         host = self._host_baudrate
-        return host is None or abs(host - self.baudrate) <= self.baudrate * _BAUDRATE_TOLERANCE
+        return host is None or not self.usb.is_uart or abs(host - self.baudrate) <= self.baudrate * _BAUDRATE_TOLERANCE
 
     def _runs_nothing_from_flash(self) -> bool:
         return self.mode == "ram-app" or (self.mode == "app" and self._app is None)

@@ -28,6 +28,8 @@ _APB_MHZ_OF_STUB = {"esp32": 80, "esp32s2": 80}
 # The API version (formerly ECO version) in the ROM's security info, if it is not 0.
 _ROM_API_VERSION = {"esp32c3": 3}
 
+_NO_USB_SERIAL_JTAG = ("esp8266", "esp32", "esp32s2", "esp32c2")
+
 # The ROMs of these chips attach the flash before they wait for a host (esptool's test_attach_flash).
 _ATTACHED_BY_ROM = ("esp32s2", "esp32p4")
 
@@ -57,6 +59,8 @@ class ChipModel:
         self.flash_is_attached_by_rom = chip in _ATTACHED_BY_ROM
         self.rom_api_version = _ROM_API_VERSION.get(chip, 0)
         self.default_revision = _CURRENT_REVISION.get(chip, 0)
+        self.has_usb_otg: bool = self.rom.USB_OTG_SUPPORTED
+        self.has_usb_serial_jtag = chip not in _NO_USB_SERIAL_JTAG
 
     @property
     def security_info_size(self) -> int:

@@ -289,6 +289,9 @@ class _HostPort:
 class _PtyEndpoint:
     """A pseudo terminal in raw mode.
 
+    If the wire's port vanishes, the terminal is closed and its link removed. When the port returns, the link points to
+    a new terminal, as the kernel numbers a USB device that is plugged in again.
+
     Without a client, its master end only reports "hung up". A `PtyWatch` reports clients that open and close it. On
     systems without inotify the master is polled, and a client that follows another one at once is not noticed.
     """
@@ -296,30 +299,68 @@ class _PtyEndpoint:
     def __init__(self, wire: Wire, path: str) -> None:
         if os.name != "posix":
             raise PortError("ptys are only available on POSIX systems", hint="use rfc2217:// or socket://")
-        import tty
-
         self._wire = wire
         self._host: HostSide | None = None
         self._backlog = bytearray()
         self._look: asyncio.TimerHandle | None = None
         self._closed = False
+        self._link = Path(path) if path else None
+        self._openers = 0
+        self._watch: PtyWatch | None = None
+        self._master = -1
+        self._device = ""
+        self._plug_in()
+        self.url = f"pty:{self._link or self._device}"
+        wire.watch(self._presence_changed)
+        on_loop(self._start)
+
+    def _plug_in(self) -> None:
+        """Make the terminal and its link."""
+        import tty
+
         self._master, slave = os.openpty()
         try:
             tty.setraw(slave)
             self._device = os.ttyname(slave)
-            self._link = Path(path) if path else None
             if self._link is not None:
                 _link(self._link, self._device)
         except BaseException:
             os.close(self._master)
+            self._master = -1
             raise
         finally:
             os.close(slave)
         os.set_blocking(self._master, False)
-        self.url = f"pty:{self._link or self._device}"
         self._openers = 0
         self._watch = _watch(self._device)
-        on_loop(self._start)
+
+    def _pull_out(self) -> None:
+        """Disconnect the client and remove the terminal and its link (on the loop's thread)."""
+        if self._master < 0:
+            return
+        self._leave()
+        if self._look is not None:
+            self._look.cancel()
+        if self._watch is not None:
+            loop().remove_reader(self._watch.descriptor)
+            self._watch.close()
+            self._watch = None
+        if self._link is not None:
+            with contextlib.suppress(OSError):
+                if os.readlink(self._link) == self._device:
+                    self._link.unlink()
+        os.close(self._master)
+        self._master = -1
+
+    def _presence_changed(self, is_present: bool) -> None:
+        on_loop(self._return if is_present else self._pull_out)
+
+    def _return(self) -> None:
+        if self._closed or self._master >= 0:
+            return
+        with contextlib.suppress(OSError):  # somebody else has taken its path, or the folder is gone
+            self._plug_in()
+            self._start()
 
     @property
     def client_count(self) -> int:
@@ -329,24 +370,15 @@ class _PtyEndpoint:
         if self._closed:
             return
         self._closed = True
+        self._wire.unwatch(self._presence_changed)
 
         async def stop() -> None:
-            self._leave()
-            if self._look is not None:
-                self._look.cancel()
-            if self._watch is not None:
-                loop().remove_reader(self._watch.descriptor)
-                self._watch.close()
-            os.close(self._master)
+            self._pull_out()
 
         run(stop())
-        if self._link is not None:
-            with contextlib.suppress(OSError):
-                if os.readlink(self._link) == self._device:
-                    self._link.unlink()
 
     def _start(self) -> None:
-        if self._closed:
+        if self._closed or self._master < 0:
             return
         if self._watch is not None:
             loop().add_reader(self._watch.descriptor, self._clients_changed)
@@ -387,7 +419,7 @@ class _PtyEndpoint:
         return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def _look_for_client(self) -> None:
-        if self._closed:
+        if self._closed or self._master < 0:
             return
         if self._is_hung_up():
             self._look = loop().call_later(_PTY_LOOK, self._look_for_client)

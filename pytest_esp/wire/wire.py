@@ -62,6 +62,7 @@ class HostSide:
         self._on_loss = on_loss
         self._control_lines = control_lines
         self._closed = False
+        self._was_lost = False
 
     def send(self, data: bytes) -> None:
         """Send *data* to the device."""
@@ -95,6 +96,7 @@ class HostSide:
 
     def lose(self, reason: str) -> None:
         """Notify the host that its port has vanished (called by the wire)."""
+        self._was_lost = True
         if self._on_loss is not None:
             self._on_loss(reason)
 
@@ -106,7 +108,8 @@ class HostSide:
             self._closed = True
             self._wire.disconnect(self)
             if self._wire.device is not None:
-                self._wire.device.host_left(self._control_lines)
+                # A host whose port has vanished did not leave: the device keeps its state.
+                self._wire.device.host_left(self._control_lines or self._was_lost)
 
 
 class Wire:
@@ -114,15 +117,22 @@ class Wire:
 
     `lock` serializes all access to the device. It is re-entrant, so a device may transmit while it receives.
 
+    Args:
+        fifo_size: the number of bytes that the device keeps for the next host while no host is connected, as a USB
+            device does; further bytes are lost. A UART keeps none.
+
     Attributes:
         gone: why the port has vanished; None if it has not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fifo_size: int = 0) -> None:
         self.lock = threading.RLock()
         self.device: Device | None = None
         self.faults: Faults | None = None
         self.gone: str | None = None
+        self.fifo_size = fifo_size
+        self._fifo = b""
+        self._watchers: list[Callable[[bool], None]] = []
         self._hosts: list[HostSide] = []
         self.connections = 0
         """The number of hosts that have connected so far; see `wire.port.VirtualPort.other_connections`."""
@@ -142,6 +152,9 @@ class Wire:
         with self.lock:
             self.connections += 1
             self._hosts.append(host)
+            kept, self._fifo = self._fifo, b""
+            if kept:
+                self.deliver(kept)
         return host
 
     def disconnect(self, host: HostSide) -> None:
@@ -160,9 +173,11 @@ class Wire:
     def deliver(self, data: bytes) -> None:
         """Pass bytes, after faults, to every host."""
         with self.lock:
-            if self.gone is None:
-                for host in tuple(self._hosts):
-                    host.deliver(data)
+            if self.gone is not None or not self._hosts:
+                self._fifo += data[: self.fifo_size - len(self._fifo)]
+                return
+            for host in tuple(self._hosts):
+                host.deliver(data)
 
     # -- a port that vanishes
 
@@ -177,6 +192,9 @@ class Wire:
             self.gone = reason
             for host in tuple(self._hosts):
                 host.lose(reason)
+                self._hosts.remove(host)
+            for notify in self._watchers:
+                notify(False)
         if seconds is not None:
             call_later(seconds, self.come_back)
 
@@ -184,3 +202,14 @@ class Wire:
         """Restore the port; hosts must connect again."""
         with self.lock:
             self.gone = None
+            for notify in self._watchers:
+                notify(True)
+
+    def watch(self, notify: Callable[[bool], None]) -> None:
+        """Call *notify* with False when the port vanishes, and with True when it returns, with the lock held."""
+        self._watchers.append(notify)
+
+    def unwatch(self, notify: Callable[[bool], None]) -> None:
+        """End `watch`."""
+        with self.lock:
+            self._watchers.remove(notify)
