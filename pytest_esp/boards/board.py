@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from pytest_esp.errors import BackendError
+from pytest_esp.errors import BackendError, PortError
 
 if TYPE_CHECKING:
     from pytest_esp.boards.port import Port
@@ -101,6 +101,18 @@ class Board(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the port and stop a virtual board. Closing twice has no effect."""
+
+    def reopen(self, reason: str, *, wait: bool = True) -> None:
+        """Open the board's port again, under whatever name it returns, after it was lost because of *reason*.
+
+        Args:
+            reason: for the message.
+            wait: whether to wait for a port that has not returned yet.
+
+        Raises:
+            PortError: if it does not return. Only the ports of real boards do.
+        """
+        raise PortError(f"the port was lost: {reason}", board=self.name)
 
     def reset(self, bootloader: bool) -> bool:
         """Reset the chip without RTS and DTR; return False if this board needs those lines."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import stat
 import sys
+import time
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import serial
 from serial.tools import list_ports
@@ -23,6 +25,10 @@ from pytest_esp.wire.loop import settle
 from pytest_esp.wire.port import VirtualPort
 from pytest_esp.wire.proxy import PortProxy
 from pytest_esp.wire.wire import ROM_BAUDRATE, Wire
+
+RETURN_TIMEOUT = 10.0
+"""Seconds to wait for a port that vanished. A chip's own USB is back after 0.2 to 2 s, depending on the host."""
+_RETURN_LOOK = 0.05  # seconds between two looks for it
 
 
 class SerialBoard(Board):
@@ -59,10 +65,7 @@ class SerialBoard(Board):
             raise self._explain(where, OSError(errno.ENOTTY, os.strerror(errno.ENOTTY)))
         try:
             port = serial.serial_for_url(where, baudrate=ROM_BAUDRATE, do_not_open=True, exclusive=True)
-            if sys.platform == "win32":
-                # Windows opens a port with both lines asserted one after the other, which would reset the chip.
-                port.rts = port.dtr = False
-            port.open()
+            _open(port)
         except (OSError, ValueError) as error:  # SerialException is an OSError
             raise self._explain(where, error) from error
         self._port = port
@@ -74,6 +77,39 @@ class SerialBoard(Board):
         self._front.open()
         self.switch_on_faults()
         return self._front
+
+    def reopen(self, reason: str, *, wait: bool = True) -> None:
+        """Open the port again for up to `RETURN_TIMEOUT` seconds: it is found by its serial number, link or URL."""
+        port = self._port
+        if self._front is not None:  # a fault to show at once; what is behind the proxy does not return by itself
+            self._front.close()
+            with contextlib.suppress(OSError):
+                return self._front.open()
+        if port is None or self._front is not None:
+            return super().reopen(reason)
+        settle()  # the loop may still use the port's descriptor
+        with contextlib.suppress(OSError):
+            port.close()
+        begun = time.monotonic()
+        while not self._try_to_reopen(port):
+            waited = time.monotonic() - begun
+            if not wait or waited >= RETURN_TIMEOUT or self._port is not port:
+                raise PortError(
+                    f"the port was lost: {reason}; it did not return within {waited:.0f} s",
+                    board=self.name,
+                    hint="check that the board is plugged in and has power; data being written may be incomplete",
+                )
+            time.sleep(_RETURN_LOOK)
+
+    def _try_to_reopen(self, port: serial.SerialBase) -> bool:
+        try:
+            port.port = self.resolve()
+            if _is_file(str(port.port)):
+                return False
+            _open(port)
+            return True
+        except (PortError, OSError, ValueError):
+            return False
 
     def close(self) -> None:
         """Close the port."""
@@ -91,6 +127,14 @@ class SerialBoard(Board):
     def _explain(self, where: str, error: Exception) -> PortError:
         message, hint = _explain(where, error)
         return PortError(message, board=self.name, attempted=f"opening {where}", hint=hint)
+
+
+def _open(port: Any) -> None:
+    """Open *port* with RTS and DTR in a state that does not reset the chip."""
+    # The kernel asserts both, and pyserial then sets each as it was last set: RTS alone would reset the chip. Windows
+    # asserts one after the other, which also would.
+    port.rts = port.dtr = sys.platform != "win32"
+    port.open()
 
 
 def _is_file(where: str) -> bool:

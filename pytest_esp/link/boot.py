@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from pytest_esp.link.console import ConsoleError
 if TYPE_CHECKING:
     from pytest_esp.link.console import Console
     from pytest_esp.link.link import Link
+    from pytest_esp.link.match import Match, Pattern
 
+_SLICE = 0.2  # seconds after which a port that returned is noticed
 BOOT_TIMEOUT = 3.0
 """The longest time from a reset to the banner, in seconds."""
 
@@ -47,7 +50,8 @@ def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
 
     A boot for any other reason proves nothing: an app may have restarted by itself. Where the ROM prints
     nothing, the first line of the bootloader or of the app's start proves the boot. The console stands at the banner
-    or at that line afterwards.
+    or at that line afterwards. A port that vanished and returned also proves the reset: it is the chip's own USB, on
+    which the banner is not seen.
 
     Args:
         wait: the timeout for the banner, in seconds.
@@ -61,10 +65,14 @@ def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
     console = link.console
     console.skip()
     mark = console.mark()
+    returns = link.returning.returns
     begun = time.monotonic()
     link.reset(bootloader=False)
     try:
-        match = console.expect([_PROOF, _MUTED], timeout=wait, ignore_crashes=True)
+        match = expect_boot(link, [_PROOF, _MUTED], wait, returns)
+        if match is None:
+            console.rewind(mark)
+            return Boot(mark, None, time.monotonic() - begun)
         if match.index == 1 and _REASON.search(console.text_since(mark)):  # the ROM does print, but another reason
             console.expect(_PROOF, timeout=max(begun + wait - time.monotonic(), 0.0), ignore_crashes=True)
     except ConsoleError as error:
@@ -79,6 +87,34 @@ def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
     length = length or len(match.text)
     console.rewind(end - length)
     return Boot(end - length, reason, seconds)
+
+
+def expect_boot(link: Link, patterns: Sequence[Pattern], wait: float, returns: int) -> Match | None:
+    """Expect one of *patterns* on the console, within *wait* seconds or as soon as the port has returned.
+
+    Args:
+        returns: `ReturningPort.returns` before the reset.
+
+    Returns:
+        The match; None if there is none, but the port has returned.
+
+    Raises:
+        ConsoleError, PortError: see `Console.expect`.
+    """
+    console = link.console
+    deadline = time.monotonic() + wait
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            slice_ = _SLICE if console.is_away else max(min(left, _SLICE), 0.0)
+            return console.expect(patterns, timeout=slice_, ignore_crashes=True)
+        except ConsoleError:
+            if console.is_away:
+                continue
+            if link.returning.returns > returns:
+                return None
+            if left <= _SLICE:
+                raise
 
 
 def _banner(console: Console, mark: int) -> tuple[str | None, int]:

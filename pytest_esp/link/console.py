@@ -21,7 +21,7 @@ from typing import Any
 import serial
 
 from pytest_esp.boards.port import Port
-from pytest_esp.errors import LinkError, PortError
+from pytest_esp.errors import EspError, LinkError, PortError
 from pytest_esp.link.crash import Crash
 from pytest_esp.link.detector import CrashDetector, CrashText
 from pytest_esp.link.journal import Journal
@@ -119,6 +119,11 @@ class Console:
         journal: the file for the complete log, see `Journal`; a temporary one if None.
         echo: called with text as it arrives, with secrets masked.
         elf: the app's ELF file, for decoding crashes; may be set later.
+        recover: called with the reason, on a thread of its own, if the port is lost: opens it again, or raises
+            PortError. Waits go on meanwhile. None: a loss is an error at once.
+
+    Attributes:
+        returns: the number of times that the port vanished and returned.
     """
 
     def __init__(
@@ -129,8 +134,12 @@ class Console:
         journal: Path | None = None,
         echo: Callable[[str], None] | None = None,
         elf: Path | None = None,
+        recover: Callable[[str], None] | None = None,
     ) -> None:
         self.elf = elf
+        self.returns = 0
+        self._recover = recover
+        self._away_since: float | None = None
         self._port = port
         self._board = board
         self._echo = echo
@@ -150,23 +159,27 @@ class Console:
         self._waits: list[_Wait] = []
         self._crashes = CrashDetector()
         self._known_crash: CrashText | None = None  # a crash that a pattern waited for
-        self._loss: str | None = None
+        self._loss: PortError | None = None
         self._source = source_of(port, self._feed, self._lose)
         self._attached = False
+        self._attaching = threading.Lock()
 
     # -- reading
 
     def attach(self) -> None:
         """Start reading the port, if it is not being read."""
-        if not self._attached:
-            self._attached = True
-            self._source.start()
+        with self._attaching:
+            if not self._attached:
+                self._attached = True
+                if not self.is_away:
+                    self._source.start()
 
     def detach(self) -> None:
         """Stop reading, so that others can use the port. What has arrived by now is in the log."""
-        if self._attached:
-            self._attached = False
-            self._source.stop()
+        with self._attaching:
+            if self._attached:
+                self._attached = False
+                self._source.stop()
 
     def close(self) -> None:
         """Stop reading and close the journal. Closing twice has no effect."""
@@ -226,9 +239,48 @@ class Console:
         del self._mark_offsets[:old], self._mark_times[:old]
 
     def _lose(self, reason: str) -> None:
+        """Handle the loss of the port. May be called with the port's lock held."""
         with self._changed:
-            self._loss = reason
-            self._changed.notify_all()
+            if self._recover is None:
+                self._loss = PortError(f"the port was lost: {reason}", board=self._board)
+                self._changed.notify_all()
+            elif self._away_since is None:
+                self._away_since = time.monotonic()
+                threading.Thread(target=self._come_back, args=(reason,), name="pytest-esp-return", daemon=True).start()
+
+    def _come_back(self, reason: str) -> None:
+        assert self._recover is not None
+        loss = None
+        try:
+            self._recover(reason)
+        except EspError as error:
+            loss = error if isinstance(error, PortError) else PortError(str(error), board=self._board)
+        with self._attaching:
+            source = source_of(self._port, self._feed, self._lose) if loss is None else None
+            with self._changed:
+                self._loss, self._away_since = loss, None
+                self.returns += source is not None
+                self._source = source or self._source
+                self._changed.notify_all()
+            if source is not None and self._attached:
+                source.start()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the port has vanished, and may return."""
+        return self._away_since is not None
+
+    def _await_port(self) -> None:
+        """Wait while the port is away."""
+        with self._changed:
+            while self.is_away:
+                self._changed.wait()
+            if self._loss is not None:
+                raise self._lost("writing")
+
+    def _lost(self, attempted: str) -> PortError:
+        assert self._loss is not None
+        return PortError(self._loss.message, board=self._board, attempted=attempted, hint=self._loss.hint)
 
     @property
     def _end(self) -> int:
@@ -293,6 +345,7 @@ class Console:
         Raises:
             PortError: if the port was lost.
         """
+        self._await_port()
         try:
             self._port.write(data.encode() if isinstance(data, str) else data)
         except (serial.SerialException, OSError) as error:
@@ -465,7 +518,7 @@ class Console:
                 if done or wait.crash is not None or (left <= 0 and thorough):
                     return wait
                 if self._loss is not None:
-                    raise PortError(f"the port was lost: {self._loss}", board=self._board, attempted="expect")
+                    raise self._lost("expect")
                 seen = self._end
                 if tick is not None and time.monotonic() >= next_tick:
                     tick()
@@ -528,6 +581,8 @@ class Console:
         message, tail = hide(message), hide(tail, is_cut=True)
         if self._mark_times:
             tail += f"\n    (nothing more for {now - self._last:.1f} s)"
+        if self._away_since is not None:
+            tail += f"\n    (the port has been gone for {time.monotonic() - self._away_since:.1f} s)"
         if self._journal.path is not None:
             tail += f"\n  log: {self._journal.path}"
         return ConsoleError(f"{message}; the console said:\n{tail}", board=self._board, attempted="expect")

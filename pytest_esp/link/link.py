@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,14 +13,18 @@ from typing import TYPE_CHECKING
 
 from pytest_esp.boards.board import Board, DirectFlash
 from pytest_esp.boards.port import Port
-from pytest_esp.errors import EspError, LinkError
+from pytest_esp.errors import EspError, LinkError, PortError
 from pytest_esp.link.logs import Transcript
+from pytest_esp.link.returning import ReturningPort
 from pytest_esp.wire.reset import drive_lines, hard_reset
 from pytest_esp.wire.wire import ROM_BAUDRATE
 
 if TYPE_CHECKING:
     from pytest_esp.link.console import Console
     from pytest_esp.link.session import Session
+
+_TAKEOVER = 0.5
+"""Seconds in which a USB-OTG port vanishes after a reset into the app; if it does not, it belongs to a UART."""
 
 
 class Link:
@@ -54,6 +59,7 @@ class Link:
         self.skipped_bytes = 0
         self.written_bytes = 0
         self._port: Port | None = None
+        self._returning: ReturningPort | None = None
         self._session: Session | None = None
         self._console: Console | None = None
         self._journal: Path | None = None
@@ -80,10 +86,18 @@ class Link:
         with self._lock:
             if self._port is None:
                 self._port = self.board.open()
+                self._returning = ReturningPort(self.board, self._port)
                 self._other_connections = 0
                 if self.board.virtual:
                     self.note_boot()
             return self._port
+
+    @property
+    def returning(self) -> ReturningPort:
+        """What opens the open port again after it vanished."""
+        _ = self.port
+        assert self._returning is not None
+        return self._returning
 
     @property
     def runs_app(self) -> bool:
@@ -125,6 +139,7 @@ class Link:
                 ram_block=self.board.ram_block,
                 before_connect=self._begin_bootloader_mode,
                 after_drop=self._begin_console_mode,
+                returning=self.returning if real else None,
                 transcript=self.transcript,
             )
         others = getattr(port, "other_connections", 0)
@@ -140,10 +155,16 @@ class Link:
 
         port = self.port
         if self._console is None:
-            self._console = Console(port, board=self.board.name, journal=self._journal, echo=self._echo, elf=self.elf)
+            self._console = Console(
+                port,
+                board=self.board.name,
+                journal=self._journal,
+                echo=self._echo,
+                elf=self.elf,
+                recover=None if self.board.virtual else self.returning.recover,
+            )
         if self._session is None or not self._session.is_connected:
-            if not port.is_open:  # esptool has closed it after a connection that failed
-                port.open()
+            self.returning.ensure_open()
             self._console.attach()
         return self._console
 
@@ -173,6 +194,7 @@ class Link:
             self._session.drop()
         if self._console is not None:
             self._console.expect_reset()
+        self._open_again(port)
         port.baudrate = ROM_BAUDRATE
         if not self.board.reset(bootloader=False):
             self._hard_reset(port)
@@ -180,8 +202,6 @@ class Link:
 
     def _hard_reset(self, port: Port) -> None:
         try:
-            if not port.is_open:  # esptool has closed it after a connection that failed
-                port.open()
             hard_reset(port)
         except OSError as error:
             raise LinkError(
@@ -205,6 +225,7 @@ class Link:
         if self._session is not None:
             self._session.drop()
         port = self.port
+        self._open_again(port)
         if port.is_open:
             port.reset_input_buffer()
         start_app(self)
@@ -239,6 +260,10 @@ class Link:
         self._close_console()
         if self._port is None:
             return
+        try:
+            self._open_again(self._port)
+        except PortError:
+            return self.close()
         if _has_vanished(self._port):
             self.close()
         elif not (self._session and self._session.is_connected):
@@ -298,8 +323,29 @@ class Link:
                     return reset_by_watchdog(esp, download=False)
         if after != "no-reset":
             with contextlib.suppress(EspError, OSError):  # the port may be lost; what was done to the board is done
+                self._open_again(port)
                 if not self.board.reset(bootloader=False):
                     self._hard_reset(port)
+                    self._await_app(port)
+
+    def _open_again(self, port: Port) -> None:
+        """Open the port of a real board again if it vanished while nobody read it."""
+        if self.board.virtual:
+            return
+        if not port.is_open:
+            self.returning.ensure_open()
+        elif _has_vanished(port):
+            self.returning.recover("it was disconnected")
+
+    def _await_app(self, port: Port) -> None:
+        """Wait until the app has taken over a USB-OTG port, so that the next user finds it."""
+        if self._session is None or not self._session.may_use_otg:
+            return
+        deadline = time.monotonic() + _TAKEOVER
+        while time.monotonic() < deadline:
+            if _has_vanished(port):
+                return self.returning.recover("the app has taken it over")
+            time.sleep(0.02)
 
     def __enter__(self) -> Link:
         return self

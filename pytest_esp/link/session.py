@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Callable, Generator
 from typing import Any, cast
@@ -19,6 +20,8 @@ from pytest_esp.formats.stubs import stub_entries
 from pytest_esp.link.esptool_private import bind, finish_connecting, replace_burn_hooks
 from pytest_esp.link.fast import FastLoader, fast_class
 from pytest_esp.link.logs import Progress, Transcript, capture
+from pytest_esp.link.returning import ReturningPort
+from pytest_esp.wire.reset import drive_lines
 from pytest_esp.wire.wire import ROM_BAUDRATE
 
 
@@ -37,6 +40,7 @@ class Session:
         ram_block: the block size, in bytes, for uploading the stub; None for esptool's default.
         before_connect: called before the session uses the port, to stop the console.
         after_drop: called when the connection to the loader has ended.
+        returning: opens the port of a real board again after it vanished; None for others.
         transcript: receives esptool's output.
     """
 
@@ -54,6 +58,7 @@ class Session:
         ram_block: int | None = None,
         before_connect: Callable[[], object] = lambda: None,
         after_drop: Callable[[], object] = lambda: None,
+        returning: ReturningPort | None = None,
         transcript: Transcript | None = None,
     ) -> None:
         self.port = port
@@ -65,6 +70,8 @@ class Session:
         self._reset = reset
         self._before_connect = before_connect
         self._after_drop = after_drop
+        self._returning = returning
+        self.may_use_otg = False
         self._baudrate = baudrate
         self._usb = usb
         self._before = before
@@ -206,14 +213,19 @@ class Session:
         self._baudrate = baudrate
 
     def _connect(self, enter: Callable[[Any], object] | None = None, hello: int = ROM_BAUDRATE) -> Any:
-        if not self.port.is_open:
+        if self._returning is not None:
+            self._returning.ensure_open()
+        elif not self.port.is_open:
             self.port.open()
         self._before_connect()
         self.port.baudrate = hello
         base = CHIP_DEFS[self.expected_chip] if self.expected_chip else ESPLoader
         esp: Any = fast_class(base, usb=self._usb)(cast(Any, self.port), hello)
         esp.USES_RFC2217 = str(getattr(self.port, "name", "")).startswith("rfc2217:")
-        (enter or self._sync)(esp)
+        if enter is not None or self._returning is None:
+            (enter or self._sync)(esp)
+        else:
+            self._enter_loader(esp, self._returning)
         found = _identify(esp)
         if self.expected_chip and found != self.expected_chip:
             raise WrongChipError(
@@ -226,6 +238,7 @@ class Session:
             esp = fast_class(CHIP_DEFS[found], usb=self._usb)(cast(Any, self.port), hello)
             esp.sync_stub_detected = synced_with_stub
         self.chip = found
+        self.may_use_otg = esp.USB_OTG_SUPPORTED and (esp.get_usb_vid_pid() == (None, None) or esp.uses_usb_otg())
         self._entered_by_reset = enter is None
         esp.secure_download_mode = _secure_download(esp)
         if not esp.secure_download_mode:
@@ -246,6 +259,32 @@ class Session:
             except FatalError:
                 if attempt + 1 == self.connect_attempts:
                     raise
+
+    def _enter_loader(self, esp: FastLoader, returning: ReturningPort) -> None:
+        """Do `_sync`, over a port that may vanish at the reset and return as the loader's."""
+        for _ in range(_RETURNS):
+            try:
+                return self._sync(esp)
+            except OSError as error:
+                returning.recover(str(error))
+            with contextlib.suppress(FatalError, OSError):
+                drive_lines(self.port, dtr=False, rts=False)
+            with contextlib.suppress(FatalError, OSError):
+                return self._sync_within(esp, _LOADER_START)
+        self._sync(esp)
+
+    def follow_port(self) -> None:
+        """Open the port again if it vanished at a reset by a command of this session.
+
+        Raises:
+            PortError: if it does not return.
+        """
+        try:
+            _ = self.port.in_waiting
+        except OSError as error:
+            if self._returning is None:
+                raise
+            self._returning.recover(str(error))
 
     @staticmethod
     def _sync_within(esp: FastLoader, seconds: float) -> None:
@@ -301,7 +340,14 @@ class Session:
             raise OperationError(
                 f"not supported by this chip: {error}", attempted=attempted, board=self.board, hint=_CANNOT
             ) from error
-        except serial.SerialException as error:
+        except OSError as error:
+            if not isinstance(error, serial.SerialException) and error.errno not in _LOSSES:
+                self.drop()
+                raise
+            if self._returning is not None:
+                self._returning.note_loss(str(error))
+                with contextlib.suppress(OSError):
+                    self.port.close()  # before `drop`, after which the console reads it
             self.drop()
             with contextlib.suppress(OSError):  # a port that vanished and returned must be opened again
                 self.port.close()
@@ -319,6 +365,10 @@ class Session:
             raise
 
 
+_RETURNS = 3  # how often a port may vanish while the loader is entered
+_LOADER_START = 0.5  # seconds until the loader answers on a port that has returned
+_LOSSES = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.EBADF)
+"""What system calls report for a device that is gone; pyserial passes some of them on as they are."""
 _CANNOT = "the ROM loader supports fewer commands than the stub flasher, and even fewer in secure download mode"
 _LINK_MARKS = (
     "does not answer",

@@ -117,6 +117,7 @@ class SimChip:
         self._reboot: Timer | None = None
         self.mode: Mode = "off"
         self.last_boot: BootResult | None = None
+        self._slow_hosts = rise_time
         self._circuit = self.usb.logic(
             self.hold,
             self._reset_by_lines,
@@ -157,13 +158,13 @@ class SimChip:
         """Restart the chip into the ROM's loader or from flash."""
         with self.wire.lock:
             self._circuit.cancel()
-            owner_changes = self.mode != "off" and self.is_in_loader != bootloader
+            software_ends = self._app is not None or (self.is_in_loader and not bootloader)
             self.hold()
             self.baudrate = ROM_BAUDRATE
             self._speed_is_settled = False
             self.flash_is_attached = self.model.flash_is_attached_by_rom
             reason, self._reset_reason = self._reset_reason, "POWERON"
-            if self.usb.vanishes(reason, owner_changes=owner_changes):
+            if self.usb.vanishes(reason, software_ends=software_ends):
                 self.wire.vanish("the chip was reset", ENUMERATION)
             if bootloader:
                 self._start_loader(reason)
@@ -245,7 +246,7 @@ class SimChip:
 
         A host that is too slow for the boot strap is also too slow to lock the watchdog's registers in this time.
         """
-        self._reset_later(min(max(delay, 0.01), 5.0) + self._circuit.rise_time, "RTCWDT_RTC_RST")
+        self._reset_later(min(max(delay, 0.01), 5.0) + self._slow_hosts, "RTCWDT_RTC_RST")
 
     def _reset_later(self, delay: float, reason: str) -> None:
         def bite() -> None:

@@ -26,8 +26,6 @@ _SYSTEM_RESETS = ("RTCWDT_RTC_RST", "BROWNOUT")
 class ControlLogic(Protocol):
     """What resets the chip by the host's control lines."""
 
-    rise_time: float
-
     def set_lines(self, dtr: bool, rts: bool) -> None:
         """Handle a change of the host's lines (True is asserted)."""
         ...
@@ -100,11 +98,11 @@ class UsbPort:
             return "USB_UART_CHIP_RESET" if self._model.chip in ("esp32c3", "esp32s3") else "USB_UART_HPSYS"
         return "RTC_SW_SYS_RST" if self.kind == "otg" else "POWERON"
 
-    def vanishes(self, reason: str, *, owner_changes: bool) -> bool:
+    def vanishes(self, reason: str, *, software_ends: bool) -> bool:
         """Return whether the port is gone for a moment at a reset.
 
         Args:
             reason: the reset reason.
-            owner_changes: whether the loader takes the port from the app, or the other way round.
+            software_ends: whether the software behind a USB-OTG port ends: an app, or the loader before an app.
         """
-        return not self.is_uart and (reason in _SYSTEM_RESETS or (self.kind == "otg" and owner_changes))
+        return not self.is_uart and (reason in _SYSTEM_RESETS or (self.kind == "otg" and software_ends))

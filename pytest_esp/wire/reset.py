@@ -141,8 +141,6 @@ class UsbSerialJtag:
         on_reset: called with True (loader) or False (app) when it ends.
     """
 
-    rise_time = 0.0
-
     def __init__(self, on_hold: Callable[[], None], on_reset: Callable[[bool], None]) -> None:
         self._on_hold = on_hold
         self._on_reset = on_reset
@@ -168,9 +166,9 @@ class UsbSerialJtag:
 class UsbOtg:
     """Turns the state of RTS and DTR into restarts as the software behind a USB-OTG port does.
 
-    A pulse of RTS restarts the chip: into its ROM loader if DTR is asserted when it ends, else into the app. (ESP-IDF's
-    ``usb_console.c``, which waits 50 ms; ``USBCDC.cpp`` of Arduino.) RTS must have been asserted without DTR for most of
-    the 0.1 s that esptool waits: clients that open or close a port change one line shortly after the other.
+    A pulse of RTS restarts the chip: into its ROM loader if DTR is asserted when it ends, else into the app (ESP-IDF's
+    ``usb_console.c``, which waits 50 ms; ``USBCDC.cpp`` of Arduino). RTS must have been asserted without DTR for most
+    of the 0.1 s that esptool waits: clients that open or close a port change one line shortly after the other.
 
     Args:
         on_reset: called with True (loader) or False (app).

@@ -148,6 +148,8 @@ class Serial(rfc2217.Serial):
         """The number of bytes that can be read without waiting."""
         if not self.is_open:
             raise serial.PortNotOpenError()
+        if self._lost and not self._received:
+            raise serial.SerialException(self._loss)
         return len(self._received)
 
     def read(self, size: int = 1) -> bytes:
@@ -232,6 +234,8 @@ class Serial(rfc2217.Serial):
             with self._changed:
                 self._lost = True
                 self._changed.notify_all()
+                for option in self._telnet_options:  # ends pyserial's wait in `open`, whose next step notices the loss
+                    option.active = option.state != rfc2217.INACTIVE
                 if self._on_loss is not None and self.is_open:
                     self._on_loss(self._loss)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from esptool.util import FatalError
 
 from pytest_esp.errors import LinkError, OperationError
-from pytest_esp.link.boot import BOOT_TIMEOUT, reset_by_watchdog, start_app
+from pytest_esp.link.boot import BOOT_TIMEOUT, expect_boot, reset_by_watchdog, start_app
 from pytest_esp.link.console import ConsoleError
 from pytest_esp.link.esptool_private import port_of
 from pytest_esp.link.link import Link
@@ -92,10 +92,13 @@ def reset(
     console = link.console
     console.skip()  # the banner of an earlier boot proves nothing
     mark = console.mark()
+    returns = link.returning.returns
     _restart(link, reset_mode)
-    output = _boot_log(link, mark, wait_seconds)
+    output = _boot_log(link, mark, wait_seconds, returns)
     console.rewind(mark)  # a test may expect any part of it
     reason = reset_reason(output)
+    if reason is None and link.returning.returns > returns:  # the chip's own USB, which has missed most of the banner
+        return ResetResult("app", reset_mode, None, time.monotonic() - begun, output)
     if reset_mode == "watchdog-reset" and "WDT" not in (reason or ""):
         raise LinkError(
             f"the app started, but not by the watchdog: the ROM reports {reason}", attempted="reset by the watchdog"
@@ -109,10 +112,10 @@ def reset_reason(boot_log: str) -> str | None:
     return found[-1] if found else None
 
 
-def _boot_log(link: Link, mark: int, wait: float) -> str:
-    """Wait for the ROM's banner, and return the output since *mark*."""
+def _boot_log(link: Link, mark: int, wait: float, returns: int) -> str:
+    """Wait for the ROM's banner, or the return of the port, and return the output since *mark*."""
     try:
-        link.console.expect(_ROM_BANNER, timeout=wait, ignore_crashes=True)
+        expect_boot(link, [_ROM_BANNER], wait, returns)
         with contextlib.suppress(ConsoleError):  # an ESP8266 prints its reason as a number only
             link.console.expect(_RESET_REASON_LINE, timeout=_LINE_TIMEOUT, ignore_crashes=True)
     except ConsoleError as error:
@@ -140,6 +143,7 @@ def _restart(link: Link, reset_mode: ResetMode) -> None:
             reset_by_watchdog(esp, download=False)
         else:
             _start_app(esp)
+        session.follow_port()
     session.drop()  # the console reads the port again, including what arrived meanwhile
     link.port.baudrate = ROM_BAUDRATE
     link.note_boot()
@@ -167,6 +171,7 @@ def _into_loader(link: Link, reset_mode: ResetMode) -> str | None:
         _check_not_locked(esp, reset_mode)
         if reset_mode == "watchdog-reset":
             reset_by_watchdog(esp, download=True)
+            session.follow_port()
         else:
             esp.flash_begin(0, 0)
             answer_only(esp, esp.ESP_CMDS["FLASH_END"], struct.pack("<I", 0))
