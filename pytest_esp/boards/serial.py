@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -106,7 +107,8 @@ class SerialBoard(Board):
             port.port = self.resolve()
             if _is_file(str(port.port)):
                 return False
-            _open(port)
+            with _input_kept(port):
+                _open(port)
             return True
         except (PortError, OSError, ValueError):
             return False
@@ -135,6 +137,18 @@ def _open(port: Any) -> None:
     # asserts one after the other, which also would.
     port.rts = port.dtr = sys.platform != "win32"
     port.open()
+
+
+@contextlib.contextmanager
+def _input_kept(port: Any) -> Generator[None]:
+    """Let *port* keep what arrives while it is opened, which pyserial discards: the first output after a reset."""
+    names = ("reset_input_buffer", "_reset_input_buffer")
+    vars(port).update(dict.fromkeys(names, lambda: None))
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(port)[name]
 
 
 def _is_file(where: str) -> bool:

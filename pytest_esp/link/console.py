@@ -169,6 +169,9 @@ class Console:
     def attach(self) -> None:
         """Start reading the port, if it is not being read."""
         with self._attaching:
+            if self._loss is not None and self._recover is not None:  # its port was opened again since
+                self._loss, self._attached = None, False
+                self._source = source_of(self._port, self._feed, self._lose)
             if not self._attached:
                 self._attached = True
                 if not self.is_away:

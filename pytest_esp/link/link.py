@@ -154,6 +154,7 @@ class Link:
         from pytest_esp.link.console import Console
 
         port = self.port
+        is_new = self._console is None
         if self._console is None:
             self._console = Console(
                 port,
@@ -164,7 +165,12 @@ class Link:
                 recover=None if self.board.virtual else self.returning.recover,
             )
         if self._session is None or not self._session.is_connected:
-            self.returning.ensure_open()
+            try:
+                self.returning.ensure_open()
+            except PortError:
+                if is_new:
+                    raise
+                return self._console  # what was read; waiting and writing raise the error
             self._console.attach()
         return self._console
 
@@ -205,7 +211,10 @@ class Link:
             hard_reset(port)
         except OSError as error:
             raise LinkError(
-                f"cannot set DTR and RTS: {error}", board=self.board.name, attempted="hard reset"
+                f"cannot set DTR and RTS: {error}",
+                board=self.board.name,
+                attempted="hard reset",
+                hint="a pty has no such lines: use the board's rfc2217:// port, or a watchdog reset",
             ) from error
 
     def boot(self) -> Console:

@@ -6,6 +6,7 @@ import threading
 
 from pytest_esp.boards.board import Board
 from pytest_esp.boards.port import Port
+from pytest_esp.errors import PortError
 
 
 class ReturningPort:
@@ -20,7 +21,7 @@ class ReturningPort:
         self._board = board
         self._port = port
         self._loss: str | None = None
-        self._gave_up = False
+        self._failure: PortError | None = None
         self._lock = threading.Lock()
 
     def note_loss(self, reason: str) -> None:
@@ -43,10 +44,16 @@ class ReturningPort:
                         raise
                     self._loss = str(error)
             if self._loss is not None:
-                wait, self._gave_up = not self._gave_up, True
-                self._board.reopen(self._loss, wait=wait)
-                self._loss, self._gave_up = None, False
+                self._reopen(self._loss)
+                self._loss = self._failure = None
                 self.returns += 1
+
+    def _reopen(self, reason: str) -> None:
+        try:
+            self._board.reopen(reason, wait=self._failure is None)
+        except PortError as error:
+            self._failure = self._failure or error
+            raise self._failure from None
 
     def recover(self, reason: str) -> None:
         """Open the port again, which was lost because of *reason*.
