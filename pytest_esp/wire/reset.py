@@ -55,6 +55,7 @@ def hard_reset(port: ControlLines) -> None:
     Raises:
         OSError: if the port was lost or does not have these lines.
     """
+    port.dtr = False  # before RTS is asserted: USB-Serial-JTAG takes DTR without RTS as the download flag
     drive_lines(port, dtr=False, rts=True)
     time.sleep(_HOLD)
     drive_lines(port, dtr=False, rts=False)

@@ -170,9 +170,12 @@ def test_a_wait_goes_on_over_a_reset(board, chip, usb, before, scheme):
     b = board(chip, usb, before, scheme, "--on-close", "keep")
     with b.link() as link:
         console = link.console
-        Esp(link).chip.reset(
-            "app", reset_mode="watchdog-reset" if scheme == "pty" else "hard-reset"
-        ) if usb != "bridge" else None
+        if scheme == "rfc2217":
+            link.reset(bootloader=False)
+            console.expect("ready")
+        elif usb != "bridge":
+            Esp(link).chip.reset("app", reset_mode="watchdog-reset")
+            console.expect_silence(0.3)
         returns = console.returns
         console.skip()
         if scheme == "pty":
@@ -234,6 +237,7 @@ def test_a_port_that_returns_too_late_is_used_again(board, monkeypatch, start_se
         with pytest.raises(PortError, match="did not return"):
             console.expect("nothing")
         b.served.process.wait()
+        Path(b.port).unlink()
         start_serving("sim", "esp32c3", "--listen", f"pty:{b.port}")
         assert Esp(link).chip.identify().chip_type == "esp32c3"
         link.session.drop()

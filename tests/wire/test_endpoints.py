@@ -235,3 +235,81 @@ def test_a_taken_port_is_named(echo):
     with pytest.raises(PortError, match=r"cannot listen on .*127\.0\.0\.1"):
         serve(echo.wire, endpoint.url)
     endpoint.close()
+
+
+# -- a port that vanishes and returns
+
+
+@pytest.mark.parametrize("scheme", ["socket", "rfc2217"])
+def test_a_vanished_port_drops_its_client_and_refuses_others_until_it_returns(echo, scheme):
+    endpoint = serve(echo.wire, f"{scheme}://127.0.0.1:0")
+    try:
+        client = open_client(endpoint)
+        echo.wire.vanish()
+        with pytest.raises(serial.SerialException):
+            client.read(1)
+        client.close()
+        if scheme == "rfc2217":
+            begun = time.monotonic()
+            with pytest.raises(serial.SerialException):
+                open_client(endpoint)
+            assert time.monotonic() - begun < 1  # pyserial itself would wait for 3 s
+        echo.wire.come_back()
+        with open_client(endpoint) as client:
+            client.write(b"again")
+            assert client.read(5) == b"again"
+    finally:
+        endpoint.close()
+
+
+def test_a_vanished_pty_is_linked_again(echo, tmp_path):
+    path = tmp_path / "port"
+    endpoint = serve(echo.wire, f"pty:{path}")
+    try:
+        for _ in range(3):
+            client = open_client(endpoint)
+            client.write(b"x")
+            assert client.read(1) == b"x"
+            echo.wire.vanish()
+            with pytest.raises(OSError):  # noqa: PT011 - pyserial passes some errors on as they are
+                client.read(1)
+            until(lambda: not path.is_symlink())
+            client.close()
+            echo.wire.come_back()
+            until(path.exists)
+    finally:
+        endpoint.close()
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("url", ["rfc2217://127.0.0.1:0", "pty:"])
+def test_a_client_whose_port_vanishes_has_not_left(echo, url):
+    """Else a chip that just started its app would be put back into its loader, for the next client."""
+    endpoint = serve(echo.wire, url)
+    try:
+        with open_client(endpoint) as client:
+            client.write(b"x")
+            client.read(1)
+            echo.wire.vanish()
+            until(lambda: echo.left)
+        assert echo.left == [True]
+    finally:
+        endpoint.close()
+
+
+def test_a_usb_device_keeps_a_little_for_its_next_host():
+    wire, heard = Wire(fifo_size=4), []
+    wire.transmit(b"abc")
+    wire.transmit(b"def")
+    host = wire.connect(heard.append, control_lines=True)
+    wire.transmit(b"g")
+    wire.vanish()
+    wire.transmit(b"h")
+    host.close()
+    wire.come_back()
+    wire.connect(heard.append, control_lines=True)
+    assert heard == [b"abcd", b"g", b"h"]
+    uart, heard = Wire(), []
+    uart.transmit(b"abc")
+    uart.connect(heard.append, control_lines=True)
+    assert heard == []

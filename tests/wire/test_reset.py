@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pytest_esp.wire.proxy import PortProxy
-from pytest_esp.wire.reset import AutoResetCircuit, drive_lines, hard_reset
+from pytest_esp.wire.reset import AutoResetCircuit, UsbOtg, UsbSerialJtag, drive_lines, hard_reset
 
 
 class Chip:
@@ -28,6 +28,7 @@ class Chip:
 
 
 OPEN = [(1, 0), (1, 1)]  # pyserial asserts DTR, then RTS
+EVERY = list(itertools.product([False, True], repeat=2))
 CLASSIC = [(0, 1), (0, 1), (1, 1), (1, 0), (0, 0)]  # DTR off, RTS on; DTR on; RTS off; DTR off
 HARD = [(0, 1), (0, 0)]
 
@@ -70,6 +71,84 @@ def test_a_reset_that_begins_while_en_rises_wins():
     assert chip.seen == ["held", "held"]
 
 
+@pytest.mark.parametrize(("delay", "starts"), [(0.02, "app"), (0.2, "loader")])
+def test_a_strict_circuit_reads_the_strap_at_the_end_of_the_rise_time(delay, starts):
+    chip = Chip(rise_time=0.1)
+    chip.circuit = AutoResetCircuit(lambda: chip.seen.append("held"), chip.start, 0.1, chip.lock, is_strict=True)
+    chip.drive(*OPEN, *CLASSIC[:-1])
+    time.sleep(delay)
+    chip.drive(CLASSIC[-1])
+    assert chip.started.wait(2)
+    assert chip.seen == ["held", starts]
+
+
+# -- the chip's own USB
+
+# esptool's USBJTAGSerialReset: idle; the download flag; over (1, 1) to reset; out of reset
+USB_JTAG = [(1, 0), (0, 0), (1, 0), (1, 1), (0, 1), (0, 1), (0, 0)]
+
+
+class Jtag(Chip):
+    def __init__(self):
+        super().__init__()
+        self.circuit = UsbSerialJtag(lambda: self.seen.append("held"), self.start)
+
+
+@pytest.mark.parametrize("before", EVERY)
+def test_usb_serial_jtag(before):
+    chip = Jtag()
+    chip.drive(before)
+    chip.seen.clear()
+    chip.drive(*USB_JTAG)
+    assert chip.seen[-2:] == ["held", "loader"]
+    chip.seen.clear()
+    chip.drive(*HARD)
+    assert chip.seen == ["held", "app"]
+
+
+def test_usb_serial_jtag_does_nothing_when_its_port_is_opened_or_closed():
+    chip = Jtag()
+    chip.drive((1, 1), (0, 0), (1, 1), (0, 0))
+    assert chip.seen == []
+
+
+@pytest.mark.parametrize("before", EVERY)
+def test_a_hard_reset_of_usb_serial_jtag_starts_the_app_from_any_state(before):
+    lines = Lines(Jtag(), *before)
+    hard_reset(lines)
+    assert lines.chip.seen[-1] == "app"
+
+
+def test_the_classic_sequence_starts_the_app_of_usb_serial_jtag():
+    chip = Jtag()
+    chip.drive((1, 1), *CLASSIC)
+    assert chip.seen[-1] == "app"
+
+
+class Otg(Chip):
+    def __init__(self, in_loader):
+        super().__init__()
+        self.circuit = UsbOtg(self.start, lambda: in_loader, 0.05, self.lock)
+
+
+@pytest.mark.parametrize("in_loader", [False, True])
+@pytest.mark.parametrize(("end", "starts"), [([(1, 1), (1, 0), (0, 0)], "loader"), ([(0, 0)], "app")])
+def test_usb_otg(in_loader, end, starts):
+    chip = Otg(in_loader)
+    chip.drive(*OPEN, (0, 1))
+    time.sleep(0.1)
+    chip.drive(*end)
+    assert chip.started.wait(2)
+    assert chip.seen == [starts]
+
+
+def test_usb_otg_does_nothing_when_its_port_is_opened_or_closed():
+    chip = Otg(in_loader=False)
+    chip.drive((1, 1), (0, 0), *OPEN, (0, 1), (0, 0))  # a client that changes one line after the other
+    time.sleep(0.15)
+    assert chip.seen == []
+
+
 class Lines:
     """A port's lines, wired to a chip: every write acts at once. It remembers a wrong state, as pyserial may."""
 
@@ -83,9 +162,6 @@ class Lines:
     def __setattr__(self, name, value):
         self.state[name] = value
         self.chip.drive((self.state["dtr"], self.state["rts"]))
-
-
-EVERY = list(itertools.product([False, True], repeat=2))
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(EVERY, EVERY)))
