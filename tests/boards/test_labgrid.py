@@ -85,7 +85,7 @@ def test_a_raw_port(lab):
         until(lambda: not lease.held)
         with pytest.raises(PortError):
             Esp(link).chip.identify()
-        with pytest.raises(PortError, match="labgrid place plain"):
+        with pytest.raises(LeaseError, match="labgrid place plain"):
             Esp(link).chip.identify()
 
 
@@ -232,7 +232,7 @@ def test_a_place_that_somebody_else_got_meanwhile(lab, rack):
         until(lambda: not lease.held)
         with pytest.raises(PortError, match=r"the port failed: .* labgrid place near"):
             esp.chip.identify()
-        with pytest.raises(PortError, match="labgrid place near"):  # and it stays so
+        with pytest.raises(LeaseError, match="labgrid place near"):  # and it stays so
             esp.chip.identify()
         link.close()
         with pytest.raises(LeaseError, match="labgrid place near") as caught:
