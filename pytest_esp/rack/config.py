@@ -20,7 +20,7 @@ from pytest_esp.rack.file import ENVIRONMENT, find_rack_file
 from pytest_esp.rack.identity import canonical_files, files_of
 from pytest_esp.rack.ports import rack_of_ports
 from pytest_esp.rack.rack import Rack
-from pytest_esp.rack.spec import BACKENDS, BoardSpec, Power, PowerMeterSpec, misfits
+from pytest_esp.rack.spec import ASKED_BACKENDS, AUTO, BACKENDS, BoardSpec, Power, PowerMeterSpec, misfits
 from pytest_esp.rack.toml_lines import locate_keys
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _board(problems: _Problems, path: Path | None, name: str, entry: Any) -> lis
         if isinstance(entry.get(table), dict):
             problems.check_names((*key, table), cast(dict[str, Any], entry[table]), model.model_fields)
     _check_choice(problems, (*key, "backend"), entry, _backends())
-    if "chip" in entry or entry.get("backend") != "labgrid":
+    if entry.get("chip", AUTO) != AUTO or entry.get("backend") not in ASKED_BACKENDS:
         _check_choice(problems, (*key, "chip"), entry, _chips(entry.get("chip")))
     for misfit, message in misfits(entry):
         problems.add((*key, misfit) if misfit else key, message)

@@ -16,6 +16,11 @@ VIRTUAL_FLASH_SIZE = 4 * 1024 * 1024
 BACKENDS = ("serial", "qemu", "sim", "labgrid")
 VIRTUAL_BACKENDS = ("qemu", "sim")
 
+AUTO = "auto"
+"""The chip of an entry that does not give it."""
+ASKED_BACKENDS = ("serial", "labgrid")
+"""The backends whose boards can be asked for what their entries do not give."""
+
 Effect = Literal["read", "write", "erase", "burn"]
 ResetBefore = Literal["default-reset", "usb-reset", "no-reset", "no-reset-no-sync"]
 """How the chip is brought into its loader; the words and meanings are those of esptool's ``--before``."""
@@ -126,14 +131,15 @@ class FaultSpec(BaseModel):
 class BoardSpec(BaseModel):
     """A board's entry in boards.toml. Sizes are in bytes, paths are absolute.
 
-    The chip of a labgrid board is "auto" if neither the entry nor its tags give it.
+    The chip of a real board is "auto" if neither the entry nor, for labgrid, its tags give it: it is then asked of the
+    chip under a lease.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     backend: str
-    chip: str
+    chip: str = AUTO
     port: str | None = None
     before: ResetBefore = "default-reset"
     after: ResetAfter = "hard-reset"
@@ -171,7 +177,7 @@ class BoardSpec(BaseModel):
         if data.get("backend") == "labgrid":
             tags = data.get("tags")
             chip = cast(dict[str, Any], tags).get("chip") if isinstance(tags, dict) else None
-            return {"allow": everything[:3], "chip": chip or "auto", **data}
+            return {"allow": everything[:3], "chip": chip or AUTO, **data}
         return {"allow": everything[:3], **data}
 
     @model_validator(mode="after")

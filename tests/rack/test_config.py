@@ -150,6 +150,18 @@ def test_a_labgrid_board_may_leave_its_chip_to_the_lab(tmp_path):
     assert "not given in boards.toml" in Requirement(chips=("esp32c6",)).why_not(rack.board("a"))
 
 
+@pytest.mark.parametrize("line", ["", 'chip = "auto"\n'])
+def test_a_serial_board_may_leave_its_chip_out(tmp_path, line):
+    rack = rack_of(tmp_path, f'[boards.a]\nbackend = "serial"\n{line}port = "/dev/ttyUSB0"\n')
+    assert rack.board("a").chip == "auto"
+
+
+def test_a_virtual_board_needs_its_chip(tmp_path):
+    for line in ("", 'chip = "auto"\n'):
+        with pytest.raises(RackError, match="`chip`"):
+            rack_of(tmp_path, f'[boards.a]\nbackend = "sim"\n{line}')
+
+
 def test_a_file_that_begins_with_a_byte_order_mark(tmp_path):
     assert list(rack_of(tmp_path, "\ufeff" + SIM).boards) == ["a"]
 
