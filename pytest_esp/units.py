@@ -30,6 +30,7 @@ Picture = Annotated[str, Shown("never")]
 """A picture (SVG) for callers in Python; JSON does not have it."""
 
 _SIZE = re.compile(r"(?P<number>0[xX][0-9a-fA-F_]+|[0-9][0-9_]*)\s*(?P<unit>[kKmM]?)(?P<byte>[iI]?[bB])?")
+_REVISION = re.compile(r"v?(?P<major>\d{1,2})\.(?P<minor>\d{1,2})|(?P<number>\d{1,4})", re.IGNORECASE)
 _FACTOR = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
@@ -63,3 +64,20 @@ def format_size(size: int) -> str:
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
     return f"{size}B"
+
+
+def parse_revision(text: str) -> int:
+    """Return a chip's revision (major * 100 + minor) from ``"v3.1"``, ``"3.1"`` or ``"301"``.
+
+    Raises:
+        ValueError: if *text* is not a revision.
+    """
+    match = _REVISION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"expected a chip revision such as 'v3.1' or 301, not {text!r}")
+    return int(match["number"]) if match["number"] else int(match["major"]) * 100 + int(match["minor"])
+
+
+def format_revision(revision: int) -> str:
+    """Return a chip's revision (major * 100 + minor) as esptool writes it: ``v3.1``."""
+    return f"v{revision // 100}.{revision % 100}"

@@ -6,9 +6,11 @@ import shlex
 import subprocess
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pytest_esp.errors import BackendError, PortError
+from pytest_esp.rack.facts import Facts, filled_in, remembered
 
 if TYPE_CHECKING:
     from pytest_esp.boards.port import Port
@@ -71,8 +73,13 @@ class Board(ABC):
 
     @property
     def chip(self) -> str:
-        """The chip given in boards.toml, with esptool's name."""
-        return self.spec.chip
+        """The chip that boards.toml gives or a real board reported, with esptool's name; "auto" if it is unknown."""
+        return filled_in(self.spec, self.facts).chip
+
+    @cached_property
+    def facts(self) -> Facts | None:
+        """What a real board's chip has reported, or the one last seen on its port before it is connected."""
+        return None if self.virtual else remembered(self.spec, self.rack)
 
     @property
     def ram_block(self) -> int | None:

@@ -7,11 +7,11 @@ import re
 
 from pytest_esp.errors import BackendError
 
-_MAC = re.compile(r"([0-9a-fA-F]{2})[:-]?" * 5 + r"([0-9a-fA-F]{2})")
+_MAC = re.compile(r"([0-9a-fA-F]{2})[:.-]?" * 5 + r"([0-9a-fA-F]{2})")
 
 
 def parse_mac(text: str) -> bytes:
-    """Return the six bytes of a MAC address, which is given in hex with or without colons.
+    """Return the six bytes of a MAC address, which is given in hex, with or without colons, hyphens or dots.
 
     Raises:
         BackendError: if it is invalid, or a multicast address.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_esp.boards.board import Board, DirectFlash
 from pytest_esp.boards.port import Port
@@ -22,6 +23,9 @@ from pytest_esp.wire.wire import ROM_BAUDRATE
 if TYPE_CHECKING:
     from pytest_esp.link.console import Console
     from pytest_esp.link.session import Session
+    from pytest_esp.rack.facts import Facts
+
+_log = logging.getLogger(__name__)
 
 _TAKEOVER = 0.5
 """Seconds in which a USB-OTG port vanishes after a reset into the app; if it does not, it belongs to a UART."""
@@ -35,6 +39,7 @@ class Link:
         burns_enabled: whether eFuses of real boards may be burned (``--esp-allow-burn``).
         holder: who uses the board, for the audit log.
         announce: called with a description of each burn before it happens.
+        notice: called with a line for people if another board is on the port than before; the default logs it.
 
     Attributes:
         elf: the ELF file of the running app, if known, for decoding crashes.
@@ -49,11 +54,13 @@ class Link:
         burns_enabled: bool = False,
         holder: str = "",
         announce: Callable[[str], object] | None = None,
+        notice: Callable[[str], object] = _log.warning,
     ) -> None:
         self.board = board
         self.burns_enabled = burns_enabled
         self.holder = holder
         self.announce = announce
+        self.notice = notice
         self.transcript = Transcript()
         self.elf: Path | None = None
         self.skipped_bytes = 0
@@ -129,7 +136,7 @@ class Link:
             real = not self.board.virtual
             self._session = Session(
                 port,
-                self.board.chip,
+                self.board.spec.chip,
                 board=self.board.name,
                 reset=lambda: self.board.reset(bootloader=True),
                 baudrate=self.board.spec.baud if real else ROM_BAUDRATE,
@@ -137,6 +144,7 @@ class Link:
                 before=self.board.spec.before,
                 boot_seconds=self.board.boot_seconds,
                 ram_block=self.board.ram_block,
+                meet=self._meet,
                 before_connect=self._begin_bootloader_mode,
                 after_drop=self._begin_console_mode,
                 returning=self.returning if real else None,
@@ -147,6 +155,26 @@ class Link:
             self._other_connections = others
             self._session.drop()  # another program used the board at an endpoint: the chip's state is unknown
         return self._session
+
+    def _meet(self, esp: Any) -> None:
+        from pytest_esp.link.facts import meet
+
+        assert self._session is not None
+        if not self.board.virtual:
+            meet(self.board, esp, self._session.chip, self.notice)
+
+    def ask_chip(self) -> Facts:
+        """Return what the chip reports about itself, for which the chip is connected; see `rack.facts`.
+
+        Raises:
+            LinkError, PortError, WrongChipError: see `Session.use`.
+        """
+        from pytest_esp.link.facts import ask
+
+        with self.session.use("asking the chip", stub=False) as esp:
+            if self.board.virtual or self.board.facts is None:
+                self.board.facts = ask(esp, self.session.chip)
+            return self.board.facts
 
     @property
     def console(self) -> Console:

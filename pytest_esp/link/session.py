@@ -38,6 +38,7 @@ class Session:
         before: how RTS and DTR bring the chip into its loader; esptool's words for ``--before``.
         boot_seconds: how long the loader may take to respond after a *reset* that returned True.
         ram_block: the block size, in bytes, for uploading the stub; None for esptool's default.
+        meet: called with esptool's loader object at the beginning of a connection; refuses a wrong board.
         before_connect: called before the session uses the port, to stop the console.
         after_drop: called when the connection to the loader has ended.
         returning: opens the port of a real board again after it vanished; None for others.
@@ -56,6 +57,7 @@ class Session:
         before: str = "default-reset",
         boot_seconds: float = 0.0,
         ram_block: int | None = None,
+        meet: Callable[[Any], object] = lambda esp: None,
         before_connect: Callable[[], object] = lambda: None,
         after_drop: Callable[[], object] = lambda: None,
         returning: ReturningPort | None = None,
@@ -68,6 +70,7 @@ class Session:
         self.transcript = transcript or Transcript()
         self.connect_attempts = 7 if usb else 2
         self._reset = reset
+        self._meet = meet
         self._before_connect = before_connect
         self._after_drop = after_drop
         self._returning = returning
@@ -245,6 +248,7 @@ class Session:
             finish_connecting(esp)
         if self._ram_block is not None:
             esp.ESP_RAM_BLOCK = self._ram_block
+        self._meet(esp)
         self._esp = esp
         return esp
 

@@ -21,7 +21,7 @@ SESSION_FIXTURES = frozenset({"session_board", "session_esp"})
 
 _SCOPES = ("test", "module", "session")
 _EACH = ("chip", "board")
-_KEYWORDS = ("chip", "backend", "features", "flash", "count", "each", "board", "scope")
+_KEYWORDS = ("chip", "backend", "features", "flash", "revision", "crystal", "count", "each", "board", "scope")
 _FIRMWARE_KEYWORDS = ("flash", "scope")
 
 
@@ -52,6 +52,8 @@ class Wanted:
         chip, backend: any of these; empty for any.
         features: all of these.
         flash: the flash size, e.g. ``">=4MB"``.
+        revision: the chip's revision, e.g. ``">=3"``.
+        crystal: the crystal's frequency in MHz, e.g. ``"40"``.
         count: the number of boards.
         each: parametrise over the matching ``"chip"`` types or ``"board"`` names.
         board: the name of the board; None for any.
@@ -65,6 +67,8 @@ class Wanted:
     backend: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     flash: str | None = None
+    revision: str | None = None
+    crystal: str | None = None
     count: int = 1
     each: str | None = None
     board: str | None = None
@@ -98,7 +102,9 @@ def wanted(marks: Iterable[pytest.Mark], fixturenames: Iterable[str] = ()) -> Wa
         chip=tuple(_chip(chip) for chip in _words("chip", given.get("chip"))),
         backend=_words("backend", given.get("backend")),
         features=_words("features", given.get("features")),
-        flash=_flash(given.get("flash")),
+        flash=_comparison("flash", given.get("flash"), ">=4MB"),
+        revision=_comparison("revision", given.get("revision"), ">=3"),
+        crystal=_comparison("crystal", given.get("crystal"), "40"),
         count=_count(given.get("count", 1)),
         each=_choice("each", given["each"], _EACH) if given.get("each") is not None else None,
         board=_words("board", given.get("board"))[0] if given.get("board") else None,
@@ -167,11 +173,12 @@ def _chip(chip: str) -> str:
     return name
 
 
-def _flash(value: object) -> str | None:
+def _comparison(keyword: str, value: object, example: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise MarkerError(f"@pytest.mark.esp: flash={value!r} is not a size: write e.g. flash='>=4MB'")
+        what = "a size" if keyword == "flash" else "a number or comparison"
+        raise MarkerError(f"@pytest.mark.esp: {keyword}={value!r} is not {what}: write e.g. {keyword}={example!r}")
     return str(value)
 
 

@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
 from pytest_esp.rack.chips import CHIPS
+from pytest_esp.rack.facts import AUTO
 from pytest_esp.rack.file import ENVIRONMENT, find_rack_file
 from pytest_esp.rack.identity import canonical_files, files_of
 from pytest_esp.rack.ports import rack_of_ports
 from pytest_esp.rack.rack import Rack
-from pytest_esp.rack.spec import ASKED_BACKENDS, AUTO, BACKENDS, BoardSpec, Power, PowerMeterSpec, misfits
+from pytest_esp.rack.spec import ASKED_BACKENDS, BACKENDS, BoardSpec, Power, PowerMeterSpec, misfits
 from pytest_esp.rack.toml_lines import locate_keys
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_esp.errors import LeaseError, NoMatchError, RackError
 from pytest_esp.names import nearest
 from pytest_esp.rack import lease as leases
+from pytest_esp.rack.facts import filled_in, remembered
 from pytest_esp.rack.identity import STATE_ENVIRONMENT, canonical_port, possible_ports, state_folder
 from pytest_esp.rack.requirement import Requirement
 
@@ -42,6 +43,10 @@ class Rack:
             raise RackError(f"the rack has no board {name!r}; nearest: {nearest(name, self.boards)}")
         return self.boards[name]
 
+    def known(self, spec: BoardSpec) -> BoardSpec:
+        """Return *spec* with what is remembered of the chip last seen on its port, where its entry does not say it."""
+        return filled_in(spec, remembered(spec, self))
+
     def only_board(self, name: str | None = None) -> str:
         """Return *name*, or the name of the only board if it is None.
 
@@ -71,15 +76,21 @@ class Rack:
         return min(fitting, key=lambda item: item[0])[1] if fitting else None
 
     def match(self, requirement: Requirement) -> list[BoardSpec]:
-        """Return the boards that match, in the order of the file.
+        """Return the boards that match, in the order of the file; if they are too few, also those that may match.
+
+        Whether those match is known when their chips have been asked.
 
         Raises:
             NoMatchError: if too few match; the message says why for each board.
         """
-        found = [spec for spec in self.boards.values() if requirement.matches(spec)]
+        known = [self.known(spec) if requirement.verdict(spec) == "unknown" else spec for spec in self.boards.values()]
+        verdicts = {spec.name: requirement.verdict(spec) for spec in known}
+        found = [spec for spec in self.boards.values() if verdicts[spec.name] == "match"]
+        if len(found) < requirement.count:
+            found += [spec for spec in self.boards.values() if verdicts[spec.name] == "unknown"]
         if len(found) >= requirement.count:
             return found
-        reasons = [f"{spec.name}: {why}" for spec in self.boards.values() if (why := requirement.why_not(spec))]
+        reasons = [f"{spec.name}: {why}" for spec in known if (why := requirement.why_not(spec))]
         have = f"only {len(found)} of {requirement.count} boards match" if found else "no board of the rack matches"
         raise NoMatchError(f"{have} ({requirement.describe()}): " + "; ".join(reasons or ["it has no other boards"]))
 

@@ -8,16 +8,17 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pytest_esp.errors import BackendError
+from pytest_esp.formats.mac import parse_mac
+from pytest_esp.rack.facts import AUTO
 from pytest_esp.rack.identity import check_port
-from pytest_esp.units import parse_size
+from pytest_esp.units import parse_revision, parse_size
 
 VIRTUAL_FLASH_SIZE = 4 * 1024 * 1024
 """The default flash size of virtual boards, in bytes."""
 BACKENDS = ("serial", "qemu", "sim", "labgrid")
 VIRTUAL_BACKENDS = ("qemu", "sim")
 
-AUTO = "auto"
-"""The chip of an entry that does not give it."""
 ASKED_BACKENDS = ("serial", "labgrid")
 """The backends whose boards can be asked for what their entries do not give."""
 
@@ -41,7 +42,19 @@ def _names(value: Any) -> list[str]:
     return cast(list[str], value)
 
 
+def _mac(value: Any) -> str:
+    try:
+        return parse_mac(str(value)).hex(":")
+    except BackendError as error:
+        raise ValueError(f"{error.message}: {error.hint}") from None
+
+
+def _revision(value: Any) -> Any:
+    return parse_revision(value) if isinstance(value, str) else value
+
+
 Size = Annotated[int, BeforeValidator(_size)]
+Mac = Annotated[str, BeforeValidator(_mac)]
 Names = BeforeValidator(_names)
 
 _KEYS_OF = {
@@ -53,8 +66,6 @@ _KEYS_OF = {
     "count": (*VIRTUAL_BACKENDS, "labgrid"),
     "flash_file": VIRTUAL_BACKENDS,
     "efuse_file": VIRTUAL_BACKENDS,
-    "mac": VIRTUAL_BACKENDS,
-    "revision": VIRTUAL_BACKENDS,
     "secure_download": ("sim",),
     "faults": ("serial", "labgrid", *VIRTUAL_BACKENDS),
     "app": ("sim",),
@@ -131,8 +142,42 @@ class FaultSpec(BaseModel):
 class BoardSpec(BaseModel):
     """A board's entry in boards.toml. Sizes are in bytes, paths are absolute.
 
-    The chip of a real board is "auto" if neither the entry nor, for labgrid, its tags give it: it is then asked of the
-    chip under a lease.
+    What the entry of a real board does not give of `chip`, `flash_size`, `revision` and `crystal` is asked of the chip
+    under a lease; see `rack.facts`.
+
+    Attributes:
+        name: of the board, from the table's name.
+        backend: how the board is reached: `serial`, `qemu`, `sim`, `labgrid`, or a backend of another package.
+        chip: as esptool names it: `esp32`, `esp32c3`, ... If it is left out, the chip is asked; for labgrid, the tag
+            `chip` is used if there is one.
+        port: a device path, `usb:VID:PID:serial=...`, `COM7`, `rfc2217://host:port` or `socket://host:port`.
+        before: how RTS and DTR put the chip into its loader, in esptool's words.
+        after: how the app is restarted when the board is released, in esptool's words; `"no-reset"` leaves the chip in
+            its loader.
+        baud: the highest baud rate for flash operations.
+        flash_size: e.g. `"4MB"`; tests can require it, as in `flash=">=4MB"`.
+        features: words of your own that tests can require.
+        allow: what may be done to the board: any of `read`, `write`, `erase`, `burn`.
+        allow_burn: the eFuses that may be burnt, by name, if `allow` has `burn` and the run has `--esp-allow-burn`.
+        power: `{ off = "command", on = "command" }`: commands that switch the board's power.
+        power_meter: `{ driver = "ppk2", port = "/dev/serial/by-id/..." }`: the meter of the board's supply current,
+            see below.
+        count: the number of such boards, named `name-1`, `name-2`, ...; for labgrid boards by `tags` only.
+        flash_file: the file that keeps the flash, relative to `boards.toml`; without it the flash is kept in your
+            user's state folder.
+        efuse_file: the file that keeps the eFuses, relative to `boards.toml`; without it every lease begins with
+            blank eFuses.
+        mac: the chip's MAC address. A real board with another one is refused; a virtual board gets it.
+        revision: the chip's revision: `"v3.1"`, or `301`; tests can require it, as in `revision=">=3"`.
+        crystal: the frequency of the chip's crystal in MHz; tests can require it, as in `crystal=40`.
+        secure_download: whether the chip is in secure download mode.
+        app: the app that runs, as `"module:Class"`.
+        coordinator: `"host:port"` of the lab's coordinator; port 20408 if left out.
+        place: the place in the lab, see below.
+        tags: instead of `place`: any free place with these tags.
+        faults: faults that are active from the board's start ([guide](guide.md#faults)); on a real board this puts a
+            proxy in front of the port.
+        options: a table for backends of other packages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -153,8 +198,9 @@ class BoardSpec(BaseModel):
     count: int = Field(default=1, ge=1, le=1000, strict=True)
     flash_file: Path | None = None
     efuse_file: Path | None = None
-    mac: str | None = Field(default=None, pattern=r"^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$")
-    revision: int | None = Field(default=None, ge=0, le=9999, strict=True)
+    mac: Mac | None = None
+    revision: Annotated[int | None, BeforeValidator(_revision)] = Field(default=None, ge=0, le=9999, strict=True)
+    crystal: int | None = Field(default=None, ge=1, le=200, strict=True)
     secure_download: bool = Field(default=False, strict=True)
     app: str | None = Field(default=None, pattern=r"^(\w+|[\w.]+:\w+)$")
     coordinator: str | None = None
@@ -185,6 +231,11 @@ class BoardSpec(BaseModel):
         for _, message in misfits({key: getattr(self, key) for key in self.model_fields_set}):
             raise ValueError(message)
         return self
+
+
+def backends_of(key: str) -> tuple[str, ...]:
+    """Return the built-in backends whose boards can have *key* in their entries; none: other packages' only."""
+    return () if key == "options" else _KEYS_OF.get(key, BACKENDS)
 
 
 def misfits(entry: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:

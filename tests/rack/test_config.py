@@ -147,7 +147,7 @@ def test_a_labgrid_board_may_leave_its_chip_to_the_lab(tmp_path):
     rack = rack_of(tmp_path, f'[boards.a]\n{lab}place = "far"\n[boards.b]\n{lab}tags = {{ chip = "esp32c6" }}\n')
     assert [spec.chip for spec in rack.boards.values()] == ["auto", "esp32c6"]
     assert [spec.name for spec in rack.match(Requirement(chips=("esp32c6",)))] == ["b"]
-    assert "not given in boards.toml" in Requirement(chips=("esp32c6",)).why_not(rack.board("a"))
+    assert "not given in boards.toml" in Requirement(chips=("esp32c6",)).why_not(rack.board("a"), asked=True)
 
 
 @pytest.mark.parametrize("line", ["", 'chip = "auto"\n'])

@@ -6,15 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from esptool.cmds import DETECTED_FLASH_SIZES
-
-from pytest_esp.boards.board import Board
-from pytest_esp.errors import OperationError, WrongChipError
+from pytest_esp.errors import OperationError
 from pytest_esp.formats.regions import size_argument
+from pytest_esp.link.facts import features_of, flash_size_of, mac_of, revision_of, settle
 from pytest_esp.link.link import Link
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.results import Address
-from pytest_esp.units import format_size, parse_size
+from pytest_esp.rack.facts import Facts
+from pytest_esp.units import format_revision, format_size
 
 _HIGHEST_BAUDRATE = 20_000_000  # beyond any UART of these chips; boards.toml has the same limit
 
@@ -76,18 +75,21 @@ def identify(link: Link) -> ChipIdentity:
             return _identity_of_a_locked_chip(session.chip, esp, connected)
         flash_id = int(esp.flash_id())
         flash_size = flash_size_of(flash_id)
-        _check_flash_size(link.board, flash_size)
         description = str(esp.get_chip_description())
-        revision = None if session.chip == "esp8266" else int(esp.get_chip_revision())
+        revision = revision_of(esp, session.chip)
         crystal = int(esp.get_crystal_freq())
+        features = tuple(esp.get_chip_features())
+        mac = mac_of(esp)
+        if not link.board.virtual:  # what was remembered of the chip, such as its flash, may have changed
+            settle(link.board, Facts(session.chip, mac, revision, flash_size, crystal, features_of(features)))
         return ChipIdentity(
             chip_type=session.chip,
-            chip_revision=None if revision is None else f"v{revision // 100}.{revision % 100}",
+            chip_revision=None if revision is None else format_revision(revision),
             revision=revision,
             description=description,
             package=description.rpartition(" (revision")[0] or description,
-            mac_address=bytes(esp.read_mac("BASE_MAC")).hex(":"),
-            features=tuple(esp.get_chip_features()),
+            mac_address=mac,
+            features=features,
             crystal_frequency=f"{crystal}MHz",
             crystal_mhz=crystal,
             flash_id=flash_id,
@@ -96,16 +98,6 @@ def identify(link: Link) -> ChipIdentity:
             secure_download_mode=False,
             stub_loaded=esp.IS_STUB,
             connection_time_seconds=connected,
-        )
-
-
-def _check_flash_size(board: Board, size: int | None) -> None:
-    """Check what the entry of a real board says against the flash's own id."""
-    stated = board.spec.flash_size
-    if not board.virtual and stated is not None and size is not None and size != stated:
-        raise WrongChipError(
-            f"the flash has {format_size(size)}, but boards.toml says flash_size = {format_size(stated)!r}",
-            hint="correct or remove `flash_size` in the board's entry",
         )
 
 
@@ -145,13 +137,7 @@ def read_mac(link: Link) -> MacAddress:
         LinkError: if the chip does not answer. WrongChipError: if it is not the chip in boards.toml.
     """
     with link.session.use("reading the MAC address", stub=False) as esp:
-        return MacAddress(None if esp.secure_download_mode else bytes(esp.read_mac("BASE_MAC")).hex(":"))
-
-
-def flash_size_of(flash_id: int) -> int | None:
-    """Return the flash size in bytes for a flash id (``esptool.cmds.DETECTED_FLASH_SIZES``); None if unknown."""
-    name = DETECTED_FLASH_SIZES.get(flash_id >> 16)
-    return parse_size(name) if name else None
+        return MacAddress(mac_of(esp))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from esptool import cmds
 
 from pytest_esp.boards.board import DirectFlash
 from pytest_esp.errors import EspError, OperationError
+from pytest_esp.link.facts import flash_size_of
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations.chip.identity import flash_size_of
 from pytest_esp.units import format_size
 
 Over = Literal["auto", "wire"]

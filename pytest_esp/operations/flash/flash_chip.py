@@ -11,9 +11,9 @@ from esptool.util import NotSupportedError
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.sfdp import Sfdp, parse
+from pytest_esp.link.facts import flash_size_of
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
-from pytest_esp.operations.chip.identity import flash_size_of
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.units import format_size
 

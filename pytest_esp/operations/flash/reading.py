@@ -8,9 +8,9 @@ from pathlib import Path
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import WritePath, new_file, save
 from pytest_esp.formats.regions import md5_of, size_argument
+from pytest_esp.link.facts import flash_size_of
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.operations.chip.identity import flash_size_of
 from pytest_esp.operations.flash.access import ADDRESS_SPACE, Over, check_inside, reach
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.results import Address
