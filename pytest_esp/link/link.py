@@ -44,6 +44,7 @@ class Link:
     Attributes:
         elf: the ELF file of the running app, if known, for decoding crashes.
         keeps_loader: whether `close` leaves a chip in its loader; by default it starts the app, see `close`.
+        has_met: whether the chip of a real board has been connected, and `board.facts` are its own.
         written_bytes, skipped_bytes: the number of bytes written to flash, and of those already there.
     """
 
@@ -61,6 +62,7 @@ class Link:
         self.holder = holder
         self.announce = announce
         self.notice = notice
+        self.has_met = False
         self.transcript = Transcript()
         self.elf: Path | None = None
         self.skipped_bytes = 0
@@ -162,6 +164,7 @@ class Link:
         assert self._session is not None
         if not self.board.virtual:
             meet(self.board, esp, self._session.chip, self.notice)
+            self.has_met = True
 
     def ask_chip(self) -> Facts:
         """Return what the chip reports about itself, for which the chip is connected; see `rack.facts`.

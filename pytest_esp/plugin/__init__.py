@@ -36,6 +36,7 @@ from pytest_esp.plugin.reports import (
     Discretion,
     RackSummary,
     add_consoles,
+    add_notices,
     add_transcripts,
     add_usage,
     note_skip,
@@ -179,6 +180,7 @@ def pytest_runtest_makereport(
     if call.excinfo is not None:
         note_fault(item, report, call.excinfo)
     note_skip(item, report)
+    add_notices(report, held_boards.notices)
     if report.failed:
         item.stash[_FAILED] = True
         add_transcripts(report, held_boards.transcripts())

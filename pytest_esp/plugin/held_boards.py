@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_esp.errors import EspError
+from pytest_esp.plugin.known import known, learn
 from pytest_esp.plugin.logs import live_echo, log_path
 from pytest_esp.plugin.options import options_of
-from pytest_esp.plugin.selection import Plan, plan_of, rack_of
+from pytest_esp.plugin.selection import Plan, fixtures_of, give_up, plan_of, rack_of, why_unfit
 
 if TYPE_CHECKING:
     from pytest_esp.boards.board import Board
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _LONGEST_HOLD = 30.0
 # Seconds; longer than the interval at which a waiting process tries the lock (rack.lease).
 _TURN = 0.06
+_CONNECTING = frozenset({"esp", "session_esp"})
+"""The fixtures of tests that connect to the chip."""
 
 
 @dataclass
@@ -105,6 +108,8 @@ class HeldBoards:
         """The folder for console logs; None: consoles are not logged."""
         self.finished: list[Usage] = []
         """The board usage of the last test."""
+        self.notices: list[str] = []
+        """Lines for people about boards that were exchanged, since the last report."""
         self.advice: dict[str, list[str]] = {}
         """The boards that the scheduler has reserved for a test, by node id."""
 
@@ -113,14 +118,24 @@ class HeldBoards:
     def take(self, item: pytest.Item, plan: Plan) -> list[Held]:
         """Return the boards for *item*: those already held if they fit, else newly leased ones.
 
+        A chip that decides whether its board fits is asked, once in a run. The test is skipped if too few boards fit.
+
         Raises:
             LeaseError: if they do not become free in time.
+            PortError, LinkError: if a chip cannot be asked. WrongChipError: if an entry says something else.
         """
         unit = unit_of(item, plan)
-        chosen = self._in_hand(plan, unit)
-        if not chosen:
-            self.release_where(lambda held: held.unit is None)  # holding boards while waiting could deadlock
-            chosen = self._lease(plan, item.nodeid, self.advice.pop(item.nodeid, []), unit)
+        advice = self.advice.pop(item.nodeid, [])
+        while True:
+            chosen = self._in_hand(item, plan, unit)
+            if not chosen:
+                self.release_where(lambda held: held.unit is None)  # holding boards while waiting could deadlock
+                chosen = self._lease(item, plan, advice, unit)
+            tried = [held for held, _ in chosen]
+            fit = [self._fits(item, plan, held) for held in tried]
+            if all(fit):
+                break
+            self.release_where(lambda held, tried=tried: held in tried and held.unit == unit)
         for held, waited in chosen:
             self._begin(held, waited, item.nodeid, is_one_of_several=len(chosen) > 1)
         return [held for held, _ in chosen]
@@ -137,13 +152,30 @@ class HeldBoards:
             if held.name not in self._uses and held.name in self._held:
                 self._begin(held, 0.0, item.nodeid, is_one_of_several=False)
 
-    def _in_hand(self, plan: Plan, unit: tuple[str, ...] | None) -> list[tuple[Held, float]]:
-        fitting = [held for held in self._held.values() if held.name in plan.boards]
+    def _fits(self, item: pytest.Item, plan: Plan, held: Held) -> bool:
+        """Return whether a leased board fits, after asking its chip if that decides and was not done in this run.
+
+        What is remembered of a chip is enough for a test that does not connect to it.
+        """
+        if held.name not in plan.relies:
+            return True
+        about = known(self._config, held.lease.spec, rack_of(self._config))
+        used = fixtures_of(item)
+        flashes = plan.wanted.firmware is not None
+        connects = flashes or not _CONNECTING.isdisjoint(used)
+        if not about.asked and (about.facts is None or connects):
+            learn(self._config, held.lease.spec, held.link.ask_chip())
+            if not connects or ("console" in used and not flashes):
+                held.link.close()  # which restarts the app
+        return not why_unfit(item, plan, held.name)
+
+    def _in_hand(self, item: pytest.Item, plan: Plan, unit: tuple[str, ...] | None) -> list[tuple[Held, float]]:
+        fitting = self._in_plan(item, plan)
         own = [held for held in fitting if held.unit is not None and held.unit == unit]
         free = [held for held in fitting if held.unit is None]
         others = [held for held in fitting if held.unit is not None and held.unit != unit]
         chosen = [*own, *free]
-        if len(plan.boards) - len(others) < plan.wanted.count:
+        if len(self._possible(item, plan)) - len(others) < plan.wanted.count:
             chosen += others  # held for a module or the session by this process, which would wait for itself
         if len(chosen) < plan.wanted.count:
             return []
@@ -152,8 +184,18 @@ class HeldBoards:
             held.unit = held.unit or unit
         return [(held, 0.0) for held in chosen]
 
+    def _in_plan(self, item: pytest.Item, plan: Plan) -> list[Held]:
+        """Return the held boards that fit, or may."""
+        possible = self._possible(item, plan)
+        return [held for held in self._held.values() if held.name in possible]
+
+    @staticmethod
+    def _possible(item: pytest.Item, plan: Plan) -> list[str]:
+        """Return the boards of *plan* that fit by what is known of their chips, or may."""
+        return [name for name in plan.boards if not why_unfit(item, plan, name)]
+
     def _lease(
-        self, plan: Plan, nodeid: str, advice: list[str], unit: tuple[str, ...] | None
+        self, item: pytest.Item, plan: Plan, advice: list[str], unit: tuple[str, ...] | None
     ) -> list[tuple[Held, float]]:
         from pytest_esp.boards.registry import make_board
         from pytest_esp.link.link import Link
@@ -161,11 +203,15 @@ class HeldBoards:
 
         rack = rack_of(self._config)
         options = options_of(self._config)
-        names = sorted((name for name in plan.boards if name not in self._held), key=lambda name: name not in advice)
+        possible = self._possible(item, plan)
+        if len(possible) < plan.wanted.count:
+            give_up(item, plan)
+        unsure = {name for name in plan.relies if known(self._config, rack.boards[name], rack).facts is None}
+        names = [name for name in possible if name not in self._held]
         leases = acquire(
-            [rack.boards[name] for name in names],
+            [rack.boards[name] for name in sorted(names, key=lambda name: (name not in advice, name in unsure))],
             rack=rack,
-            purpose=f"pytest, from {nodeid} on",
+            purpose=f"pytest, from {item.nodeid} on",
             count=plan.wanted.count,
             timeout=options.lock_timeout,
             on_wait=self._waiting,
@@ -174,7 +220,7 @@ class HeldBoards:
         try:
             for lease in leases:
                 board = make_board(lease.spec, rack)
-                link = Link(board, burns_enabled=options.allow_burn, holder=nodeid)
+                link = Link(board, burns_enabled=options.allow_burn, holder=item.nodeid, notice=self.notices.append)
                 chosen.append((Held(lease, board, link, unit=unit), lease.waited))
         except BaseException:
             for lease in leases:
@@ -238,6 +284,9 @@ class HeldBoards:
             for use in self._uses.values():
                 with contextlib.suppress(EspError):
                     use.held.link.close()
+        for held in [use.held for use in self._uses.values()]:
+            if held.link.has_met and held.board.facts is not None:  # a test has connected to a chip
+                learn(self._config, held.lease.spec, held.board.facts)
         self._uses.clear()
         if not self._held:
             return
@@ -251,7 +300,7 @@ class HeldBoards:
         plan = plan_of(nextitem)
         if plan is None or not plan.takes_boards:
             return keep
-        fitting = [held for held in self._held.values() if held.name in plan.boards and held.unit is None]
+        fitting = [held for held in self._in_plan(nextitem, plan) if held.unit is None]
         if len(fitting) >= plan.wanted.count:
             keep |= {held.name for held in fitting[: plan.wanted.count] if not self._turn_is_over(held)}
         return keep

@@ -19,7 +19,7 @@ from pytest_esp.secrets import hide, hide_in, known
 if TYPE_CHECKING:
     from pytest_esp.plugin.held_boards import Held
 
-_USAGE, _SKIP = "esp_usage", "esp_skip"
+_USAGE, _SKIP, _NOTICES = "esp_usage", "esp_skip", "esp_notices"
 _PROPERTIES = ("board", "chip", "backend", "mac")
 _TAIL_LINES = 40
 _COLUMNS = ("board", "chip", "backend", "tests", "passed", "failed", "busy", "waited", "written", "unchanged")
@@ -51,6 +51,13 @@ def note_skip(item: pytest.Item, report: pytest.TestReport) -> None:
     plan = plan_of(item)
     if report.skipped and plan is not None and plan.reason is not None:
         setattr(report, _SKIP, plan.reason)
+
+
+def add_notices(report: pytest.TestReport, notices: list[str]) -> None:
+    """Move lines about boards to a report, for the summary."""
+    if notices:
+        setattr(report, _NOTICES, list(notices))
+        notices.clear()
 
 
 def add_transcripts(report: pytest.TestReport, transcripts: dict[str, str]) -> None:
@@ -190,6 +197,7 @@ class RackSummary:
         self._rows: dict[str, _Row] = {}
         self._outcomes: dict[str, str] = {}
         self._skips: Counter[str] = Counter()
+        self._notices: list[str] = []
         self._faults: dict[str, str] = {}
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -221,6 +229,7 @@ class RackSummary:
                 add_suite_property(xml, f"board {name}", f"{row.chip}, {row.backend}")
 
     def _count(self, report: pytest.TestReport, usages: list[Usage]) -> None:
+        self._notices += getattr(report, _NOTICES, ())
         is_subtest = hasattr(report, "context")  # from pytest.Subtests
         if (reason := getattr(report, _SKIP, None)) is not None:
             self._skips[reason] += 1
@@ -242,6 +251,10 @@ class RackSummary:
             terminalreporter.section("skipped: no board")
             for reason, count in self._skips.most_common():
                 terminalreporter.write_line(f"{count} test{'s' if count > 1 else ''}: {reason}")
+        if self._notices:
+            terminalreporter.section("boards that were exchanged")
+            for notice in self._notices:
+                terminalreporter.write_line(notice)
         if not self._rows:
             return
         terminalreporter.section("boards")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
 
 from pytest_esp.errors import FirmwareError, RackError
 from pytest_esp.names import nearest
 from pytest_esp.plugin.firmware import NOT_NAMED, policy_of, sources_of, why_not
+from pytest_esp.plugin.known import known
 from pytest_esp.plugin.options import KINDS, options_of
 from pytest_esp.plugin.pytest_private import compile_markers, fixtures_from
 from pytest_esp.plugin.wanted import (
@@ -24,7 +25,7 @@ from pytest_esp.plugin.wanted import (
     uses_session_board,
     wanted,
 )
-from pytest_esp.rack.chips import CHIPS
+from pytest_esp.rack.chips import AUTO, CHIPS
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -52,6 +53,7 @@ class Plan:
         problem: what is wrong with that firmware; the test fails without taking a board.
         would_do: names of the boards that could run it if QEMU was installed; the test gets the markers of their
             kinds.
+        relies: names of the boards of which the chip decides whether they can, as their entries do not say it.
     """
 
     wanted: Wanted
@@ -61,6 +63,7 @@ class Plan:
     firmware: tuple[Path, ...] = ()
     problem: str | None = None
     would_do: tuple[str, ...] = ()
+    relies: frozenset[str] = frozenset()
 
     @property
     def takes_boards(self) -> bool:
@@ -76,6 +79,7 @@ class Plan:
 PLAN = pytest.StashKey[Plan]()
 _RACK = pytest.StashKey["Rack | RackError"]()
 _PROBLEMS = pytest.StashKey[dict[str, None]]()
+_OWN_MARKS = pytest.StashKey[set[str]]()
 _NO_QEMU = pytest.StashKey[dict[str, str]]()
 
 
@@ -127,17 +131,20 @@ def _load(config: pytest.Config) -> Rack | RackError:
 
 
 def available(config: pytest.Config) -> list[BoardSpec]:
-    """Return the boards of the rack that ``--esp-board``, ``--esp-chip`` and ``--esp-backend`` select.
+    """Return the boards of the rack that ``--esp-board``, ``--esp-chip`` and ``--esp-backend`` select, or may select.
+
+    Their entries are filled in with what is known of their chips.
 
     Raises:
         RackError: see `rack_of`.
     """
     options = options_of(config)
+    rack = rack_of(config)
     return [
         spec
-        for spec in rack_of(config).boards.values()
+        for spec in (known(config, entry, rack).spec for entry in rack.boards.values())
         if (not options.boards or spec.name in options.boards)
-        and (not options.chips or spec.chip in options.chips)
+        and (not options.chips or spec.chip in (*options.chips, AUTO))
         and (not options.backends or spec.backend in options.backends)
     ]
 
@@ -156,7 +163,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         able = _able(metafunc.config, want, _sources(metafunc.definition, want))
     except (MarkerError, RackError, FirmwareError):
         return  # `plan_items` reports it, once for the whole run or for each test
-    names = dict.fromkeys(spec.chip if want.each == "chip" else spec.name for spec in able)
+    names = dict.fromkeys(spec.chip if want.each == "chip" and spec.chip != AUTO else spec.name for spec in able)
     metafunc.fixturenames.append(EACH)
     metafunc.parametrize(EACH, list(names) or [None], ids=list(names) or [_NOBODY])
 
@@ -231,7 +238,15 @@ def make_plan(item: pytest.Item, *, leases: bool) -> Plan:
     if len(ready) < want.count:
         lacks = "; ".join(dict.fromkeys(filter(None, (_why_no_qemu(config, spec) for spec in able))))
         return Plan(want, (), leases, lacks, sources, would_do=tuple(spec.name for spec in able))
-    return Plan(want, tuple(spec.name for spec in ready), leases, None, sources)
+    relies = frozenset(spec.name for spec in ready if _relies(config, want, spec.name))
+    return Plan(want, tuple(spec.name for spec in ready), leases, None, sources, relies=relies)
+
+
+def _relies(config: pytest.Config, want: Wanted, name: str) -> bool:
+    """Return whether the chip of a board decides whether a test can run on it: its entry does not say it."""
+    entry = rack_of(config).boards[name]
+    chip_decides = want.chip or want.firmware is not None or options_of(config).chips or _marker_expression(config)
+    return (entry.chip == AUTO and bool(chip_decides)) or _requirement(want).verdict(entry) == "unknown"
 
 
 def _sources(item: pytest.Item, want: Wanted) -> tuple[Path, ...]:
@@ -251,7 +266,8 @@ def _why_not(config: pytest.Config, want: Wanted, sources: tuple[Path, ...], spe
         return "burning eFuses of real boards requires --esp-allow-burn"
     if want.faults and not spec.virtual and spec.faults is None:
         return "fault injection requires a virtual board, or `faults` in the board's entry"
-    lack = _requirement(want).why_not(spec)
+    entry = rack_of(config).boards[spec.name]
+    lack = _requirement(want).why_not(spec, asked=known(config, entry, rack_of(config)).facts is not None)
     return lack or ("" if want.firmware is None else why_not(config, sources, spec.chip))
 
 
@@ -281,19 +297,56 @@ def _requirement(want: Wanted) -> Requirement:
             boards=(want.board,) if want.board else (),
             features=want.features,
             flash=want.flash,
+            revision=want.revision,
+            crystal=want.crystal,
         )
     except RackError as error:
         raise MarkerError(f"@pytest.mark.esp: {error}") from error
 
 
-def _reason(config: pytest.Config, want: Wanted, sources: tuple[Path, ...], able: list[BoardSpec]) -> str:
+def _reason(
+    config: pytest.Config,
+    want: Wanted,
+    sources: tuple[Path, ...],
+    able: list[BoardSpec],
+    unfit: dict[str, str] | None = None,
+) -> str:
     rack = rack_of(config)
     boards = available(config)
     if not boards:
         return f"--esp-board, --esp-chip and --esp-backend select no board of the rack {rack.name!r}"
-    lacks = "; ".join(f"{spec.name}: {why}" for spec in boards if (why := _why_not(config, want, sources, spec)))
+    lacks = {spec.name: _why_not(config, want, sources, spec) for spec in boards} | (unfit or {})
+    remarks = {name: known(config, rack.boards[name], rack).remark for name in lacks if _relies(config, want, name)}
+    listed = "; ".join(f"{name}: {why}{remarks.get(name, '')}" for name, why in lacks.items() if why)
     have = f"only {len(able)} of {want.count} boards" if able else "no board"
-    return f"{have} in the rack {rack.name!r} can run this test" + (f" ({lacks})" if lacks else "")
+    return f"{have} in the rack {rack.name!r} can run this test" + (f" ({listed})" if listed else "")
+
+
+def why_unfit(item: pytest.Item, plan: Plan, name: str) -> str:
+    """Return why a board of *plan* cannot run *item* after all, by what is known of its chip now; empty if it can."""
+    if name not in plan.relies:
+        return ""
+    config = item.config
+    spec = known(config, rack_of(config).boards[name], rack_of(config)).spec
+    chips = options_of(config).chips
+    if chips and spec.chip not in (*chips, AUTO):
+        return f"its chip is {spec.chip}, but --esp-chip selects {', '.join(chips)}"
+    if not _selected_by_marker(item, [spec]):
+        return f"its chip is {spec.chip}, with which -m does not select the test"
+    if (each := _each_value(item)) not in (None, spec.chip, spec.name):
+        return f"its chip is {spec.chip}, but the test is for {each}"
+    return _why_not(config, plan.wanted, plan.firmware, spec)
+
+
+def give_up(item: pytest.Item, plan: Plan) -> NoReturn:
+    """Skip a test whose boards have turned out not to match; in a strict run, fail it."""
+    config = item.config
+    unfit = {name: why_unfit(item, plan, name) for name in plan.boards}
+    able = [rack_of(config).boards[name] for name, why in unfit.items() if not why]
+    reason = _reason(config, plan.wanted, plan.firmware, able, unfit)
+    item.stash[PLAN] = replace(plan, boards=(), reason=reason)
+    refuse_without_board(item)
+    pytest.skip(reason)
 
 
 # -- markers
@@ -304,22 +357,43 @@ def kind_of(spec: BoardSpec) -> str:
     return _KIND_OF.get(spec.backend, "hardware")
 
 
+def _own_marks(item: pytest.Item) -> set[str]:
+    """Return the names of an item's marks without those that `_mark` has added."""
+    if _OWN_MARKS not in item.stash:
+        item.stash[_OWN_MARKS] = {mark.name for mark in item.iter_markers()} - set(KINDS)
+    return item.stash[_OWN_MARKS]
+
+
 def _mark(item: pytest.Item, plan: Plan, strict: bool) -> None:
+    _own_marks(item)  # kept for later
     if plan.reason is not None and not strict:
         item.add_marker(pytest.mark.skip(reason=plan.reason))
     rack = rack_of(item.config)
-    specs = [rack.boards[name] for name in plan.boards or plan.would_do]
-    names = [kind_of(spec) for spec in specs] + [spec.chip for spec in specs if spec.chip != "auto"]
+    specs = [known(item.config, rack.boards[name], rack).spec for name in plan.boards or plan.would_do]
+    names = [kind_of(spec) for spec in specs]
+    names += [chip for spec in specs if (chip := _chip_for_marker(item, plan.wanted, spec))]
     if strict and not specs:
         names = _marks_of_missing_boards(item, plan.wanted)
     for name in dict.fromkeys(names):
         item.add_marker(getattr(pytest.mark, name))
 
 
+def _chip_for_marker(item: pytest.Item, want: Wanted, spec: BoardSpec) -> str | None:
+    """Return a board's chip, or one that it may be: with ``-m``, one that selects the test."""
+    if spec.chip != AUTO:
+        return spec.chip
+    select = _marker_expression(item.config)
+    if select is None:
+        return want.chip[0] if want.chip else None
+    own = _own_marks(item)
+    possible = [None, *CHIPS] if not want.chip else want.chip
+    return next((chip for chip in possible if select(own | {kind_of(spec), *filter(None, [chip])})), None)
+
+
 def _marks_of_missing_boards(item: pytest.Item, want: Wanted) -> list[str]:
     """Return marks of a board that the rack lacks, with which ``-m`` selects the test: it has to fail."""
     select = _marker_expression(item.config)
-    own = {mark.name for mark in item.iter_markers()} - set(KINDS)
+    own = _own_marks(item)
     kinds = dict.fromkeys(_KIND_OF.get(backend, "hardware") for backend in want.backend) if want.backend else KINDS
     pairs = [[kind, chip] for kind in kinds for chip in want.chip or CHIPS]
     return next((pair for pair in pairs if select is None or select(own | {*pair})), [])
@@ -330,8 +404,12 @@ def _selected_by_marker(item: pytest.Item, able: list[BoardSpec]) -> list[BoardS
     select = _marker_expression(item.config)
     if select is None:
         return able
-    own = {mark.name for mark in item.iter_markers()} - set(KINDS)
-    return [spec for spec in able if select(own | {kind_of(spec), spec.chip})]
+    own = _own_marks(item)
+    return [
+        spec
+        for spec in able
+        if any(select(own | {kind_of(spec), chip}) for chip in ([spec.chip] if spec.chip != AUTO else CHIPS))
+    ]
 
 
 def _marker_expression(config: pytest.Config) -> Callable[[set[str]], bool] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+AUTO = "auto"
+"""The chip of an entry that does not give it."""
 CHIPS = (
     "esp8266",
     "esp32",

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
-from pytest_esp.rack.chips import CHIPS
-from pytest_esp.rack.facts import AUTO
+from pytest_esp.rack.chips import AUTO, CHIPS
 from pytest_esp.rack.file import ENVIRONMENT, find_rack_file
 from pytest_esp.rack.identity import canonical_files, files_of
 from pytest_esp.rack.ports import rack_of_ports

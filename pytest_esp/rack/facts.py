@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_esp.errors import PortError
+from pytest_esp.rack.chips import AUTO
 from pytest_esp.rack.identity import identity, state_folder
 from pytest_esp.units import format_revision, format_size
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
     from pytest_esp.rack.spec import BoardSpec
 
-AUTO = "auto"
-"""The chip of an entry that does not give it."""
 REPORTED_FEATURES = ("psram", "embedded-flash")
 """The features that a chip reports itself; all others are words of the user."""
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pytest_esp.errors import RackError
-from pytest_esp.rack.facts import AUTO, REPORTED_FEATURES
+from pytest_esp.rack.chips import AUTO
+from pytest_esp.rack.facts import REPORTED_FEATURES
 from pytest_esp.units import format_revision, format_size, parse_revision, parse_size
 
 if TYPE_CHECKING:

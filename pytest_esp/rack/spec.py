@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from pytest_esp.errors import BackendError
 from pytest_esp.formats.mac import parse_mac
-from pytest_esp.rack.facts import AUTO
+from pytest_esp.rack.chips import AUTO
 from pytest_esp.rack.identity import check_port
 from pytest_esp.units import parse_revision, parse_size
 
