@@ -63,8 +63,8 @@ lint: $(READY)  ## ruff, pyright (strict), import-linter
 bench: $(READY)  ## side-by-side benchmarks, one after the other
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-docs: $(READY)  ## write docs/tools.md anew, from a server that runs
-	$(BIN)/python docs/tools.py
+docs: $(READY)  ## write docs/tools.md, from a server that runs, and the keys in docs/boards.md
+	$(BIN)/python docs/tools.py && $(BIN)/python docs/boards_keys.py
 
 conformance: $(READY)  ## esptool's own hardware tests against the virtual chips: ESPTOOL_SRC=DIR [BACKEND=qemu] [CHIPS=..] [TRANSPORT=..]
 	$(BIN)/python tests/conformance/run.py --esptool-src "$(ESPTOOL_SRC)" $(if $(BACKEND),--backend "$(BACKEND)") $(if $(CHIPS),--chips "$(CHIPS)") $(if $(TRANSPORT),--transport "$(TRANSPORT)")

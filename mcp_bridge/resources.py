@@ -110,11 +110,11 @@ def _chips(bridge: Shared) -> dict[str, Any]:
 
 def _device(bridge: Shared, name: str) -> dict[str, Any]:
     """Return a board's state, the features of its entry, and the last answers of its chip."""
-    spec = bridge.boards.resolve(name)
+    spec = bridge.rack.known(bridge.boards.resolve(name))
     seen = bridge.seen.of(spec.name, ("esp_detect_chip", "esp_get_chip_info"))
     flash = {"flash_size": spec.flash_size} if spec.flash_size is not None else {}
     hint = {} if seen else {"hint": "call esp_detect_chip to identify the chip"}
-    return {**_state(bridge, name), "features": list(spec.features), **flash, **seen, **hint}
+    return {**_state(bridge, name), "features": sorted(spec.features), **flash, **seen, **hint}
 
 
 def _status(bridge: Shared) -> str:
@@ -130,7 +130,7 @@ def _status(bridge: Shared) -> str:
 
 def _state(bridge: Shared, name: str) -> dict[str, Any]:
     spec = bridge.boards.resolve(name)
-    board = {"board": spec.name, "chip": spec.chip, "backend": spec.backend}
+    board = {"board": spec.name, "chip": bridge.rack.known(spec).chip, "backend": spec.backend}
     return board | state_of(spec, bridge.rack).to_dict()
 
 

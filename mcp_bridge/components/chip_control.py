@@ -60,7 +60,8 @@ class ChipControl(Component):
 
     def _board(self, name: str, detailed: bool) -> dict[str, Any]:
         spec = self.bridge.boards.resolve(name)
-        row: dict[str, Any] = {"port": name, "kind": "board", "chip": spec.chip, "backend": spec.backend}
+        row: dict[str, Any] = {"port": name, "kind": "board"}
+        row |= {"chip": self.bridge.rack.known(spec).chip, "backend": spec.backend}
         row |= state_of(spec, self.bridge.rack).to_dict()
         if detailed:
             row |= {"features": sorted(spec.features), "allow": sorted(spec.allow), "device": spec.port}

@@ -121,7 +121,11 @@ class Server(Component):
         here = self.bridge.boards.held()
         rows: list[dict[str, Any]] = []
         for spec in self.bridge.rack.boards.values():
-            row: dict[str, Any] = {"name": spec.name, "chip": spec.chip, "backend": spec.backend}
+            row: dict[str, Any] = {
+                "name": spec.name,
+                "chip": self.bridge.rack.known(spec).chip,
+                "backend": spec.backend,
+            }
             row |= state_of(spec, self.bridge.rack).to_dict()
             if spec.name in here:
                 row["held_here_for_seconds"] = round(here[spec.name], 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_esp.errors import EspError, LinkError, PortError, RackError
+from pytest_esp.rack.chips import AUTO
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.holder import HolderRecord, printable
 from pytest_esp.rack.lease import acquire, holder_of
@@ -153,12 +154,13 @@ class _Question(threading.Thread):
 def _ask(spec: BoardSpec, rack: Rack) -> _Answer:
     """Return chip, revision, MAC address and flash size in bytes, as the ROM gives them: without the stub."""
     from pytest_esp.boards.registry import make_board
+    from pytest_esp.link.facts import flash_size_of, mac_of, revision_of
     from pytest_esp.link.link import Link
-    from pytest_esp.operations.chip.identity import flash_size_of
 
     purpose = "pytest-esp ports --identify"
-    # Whatever chip the entry states: the question is which one it is.
-    spec = spec.model_copy(update={"chip": "auto", "faults": None})
+    # Whatever the entry states: the question is which chip it is.
+    unstated = dict.fromkeys(("mac", "revision", "flash_size", "crystal", "faults"))
+    spec = spec.model_copy(update={**unstated, "chip": AUTO})
     (lease,) = acquire([spec], rack=rack, purpose=purpose, timeout=0)
     with lease, Link(make_board(spec, rack), holder=purpose) as link:
         session = link.session
@@ -167,9 +169,7 @@ def _ask(spec: BoardSpec, rack: Rack) -> _Answer:
             with session.use("identify", stub=False, flash=True) as esp:
                 if esp.secure_download_mode:
                     return session.chip, None, None, None
-                revision = None if session.chip == "esp8266" else int(esp.get_chip_revision())
-                mac = bytes(esp.read_mac("BASE_MAC")).hex(":")
-                return session.chip, revision, mac, flash_size_of(int(esp.flash_id()))
+                return session.chip, revision_of(esp, session.chip), mac_of(esp), flash_size_of(int(esp.flash_id()))
         except LinkError as error:
             said = error.message.partition("it said:")[2]
             raise LinkError(f"no chip answers{f'; received {said.strip()}' if said else ''}") from error

@@ -204,11 +204,23 @@ def _rack(path: Path | None) -> tuple[Section, Rack | None]:
             section.note(row["holder"])
     for (problem, hint), names in troubled.items():
         section.wrong(f"{', '.join(names)}: {problem}", hint)
+    for text, hint in _contradictions(rack):
+        section.note(text, hint)
     for names in _same_hardware(rack):
         section.wrong(f"{' and '.join(names)} are one board", "remove one of the entries: they wait for each other")
     for text in _labs(rack.board(row["name"]) for row in rows if not row["problem"]):
         section.ok(text)
     return section, rack
+
+
+def _contradictions(rack: Rack) -> Iterator[tuple[str, str]]:
+    """Yield what entries of real boards say unlike the chips that were last seen on their ports, and a hint."""
+    from pytest_esp.rack.facts import contradictions, remembered
+
+    for spec in rack.boards.values():
+        if facts := remembered(spec, rack):
+            for key, message in contradictions(spec, facts):
+                yield f"{spec.name}: {message} (remembered of {facts.mac})", f"correct or remove `{key}` in its entry"
 
 
 def _same_hardware(rack: Rack) -> list[list[str]]:
@@ -240,7 +252,7 @@ def _at_a_glance(rack: Rack) -> str:
     """Return e.g. ``5 boards: 4 sim (esp32, esp32c3), 1 serial (esp32s3)``."""
     chips: dict[str, list[str]] = {}
     for spec in rack.boards.values():
-        chips.setdefault(spec.backend, []).append(spec.chip)
+        chips.setdefault(spec.backend, []).append(rack.known(spec).chip)
     kinds = [f"{len(names)} {backend} ({', '.join(dict.fromkeys(names))})" for backend, names in chips.items()]
     return f"{len(rack.boards)} board{'s' if len(rack.boards) > 1 else ''}: {', '.join(kinds)}"
 
@@ -249,8 +261,8 @@ def _board(spec: BoardSpec, rack: Rack) -> dict[str, Any]:
     from pytest_esp.rack.lease import holder_of
     from pytest_esp.rack.presence import check_reachable
 
-    row: dict[str, Any] = {"name": spec.name, "backend": spec.backend, "chip": spec.chip, "port": spec.port}
-    row |= {"holder": None, "problem": None, "hint": None}
+    row: dict[str, Any] = {"name": spec.name, "backend": spec.backend, "chip": rack.known(spec).chip}
+    row |= {"port": spec.port, "holder": None, "problem": None, "hint": None}
     try:
         _check_board(spec)
         if holder := holder_of(spec, rack):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +46,22 @@ def rack_command(path: Path | None, as_json: bool) -> None:
 
 
 def _row(rack: Rack, spec: BoardSpec) -> dict[str, Any]:
+    from pytest_esp.rack.facts import filled_in, remembered
     from pytest_esp.rack.identity import lab_address
     from pytest_esp.rack.lease import LABGRID
     from pytest_esp.rack.state import holder_to_dict, state_of
 
     found = state_of(spec, rack)
+    facts = remembered(spec, rack)
+    known = filled_in(spec, facts)
     row: dict[str, Any] = {
         "name": spec.name,
         "backend": spec.backend,
-        "chip": spec.chip,
+        "chip": known.chip,
         "port": lab_address(spec) if spec.backend == LABGRID else spec.port,
-        "flash_size": spec.flash_size,
-        "features": sorted(spec.features),
+        "flash_size": known.flash_size,
+        "features": sorted(known.features),
+        "remembered": asdict(facts) if facts else None,
         "state": found.state,
         "holder": holder_to_dict(found.holder) if found.holder else None,
     }

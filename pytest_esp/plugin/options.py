@@ -22,7 +22,8 @@ FIRMWARE_ENVIRONMENT = "PYTEST_ESP_FIRMWARE"
 
 _MARKERS = (
     "esp(chip, backend, features, flash, count, each, board, scope): what the test needs of its board; "
-    "chip='esp32c3', backend='sim', features=['psram'], flash='>=4MB', count=2, each='chip' or 'board', "
+    "chip='esp32c3', backend='sim', features=['psram'], flash='>=4MB', revision='>=3', crystal=40, count=2, "
+    "each='chip' or 'board', "
     "scope='module' or 'session' to share one board",
     "firmware(path, ..., flash, scope): the build that the firmware fixture flashes, relative to the test's file; "
     "flash='changed', 'always' or 'never'; scope='module' or 'session' for one boot for several tests",

@@ -5,9 +5,13 @@ The boards are simulated chips in other processes, which the rack names as real 
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
+from click.testing import CliRunner
 
+from pytest_esp.cli.main import cli
 from pytest_esp.link.session import Session
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.facts import Facts, recall, remembered
@@ -303,10 +307,10 @@ def test_a_state_folder_that_cannot_be_written(project, bench):
     run(project).assert_outcomes(passed=1)
 
 
-def test_a_chip_in_secure_download_mode(project, bench, start_serving, connections):
+def test_a_chip_in_secure_download_mode(project, start_serving, monkeypatch):
     served = start_serving("sim", "esp32c3", "--listen", "rfc2217://127.0.0.1:0", "--secure-download")
     project.rack(f'[boards.locked]\nbackend = "serial"\nport = "{served.url("rfc2217")}"\n')
-    os.environ["PYTEST_ESP_STATE_DIR"] = str(project.path / "state")
+    monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(project.path / "state"))
     project.file("""
         @pytest.mark.esp(chip="esp32c3")
         def test_chip(board): assert board.chip == "esp32c3"
@@ -327,3 +331,27 @@ def test_virtual_boards_are_asked_for_what_tests_require(project):
         def test_high(esp, board): assert board.name == "a" and esp.chip.identify().revision >= 300
     """)
     run(project).assert_outcomes(passed=2)
+
+
+def test_rack_and_doctor_show_what_is_remembered(project, bench):
+    bench()
+    project.file(FIRST_TEST)
+    run(project).assert_outcomes(passed=1)
+    (row,) = json.loads(CliRunner().invoke(cli, ["rack", "--rack", str(project.rack_file), "--json"]).output)["boards"]
+    assert (row["chip"], row["flash_size"]) == ("esp32c3", 4 << 20)
+    assert row["remembered"]["mac"] == "7c:df:a1:00:00:01"
+    project.rack(project.rack_file.read_text() + 'flash_size = "16MB"\n')
+    output = CliRunner().invoke(cli, ["doctor", "--rack", str(project.rack_file)]).output
+    assert "board-1: the flash has 4MB, but boards.toml says flash_size = '16MB'" in output
+
+
+def test_a_command_says_that_the_board_was_exchanged(project, bench):
+    (served,) = bench()
+    command = [os.path.join(os.path.dirname(sys.executable), "pytest-esp"), "op", "chip-identify", "--json"]
+    assert "another" not in subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=True).stderr
+    served.process.kill()
+    served.process.communicate()
+    bench.serve(mac="7c:df:a1:00:00:02", port=served.url("rfc2217").rpartition(":")[2])
+    for said in (1, 0):
+        done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=True)
+        assert done.stderr.count("board-1: another board is on this port: 7c:df:a1:00:00:02 instead of") == said
