@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def meet(board: Board, esp: Any, chip: str, notice: Callable[[str], object]) -> None:
     """Find out which chip a real board has, at the beginning of a connection.
 
-    A chip that was seen before, on whatever port, is known by its MAC address and not asked again.
+    A chip that was seen before, on whatever port, is known by its MAC address and not asked again, unless the entry
+    says something else: its flash may have been replaced.
 
     Args:
         board: gets the facts; the caller holds its lease.
@@ -40,8 +41,9 @@ def meet(board: Board, esp: Any, chip: str, notice: Callable[[str], object]) -> 
             hint="check which board is plugged into this port, or correct or remove `mac` in the board's entry",
         )
     before = last_seen(board.spec, board.rack)
-    facts = (recall(mac) if mac else None) or ask(esp, chip)
-    settle(board, facts if facts.chip == chip else ask(esp, chip))
+    known = recall(mac) if mac else None
+    is_right = known is not None and known.chip == chip and not any(contradictions(board.spec, known))
+    settle(board, known if is_right and known else ask(esp, chip))
     if None not in (before, mac) and before != mac:
         notice(f"{board.name}: another board is on this port: {mac} instead of {before} ({board.facts})")
 

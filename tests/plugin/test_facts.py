@@ -299,6 +299,17 @@ def test_wrong_values_are_forgotten(project, bench, change):
     assert recall("7c:df:a1:00:00:01") is None
 
 
+def test_a_flash_that_was_replaced_is_asked_again_if_the_entry_says_so(project, bench):
+    bench()
+    project.file(FIRST_TEST)
+    run(project).assert_outcomes(passed=1)
+    chip, _ = state_of(project)
+    chip.write_text(json.dumps(json.loads(chip.read_text()) | {"flash_size": 2 << 20}))
+    project.rack(project.rack_file.read_text() + 'flash_size = "4MB"\n')
+    run(project).assert_outcomes(passed=1)
+    assert recall("7c:df:a1:00:00:01").flash_size == 4 << 20
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_a_state_folder_that_cannot_be_written(project, bench):
     bench()
