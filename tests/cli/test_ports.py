@@ -157,17 +157,9 @@ def test_the_chip_behind_a_pty(serve, tmp_path):
         assert (row["chip"], row["mac"], row["flash_size"]) == ("esp32s3", served.ready["mac"], "4MB")
 
 
-def test_a_chip_that_answers_is_named_in_less_than_a_second(devkit):
-    board = devkit("esp32c3")
-    times = []
-    for _ in range(5):  # the machine may be busy
-        begun = time.monotonic()
-        output = subprocess.check_output([BIN / "pytest-esp", "ports", board.url, "--identify"], text=True)
-        times.append(time.monotonic() - begun)
-        assert "esp32c3" in output
-        if min(times) < 1.0:
-            return
-    raise AssertionError(times)
+def test_a_chip_that_answers_is_named(devkit):
+    output = subprocess.check_output([BIN / "pytest-esp", "ports", devkit("esp32c3").url, "--identify"], text=True)
+    assert "esp32c3" in output
 
 
 def test_a_chip_in_secure_download_mode(serve):
