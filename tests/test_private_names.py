@@ -68,8 +68,8 @@ def test_espefuse():
     commands = init_commands(chip="esp32c3", virt=True)
     check("esptool", commands, "esp", "efuses")
     check("esptool", commands.efuses, "_esp", "efuse_controller_setup", "reconnect_chip", "blocks", "read_blocks")
-    check("esptool", commands.efuses, "update_efuses", "is_efuses_incompatible_for_burn")
-    check("esptool", commands.efuses.blocks[0], "wr_bitarray", "check_wr_data", "alias")
+    check("esptool", commands.efuses, "update_efuses", "is_efuses_incompatible_for_burn", "burn_all", "batch_mode_cnt")
+    check("esptool", commands.efuses.blocks[0], "wr_bitarray", "check_wr_data", "alias", "wr_addr", "len")
     field = next(iter(commands.efuses))
     check("esptool", field, "read_disable_bit", "write_disable_bit", "is_field_calculated", "convert_to_bitstring")
 

@@ -52,16 +52,31 @@ def bind(commands: Any, loader: ESPLoader) -> None:
     commands.esp = commands.efuses._esp = loader
 
 
-def replace_burn_hooks(commands: Any, *, set_up: Callable[[Callable[[], None]], None], reconnect: Any) -> None:
-    """Replace what espefuse's *commands* call before a burn, and after one that closed the connection.
+def replace_burn_hooks(
+    commands: Any,
+    *,
+    permitted: Callable[[Callable[[], bool]], bool],
+    set_up: Callable[[Callable[[], None]], None],
+    reconnect: Any,
+) -> None:
+    """Replace what espefuse's *commands* call for a burn, before it, and after one that closed the connection.
 
     Args:
         commands: of espefuse.
+        permitted: takes what burns all that is staged, and returns its result.
         set_up: takes what espefuse itself would call, which sets the timing of the burn.
         reconnect: takes the loader that the burn used, and returns a new one.
     """
     efuses = commands.efuses
     stock = required(efuses, "efuse_controller_setup", _PACKAGE)
+    burn_all = required(efuses, "burn_all", _PACKAGE)
     required(efuses, "reconnect_chip", _PACKAGE)
+
+    def burn_staged(check_batch_mode: bool = False) -> bool:
+        if check_batch_mode and required(efuses, "batch_mode_cnt", _PACKAGE):
+            return burn_all(check_batch_mode)  # it burns nothing yet
+        return permitted(burn_all)
+
+    efuses.burn_all = burn_staged
     efuses.efuse_controller_setup = lambda: set_up(stock)
     efuses.reconnect_chip = reconnect

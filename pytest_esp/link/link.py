@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_esp.boards.board import Board, DirectFlash
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import EspError, LinkError, PortError
+from pytest_esp.link.burns import BurnGuard
 from pytest_esp.link.logs import Transcript
 from pytest_esp.link.returning import ReturningPort
 from pytest_esp.wire.reset import drive_lines, hard_reset
@@ -42,6 +43,7 @@ class Link:
         notice: called with a line for people if another board is on the port than before; the default logs it.
 
     Attributes:
+        burns: the guard below every burn.
         elf: the ELF file of the running app, if known, for decoding crashes.
         keeps_loader: whether `close` leaves a chip in its loader; by default it starts the app, see `close`.
         has_met: whether the chip of a real board has been connected, and `board.facts` are its own.
@@ -58,9 +60,7 @@ class Link:
         notice: Callable[[str], object] = _log.warning,
     ) -> None:
         self.board = board
-        self.burns_enabled = burns_enabled
-        self.holder = holder
-        self.announce = announce
+        self.burns = BurnGuard(board, enabled=burns_enabled, holder=holder, announce=announce)
         self.notice = notice
         self.has_met = False
         self.transcript = Transcript()
@@ -99,7 +99,13 @@ class Link:
                 self._other_connections = 0
                 if self.board.virtual:
                     self.note_boot()
+                else:
+                    self.burns.watch(self._port, self._answering_chip)
             return self._port
+
+    def _answering_chip(self) -> str | None:
+        session = self._session
+        return session.chip if session is not None and session.is_connected else None
 
     @property
     def returning(self) -> ReturningPort:
@@ -140,6 +146,7 @@ class Link:
                 port,
                 self.board.spec.chip,
                 board=self.board.name,
+                burns=self.burns,
                 reset=lambda: self.board.reset(bootloader=True),
                 baudrate=self.board.spec.baud if real else ROM_BAUDRATE,
                 usb=real,

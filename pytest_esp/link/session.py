@@ -17,6 +17,7 @@ from esptool.util import FatalError, NotImplementedInROMError, NotSupportedError
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import EspError, LinkError, OperationError, PortError, StoppedError, WrongChipError
 from pytest_esp.formats.stubs import stub_entries
+from pytest_esp.link.burns import BurnGuard
 from pytest_esp.link.esptool_private import bind, finish_connecting, replace_burn_hooks
 from pytest_esp.link.fast import FastLoader, fast_class
 from pytest_esp.link.logs import Progress, Transcript, capture
@@ -32,6 +33,7 @@ class Session:
         port: the open port.
         chip: the expected chip (a name from ``esptool.CHIP_LIST``); None accepts any.
         board: the board's name, for messages.
+        burns: decides which eFuses may be burned.
         reset: resets the chip into its loader and returns True, or returns False if RTS and DTR must be used.
         baudrate: the baud rate for operations on real ports; the connection is made at 115200.
         usb: whether the port may be a USB device, whose IDs determine esptool's reset sequence.
@@ -51,6 +53,7 @@ class Session:
         chip: str | None,
         *,
         board: str,
+        burns: BurnGuard,
         reset: Callable[[], bool],
         baudrate: int = ROM_BAUDRATE,
         usb: bool = True,
@@ -67,6 +70,7 @@ class Session:
         self.expected_chip = None if chip == "auto" else chip  # "auto": a board given by its port only
         self.chip = chip or ""
         self.board = board
+        self._burns = burns
         self.transcript = transcript or Transcript()
         self.connect_attempts = 7 if usb else 2
         self._reset = reset
@@ -142,8 +146,9 @@ class Session:
     def espefuse(self, esp: Any) -> Any:
         """Return espefuse's commands, which read over *esp* and burn through the ROM only.
 
-        They are created once (espefuse parses YAML for 0.1 s); see `forget_efuses`. A burn resets the chip into its ROM
-        if the stub was running: after that *esp* is invalid, and the commands' ``esp`` is the connection.
+        They are created once (espefuse parses YAML for 0.1 s); see `forget_efuses`. A burn needs a permit, which
+        `BurnGuard.permitted` opens. It resets the chip into its ROM if the stub was running: after that *esp* is
+        invalid, and the commands' ``esp`` is the connection.
         """
         if self._espefuse is None:
             from espefuse.efuse_interface import init_commands
@@ -160,11 +165,17 @@ class Session:
             bind(commands, self._fresh_rom())
             self._espefuse = commands
             set_up()
+            blocks = commands.efuses.blocks
+            for register in {block.wr_addr + 4 * word for block in blocks for word in range(block.len)}:
+                commands.efuses.write_reg(register, 0)  # an ESP32 burns all its blocks, also what others left there
 
         def reconnect(_esp: object) -> FastLoader:  # after a burn of security eFuses; espefuse would close the port
             return self.reconnect()
 
-        replace_burn_hooks(commands, set_up=set_up_in_rom, reconnect=reconnect)
+        def permitted(burn: Callable[[], bool]) -> bool:
+            return self._burns.permitted(commands, burn)
+
+        replace_burn_hooks(commands, permitted=permitted, set_up=set_up_in_rom, reconnect=reconnect)
 
     def _fresh_rom(self) -> FastLoader:
         """Return the ROM loader at its default baud rate, with nothing run since a reset by this session."""

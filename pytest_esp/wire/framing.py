@@ -16,6 +16,11 @@ def encode(packet: bytes) -> bytes:
     return END + packet.replace(b"\xdb", b"\xdb\xdd").replace(END, b"\xdb\xdc") + END
 
 
+def decode(frame: bytes) -> bytes:
+    """Return the packet in a frame, which is given without its ends."""
+    return frame.replace(b"\xdb\xdc", END).replace(b"\xdb\xdd", b"\xdb")
+
+
 class Decoder:
     """Splits a byte stream into packets, in linear time. Bytes between frames are `noise`."""
 
@@ -37,7 +42,7 @@ class Decoder:
                 self._add_noise(packet)
                 self._inside = True
             elif packet:
-                packets.append(packet.replace(b"\xdb\xdc", END).replace(b"\xdb\xdd", b"\xdb"))
+                packets.append(decode(packet))
                 self._inside = False
         if rest and self._size < _LIMIT:
             self._pieces.append(rest)

@@ -213,16 +213,12 @@ def test_control_characters_of_a_board_do_not_reach_the_terminal(op):
 def test_a_burn_prints_its_plan_first(op):
     burnt = op("efuse-burn", "--board", "c3", "efuse_name=UART_PRINT_CONTROL", "value=2", "--json")
     assert json.loads(burnt.stdout)["burnt_bits"] == 1
-    assert burnt.stderr == (
-        "to be burnt on c3 (irreversible on a real board):\n"
-        "  UART_PRINT_CONTROL = 2 (1 bit)\n"
-        "    UART_PRINT_CONTROL: 00 -> 10\n"
-    )
+    assert burnt.stderr == ("to be burnt on c3 (irreversible on a real board):\n  UART_PRINT_CONTROL: 00 -> 10\n")
     mac = op("efuse-burn", "--board", "c3", "efuse_name=CUSTOM_MAC", "value=00:11:22:33:44:55").stderr
-    assert "    CUSTOM_MAC: 0x000000000000 -> 0x554433221100\n" in mac
+    assert "  CUSTOM_MAC: 0x000000000000 -> 0x554433221100\n" in mac
     key = "5a" * 32
     secret = op("efuse-burn", "--board", "c3", "efuse_name=BLOCK_KEY0", f"value={key}")
-    assert "  BLOCK_KEY0 = (a key) (128 bits)\n    BLOCK_KEY0: a key\n" in secret.stderr
+    assert "  BLOCK_KEY0: a key\n" in secret.stderr
     assert key not in secret.output
 
 
@@ -239,8 +235,8 @@ def test_a_procedure_prints_all_that_it_burns(op, build_of, tmp_path):
     done = op("encryption-enable", "--board", "c3", f"firmware={build_of('esp32c3')}", f"key_file={tmp_path / 'key'}")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("to be burnt on c3") == 1
-    assert "    BLOCK_KEY0: a key\n" in done.stderr
-    assert "    SPI_BOOT_CRYPT_CNT: 000 -> 001\n" in done.stderr
+    assert "  BLOCK_KEY0: a key\n" in done.stderr
+    assert "  SPI_BOOT_CRYPT_CNT: 000 -> 001\n" in done.stderr
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from pytest_esp.operations.esp import Esp
 from pytest_esp.operations.ota.package import create
 from pytest_esp.operations.ota.upload import upload
 from pytest_esp.operations.production.record import BoardRecord, RecordBook
-from pytest_esp.operations.security.efuse import audit_file
 from pytest_esp.secrets import hide, hide_bytes, remember
 
 
@@ -41,7 +40,7 @@ def test_a_key_that_may_not_be_burnt(real):
 def test_the_audit_log_has_no_secret(real):
     esp = Esp(real("esp32c3", allow_burn=["BLOCK_USR_DATA"], burns_enabled=True)[0])
     esp.production.write_manufacturing_data({"token": "tok-8f3a77c2"}, to_efuse=True)
-    text = audit_file(esp.link).read_text()
+    text = esp.link.burns.audit_file.read_text()
     assert json.loads(text.splitlines()[-1])["stage"] == "done"
     assert b"tok-8f3a77c2".hex() not in text
 

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import getpass
 import io
 import json
-import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pytest_esp.errors import EspError, LinkError, OperationError, RefusedError
+from pytest_esp.errors import EspError, LinkError, OperationError
+from pytest_esp.link.burns import BitChange, is_key, joined
+from pytest_esp.link.burns import changes as staged_changes
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.names import nearest
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.security.secret_names import remember_key
-from pytest_esp.secrets import hide_in
 
 R = TypeVar("R")
-
-AUDIT_FILE = "efuse-audit.jsonl"
 
 EfuseValue = bool | int | str | bytes
 """Values to burn: a bool or a number (also as text), bytes or hex digits for fields of bytes, a MAC address."""
@@ -153,15 +148,6 @@ def _shows_a_key(field: Efuse) -> bool:
 
 
 @dataclass(frozen=True)
-class BitChange:
-    """The bits of a field before and after; None before if they cannot be read, both None for a key."""
-
-    efuse_name: str
-    before: str | None
-    after: str | None
-
-
-@dataclass(frozen=True)
 class BurnPlan:
     """The effect of a burn, bit by bit. Values and bits of key blocks are not shown: no log or result contains a key.
 
@@ -225,7 +211,8 @@ def burn(link: Link, efuse_name: str, value: EfuseValue) -> BurnResult:
     """Burn an eFuse and read it back. This is irreversible on real hardware.
 
     A real board needs ``"burn"`` in its ``allow``, the eFuse in its ``allow_burn``, and the run's consent
-    (``--esp-allow-burn``). Every burn on a real board is recorded in an audit log (`audit_file`) before and after.
+    (``--esp-allow-burn``). Every burn on a real board is recorded in an audit log (`BurnGuard.audit_file`) before and
+    after.
     Ctrl-C does not interrupt a burn; it takes effect afterwards. Only the ROM burns eFuses: if the stub is running, the
     chip is reset first.
 
@@ -238,9 +225,7 @@ def burn(link: Link, efuse_name: str, value: EfuseValue) -> BurnResult:
         OperationError: see `plan`; or if the eFuse reads back a different value.
     """
     _remember_if_key(efuse_name, value)
-    require_consent(link, efuse_name)
-    if link.announce:
-        _announce(link, plan_all(link, [(efuse_name, value)]))
+    link.burns.check([efuse_name])
     return _uninterrupted(lambda: _burn_and_prove(link, efuse_name, value))
 
 
@@ -261,11 +246,11 @@ def burn_all(link: Link, burns: Burns) -> tuple[BurnResult, ...]:
     Neither Ctrl-C nor a cancelled call stops between two of them.
 
     Raises:
-        RefusedError: see `require_consents`; nothing was burnt.
+        RefusedError: see `BurnGuard.check`; nothing was burnt.
         OperationError: see `plan`; nothing was burnt. If a later one fails, ``details["burnt"]`` names those before it.
     """
-    require_consents(link, [name for name, _ in burns])
-    _announce(link, plan_all(link, burns))
+    link.burns.check(name for name, _ in burns)
+    link.burns.show(change for planned in plan_all(link, burns) for change in planned.changes)
     return _uninterrupted(lambda: _burn_in_order(link, burns))
 
 
@@ -313,11 +298,6 @@ def protection_masks(link: Link, name: str) -> tuple[int, int]:
         return sum(1 << bit for bit in (bits if isinstance(bits, list) else [bits]) if bit is not None)
 
     return mask(field.read_disable_bit), mask(field.write_disable_bit)
-
-
-def audit_file(link: Link) -> Path:
-    """Return the path of the append-only log of all burns on a board: JSON lines."""
-    return link.board.rack.state_dir(link.board.spec) / AUDIT_FILE
 
 
 # -- reading, inside
@@ -409,11 +389,11 @@ class _Intent:
         field = _find(commands, name)
         if not field.is_writeable():
             raise OperationError(f"the eFuse {field.name} is write-protected", hint="this cannot be undone")
-        self.secret = _is_key(commands.efuses, field)
+        self.secret = is_key(commands.efuses, field)
         self.shown = _text(field.get())
         before = _bits(field.get_bitstring())
         raw, wanted = _requested(commands, field, value, self.secret)
-        self.after = _joined(before, wanted)
+        self.after = joined(before, wanted)
         if self.after != wanted and field.name not in _ADDED_TO:
             has = f"has burnt bits ({before}) that are 0 in the value {_text(value)} ({wanted})"
             raise OperationError(
@@ -431,10 +411,6 @@ class _Intent:
         )
 
 
-def _joined(before: str, wanted: str) -> str:
-    return "".join("1" if "1" in pair else "0" for pair in zip(before, wanted, strict=True))
-
-
 def _text(value: EfuseValue) -> str:
     """Return *value* as text for espefuse's command line."""
     if isinstance(value, bytes):
@@ -447,13 +423,6 @@ def _remember_if_key(name: str, value: EfuseValue) -> None:
     if _KEY_BLOCK.fullmatch(name) and isinstance(value, (str, bytes)):
         with contextlib.suppress(ValueError):
             remember_key(value if isinstance(value, bytes) else bytes.fromhex(value.removeprefix("0x")))
-
-
-def _is_key(efuses: Any, field: Any) -> bool:
-    """Return whether a field is a key: a whole block that can be read-protected, or one half of the ESP32-C2's."""
-    block = efuses.blocks[field.block]
-    whole = field.name in (block.name, *block.alias)
-    return field.read_disable_bit is not None and (whole or field.name.startswith("BLOCK_KEY"))
 
 
 def _requested(commands: Any, field: Any, value: EfuseValue, secret: bool) -> tuple[int | bytes, str]:
@@ -485,7 +454,7 @@ def _staged(commands: Any, field: Any, raw: int | bytes) -> tuple[BitChange, ...
         with capture(Transcript()):
             field.save(raw)
             incompatible = efuses.is_efuses_incompatible_for_burn()
-            changes = tuple(_changes(efuses))
+            changes = tuple(staged_changes(efuses))
             for block in efuses.blocks:
                 block.check_wr_data()
     except esptool.FatalError as error:
@@ -501,81 +470,7 @@ def _staged(commands: Any, field: Any, raw: int | bytes) -> tuple[BitChange, ...
     return changes
 
 
-def _changes(efuses: Any) -> list[BitChange]:
-    found: list[BitChange] = []
-    for field in efuses:
-        if field.is_field_calculated():
-            continue
-        before = _bits(field.get_bitstring())
-        after = _joined(before, _bits(field.get_bitstring(from_read=False)))
-        if after != before:
-            secret = _is_key(efuses, field)
-            readable = field.is_readable() and not secret
-            found.append(BitChange(field.name, before if readable else None, None if secret else after))
-    return found
-
-
 # -- burning, inside
-
-
-def require_consent(link: Link, name: str) -> None:
-    """Check that an eFuse may be burnt on this board in this run; see `burn`.
-
-    Raises:
-        RefusedError: if not.
-    """
-    require_consents(link, [name])
-
-
-def require_consents(link: Link, names: Sequence[str]) -> None:
-    """Check that all these eFuses may be burnt on this board in this run; see `burn`.
-
-    Raises:
-        RefusedError: if not; names every eFuse missing in boards.toml, else the switch of the run.
-    """
-    board = link.board
-    if board.virtual:
-        return
-    missing = [name.upper() for name in dict.fromkeys(names) if name.upper() not in board.spec.allow_burn]
-    attempted = f"burning {', '.join(dict.fromkeys(names))}"
-    if missing:
-        raise RefusedError(
-            f"boards.toml does not allow burning {', '.join(missing)} on this board",
-            board=board.name,
-            attempted=attempted,
-            hint=f"add {', '.join(map(json.dumps, missing))} to `allow_burn` of [boards.{board.name}]; "
-            "burning cannot be undone",
-            details={"allow_burn": missing},
-        )
-    if not link.burns_enabled:
-        raise RefusedError(
-            "this run does not allow burning eFuses",
-            board=board.name,
-            attempted=attempted,
-            hint="start pytest with --esp-allow-burn (`pytest-esp op` and the MCP server with --allow-burn); "
-            "burning cannot be undone",
-        )
-
-
-def _announce(link: Link, plans: Sequence[BurnPlan]) -> None:
-    wanted = [plan for plan in plans if plan.new_bits]
-    if link.announce and wanted:
-        lines = [f"to be burnt on {link.board.name} (irreversible on a real board):"]
-        for plan in wanted:
-            lines.append(f"  {plan.efuse_name} = {plan.value} ({plan.new_bits} bit{'s' * (plan.new_bits > 1)})")
-            lines += [f"    {change.efuse_name}: {_bits_of(change)}" for change in plan.changes]
-        link.announce("\n".join(lines))
-
-
-def _bits_of(change: BitChange) -> str:
-    if change.after is None:
-        return "a key"
-    digits = -(-len(change.after) // 4)
-    shown = (
-        "unreadable" if bits is None else bits if digits < 3 else f"{int(bits, 2):#0{digits + 2}x}"
-        for bits in (change.before, change.after)
-    )
-    return " -> ".join(shown)
 
 
 def _uninterrupted(work: Callable[[], R]) -> R:
@@ -623,15 +518,8 @@ def _burn_and_prove(link: Link, name: str, value: EfuseValue) -> BurnResult:
         before = intent.shown if not intent.secret else "(a key)"
         if not planned.new_bits:
             return BurnResult(planned.efuse_name, planned.value, before, before, 0, True, ())
-        audit = _Audit(link, planned, bytes(esp.read_mac("BASE_MAC")).hex(":"))
-        audit.write("begin")
-        try:
-            _burn(link, commands, intent)
-        except BaseException as error:
-            audit.write("failed", error=str(error))
-            raise
+        _burn(link, commands, intent)
     after, bits, verified = _proof(link, planned.efuse_name, intent.after)
-    audit.write("done", read_back=bits if not intent.secret else None, verified=verified)
     if verified is False:
         found = f"reads back as {bits}, not {intent.after}" if not intent.secret else "reads back as another key"
         raise OperationError(
@@ -681,48 +569,3 @@ def _loader_answers(link: Link) -> bool:
             return True
     except LinkError:
         return False
-
-
-class _Audit:
-    """Records burns on real boards: one line each, synced to disk before the burn continues."""
-
-    def __init__(self, link: Link, planned: BurnPlan, mac: str) -> None:
-        self._link = link
-        self._planned = planned
-        self._mac = mac
-
-    def write(self, stage: str, **outcome: object) -> None:
-        """Append one line; nothing for a virtual board, where burns are reversible."""
-        link = self._link
-        if link.board.virtual:
-            return
-        entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "stage": stage,
-            "user": _user(),
-            "pid": os.getpid(),
-            "holder": link.holder,
-            "board": link.board.name,
-            "port": link.board.spec.port,
-            "mac": self._mac,
-            **asdict(self._planned),
-            **outcome,
-        }
-        path = audit_file(link)
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(hide_in(entry)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OperationError(
-                f"the audit log {path} cannot be written: {error.strerror}",
-                hint="nothing was burnt" if stage == "begin" else f"the burn itself: {entry}",
-            ) from error
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())

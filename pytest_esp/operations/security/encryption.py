@@ -394,7 +394,7 @@ def _prepare(
 def _check_allowed(link: Link, work: _Work) -> None:
     require(link, Effect.BURN, "encryption-enable")
     _check_may_write(link)
-    efuse.require_consents(link, [name for name, _ in work.burns])
+    link.burns.check(name for name, _ in work.burns)
 
 
 def _check_may_write(link: Link) -> None:

@@ -212,7 +212,7 @@ def _check_is_off(now: SecurityPosture) -> None:
 def _check_allowed(link: Link, burns: Burns) -> None:
     require(link, Effect.BURN, "security-enable-secure-boot")
     require(link, Effect.WRITE, "security-enable-secure-boot")
-    efuse.require_consents(link, [name for name, _ in burns])
+    link.burns.check(name for name, _ in burns)
 
 
 def _locks(fields: Mapping[str, Efuse]) -> list[tuple[str, EfuseValue]]:

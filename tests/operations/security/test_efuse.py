@@ -287,7 +287,7 @@ BURN = 'allow=["read","write","erase","burn"]\nallow_burn=["DIS_PAD_JTAG", "BLOC
 
 
 def entries(link):
-    return [json.loads(line) for line in efuse.audit_file(link).read_text().splitlines()]
+    return [json.loads(line) for line in link.burns.audit_file.read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_real_board_is_not_burnt_without_consent(real_link, allow, consent, hi
         Esp(link).efuse.burn("DIS_PAD_JTAG", 1)
     assert hint in caught.value.hint
     assert not link.is_open
-    assert not efuse.audit_file(link).exists()
+    assert not link.burns.audit_file.exists()
 
 
 def test_a_burn_of_a_real_board_is_in_the_audit_log(real_link):
@@ -313,17 +313,22 @@ def test_a_burn_of_a_real_board_is_in_the_audit_log(real_link):
         Esp(link).efuse.burn("DIS_PAD_JTAG", 1)
         assert len(entries(link)) == 2  # nothing was burnt
     assert (begin["stage"], done["stage"]) == ("begin", "done")
-    assert (begin["efuse_name"], begin["before"], begin["after"]) == ("DIS_PAD_JTAG", "0", "1")
+    assert (begin["efuses"], begin["changes"]) == (
+        ["DIS_PAD_JTAG"],
+        [{"efuse_name": "DIS_PAD_JTAG", "before": "0", "after": "1"}],
+    )
     assert (begin["board"], begin["mac"], begin["holder"]) == ("real", "7c:df:a1:00:00:01", "test_x")
-    assert (done["read_back"], done["verified"]) == ("1", True)
+    assert (done["read_back"], done["verified"]) == ({"DIS_PAD_JTAG": "1"}, True)
 
 
 def test_no_key_is_in_the_audit_log(real_link):
     key = os.urandom(32)
     with real_link(BURN, burns_enabled=True) as link:
         assert Esp(link).efuse.burn("BLOCK_KEY0", key).verified
-        assert [entry["value"] for entry in entries(link)] == ["(a key)", "(a key)"]
-        text = efuse.audit_file(link).read_text()
+        hidden = [{"efuse_name": "BLOCK_KEY0", "before": None, "after": None}]
+        assert [entry["changes"] for entry in entries(link)] == [hidden, hidden]
+        assert entries(link)[1]["read_back"] == {"BLOCK_KEY0": None}
+        text = link.burns.audit_file.read_text()
     assert key.hex() not in text
     assert "01" * 8 not in text
     assert f"{int.from_bytes(key[::-1]):0256b}" not in text
@@ -331,7 +336,7 @@ def test_no_key_is_in_the_audit_log(real_link):
 
 def test_nothing_is_burnt_that_cannot_be_logged(real_link):
     with real_link(BURN, burns_enabled=True) as link:
-        efuse.audit_file(link).mkdir(parents=True)
+        link.burns.audit_file.mkdir(parents=True)
         with pytest.raises(OperationError, match=r"audit log .* cannot be written") as caught:
             Esp(link).efuse.burn("DIS_PAD_JTAG", 1)
         assert caught.value.hint == "nothing was burnt"

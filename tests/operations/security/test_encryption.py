@@ -10,7 +10,6 @@ import pytest
 from pytest_esp.errors import FirmwareError, LinkError, OperationError, RefusedError
 from pytest_esp.link.fast import FastLoader
 from pytest_esp.operations.esp import Esp
-from pytest_esp.operations.security import efuse
 from pytest_esp.operations.security.encryption import encrypt_data
 from pytest_esp.wire.faults import Fault, Faults
 
@@ -216,9 +215,9 @@ def test_a_real_board_that_allows_it(real, firmware_folder, key_file):
     assert list(done.burnt) == names
     assert "Loaded app from partition" in done.boot_output
     assert chip.flash_is_encrypted
-    log = [json.loads(line) for line in efuse.audit_file(link).read_text().splitlines()]
-    assert [entry["efuse_name"] for entry in log if entry["stage"] == "done"] == names
-    assert KEY.hex() not in efuse.audit_file(link).read_text()
+    log = [json.loads(line) for line in link.burns.audit_file.read_text().splitlines()]
+    assert [entry["efuses"] for entry in log if entry["stage"] == "done"] == [[name] for name in names]
+    assert KEY.hex() not in link.burns.audit_file.read_text()
 
 
 def test_a_chip_that_falls_silent_between_two_burns_says_what_is_burnt(real, firmware_folder, key_file, monkeypatch):
