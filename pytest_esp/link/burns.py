@@ -220,11 +220,11 @@ class Requests:
         self._next = 0  # the address of its next block
 
     def starts_a_burn(self, data: bytes) -> bool:
-        """Return whether *data* completes a request that starts a burn."""
+        """Return whether *data* contains a request that starts a burn, or the beginning of one."""
         *frames, self._begun = (self._begun + data).split(END)
         self._begun = self._begun[:_LONGEST]
         found = [self._is_burn(decode(frame)) for frame in frames]  # of all frames, to follow downloads
-        return any(found)
+        return any(found) or copy.copy(self)._is_burn(decode(self._begun))
 
     def _is_burn(self, packet: bytes) -> bool:
         if len(packet) <= _HEADER:
@@ -308,19 +308,30 @@ def uncovered(efuses: Any, allowed: Iterable[str]) -> list[str]:
     """
     left = {block.id: block.wr_bitarray.uint & ~block.bitarray.uint for block in efuses.blocks}
     words = {name.upper() for name in allowed}
-    for field in [field for field in efuses if words & {name.upper() for name in field.all_names}]:
+    for field in [field for field in efuses if words & _names(efuses, field)]:
         block, bits = _place(field)
         if left[block] & bits or field.is_field_calculated():
             for number, along in _burned_along(efuses, field):
                 left[number] &= ~along
         left[block] &= ~bits
-    names: list[str] = []
+    found: dict[str, tuple[int, int]] = {}
     for field in sorted(efuses, key=lambda field: field.bit_len or 0):
         block, bits = _place(field)
         if left[block] & bits:
             left[block] &= ~bits
-            names.append(field.name)
-    return [*names, *(efuses.blocks[block].name for block, bits in left.items() if bits)]
+            found[field.name] = block, bits
+    found.update((efuses.blocks[block].name, (block, -1)) for block, bits in left.items() if bits)
+    return [name for name, place in found.items() if not any(_is_in(place, other) for other in found.values())]
+
+
+def _names(efuses: Any, field: Any) -> set[str]:
+    block = efuses.blocks[field.block]
+    also = block.alias if field.name == block.name else ()
+    return {name.upper() for name in (*field.all_names, *also)}
+
+
+def _is_in(place: tuple[int, int], other: tuple[int, int]) -> bool:
+    return place != other and place[0] == other[0] and not place[1] & ~other[1]
 
 
 def _place(field: Any) -> tuple[int, int]:
