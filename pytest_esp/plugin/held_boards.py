@@ -220,7 +220,13 @@ class HeldBoards:
         try:
             for lease in leases:
                 board = make_board(lease.spec, rack)
-                link = Link(board, burns_enabled=options.allow_burn, holder=item.nodeid, notice=self.notices.append)
+                link = Link(
+                    board,
+                    burns_enabled=options.allow_burn,
+                    holder=item.nodeid,
+                    announce=print,
+                    notice=self.notices.append,
+                )
                 chosen.append((Held(lease, board, link, unit=unit), lease.waited))
         except BaseException:
             for lease in leases:
