@@ -19,6 +19,7 @@ from mcp_bridge.prompts import add_prompts
 from mcp_bridge.resources import add_resources
 from mcp_bridge.seen import Seen
 from mcp_bridge.settings import Settings
+from mcp_bridge.suites import named_suites
 from mcp_bridge.tool import register
 from pytest_esp import HOMEPAGE, __version__
 from pytest_esp.rack.config import load_rack
@@ -36,10 +37,12 @@ class Bridge:
 
     Raises:
         RackError: if the rack file is invalid, or a component is unknown.
+        OperationError: see `named_suites`.
 
     Attributes:
         boards: the boards, leased when they are used.
         policy: what tools may do.
+        suites: where the suites of `Settings.suites` lie, by name.
         seen: the last answers of tools, by board.
         components: the loaded components, by name.
     """
@@ -51,6 +54,7 @@ class Bridge:
             self.rack, idle=settings.idle, burns_enabled=settings.burns_enabled, purpose="the MCP bridge"
         )
         self.policy = Policy(settings)
+        self.suites = named_suites(settings.suites, settings.roots)
         self.seen = Seen()
         names = settings.components or tuple(COMPONENT_REGISTRY)
         self.components: dict[str, Component] = {name: component_class(name)(self) for name in names}

@@ -93,6 +93,13 @@ def _is_ip_address(host: str) -> bool:
 )
 @click.option("--allow-burn", is_flag=True, help="Allow burning the eFuses that a board's allow_burn lists.")
 @click.option(
+    "--suites",
+    multiple=True,
+    metavar="PATH_OR_MODULE",
+    help="A test suite of yours that esp_production_test may run, outside the folders in which clients may write "
+    "(repeatable).",
+)
+@click.option(
     "--update-key",
     envvar="PYTEST_ESP_UPDATE_KEY",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -125,6 +132,7 @@ def main(
     roots: tuple[Path, ...],
     idle: float,
     allow_burn: bool,
+    suites: tuple[str, ...],
     update_key: Path | None,
     http: str | None,
     hosts: list[str],
@@ -146,6 +154,7 @@ def main(
             roots=tuple(root.resolve() for root in roots) or default_roots(),
             idle=idle,
             burns_enabled=allow_burn,
+            suites=suites,
             update_key=update_key.resolve() if update_key else None,
         )
         address = _address(http) if http is not None else None

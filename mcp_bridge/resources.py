@@ -13,6 +13,7 @@ from mcp_bridge.components.base import Shared
 from mcp_bridge.tool import tools_of
 from pytest_esp import __version__
 from pytest_esp.errors import EspError, OperationError
+from pytest_esp.operations.production.testing import suites
 from pytest_esp.rack.spec import BACKENDS
 from pytest_esp.rack.state import state_of
 from pytest_esp.secrets import hide, hide_in
@@ -144,6 +145,7 @@ def _config(bridge: Shared) -> str:
             "roots": [str(root) for root in settings.roots],
             "idle_seconds": settings.idle,
             "burns_enabled": settings.burns_enabled,
+            "suites": [*suites(), *bridge.suites],
         }
     )
 

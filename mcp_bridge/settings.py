@@ -72,6 +72,7 @@ class Settings:
         roots: folders that tools may read files from and write files to; if empty, they cannot use any file.
         idle: seconds after the last call until a board is released.
         burns_enabled: allow burning the eFuses of real boards that ``allow_burn`` lists.
+        suites: the user's own suites that esp_production_test may run: files, folders or modules.
         update_key: file with the public key (PEM) of the key that must have signed updates; None to accept any update.
     """
 
@@ -81,6 +82,7 @@ class Settings:
     roots: tuple[Path, ...] = field(default_factory=default_roots)
     idle: float = 60.0
     burns_enabled: bool = False
+    suites: tuple[str, ...] = ()
     update_key: Path | None = None
 
 

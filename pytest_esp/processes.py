@@ -59,7 +59,11 @@ exit $status
 
 
 def spawn_guarded(
-    command: list[str], descriptors: tuple[int, ...], output: int, environment: Mapping[str, str] | None = None
+    command: list[str],
+    descriptors: tuple[int, ...],
+    output: int,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start *command* under a shell that ends it when this process ends or closes the shell's standard input."""
     return subprocess.Popen(
@@ -70,4 +74,5 @@ def spawn_guarded(
         pass_fds=descriptors,
         start_new_session=True,
         env=environment,
+        cwd=folder,
     )

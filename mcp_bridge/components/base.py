@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from mcp_bridge.boards import BoardPool
@@ -19,6 +20,7 @@ class Shared(Protocol):
     Attributes:
         boards: the boards, leased when they are used.
         policy: what tools may do.
+        suites: where the suites of `Settings.suites` lie, by name.
         seen: the last answers of tools, by board.
         components: the loaded components, by name.
     """
@@ -27,6 +29,7 @@ class Shared(Protocol):
     rack: Rack
     boards: BoardPool
     policy: Policy
+    suites: Mapping[str, Path]
     seen: Seen
     components: dict[str, Component]
 

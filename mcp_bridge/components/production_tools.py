@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import offer, progress, tool
-from pytest_esp.errors import LeaseError, OperationError
+from pytest_esp.errors import LeaseError, OperationError, RefusedError
 from pytest_esp.formats.files import ReadPath, WritePath, resolve
 from pytest_esp.link.link import Link
 from pytest_esp.operations.production import factory, provisioning
 from pytest_esp.operations.production.batch import DEFAULT_FOLDER, BatchResult, checked, run_batch
 from pytest_esp.operations.production.config import FactoryConfig, Given
 from pytest_esp.operations.production.plan import make_plan
-from pytest_esp.operations.production.testing import QualityReport, TestRun, run_suite
+from pytest_esp.operations.production.testing import EVERYTHING, QualityReport, TestRun, run_suite, suites
 from pytest_esp.operations.registry import Effect
 from pytest_esp.rack.lease import holder_of
 from pytest_esp.rack.rack import Rack
@@ -81,9 +82,14 @@ class ProductionTools(Component):
         with pool.lend(names):
             return run_batch(self._rack(names), plan, own, folder, look=look, wait=wait_s, progress=progress)
 
-    @tool(Effect.WRITE, timeout=_HOUR, idempotent=True)
+    @tool(Effect.BURN, timeout=_HOUR, idempotent=True, without={"allow_burn": Effect.WRITE})
     def esp_production_test(
-        self, test_suite: str, port: str | None = None, keyword: str | None = None, timeout_seconds: float = 600.0
+        self,
+        test_suite: str,
+        port: str | None = None,
+        keyword: str | None = None,
+        allow_burn: bool = False,
+        timeout_seconds: float = 600.0,
     ) -> TestRun:
         """Run a pytest suite on a board and return the result of each test.
 
@@ -91,11 +97,13 @@ class ProductionTools(Component):
 
         Args:
             test_suite: "all", names of built-in suites separated by commas (baud, efuse, flash_roundtrip, identity,
-                partitions, reset, security, verify), or a file or folder with your own tests.
+                partitions, reset, security, verify), or a suite that --suites of the server names (see esp://config).
             keyword: select tests, like pytest's -k.
+            allow_burn: also run tests that burn eFuses; this has to be confirmed.
             timeout_seconds: seconds after which the tests are stopped.
         """
-        return self._run(test_suite, port, keyword, timeout_seconds, self.bridge.settings.allow)
+        effects = self.bridge.settings.allow - (frozenset() if allow_burn else {Effect.BURN})
+        return self._run(self._suite(test_suite), port, keyword, timeout_seconds, effects)
 
     @tool(Effect.WRITE, timeout=_HOUR, idempotent=True)
     def esp_quality_control(
@@ -131,6 +139,10 @@ class ProductionTools(Component):
             return self._plan_of_batch(arguments)
         shown = {key: _keys(value) if key in _SECRET and value else value for key, value in arguments.items()}
         words = super().plan(tool, shown)
+        if tool == "esp_production_test":
+            spec = self.bridge.boards.resolve(arguments.get("port"))
+            allowed = "any" if spec.virtual else ", ".join(spec.allow_burn) or "none"
+            return f"{words}; its tests may burn eFuses permanently: {allowed}"
         if tool == "esp_factory_program":
             config = FactoryConfig.load(arguments["config"])
             return f"{words}; all of the flash is erased, then {make_plan(config).firmware.name} is written"
@@ -166,8 +178,23 @@ class ProductionTools(Component):
         boards = {**rack.boards, **{name: self.bridge.boards.resolve(name) for name in names}}
         return Rack(rack.name, rack.path, boards, rack.lock_dir)
 
+    def _suite(self, name: str) -> str | Path:
+        """Return a suite that this server offers: clients must not choose the code that runs."""
+        own = self.bridge.suites
+        built_in = [EVERYTHING, *suites()]
+        if name in own:
+            return own[name]
+        wrong = next((part for part in map(str.strip, name.split(",")) if part not in built_in), None)
+        if wrong is not None:
+            raise RefusedError(
+                f"this server does not offer the suite {wrong!r}",
+                attempted="esp_production_test",
+                hint=f"suites: {', '.join((*built_in, *own))}; the server's option --suites adds others",
+            )
+        return name
+
     def _run(
-        self, suite: str, port: str | None, keyword: str | None, timeout: float, effects: frozenset[Effect]
+        self, suite: str | Path, port: str | None, keyword: str | None, timeout: float, effects: frozenset[Effect]
     ) -> TestRun:
         """Release the board, and run the tests in a process that leases it."""
         settings, rack = self.bridge.settings, self.bridge.rack

@@ -302,13 +302,6 @@ def calibration_data(site):
     return "esp_calibration_data_write", {"data": data, "port": site.board()}
 
 
-@case("link")
-def tests_of_ones_own(site):
-    site.instead("test_own.py", "test_own.py")
-    site.target = site.place  # opened by another process
-    return "esp_production_test", {"test_suite": str(site.folder / "test_own.py"), "port": "c3"}
-
-
 # -- what builders look for beside a file
 
 

@@ -116,12 +116,23 @@ def test_a_suite_runs_on_the_board_that_the_server_releases(server):
     assert server.held() == ["line-1"]
     ours = server.call("esp_production_test", test_suite="identity", port="line-1", keyword="mac or promised")
     assert (ours["passed"], ours["counts"]["passed"], ours["board"]) == (True, 3, "line-1")
-    (server.folder / "test_mine.py").write_text(
+    assert server.call("esp_detect_chip", port="line-1")["success"]
+
+
+def test_a_suite_of_the_user_runs_if_the_server_was_started_with_it(server, serve, tmp_path):
+    suite = tmp_path / "suites" / "test_mine.py"
+    suite.parent.mkdir()
+    suite.write_text(
         "import json, os, pathlib\n\n"
         "def test_good(esp, board):\n    assert board.name == 'line-1'\n    assert esp.chip.identify().mac_address\n\n"
         "def test_bad():\n    assert 1 + 1 == 3, 'arithmetic'\n"
     )
-    mine = server.call("esp_production_test", test_suite="test_mine.py", port="line-1")
+    refused = server.call("esp_production_test", test_suite=str(suite), port="line-1")
+    assert "does not offer the suite" in refused["error"]
+    assert "--suites" in refused["hint"]
+    server = serve(suites=(str(suite),))
+    assert str(suite) in server.read("esp://config")["suites"]
+    mine = server.call("esp_production_test", test_suite=str(suite), port="line-1")
     assert (mine["success"], mine["passed"]) == (True, False)
     assert {test["name"].rpartition("::")[2].partition("[")[0]: test["outcome"] for test in mine["tests"]} == {
         "test_good": "passed",
@@ -223,8 +234,8 @@ def test_the_question_to_the_user_has_no_secrets(serve, server):
             {"ports": ["line-1"], "firmware": "build", "devices": [{"password": PASSWORD}]},
             "devices[0].password",
         ),
-        ("esp_production_test", {"test_suite": "identitty"}, "unknown suite 'identitty'"),
-        ("esp_production_test", {"test_suite": "/etc"}, "outside the folders"),
+        ("esp_production_test", {"test_suite": "identitty"}, "does not offer the suite 'identitty'"),
+        ("esp_production_test", {"test_suite": "/etc"}, "does not offer"),
         ("esp_production_test", {"test_suite": "identity", "keyword": "nothing_has_this_name"}, "no test was selected"),
         ("esp_production_test", {"test_suite": "identity", "keyword": "((("}, "pytest exited"),
         ("esp_production_test", {"test_suite": "identity", "timeout_seconds": 0.05}, "timed out after 0.05 s"),

@@ -184,7 +184,6 @@ CALLS = [
     ("esp_factory_program", {"config": "{there}"}),
     ("esp_factory_program", {"config": {"firmware": "{there}"}}),
     ("esp_provision_device", {"config": "{there}"}),
-    ("esp_production_test", {"test_suite": "{there}"}),
     ("esp_qemu_flash", {"instance_id": "none", "firmware_path": "{there}"}),
     ("esp_qemu_start", {"chip_type": "esp32", "flash_image": "{there}"}),
     ("esp_sim_start", {"chip_type": "esp32c3", "flash_image": "{there}"}),
@@ -194,7 +193,7 @@ CALLS = [
 ]
 MENTIONED = {"esp_enable_flash_encryption"}  # its answer repeats the file's name, and does not read the file
 FILES = re.compile(
-    r"(^|_)(file|files|path|dir|firmware|elf|image|package|layout|config|devices)$|^(data|cal_data|mfg_data|test_suite)$"
+    r"(^|_)(file|files|path|dir|firmware|elf|image|package|layout|config|devices)$|^(data|cal_data|mfg_data)$"
 )
 
 

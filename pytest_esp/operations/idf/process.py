@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pytest_esp.errors import OperationError
 from pytest_esp.processes import spawn_guarded
@@ -38,6 +39,8 @@ def run(
     timeout: float,
     on_line: Callable[[str], None],
     on_wait: Callable[[], None] = lambda: None,
+    *,
+    folder: Path | None = None,
 ) -> Finished:
     """Run *command* to its end and pass on every line that it prints, without escape sequences.
 
@@ -50,6 +53,7 @@ def run(
         timeout: in seconds.
         on_line: called with each line of its output and errors.
         on_wait: called ten times a second; an exception from it stops the command.
+        folder: its working folder; by default the caller's.
 
     Raises:
         OperationError: if it cannot be started, or times out.
@@ -57,7 +61,7 @@ def run(
     if sys.platform == "win32":
         raise OperationError("ESP-IDF runs on Linux and macOS only", hint="build in WSL, and flash the build folder")
     begun = time.monotonic()
-    process, reader = _start(command, environment)
+    process, reader = _start(command, environment, folder)
     lines: queue.Queue[str | None] = queue.Queue()
     thread = threading.Thread(target=_read, args=(reader, lines), name="pytest-esp-idf", daemon=True)
     thread.start()
@@ -91,10 +95,12 @@ def _too_long(command: Sequence[str], timeout: float, lines: Sequence[str]) -> O
     )
 
 
-def _start(command: Sequence[str], environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+def _start(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path | None
+) -> tuple[subprocess.Popen[bytes], int]:
     reader, writer = os.pipe()
     try:
-        return spawn_guarded(list(command), (), writer, environment), reader
+        return spawn_guarded(list(command), (), writer, environment, folder), reader
     except OSError as error:
         os.close(reader)
         raise OperationError(f"{command[0]} cannot be started: {error.strerror or error}") from error

@@ -77,7 +77,7 @@ class WorkProcess:
         self._stopped = False
         self._reader, writer = os.pipe()
         job_end, our_end = os.pipe()
-        command = [sys.executable, "-m", "pytest_esp.operations.production.process", str(job_end)]
+        command = [sys.executable, "-P", "-m", "pytest_esp.operations.production.process", str(job_end)]
         try:
             self._process = spawn_guarded(command, (job_end,), writer, os.environ)
         finally:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Outcome = Literal["passed", "failed", "error", "skipped"]
 
 _SUITES = Path(__file__).parents[2] / "suites"
-_EVERYTHING = "all"
+EVERYTHING = "all"
 _INTERNAL, _USAGE, _NOTHING = 3, 4, 5  # pytest's exit codes
 _LONGEST_MESSAGE = 2000
 _PLAIN_NAME = "board"
@@ -100,7 +100,7 @@ def suites() -> tuple[str, ...]:
 @file_operation(group="production")
 def run_tests(
     port: str,
-    test_suite: str | os.PathLike[str] = _EVERYTHING,
+    test_suite: str | os.PathLike[str] = EVERYTHING,
     *,
     keyword: str | None = None,
     timeout_seconds: float = 600.0,
@@ -171,7 +171,7 @@ def quality_control(
 def run_suite(
     spec: BoardSpec,
     rack: Rack,
-    suite: str | os.PathLike[str] = _EVERYTHING,
+    suite: str | os.PathLike[str] = EVERYTHING,
     *,
     keyword: str | None = None,
     effects: frozenset[Effect] = frozenset({Effect.READ, Effect.WRITE, Effect.ERASE, Effect.BURN}),
@@ -198,12 +198,16 @@ def run_suite(
     with tempfile.TemporaryDirectory(prefix="pytest-esp-") as name, _rack_file(spec, rack, Path(name)) as file:
         report = Path(name) / "junit.xml"
         command = [
-            *(sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "-o", "addopts="),
+            # Not from the working folder (-P): others may write modules there.
+            *(sys.executable, "-P", "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "-o", "addopts="),
             *(f"--rootdir={name}" if ours else f"--rootdir={_folder_of(Path(targets[0]))}",),
             f"--basetemp={Path(name) / 'tmp'}",
             f"--junitxml={report}",
-            *(("--esp-rack", str(file)) if file is not None else ()),
-            *("--esp-board", spec.name, "--esp-strict", "--esp-lock-timeout", str(min(timeout, _SETTLING))),
+            # Each in one word: pytest looks for its settings beside every word that is a path.
+            f"--esp-rack={file.absolute()}",
+            f"--esp-board={spec.name}",
+            f"--esp-lock-timeout={min(timeout, _SETTLING)}",
+            "--esp-strict",
             *(("--esp-allow-burn",) if allow_burn else ()),
             *(("-k", keyword) if keyword else ()),
             *_left_out(effects),
@@ -211,7 +215,9 @@ def run_suite(
             *targets,
         ]
         watch = _Watch(progress)
-        finished = run(command, _environment(rack, ours), timeout, watch.line, watch.wait)
+        # Built-in suites must not find a conftest.py or settings of pytest in the working folder.
+        folder = Path(name) if ours else None
+        finished = run(command, _environment(rack, ours), timeout, watch.line, watch.wait, folder=folder)
         tests = _read_report(report, finished)
     counts = Counter[str](test.outcome for test in tests)
     bad = counts["failed"] + counts["error"]
@@ -232,11 +238,11 @@ def _targets(suite: str | os.PathLike[str]) -> list[str]:
     """Return the arguments that select the tests: modules of this package, or a path."""
     names = [name.strip() for name in os.fspath(suite).split(",")] if isinstance(suite, str) else []
     known = suites()
-    if names == [_EVERYTHING]:
+    if names == [EVERYTHING]:
         return ["--pyargs", "pytest_esp.suites"]
     if names and all(name in known for name in names):
         return ["--pyargs", *(f"pytest_esp.suites.test_{name}" for name in names)]
-    path = resolve(suite)
+    path = Path(suite)  # not a client's: the MCP server passes only names that it knows
     if not path.exists():
         wrong = next((name for name in names if name not in known), os.fspath(suite))
         raise OperationError(
@@ -268,7 +274,8 @@ def _environment(rack: Rack, ours: bool) -> Mapping[str, str]:
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     if rack.lock_dir is not None:
         environment.setdefault(ENVIRONMENT, str(rack.lock_dir))
-    return environment
+    named = {name: environment[name] for name in (ENVIRONMENT, "PYTEST_ESP_STATE_DIR") if environment.get(name)}
+    return environment | {name: os.path.abspath(folder) for name, folder in named.items()}
 
 
 def _as_an_entry(spec: BoardSpec, rack: Rack) -> BoardSpec:
@@ -280,12 +287,9 @@ def _as_an_entry(spec: BoardSpec, rack: Rack) -> BoardSpec:
 
 
 @contextlib.contextmanager
-def _rack_file(spec: BoardSpec, rack: Rack, folder: Path) -> Generator[Path | None]:
-    """Yield a rack file with the board: that of its rack, or a temporary one for a port that no rack names.
-
-    None is the built-in rack.
-    """
-    if rack.boards.get(spec.name) == spec:
+def _rack_file(spec: BoardSpec, rack: Rack, folder: Path) -> Generator[Path]:
+    """Yield a rack file with the board: that of its rack, or a temporary one for the built-in rack or a mere port."""
+    if rack.path is not None and rack.boards.get(spec.name) == spec:
         yield rack.path
         return
     file = folder / "boards.toml"
