@@ -66,6 +66,7 @@ class BurnGuard:
         self._enabled = enabled
         self._holder = holder
         self._shown: set[BitChange] = set()
+        self._sent: Requests | None = None  # what was sent last, also before the port was opened again
         self._burning: int | None = None  # the thread whose permit is open
 
     @property
@@ -186,12 +187,10 @@ class BurnGuard:
             port: the port of a real board.
             chip: returns the chip that answers at the port (esptool's name); None if it is unknown.
         """
-        requests = Requests(chip)
         write = port.write
 
         def checked(data: bytes) -> int | None:
-            nonlocal requests
-            sent = copy.copy(requests)
+            sent = copy.copy(self._sent) or Requests(chip)
             if sent.starts_a_burn(bytes(data)) and self._burning != threading.get_ident():
                 raise RefusedError(
                     "this request starts to burn eFuses, and was not sent",
@@ -200,7 +199,7 @@ class BurnGuard:
                     hint="burn with esp.efuse.burn(...), or with the commands of link.session.espefuse(...): "
                     "they compare what they burn with `allow_burn` in boards.toml",
                 )
-            requests = sent
+            self._sent = sent
             return write(data)
 
         port.write = checked  # pyright: ignore[reportAttributeAccessIssue] - the port stays the object that others know

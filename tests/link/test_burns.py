@@ -460,3 +460,12 @@ def test_what_is_refused_was_not_sent(real):
         with pytest.raises(RefusedError):
             link.port.write(rest)
     assert Esp(link).efuse.read("DIS_PAD_JTAG").bits == "0"
+
+
+def test_a_frame_that_was_begun_before_the_port_was_opened_again(real):
+    esp = real("esp32c3")
+    evil = request(0x09, CMD["esp32c3"], 2, 0xFFFFFFFF, 0)
+    esp.link.port.write(evil[:11])
+    esp.link.close()
+    with pytest.raises(RefusedError):
+        esp.link.port.write(evil[11:])
