@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from pytest_esp.controls import without_controls
+
 
 class EspError(Exception):
     """Base class of all pytest-esp errors.
@@ -46,7 +48,7 @@ class EspError(Exception):
             text += f" (during {self.attempted})"
         if self.hint:
             text += f"\n  hint: {self.hint}"
-        return text
+        return without_controls(text)  # which may quote a board or a file
 
 
 class RackError(EspError):

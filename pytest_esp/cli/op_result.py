@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from pytest_esp.controls import without_controls
 from pytest_esp.operations.results import fields_of
 from pytest_esp.secrets import hide
 from pytest_esp.units import format_size
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"(?:^|_)(?:size|sizes|bytes|flash|psram|sram|rom)$|^bytes_")
 _ADDRESS = re.compile(r"(?:^|_)(?:address|offset)$")
 _SECONDS = re.compile(r"(?:_|^)(?:seconds|s)$")
-# Control characters, which a terminal would act on, and colours of the device's log.
-_CONTROLS = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PICTURE = "<"  # the first character of SVG and HTML
 _MOST_COLUMNS = 8  # of a table with one row
 _ROW = 16  # bytes in a line of a dump
@@ -64,7 +63,8 @@ class Report:
                     console.print(Text(f"{part.indent}{part.title}:"), _drawn(part, console.is_terminal), sep="\n")
                 else:
                     console.print(Text(part))
-        print(hide("\n".join(line.rstrip() for line in capture.get().splitlines())))
+        text = "\n".join(line.rstrip() for line in capture.get().splitlines())
+        print(hide(without_controls(text, colours=console.is_terminal)))
 
     def parts(self, record: object, indent: str = "") -> Iterator[str | Table]:
         """Yield the lines and tables of a record."""
@@ -199,7 +199,7 @@ def _label(name: str) -> str:
 
 
 def _clean(text: str) -> str:
-    return hide(_CONTROLS.sub(lambda found: "" if found[0].startswith("\x1b[") else repr(found[0])[1:-1], text))
+    return hide(without_controls(text))
 
 
 def _is_record(value: object) -> bool:

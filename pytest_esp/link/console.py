@@ -24,6 +24,7 @@ from pytest_esp.boards.port import Port
 from pytest_esp.errors import EspError, LinkError, PortError
 from pytest_esp.link.crash import Crash
 from pytest_esp.link.detector import CrashDetector, CrashText
+from pytest_esp.link.escapes import EscapeFilter
 from pytest_esp.link.journal import Journal
 from pytest_esp.link.match import Match, Pattern, Search
 from pytest_esp.link.panic import decode, find_elf_sha256
@@ -36,8 +37,8 @@ _KEPT = 64 * 1024 * 1024  # bytes of text kept in memory; the journal has everyt
 _RESOLUTION = 0.001  # seconds
 _TICK = 1.0  # seconds
 _BOOT_LOG = 256 * 1024  # bytes before a crash to search for the app's hash in the boot log
-_ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_LONGEST_ANSI = 32
+_ESCAPE = 0.1  # seconds of silence after which the beginning of an escape sequence is text
+_SLOW_ESCAPE = 0.5  # seconds after which it is text though output goes on
 
 
 class ConsoleError(LinkError):
@@ -71,7 +72,7 @@ class _Found:
     """A match of one of several searches; its end is in bytes since the beginning."""
 
     index: int
-    match: re.Match[bytes]
+    match: re.Match[Any]
     start: int
     end: int
 
@@ -104,9 +105,9 @@ def _first(searches: list[Search], buffer: bytearray, dropped: int, thorough: bo
     """Return the match that begins first."""
     first = None
     for index, search in enumerate(searches):
-        match = search.look(buffer, thorough=thorough)
-        if match is not None and (first is None or match.start() + dropped < first.start):
-            first = _Found(index, match, match.start() + dropped, match.end() + dropped)
+        hit = search.look(buffer, thorough=thorough)
+        if hit is not None and (first is None or hit.start + dropped < first.start):
+            first = _Found(index, hit.match, hit.start + dropped, hit.end + dropped)
     return first
 
 
@@ -117,7 +118,7 @@ class Console:
         port: the open port.
         board: the board's name, for messages.
         journal: the file for the complete log, see `Journal`; a temporary one if None.
-        echo: called with text as it arrives, with secrets masked.
+        echo: called with text as it arrives, with its colours (SGR sequences) and with secrets masked.
         elf: the app's ELF file, for decoding crashes; may be set later.
         recover: called with the reason, on a thread of its own, if the port is lost: opens it again, or raises
             PortError. Waits go on meanwhile. None: a loss is an error at once.
@@ -151,7 +152,9 @@ class Console:
         self._plain = bytearray()
         self._dropped = 0  # the number of bytes that are only in the journal
         self._last = 0.0  # when the last byte arrived
-        self._held = b""  # the beginning of an incomplete ANSI sequence
+        self._escapes = EscapeFilter()
+        self._coloured = EscapeFilter(keeps_colours=True)  # of the echo
+        self._held_since = 0.0
         # Byte offsets and the times at which they arrived. Arrays, as there may be millions.
         self._mark_offsets = array("Q")
         self._mark_times = array("d")
@@ -187,47 +190,62 @@ class Console:
     def close(self) -> None:
         """Stop reading and close the journal. Closing twice has no effect."""
         self.detach()
+        with self._changed:
+            self._release()
         self._journal.close()
-        self._show(self._shown.end())
+        self._show(self._shown.feed(self._coloured.release()) + self._shown.end())
 
     def _feed(self, data: bytes) -> None:
         """Handle new bytes. Runs on the loop's thread, or on the caller's if a virtual board answers at once."""
         with self._changed:
             now = time.monotonic() - self._begun
             self._journal.write(data, now)
-            plain = self._strip(data)
-            if not self._mark_times or now - self._mark_times[-1] >= _RESOLUTION:
-                self._mark_offsets.append(self._end)
-                self._mark_times.append(now)
-            self._last = now
-            self._plain += plain
-            self._crashes.feed(plain)
-            if self._waits and self._crashes.crash is not None:
-                self._changed.notify_all()
-            for wait in self._waits:
-                behind = wait.is_behind
-                if wait.look(self._plain, self._dropped) or wait.is_behind > behind:
-                    self._changed.notify_all()
-            if len(self._plain) > 2 * _KEPT:
-                self._forget()
+            was_held = bool(self._escapes.held)
+            self._add(self._escapes.feed(data), now)
+            if not was_held:
+                self._held_since = now
+            elif self._escapes.held and now - self._held_since > _SLOW_ESCAPE:
+                self._release()
+            if self._escapes.held and self._waits:
+                self._changed.notify_all()  # they wait for its end
         if self._echo is not None:
-            self._show(self._shown.feed(plain))
+            self._show(self._shown.feed(bytes(self._coloured.feed(data))))
+
+    def _release(self) -> None:
+        """Take the beginning of an escape sequence for text."""
+        if self._escapes.held:
+            self._add(self._escapes.release(), self._last)
+
+    def _add(self, plain: bytes | bytearray, now: float) -> None:
+        """Handle output without escape sequences, which arrived at *now*."""
+        if not self._mark_times or now - self._mark_times[-1] >= _RESOLUTION:
+            self._mark_offsets.append(self._end)
+            self._mark_times.append(now)
+        self._last = now
+        self._plain += plain
+        self._crashes.feed(plain)
+        if self._waits and self._crashes.crash is not None:
+            self._changed.notify_all()
+        for wait in self._waits:
+            behind = wait.is_behind
+            if wait.look(self._plain, self._dropped) or wait.is_behind > behind:
+                self._changed.notify_all()
+        if len(self._plain) > 2 * _KEPT:
+            self._forget()
+
+    def _settle(self) -> float:
+        """Take the beginning of an escape sequence for text if nothing follows it; return the seconds until then."""
+        if not self._escapes.held:
+            return threading.TIMEOUT_MAX
+        left = self._last + self._begun + _ESCAPE - time.monotonic()
+        if left > 0:
+            return left
+        self._release()
+        return threading.TIMEOUT_MAX
 
     def _show(self, plain: bytes) -> None:
         if self._echo is not None and (text := self._text_of.decode(plain)):
             self._echo(text)
-
-    def _strip(self, data: bytes) -> bytes:
-        """Return *data* without ANSI sequences; an incomplete one is kept until its end arrives."""
-        if not self._held and b"\x1b" not in data:
-            return data
-        data = self._held + data
-        cut = data.rfind(b"\x1b")
-        if not _ANSI.match(data, cut) and len(data) - cut < _LONGEST_ANSI:
-            data, self._held = data[:cut], data[cut:]
-        else:
-            self._held = b""
-        return _ANSI.sub(b"", data)
 
     def _forget(self) -> None:
         """Keep only the last bytes, in a new buffer: matches keep references to the old one."""
@@ -306,6 +324,7 @@ class Console:
     def text(self) -> str:
         """The output without ANSI sequences (the last 64 MB). Invalid UTF-8 is replaced."""
         with self._changed:
+            self._settle()
             return self._plain.decode("utf-8", "replace")
 
     def mark(self) -> int:
@@ -322,11 +341,13 @@ class Console:
     def text_since(self, mark: int) -> str:
         """Return the part of `text` after a `mark`."""
         with self._changed:
+            self._settle()
             return self._plain[max(mark - self._dropped, 0) :].decode("utf-8", "replace")
 
     def lines(self, since: int = 0) -> list[Line]:
         """Return the non-empty lines of `text` that begin after a `mark`; the last one may be incomplete."""
         with self._changed:
+            self._settle()
             found: list[Line] = []
             offset = self._dropped
             for raw in self._plain.split(b"\n"):
@@ -515,9 +536,10 @@ class Console:
         next_tick = math.inf if tick is None else time.monotonic() + _TICK
         try:
             while True:
+                until_text = self._settle()
                 done = wait.look(self._plain, self._dropped, thorough=thorough)
                 left = deadline - time.monotonic()
-                pause = self._pause(wait, ignore_crashes, is_last=left <= 0)
+                pause = min(self._pause(wait, ignore_crashes, is_last=left <= 0), until_text)
                 if done or wait.crash is not None or (left <= 0 and thorough):
                     return wait
                 if self._loss is not None:

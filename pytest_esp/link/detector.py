@@ -11,9 +11,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from pytest_esp.link.crash import RESET, Kind, classify, reset_kind
-
-_ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_LONGEST_ANSI = 32
+from pytest_esp.link.escapes import EscapeFilter
 
 # Every crash has a line with one of these.
 _SIGNS = (
@@ -116,7 +114,7 @@ class CrashDetector:
         self._buffer = bytearray()
         self._base = 0  # offset of the buffer's first byte
         self._position = 0  # offset up to which everything was searched
-        self._held = b""  # the beginning of an incomplete ANSI sequence
+        self._escapes = EscapeFilter()
         self._crashes: deque[CrashText] = deque()
         self._open: CrashText | None = None
         self._floor = 0  # end of the last crash
@@ -144,13 +142,12 @@ class CrashDetector:
 
     def feed(self, data: bytes | bytearray) -> None:
         """Search new console output."""
-        self._buffer += self._plain(data) if self._held or b"\x1b" in data else data
+        self._buffer += self._escapes.feed(data)
         self._advance(is_final=False)
 
     def quiet(self) -> None:
         """Complete the open crash and the last line: the console is silent."""
-        self._buffer += self._held
-        self._held = b""
+        self._buffer += self._escapes.release()
         self._advance(is_final=True)
         if self._open is not None:
             self._close()
@@ -171,16 +168,6 @@ class CrashDetector:
     def wait_anew(self) -> None:
         """Announce that the caller starts a new wait: boots are counted from here."""
         self._boots.clear()
-
-    def _plain(self, data: bytes | bytearray) -> bytes:
-        """Return *data* without ANSI sequences."""
-        whole = self._held + data
-        cut = whole.rfind(b"\x1b")
-        if cut >= 0 and len(whole) - cut < _LONGEST_ANSI and not _ANSI.match(whole, cut):
-            whole, self._held = whole[:cut], whole[cut:]
-        else:
-            self._held = b""
-        return _ANSI.sub(b"", whole)
 
     def _advance(self, *, is_final: bool) -> None:
         while self._follow(is_final=is_final) if self._open is not None else self._seek(is_final=is_final):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pytest_esp.errors import FirmwareError
 from pytest_esp.link.crash import CoreState, Crash, Frame, Kind, Verdict, classify
+from pytest_esp.link.escapes import without_escapes
 from pytest_esp.link.symbols import Symbols
 
-_ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _CORE = re.compile(r"Core +(\d+) register dump:")
 _REGISTER = re.compile(r"\b([A-Z][A-Z0-9/]{0,7}) *: 0x([0-9a-fA-F]{8})\b")
 _STACK_ROW = re.compile(r"^([0-9a-f]{8}):((?: 0x[0-9a-f]{8})+)")
@@ -85,7 +85,7 @@ class _Dump:
 def _readable(text: str | bytes) -> str:
     if isinstance(text, str):
         text = text.encode("utf-8", "replace")
-    return _ANSI.sub(b"", text).decode("utf-8", "replace").replace("\r", "")
+    return without_escapes(text).decode("utf-8", "replace").replace("\r", "")
 
 
 def _dumps(text: str) -> list[_Dump]:

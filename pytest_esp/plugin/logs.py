@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_esp.controls import without_controls
+
 _LONGEST_NAME = 120  # characters, without the board's name; file systems allow 255 bytes
 
 
@@ -32,7 +34,7 @@ def live_echo(config: pytest.Config, board: str | None) -> Callable[[str], None]
 
     def echo(text: str) -> None:
         nonlocal begins_line
-        text = text.replace("\r\n", "\n")
+        text = without_controls(text, colours=sys.stdout.isatty())
         if board is not None:
             shown = text.replace("\n", f"\n{board}| ").removesuffix(f"{board}| ")
             text = (f"{board}| " if begins_line else "") + shown

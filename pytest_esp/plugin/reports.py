@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 
+from pytest_esp.controls import without_controls
+from pytest_esp.link.escapes import without_escapes
 from pytest_esp.plugin.held_boards import Usage
 from pytest_esp.plugin.infrastructure import fault_of
 from pytest_esp.plugin.pytest_private import junit_report
@@ -63,15 +65,16 @@ def add_notices(report: pytest.TestReport, notices: list[str]) -> None:
 def add_transcripts(report: pytest.TestReport, transcripts: dict[str, str]) -> None:
     """Show esptool's output under a failing test."""
     for name, text in transcripts.items():
-        report.sections.append((f"esptool on {name}", text))
+        report.sections.append((f"esptool on {name}", without_controls(text)))
 
 
 def add_consoles(report: pytest.TestReport, logs: dict[str, Path]) -> None:
     """Show the last console lines under a failing test, and the path of the log."""
     for name, path in logs.items():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        lines = path.read_bytes().splitlines()[-_TAIL_LINES:]
         if lines:
-            report.sections.append((f"console of {name}", "\n".join([*lines, f"log: {path}"])))
+            said = without_controls(without_escapes(b"\n".join(lines)).decode("utf-8", "replace"))
+            report.sections.append((f"console of {name}", f"{said}\nlog: {path}"))
 
 
 _IDENTITY = ("nodeid", "location", "keywords", "outcome", "when", "fspath")

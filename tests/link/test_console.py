@@ -261,7 +261,7 @@ def test_echo(capsys):
     said = []
     board = Board(echo=said.append)
     board.say(b"\x1b[1mcaf\xc3", b"\xa9\r\n")
-    assert "".join(said) == "café\r\n"
+    assert "".join(said) == "\x1b[1mcafé\r\n"
     board.console.close()
 
 
