@@ -3,7 +3,8 @@
 Sources of the wording, ESP-IDF v4.4 to v6: components/esp_system (panic.c, port/arch/*/panic_arch.c, task_wdt,
 stack_check.c, ubsan.c), freertos/*/port.c, heap/multi_heap*, esp_libc (abort.c, assert.c), esp_hw_support/power_supply
 (brownout.c), bootloader_support/src; reset names: esp_rom/*/rom/rtc.h. The source of the ROMs is not public: their
-messages are taken from logs in Espressif's issue trackers.
+messages are those in the ROMs of ESP32 v3, ESP32-C3 and ESP32-S3 that come with QEMU, and of logs in Espressif's issue
+trackers. ESP8266: core_esp8266_postmortem.cpp of the Arduino core, and logs of the NONOS SDK.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Kind(StrEnum):
     LOCKUP = "CPU lockup"
     BOOT_LOOP = "boot loop"
     NOT_BOOTABLE = "not bootable"
+    DOWNLOAD_MODE = "download mode"
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,18 @@ _RESET_CODES = {
 }
 
 
+def is_wake_up(reset: re.Match[str]) -> bool:
+    """Return whether a ROM's reset reason (a match of `RESET`) is the end of deep sleep."""
+    if reset["cause"] is not None:
+        return reset["cause"] == "5"
+    return "SLEEP" in reset["name"] or int(reset["code"], 16) == 0x5
+
+
+def is_in_download_mode(reset: re.Match[str], line: bytes) -> bool:
+    """Return whether the boot's *line* is of an ESP8266 that waits in its loader, which says so nowhere else."""
+    return reset["cause"] is not None and b"boot mode:(1," in line
+
+
 def reset_kind(reset: re.Match[str]) -> Kind | None:
     """Return the kind of crash for a ROM's reset reason (a match of `RESET`); None if it is not a crash."""
     if reset["cause"] is not None:  # ESP8266
@@ -219,6 +233,12 @@ def _error_check(match: re.Match[str], text: str) -> Verdict:
     return Verdict(Kind.ABORT, reason)
 
 
+def _exception_8266(match: re.Match[str], _text: str) -> Verdict:
+    number = int(match["number"])
+    name = f": {_XTENSA_EXCEPTIONS[number]}" if number in _XTENSA_EXCEPTIONS else ""
+    return Verdict(Kind.PANIC, f"Exception ({number}){name}")
+
+
 def _task_watchdog(_match: re.Match[str], text: str) -> Verdict:
     late: list[str] = re.findall(r"task_wdt: +- ([^\r\n]*\S)", text)
     running: list[tuple[str, str]] = re.findall(r"task_wdt: CPU (\d+): ([^\r\n]*\S)", text)
@@ -260,6 +280,14 @@ def _reset(match: re.Match[str], text: str) -> Verdict:
 def _rules(*rules: tuple[str, Say]) -> tuple[tuple[re.Pattern[str], Say], ...]:
     return tuple((re.compile(pattern, re.MULTILINE), say) for pattern, say in rules)
 
+
+_XTENSA_EXCEPTIONS = {
+    0: "IllegalInstruction", 1: "Syscall", 2: "InstructionFetchError", 3: "LoadStoreError", 4: "Level1Interrupt",
+    5: "Alloca", 6: "IntegerDivideByZero", 8: "Privileged", 9: "LoadStoreAlignment", 12: "InstrPIFDataError",
+    13: "LoadStorePIFDataError", 14: "InstrPIFAddrError", 15: "LoadStorePIFAddrError", 20: "InstrFetchProhibited",
+    28: "LoadProhibited", 29: "StoreProhibited",
+}  # fmt: skip
+"""Causes of exceptions on Xtensa (EXCCAUSE; Xtensa ISA Reference Manual, table 4-64)."""
 
 _GURU = r"Guru Meditation Error: Core +(?P<core>\d+) panic'ed "
 
@@ -309,9 +337,29 @@ _RULES = _rules(
         r"|No bootable [^\r\n]*|load partition table error!",
         _not_bootable,
     ),
+    (r"^Stack smashing detected", _plain(Kind.STACK_SMASHING, "a function wrote past its local variables")),
+    (r"^Stack overflow detected", _plain(Kind.STACK_OVERFLOW, "stack overflow")),
+    (r"^Unhandled C\+\+ exception: (?P<what>[^\r\n]*)", _plain(Kind.ABORT, "unhandled C++ exception: {what}")),
+    (r"^Panic (?P<what>[^\r\n]*)", _plain(Kind.ABORT, "panic at {what}")),
+    (r"^Abort called", _plain(Kind.ABORT, "abort() was called")),
+    (r"^User exception (?P<what>[^\r\n]*)", _plain(Kind.ABORT, "user exception {what}")),
+    (
+        r"^Soft WDT reset",
+        _plain(Kind.WATCHDOG_RESET, "the app did not yield to the system in time (Soft WDT reset)"),
+    ),
+    (r"^(?:Fatal e|E)xception \(?(?P<number>\d+)[:)(]", _exception_8266),
+    (
+        r"^Checksum failure\.[^\r\n]*|^Invalid chip id\.[^\r\n]*|^wrong chip id 0x\w+|^Secure boot check fail"
+        r"|^Download mode is disabled[^\r\n]*|^Download boot modes disabled|^Invalid mode for secure boot download",
+        _not_bootable,
+    ),
+    (
+        r"^wait[^\r\n]* download[^\r\n]*|boot mode:\(1,\d+\)",
+        _plain(Kind.DOWNLOAD_MODE, "the ROM waits for a download: the boot strap pin was low at the reset"),
+    ),
     (RESET.pattern, _reset),
     (
-        r"Guru Meditation Error|register dump:|Backtrace:|Stack memory:",
+        r">>>stack>>>|Guru Meditation Error|register dump:|Backtrace:|Stack memory:",
         _plain(Kind.PANIC, "the cause is missing from the console output"),
     ),
 )

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from pytest_esp.link.crash import RESET, Kind, classify, reset_kind
+from pytest_esp.link.crash import RESET, Kind, classify, is_in_download_mode, is_wake_up, reset_kind
 from pytest_esp.link.escapes import EscapeFilter
 
 # Every crash has a line with one of these.
@@ -35,32 +35,59 @@ _SIGNS = (
     b"secure boot verification failed",
     b"No bootable ",
     b"load partition table error!",
+    b"Checksum failure. Calculated 0x",
+    b"Invalid chip id. Expected ",
+    b"wrong chip id 0x",
+    b"Secure boot check fail",
+    b"Download mode is disabled",
+    b"Download boot modes disabled",
+    b"Invalid mode for secure boot download",
+    b"waiting for download",
+    b"wait uart download(secure mode)",
+    b"Soft WDT reset",
+    b">>>stack>>>",
 )
 _OVERLAP = max(map(len, _SIGNS)) - 1
-_SIGN = re.compile(b"|".join(re.escape(sign) for sign in _SIGNS))
+_EXCEPTION = rb"xception \(?[0-9]"  # of the ESP8266
+_SIGN = re.compile(b"|".join([*map(re.escape, _SIGNS), _EXCEPTION]))
 # Every byte of every console is searched for all signs. `re` needs 12 ns per byte for that, one find per sign 5 to 10,
 # and Rust's regular expressions, which pydantic uses to validate text, 0.3 to 1. They are used as a first check.
 _HAS_SIGN = TypeAdapter(Annotated[str, Field(pattern=_SIGN.pattern.decode())]).validator.isinstance_python
 
-_LINE_START = re.compile(
-    rb'assert failed: |assertion "'
-)  # these count only at the beginning of a line, as an app may log the words
+_REFUSED_BY_ROM = (
+    rb"Checksum failure\. Calculated|Invalid chip id\. Expected|wrong chip id 0x|Secure boot check fail"
+    rb"|Download mode is disabled|Download boot modes disabled|Invalid mode for secure boot download"
+)
 _NOT_BOOTABLE = re.compile(
     rb"invalid header: 0x|flash read err, |csum err:0x|Invalid image block|secure boot verification failed"
-    rb"|No bootable |load partition table error!"
+    rb"|No bootable |load partition table error!|" + _REFUSED_BY_ROM
+)
+_DOWNLOAD = rb"waiting for download\s*\Z|wait uart download\(secure mode\)\s*\Z"
+# These signs count only in lines that begin so, as an app may log the words.
+_COMMON = re.compile(
+    rb'assert failed: |assertion "|waiting for|wait uart|xception |Soft WDT|>>>stack|' + _REFUSED_BY_ROM
+)
+_WHOLE_LINE = re.compile(
+    rb'assert failed: |assertion "|(?:Fatal e|E)xception \(?\d+[:)(]|Soft WDT reset\s*\Z|>>>stack>>>|'
+    + _DOWNLOAD
+    + rb"|"
+    + _REFUSED_BY_ROM
 )
 _BOOT_MODE = re.compile(rb"\),boot:0x|,rst cause:")
-_ONE_LINE = re.compile(rb"Brownout detector|" + _NOT_BOOTABLE.pattern)
+_ONE_LINE = re.compile(rb"Brownout detector|" + _DOWNLOAD + rb"|" + _NOT_BOOTABLE.pattern)
 _LEAD = re.compile(  # lines before the crash's first sign that give its reason
     rb"task_wdt: |terminate called after throwing|what\(\): "
+    rb"|CUT HERE FOR EXCEPTION DECODER|^(?:Panic |Abort called|Unhandled C\+\+ exception|User exception )"
+    rb"|^Stack (?:smashing|overflow) detected"
     rb"|E \(\d+\) (?:esp_image|boot|boot_comm|flash_parts|secure_boot)"
 )
 _BOOT = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ \d]\d \d{4}|rst:0x[0-9a-f]+ \(")
-_END = re.compile(rb"Rebooting\.\.\.|CPU halted\.|Abort panic handling|Entering gdb stub now")
+_END = re.compile(rb"Rebooting\.\.\.|CPU halted\.|Abort panic handling|Entering gdb stub now|<<<stack<<<")
 _PART = re.compile(  # lines of a dump, as opposed to output of an app that continues
     _SIGN.pattern + rb"|register dump:|Backtrace:|Stack memory:|ELF file SHA256:|CORE DUMP|: 0x[0-9a-fA-F]{8}"
+    rb"|epc1=0x|ctx: |[0-9a-f]{8}:  [0-9a-f]{8} "
 )
-_COMPLETE_BUT_FOR_THE_END = re.compile(rb"ELF file SHA256:|CORE DUMP END|Saved PC:")
+_COMPLETE_BUT_FOR_THE_END = re.compile(rb"ELF file SHA256:|CORE DUMP END|Saved PC:|depc=0x")
 
 _LONGEST_LINE = 1024  # bytes; longer lines are noise
 _LEAD_LINES = 16
@@ -214,17 +241,21 @@ class CrashDetector:
         return len(self._buffer) if is_final and len(self._buffer) > start else None
 
     def _is_crash(self, line: bytes, hit: int) -> bool:
+        if _COMMON.match(line, hit) and not _WHOLE_LINE.match(line):
+            return False
         if _NOT_BOOTABLE.match(line, hit):
             had_failed, self._has_boot_failed = self._has_boot_failed, True
             return not had_failed  # the ROM repeats it
-        return not _BOOT_MODE.match(line, hit) and (hit == 0 or not _LINE_START.match(line, hit))
+        return not _BOOT_MODE.match(line, hit)
 
     def _boot(self, reset: re.Match[str], begin: int, line: bytes) -> None:
         """Handle a boot's line from the ROM."""
         is_explained, self._is_reset_explained = self._is_reset_explained, False
         self._has_boot_failed = False
-        if self._is_reset_expected:
-            self._is_reset_expected = False
+        is_expected, self._is_reset_expected = self._is_reset_expected, False
+        if is_in_download_mode(reset, line):
+            self._begin(begin, line, is_reset=True)
+        elif is_expected or is_wake_up(reset):
             self._boots.clear()
         elif is_explained:
             pass

@@ -18,6 +18,8 @@ from pytest_esp.link.symbols import Symbols
 
 _CORE = re.compile(r"Core +(\d+) register dump:")
 _REGISTER = re.compile(r"\b([A-Z][A-Z0-9/]{0,7}) *: 0x([0-9a-fA-F]{8})\b")
+_REGISTERS_8266 = re.compile(r"epc1=0x[0-9a-f]{8}")
+_REGISTER_8266 = re.compile(r"([a-z0-9]+)=0x([0-9a-f]{8})")
 _STACK_ROW = re.compile(r"^([0-9a-f]{8}):((?: 0x[0-9a-f]{8})+)")
 _PC_SP = re.compile(r"0x([0-9a-fA-F]{8}):0x([0-9a-fA-F]{8})")
 _SAVED_PC = re.compile(r"Saved PC:0x([0-9a-fA-F]+)")
@@ -107,6 +109,9 @@ def _dumps(text: str) -> list[_Dump]:
             dump.stack.update({int(match[1], 16) + 4 * index: int(word, 16) for index, word in enumerate(words)})
         elif match := _SAVED_PC.search(line):
             dump.backtrace = [(int(match[1], 16), None)]
+        elif match := _REGISTERS_8266.match(line):
+            dump.registers.update({name.upper(): int(value, 16) for name, value in _REGISTER_8266.findall(line)})
+            dump.backtrace = [(pc, None) for pc in [dump.registers["EPC1"]] if pc]
         elif dump.core is not None:
             dump.registers.update({name: int(value, 16) for name, value in _REGISTER.findall(line)})
     if not dumps[0].backtrace and not dumps[0].registers and (match := _ABORTED_AT.search(text)):

@@ -173,6 +173,44 @@ def test_three_boots_without_a_crash_are_a_boot_loop():
     assert detector.crash is None
 
 
+@pytest.mark.parametrize(
+    "wake_up",
+    [
+        b"ets Jun  8 2016 00:22:57\r\n\r\nrst:0x5 (DEEPSLEEP_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)\r\n",
+        boot(5, b"DSLEEP"),
+        b"\r\n ets Jan  8 2013,rst cause:5, boot mode:(3,6)\r\n\r\n",
+    ],
+)
+def test_waking_up_is_no_crash(wake_up):
+    assert found([(wake_up + LOG) * 10]) == []
+    assert found([(boot(1, b"POWERON") + wake_up) * 5]) == []
+
+
+@pytest.mark.parametrize("mode, kinds", [(1, [Kind.DOWNLOAD_MODE]), (3, [])])
+def test_an_esp8266_in_its_loader_says_so_by_its_boot_mode(mode, kinds):
+    line = b"\r\n ets Jan  8 2013,rst cause:1, boot mode:(%d,7)\r\n\r\n" % mode
+    assert [kind for _, kind, *_ in found([line])] == kinds
+    detector = CrashDetector()
+    detector.expect_reset()  # it should have started the app
+    detector.feed(line)
+    assert [kind for _, kind, *_ in taken(detector)] == kinds
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"I (1) ota: waiting for download\r\n",
+        b"waiting for download to finish\r\n",
+        b"E (1) http: Exception (28): no\r\n",
+        b"Exception (timeout)\r\n",
+        b"I (1) app: Soft WDT reset\r\n",
+        b"I (9) ota: wrong chip id 0x0005\r\n",
+    ],
+)
+def test_an_app_may_log_such_words(line):
+    assert found([line]) == []
+
+
 def test_boots_are_counted_anew_for_each_wait():
     detector = CrashDetector()
     for _ in range(5):

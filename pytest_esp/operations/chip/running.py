@@ -210,7 +210,7 @@ def ticks(progress: Progress | None, duration: float) -> Callable[[], None] | No
 def _state(kind: Kind) -> State:
     if kind is Kind.BOOT_LOOP:
         return "boot loop"
-    return "not bootable" if kind is Kind.NOT_BOOTABLE else "crashed"
+    return "not bootable" if kind in (Kind.NOT_BOOTABLE, Kind.DOWNLOAD_MODE) else "crashed"
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
