@@ -250,8 +250,7 @@ class BoardPool:
             link = slot.link if slot else None
         if link is None or not link.is_open:
             return None
-        lines = link.console.lines()
-        return [(round(line.time, 3), line.text) for line in lines[len(lines) - min(most, len(lines)) :]]
+        return [(round(line.time, 3), line.text) for line in link.console.last_lines(most)]
 
     def close(self) -> None:
         """Release all boards, when the calls that use them have ended."""

@@ -65,6 +65,8 @@ class Board(ABC):
     def __init__(self, spec: BoardSpec, rack: Rack) -> None:
         self.spec = spec
         self.rack = rack
+        self.chip_changes = 0
+        """How often `faults` have put another chip in place, or changed its eFuses: a connection knows another one."""
 
     @property
     def name(self) -> str:

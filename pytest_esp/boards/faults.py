@@ -53,9 +53,10 @@ class BoardFaults(Faults):
             setattr(self, name, value)
 
     def end(self) -> None:
-        """Remove all faults."""
+        """Remove all faults. The next use of the loader connects to the chip as it is without them."""
         while self._undo:
             self._undo.pop()()
+            self._board.chip_changes += 1
         if self._wire.faults is self:
             self._wire.faults = None
         self._wire.come_back()
@@ -89,6 +90,7 @@ class BoardFaults(Faults):
             return
         efuses = chip.efuses
         efuses.preset("ENABLE_SECURITY_DOWNLOAD", 1)
+        self._board.chip_changes += 1
         self._undo.append(lambda: efuses.take_back("ENABLE_SECURITY_DOWNLOAD"))
 
     def stuck(self, address: int, mask: int = 0xFF) -> None:
@@ -123,6 +125,8 @@ class BoardFaults(Faults):
                 wire.device = right
                 raise
             wrong.reset(bootloader=False)
+
+        self._board.chip_changes += 1
 
         def change_back() -> None:
             with wire.lock:

@@ -32,6 +32,7 @@ from pytest_esp.link.source import source_of
 from pytest_esp.secrets import Stream, hide
 
 _TAIL_LINES = 20
+_LONGEST_TAIL = 64 * 1024  # bytes to look for them
 _QUIET = 0.1  # seconds without a byte
 _KEPT = 64 * 1024 * 1024  # bytes of text kept in memory; the journal has everything
 _RESOLUTION = 0.001  # seconds
@@ -311,7 +312,10 @@ class Console:
 
     @property
     def log(self) -> bytes:
-        """All output, with its ANSI sequences, the time before each line, and secrets masked."""
+        """All output, with its ANSI sequences, the time before each line, and secrets masked.
+
+        Without a file for it, only the last 8 MB or more are kept, after a line with the number of bytes dropped.
+        """
         with self._changed:
             return self._journal.read()
 
@@ -345,17 +349,32 @@ class Console:
             return self._plain[max(mark - self._dropped, 0) :].decode("utf-8", "replace")
 
     def lines(self, since: int = 0) -> list[Line]:
-        """Return the non-empty lines of `text` that begin after a `mark`; the last one may be incomplete."""
+        """Return the non-empty lines of `text` after a `mark`; the first and the last one may be incomplete."""
         with self._changed:
             self._settle()
             found: list[Line] = []
-            offset = self._dropped
-            for raw in self._plain.split(b"\n"):
+            offset = max(since, self._dropped)
+            for raw in self._plain[offset - self._dropped :].split(b"\n"):
                 text = raw.decode("utf-8", "replace").rstrip("\r")
-                if text and offset >= since:
+                if text:
                     found.append(Line(self._time_of(offset), text))
                 offset += len(raw) + 1
             return found
+
+    def last_lines(self, count: int) -> list[Line]:
+        """Return up to *count* of the last `lines`, from the last 64 KB or more."""
+        with self._changed:
+            lines = self.lines(self._end - max(_LONGEST_TAIL, 256 * count))
+            return lines[max(len(lines) - count, 0) :]
+
+    def line_start(self, mark: int) -> int:
+        """Return the first `mark` from the given one on at which a line begins; the end if there is none."""
+        with self._changed:
+            here = max(mark - self._dropped, 0)
+            if here == 0 or self._plain[here - 1 : here] == b"\n":
+                return here + self._dropped
+            newline = self._plain.find(b"\n", here)
+            return newline + 1 + self._dropped if newline >= 0 else self._end
 
     def _time_of(self, offset: int) -> float:
         mark = bisect_right(self._mark_offsets, offset) - 1
@@ -601,7 +620,7 @@ class Console:
 
     def _error(self, message: str) -> ConsoleError:
         now = time.monotonic() - self._begun
-        lines = self.lines()[-_TAIL_LINES:]
+        lines = self.last_lines(_TAIL_LINES)
         tail = "\n".join(f"    [{line.time:9.3f}] {line.text}" for line in lines) or "    (nothing)"
         message, tail = hide(message), hide(tail, is_cut=True)
         if self._mark_times:

@@ -96,7 +96,7 @@ class Link:
             if self._port is None:
                 self._port = self.board.open()
                 self._returning = ReturningPort(self.board, self._port)
-                self._other_connections = 0
+                self._other_connections = self.board.chip_changes
                 if self.board.virtual:
                     self.note_boot()
                 else:
@@ -159,10 +159,10 @@ class Link:
                 returning=self.returning if real else None,
                 transcript=self.transcript,
             )
-        others = getattr(port, "other_connections", 0)
+        others = getattr(port, "other_connections", 0) + self.board.chip_changes
         if others != self._other_connections:
             self._other_connections = others
-            self._session.drop()  # another program used the board at an endpoint: the chip's state is unknown
+            self._session.drop()  # another program or a fault used the board: the chip's state is unknown
         return self._session
 
     def _meet(self, esp: Any) -> None:

@@ -157,13 +157,13 @@ def test_a_boot_loop_is_told_and_the_loader_still_answers(esp, faults, firmware_
 
 
 def test_secure_download_mode(esp, faults):
+    works(esp)
     faults.secure_download()
-    esp.link.session.drop()
     assert esp.security.posture().download_mode == "secure"
     with pytest.raises(OperationError):
         esp.efuse.read_all()
     faults.end()
-    esp.link.session.drop()
+    assert esp.security.posture().download_mode == "enabled"
     works(esp)
 
 
@@ -177,8 +177,8 @@ def test_stuck_bits_are_found_by_the_verification(esp, faults):
 
 
 def test_a_wrong_chip(esp, faults):
+    works(esp)
     faults.wrong_chip("esp32s3")
-    esp.link.session.drop()
     with pytest.raises(WrongChipError, match="ESP32-S3, not an ESP32-C3"):
         esp.chip.identify()
     faults.end()

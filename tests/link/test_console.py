@@ -257,6 +257,33 @@ def test_memory_has_a_limit_the_log_has_none(monkeypatch, tmp_path):
     board.console.close()
 
 
+def test_a_log_that_nobody_asked_for_is_bounded_and_says_so(monkeypatch):
+    monkeypatch.setattr("pytest_esp.link.journal._MOST_TEMPORARY", 10_000)
+    board = Board()
+    for number in range(2000):
+        board.say(f"line {number:5}\r\n")
+    log = board.console.log
+    first, _, rest = log.partition(b"\n")
+    dropped = int(re.fullmatch(rb"\[\.\.\. (\d+) bytes dropped \.\.\.\]", first)[1])
+    assert dropped + len(rest) == 2000 * len("[    0.000] line     0\r\n")
+    assert 5_000 <= len(rest) <= 11_000
+    assert rest.endswith(b"line  1999\r\n")
+    board.console.close()
+
+
+def test_lines_begin_at_the_mark(board):
+    board.say("the middle of a li")
+    mark = board.console.mark()
+    board.say("ne\r\nnext\r\n")
+    assert [line.text for line in board.console.lines(mark)] == ["ne", "next"]
+    assert [line.text for line in board.console.lines(board.console.line_start(mark))] == ["next"]
+    assert board.console.line_start(0) == 0
+    assert board.console.line_start(board.console.mark()) == board.console.mark()
+    assert [line.text for line in board.console.last_lines(1)] == ["next"]
+    assert len(board.console.last_lines(99)) == 2
+    assert board.console.last_lines(0) == []
+
+
 def test_echo(capsys):
     said = []
     board = Board(echo=said.append)

@@ -27,6 +27,7 @@ _VERSION = re.compile(r"App version: +(\S.*?)\s*$", re.MULTILINE)
 _OFFSET = re.compile(r"Loaded app from partition at offset (0x[0-9a-f]+)")
 _BAD_8266 = re.compile(r"^csum err", re.MULTILINE)  # its ROM stops there
 _LONGEST = 300.0
+_MOST_OUTPUT = 4 * 1024 * 1024  # bytes; more than arrives in the longest time at 115200 baud
 PROOF_TIMEOUT = 60.0
 _SETTLING = 1.0  # seconds, after which an app that crashes at its start has crashed
 _STARTED = re.compile(rb"Loaded app from partition at offset 0x[0-9a-f]+\s|\(\d+\) (?:cpu_start|app_init|main_task): ")
@@ -45,6 +46,7 @@ class FirmwareRun:
         lines: the same, each line with the seconds since the first.
         matched: whether the expected text was seen; None if none was expected.
         seconds: from the reset to the end of listening.
+        dropped_bytes: the number of bytes that *output* and *lines* lack at their beginning: they have the last 4 MB.
     """
 
     state: State
@@ -57,6 +59,7 @@ class FirmwareRun:
     lines: tuple[tuple[float, str], ...]
     matched: bool | None
     seconds: float
+    dropped_bytes: int
 
 
 @operation(Effect.READ, group="chip")
@@ -116,10 +119,11 @@ def _run(link: Link, said: ConsoleText, crash: Crash | None, start: int, matched
         project=_last(_PROJECT, output),
         version=_last(_VERSION, output),
         offset=int(offset[-1], 16) if offset else None,
-        output=output,
+        output=link.console.text_since(start + said.dropped_bytes),
         lines=said.lines,
         matched=matched,
         seconds=said.duration_seconds,
+        dropped_bytes=said.dropped_bytes,
     )
 
 
@@ -132,12 +136,14 @@ class ConsoleText:
         matched: the expected text; None if none was expected, or it was not seen.
         crash: the crash, decoded as far as possible; None if there was none.
         duration_seconds: how long the console was read.
+        dropped_bytes: the number of bytes that *lines* lack at their beginning: they have the last 4 MB.
     """
 
     lines: tuple[tuple[float, str], ...]
     matched: str | None
     crash: str | None
     duration_seconds: float
+    dropped_bytes: int
 
 
 @operation(Effect.READ, group="chip")
@@ -188,11 +194,15 @@ def _listen(
         matched = found.text if found is not None else None
     except CrashError as error:
         crash = error.crash
-    lines = console.lines(since=begin)
+    if not reset:
+        begin = console.line_start(begin)
+    kept = max(begin, console.mark() - _MOST_OUTPUT)
+    lines = console.lines(since=kept)
     start = lines[0].time if lines else 0.0
     said = tuple((round(line.time - start, 3), line.text) for line in lines)
     description = crash.describe() if crash is not None else None
-    return ConsoleText(said, matched, description, round(time.monotonic() - begun, 3)), crash, begin
+    seconds = round(time.monotonic() - begun, 3)
+    return ConsoleText(said, matched, description, seconds, dropped_bytes=kept - begin), crash, begin
 
 
 def ticks(progress: Progress | None, duration: float) -> Callable[[], None] | None:

@@ -194,7 +194,7 @@ def performance_profile(
     begun = time.monotonic()
     console.listen(duration, until, ignore_crashes=True, tick=ticks(progress, duration))
     seconds = time.monotonic() - begun
-    lines = console.lines(since=begin)
+    lines = console.lines(since=begin if boot else console.line_start(begin))
     profile = _profile(lines, seconds, link.port.baudrate, asked_for=boot)
     return replace(profile, link=_measure_link(link)) if throughput else profile
 
