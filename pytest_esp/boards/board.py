@@ -59,6 +59,9 @@ class Board(ABC):
     uploads_slowly: ClassVar[bool] = False
     """Whether uploading the stub flasher takes longer than a few commands to the ROM."""
 
+    has_baudrates: ClassVar[bool] = True
+    """Whether a wrong baud rate makes output unreadable, as on a UART."""
+
     boot_seconds: ClassVar[float] = 0.0
     """Seconds that the ROM loader may take to respond after `reset`."""
 
@@ -122,6 +125,14 @@ class Board(ABC):
             PortError: if it does not return. Only the ports of real boards do.
         """
         raise PortError(f"the port was lost: {reason}", board=self.name)
+
+    def open_console(self) -> Port | None:
+        """Open the port of the console, if it is another one (``console_port``); None if it is that of `open`.
+
+        Raises:
+            PortError: if the port cannot be opened.
+        """
+        return None
 
     def reset(self, bootloader: bool) -> bool:
         """Reset the chip without RTS and DTR; return False if this board needs those lines."""

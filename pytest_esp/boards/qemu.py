@@ -50,6 +50,7 @@ class QemuBoard(Board):
 
     backend: ClassVar[str] = "qemu"
     virtual: ClassVar[bool] = True
+    has_baudrates: ClassVar[bool] = False
     uploads_slowly: ClassVar[bool] = True  # some 10 KB/s through the emulated UART
     boot_seconds: ClassVar[float] = 10.0  # the ROM needs 0.1 s on an idle processor, but far longer on a busy one
 

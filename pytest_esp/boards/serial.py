@@ -20,7 +20,7 @@ from pytest_esp.boards.board import Board
 from pytest_esp.boards.port import Port
 from pytest_esp.errors import PortError
 from pytest_esp.names import nearest
-from pytest_esp.rack.identity import resolve_port
+from pytest_esp.rack.identity import resolve_console_port, resolve_port
 from pytest_esp.wire import rfc2217
 from pytest_esp.wire.loop import settle
 from pytest_esp.wire.port import VirtualPort
@@ -44,6 +44,7 @@ class SerialBoard(Board):
     _port: serial.SerialBase | None = None
     _proxy: PortProxy | None = None
     _front: VirtualPort | None = None
+    _console_port: serial.SerialBase | None = None
 
     @property
     def wire(self) -> Wire | None:
@@ -60,8 +61,29 @@ class SerialBoard(Board):
 
     def open(self) -> Port:
         """Open the port exclusively, with RTS and DTR as pyserial sets them."""
+        port = self._port = self._open(self.resolve())
+        if self.spec.faults is None:
+            return cast(Port, port)
+        self._proxy = PortProxy(port)
+        # A name like a remote port's: esptool then sets the lines one by one, without calls on the device.
+        self._front = VirtualPort(self._proxy.wire, f"rfc2217:proxy:{port.port}")
+        self._front.open()
+        self.switch_on_faults()
+        return self._front
+
+    def open_console(self) -> Port | None:
+        """Open ``console_port``, exclusively; None if the entry does not have it."""
+        if self.spec.console_port is None:
+            return None
+        try:
+            port = self._console_port = self._open(resolve_console_port(self.spec))
+        except PortError as error:
+            error.message = f"the console port: {error.message}"
+            raise
+        return cast(Port, port)
+
+    def _open(self, where: str) -> serial.SerialBase:
         rfc2217.register()
-        where = self.resolve()
         if _is_file(where):  # never open a regular file: a user of ports may not be allowed to access files
             raise self._explain(where, OSError(errno.ENOTTY, os.strerror(errno.ENOTTY)))
         try:
@@ -69,15 +91,7 @@ class SerialBoard(Board):
             _open(port)
         except (OSError, ValueError) as error:  # SerialException is an OSError
             raise self._explain(where, error) from error
-        self._port = port
-        if self.spec.faults is None:
-            return cast(Port, port)
-        self._proxy = PortProxy(port)
-        # A name like a remote port's: esptool then sets the lines one by one, without calls on the device.
-        self._front = VirtualPort(self._proxy.wire, f"rfc2217:proxy:{where}")
-        self._front.open()
-        self.switch_on_faults()
-        return self._front
+        return port
 
     def reopen(self, reason: str, *, wait: bool = True) -> None:
         """Open the port again for up to `RETURN_TIMEOUT` seconds: it is found by its serial number, link or URL."""
@@ -114,7 +128,11 @@ class SerialBoard(Board):
             return False
 
     def close(self) -> None:
-        """Close the port."""
+        """Close the ports."""
+        console, self._console_port = self._console_port, None
+        if console is not None:
+            settle()
+            console.close()
         port, self._port = self._port, None
         proxy, self._proxy = self._proxy, None
         front, self._front = self._front, None

@@ -15,7 +15,7 @@ from pytest_esp.rack.spec import VIRTUAL_FLASH_SIZE
 from pytest_esp.sim.app import load_app
 from pytest_esp.sim.chip import OnClose, SimChip
 from pytest_esp.wire.port import VirtualPort
-from pytest_esp.wire.wire import Wire
+from pytest_esp.wire.wire import Wire, rom_console_baudrate
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -64,6 +64,7 @@ class SimBoard(Board):
                 revision=spec.revision,
                 secure_download=spec.secure_download,
                 app=app,
+                console_baud=spec.console_baud,
                 rise_time=self.rise_time,
                 on_close=self.on_close,
                 name=identity(spec, self.rack),
@@ -72,7 +73,7 @@ class SimBoard(Board):
             self.close()
             error.board = error.board or self.name
             raise
-        self._port = VirtualPort(self.simulated.wire, f"sim:{self.name}")
+        self._port = VirtualPort(self.simulated.wire, f"sim:{self.name}", rom_console_baudrate(spec.chip))
         self._port.open()
         self.switch_on_faults()
         self.reset(bootloader=False)  # after the port is open, so that the first output is not lost

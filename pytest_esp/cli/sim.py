@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     "strap at the end. Default: long enough for slow clients, and the strap counts at any time in it.",
 )
 @click.option("--secure-download", is_flag=True, help="Start in secure download mode.")
+@click.option("--console-baud", type=int, help="Baud rate of bootloader and app; by default that of the app, 115200.")
 @click.option("--app", help="The app to run after app_main() is called: module:Class or a built-in name.")
 def sim_command(
     chip: str,

@@ -14,6 +14,7 @@ from pytest_esp.formats.files import resolve
 from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of
 from pytest_esp.formats.partition_table import Partition
 from pytest_esp.formats.regions import Pairs, Region, Source, make_regions
+from pytest_esp.formats.sdkconfig import console_baudrate
 
 _APP_ALIGNMENT = 0x10000  # of app partitions
 
@@ -29,6 +30,7 @@ class Firmware:
         elf: the app's ELF file; None if there is none, or only that of another build.
         elf_problem: why the ELF file next to the images is not used.
         app: the app's descriptor; None for data, and for apps without a descriptor.
+        console_baud: the baud rate of its console, if the build's configuration says it.
         needs_slot: whether it is only an app, at the usual address; the board's partition table has the right one.
     """
 
@@ -39,6 +41,7 @@ class Firmware:
     elf_problem: str | None = None
     app: App | None = None
     needs_slot: bool = False
+    console_baud: int | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], chip: str | None = None) -> Firmware:
@@ -132,6 +135,7 @@ def _load_build(build: Build) -> Firmware:
         elf_problem=elf_problem,
         app=app,
         needs_slot=build.lone_app,
+        console_baud=console_baudrate(build.path),
     )
 
 

@@ -64,10 +64,11 @@ def start_app(link: Link, wait: float = BOOT_TIMEOUT) -> Boot | None:
     """
     console = link.console
     console.skip()
-    mark = console.mark()
     returns = link.returning.returns
     begun = time.monotonic()
     link.reset(bootloader=False)
+    mark = console.reset_mark  # before it is what an earlier boot said while the chip was being reset
+    console.rewind(mark)
     try:
         match = expect_boot(link, [_PROOF, _MUTED], wait, returns)
         if match is None:

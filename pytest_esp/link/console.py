@@ -30,6 +30,7 @@ from pytest_esp.link.match import Match, Pattern, Search
 from pytest_esp.link.panic import decode, find_elf_sha256
 from pytest_esp.link.source import source_of
 from pytest_esp.secrets import Stream, hide
+from pytest_esp.wire.reset import drive_lines
 
 _TAIL_LINES = 20
 _LONGEST_TAIL = 64 * 1024  # bytes to look for them
@@ -40,6 +41,12 @@ _TICK = 1.0  # seconds
 _BOOT_LOG = 256 * 1024  # bytes before a crash to search for the app's hash in the boot log
 _ESCAPE = 0.1  # seconds of silence after which the beginning of an escape sequence is text
 _SLOW_ESCAPE = 0.5  # seconds after which it is text though output goes on
+
+# The last line of a ROM's boot log, or what bootloader and app print at another baud rate than the port's.
+_END_OF_ROM = re.compile(rb"entry 0x[0-9a-f]+\s*\n|\bcsum 0x[0-9a-f]+\s*\n|[\x80-\xff]{4}")
+_LONGEST_ROM = 1.0  # seconds; a chip that is served takes 0.25 s to leave reset
+_ROM_PAUSE = 0.06  # seconds; no pause in the ROM's log is as long
+_ROM_TICK = 0.005  # seconds
 
 
 class ConsoleError(LinkError):
@@ -123,6 +130,7 @@ class Console:
         elf: the app's ELF file, for decoding crashes; may be set later.
         recover: called with the reason, on a thread of its own, if the port is lost: opens it again, or raises
             PortError. Waits go on meanwhile. None: a loss is an error at once.
+        baudrate: the port's baud rate while the console reads it; None leaves it as it is. See `set_baudrate`.
 
     Attributes:
         returns: the number of times that the port vanished and returned.
@@ -137,11 +145,14 @@ class Console:
         echo: Callable[[str], None] | None = None,
         elf: Path | None = None,
         recover: Callable[[str], None] | None = None,
+        baudrate: int | None = None,
     ) -> None:
         self.elf = elf
         self.returns = 0
         self._recover = recover
         self._away_since: float | None = None
+        self._baudrate = baudrate
+        self._reset_mark = 0  # where the output after the last announced reset begins
         self._port = port
         self._board = board
         self._echo = echo
@@ -177,6 +188,8 @@ class Console:
                 self._loss, self._attached = None, False
                 self._source = source_of(self._port, self._feed, self._lose)
             if not self._attached:
+                if not self.is_away:
+                    self._apply_baudrate()
                 self._attached = True
                 if not self.is_away:
                     self._source.start()
@@ -371,7 +384,7 @@ class Console:
         """Return the first `mark` from the given one on at which a line begins; the end if there is none."""
         with self._changed:
             here = max(mark - self._dropped, 0)
-            if here == 0 or self._plain[here - 1 : here] == b"\n":
+            if here == 0 or self._plain.endswith(b"\n", 0, here):
                 return here + self._dropped
             newline = self._plain.find(b"\n", here)
             return newline + 1 + self._dropped if newline >= 0 else self._end
@@ -394,6 +407,53 @@ class Console:
         except (serial.SerialException, OSError) as error:
             raise PortError(f"the port failed: {error}", board=self._board, attempted="writing") from error
 
+    def set_baudrate(self, baudrate: int) -> None:
+        """Go on reading and writing at another baud rate, from now until the next reset by `esp`.
+
+        Nothing that has arrived is lost. What arrives at another rate than the port's is noise, as on any UART.
+
+        Raises:
+            ValueError: if the rate is invalid.
+            PortError: if the port was lost, or does not support the rate.
+        """
+        if not 300 <= baudrate <= 20_000_000:
+            raise ValueError(f"invalid baud rate {baudrate}; use e.g. 74880, 115200 or 921600")
+        self._baudrate = baudrate
+        if self._attached and not self.is_away:
+            self._apply_baudrate()
+
+    def _apply_baudrate(self) -> None:
+        if self._baudrate is None or self._port.baudrate == self._baudrate:
+            return
+        try:
+            self._port.baudrate = self._baudrate
+        except (serial.SerialException, OSError, ValueError) as error:
+            raise PortError(
+                f"the port cannot use {self._baudrate} baud: {error}",
+                board=self._board,
+                attempted="setting the baud rate",
+            ) from error
+
+    def set_lines(self, *, dtr: bool, rts: bool) -> None:
+        """Drive the port's control lines: True asserts a line, i.e. its pin is low.
+
+        On a board with the auto-reset circuit of Espressif's devkits, RTS without DTR holds the chip in reset (EN is
+        low), and DTR without RTS pulls the boot strap pin (GPIO0, or GPIO9 on the C series), which only counts when
+        the chip leaves reset. Both or neither leave both pins high: the app runs. To restart the app, hold the chip
+        in reset for 0.1 s and release both lines; `expect_reset` first, or its boot may count as a crash. The chip's
+        own USB (USB-Serial-JTAG) acts on the same states. On a board without such a circuit, the lines do whatever
+        they are wired to.
+
+        Raises:
+            PortError: if the port was lost, or does not have these lines.
+        """
+        try:
+            drive_lines(self._port, dtr=dtr, rts=rts)
+        except (serial.SerialException, OSError) as error:
+            raise PortError(
+                f"cannot set DTR and RTS: {error}", board=self._board, attempted="setting the control lines"
+            ) from error
+
     def skip(self) -> None:
         """Let `expect` search only output from now on. Crashes so far are forgotten."""
         with self._changed:
@@ -406,10 +466,30 @@ class Console:
         with self._changed:
             self._position = max(mark, self._dropped)
 
+    @property
+    def reset_mark(self) -> int:
+        """The `mark` of the last `expect_reset`."""
+        with self._changed:
+            return self._reset_mark
+
     def expect_reset(self) -> None:
         """Announce a reset of the chip from outside: its next boot is not a crash, whatever reason the ROM reports."""
         with self._changed:
             self._crashes.expect_reset()
+            self._reset_mark = self._end
+
+    def hear_rom(self) -> None:
+        """Read until the ROM has ended its boot log after an announced reset, for at most 1 s.
+
+        The ROM and the app may have different baud rates; the bootloader is loaded between what they print.
+        """
+        with self._changed:
+            search = Search(_END_OF_ROM, max(self._reset_mark - self._dropped, 0))
+            deadline = time.monotonic() + _LONGEST_ROM
+            while time.monotonic() < deadline and search.look(self._plain) is None and self._loss is None:
+                if self._end > self._reset_mark and time.monotonic() - self._begun - self._last > _ROM_PAUSE:
+                    return
+                self._changed.wait(_ROM_TICK)
 
     def expect(
         self,

@@ -75,7 +75,7 @@ class Journal:
         return b"".join((stamp if self._begins_line else b"", body, b"\n" if begins_next else b""))
 
     def read(self) -> bytes:
-        """Return the complete log; of a temporary file, what it still has, after a line with the number of bytes lost."""
+        """Return the complete log; of a temporary file what it still has, after the number of bytes dropped."""
         if self._file.closed:
             return self.path.read_bytes() if self.path else b""
         parts = [b"[... %d bytes dropped ...]\n" % self.dropped] if self.dropped else []

@@ -19,7 +19,7 @@ from pytest_esp.link.burns import BurnGuard
 from pytest_esp.link.logs import Transcript
 from pytest_esp.link.returning import ReturningPort
 from pytest_esp.wire.reset import drive_lines, hard_reset
-from pytest_esp.wire.wire import ROM_BAUDRATE
+from pytest_esp.wire.wire import ROM_BAUDRATE, rom_console_baudrate
 
 if TYPE_CHECKING:
     from pytest_esp.link.console import Console
@@ -45,6 +45,8 @@ class Link:
     Attributes:
         burns: the guard below every burn.
         elf: the ELF file of the running app, if known, for decoding crashes.
+        app_baudrate: the baud rate of the running app's console, if its build says it; ``console_baud`` in the board's
+            entry comes first.
         keeps_loader: whether `close` leaves a chip in its loader; by default it starts the app, see `close`.
         has_met: whether the chip of a real board has been connected, and `board.facts` are its own.
         written_bytes, skipped_bytes: the number of bytes written to flash, and of those already there.
@@ -65,12 +67,15 @@ class Link:
         self.has_met = False
         self.transcript = Transcript()
         self.elf: Path | None = None
+        self.app_baudrate: int | None = None
         self.skipped_bytes = 0
         self.written_bytes = 0
         self._port: Port | None = None
         self._returning: ReturningPort | None = None
         self._session: Session | None = None
         self._console: Console | None = None
+        self._own_console_port: Port | None = None
+        self._rom_speaks = False  # the ROM's boot log is expected, at the ROM's rate
         self._journal: Path | None = None
         self._echo: Callable[[str], None] | None = None
         self.keeps_loader = False
@@ -99,6 +104,7 @@ class Link:
                 self._other_connections = self.board.chip_changes
                 if self.board.virtual:
                     self.note_boot()
+                    self._rom_speaks = self._changes_baudrate
                 else:
                     self.burns.watch(self._port, self._answering_chip)
             return self._port
@@ -113,6 +119,19 @@ class Link:
         _ = self.port
         assert self._returning is not None
         return self._returning
+
+    def console_baudrate(self) -> int:
+        """The baud rate at which the app's console is read: as the entry says, else the build; 115200 if none does."""
+        return self.board.spec.console_baud or self.app_baudrate or ROM_BAUDRATE
+
+    @property
+    def _rom_baudrate(self) -> int:
+        return rom_console_baudrate(self.board.chip) if self.board.has_baudrates else ROM_BAUDRATE
+
+    @property
+    def _changes_baudrate(self) -> bool:
+        """Whether the app prints at another baud rate than the ROM."""
+        return self.board.has_baudrates and self._rom_baudrate != self.console_baudrate
 
     @property
     def runs_app(self) -> bool:
@@ -194,15 +213,21 @@ class Link:
         port = self.port
         is_new = self._console is None
         if self._console is None:
+            if self._own_console_port is None:
+                self._own_console_port = self.board.open_console()
+            own = self._own_console_port
             self._console = Console(
-                port,
+                own or port,
                 board=self.board.name,
                 journal=self._journal,
                 echo=self._echo,
                 elf=self.elf,
-                recover=None if self.board.virtual else self.returning.recover,
+                recover=None if self.board.virtual or own else self.returning.recover,
+                baudrate=self._console_baudrate_now,
             )
-        if self._session is None or not self._session.is_connected:
+        if self._own_console_port is not None:
+            self._console.attach()
+        elif self._session is None or not self._session.is_connected:
             try:
                 self.returning.ensure_open()
             except PortError:
@@ -210,16 +235,50 @@ class Link:
                     raise
                 return self._console  # what was read; waiting and writing raise the error
             self._console.attach()
+        if self._rom_speaks:
+            self._hear_rom(self._console)
         return self._console
 
+    @property
+    def _console_baudrate_now(self) -> int | None:
+        if not self.board.has_baudrates:
+            return None
+        return self._rom_baudrate if self._rom_speaks else self.console_baudrate
+
     def _begin_bootloader_mode(self) -> None:
-        self._runs_app = False
+        self._runs_app = self._rom_speaks = False
         self._in_loader = True
-        self.console.detach()
+        console = self.console
+        if self._own_console_port is None:
+            console.detach()
 
     def _begin_console_mode(self) -> None:
         if self._console is not None and self._port is not None and self._port.is_open:
             self._console.attach()
+
+    def begin_boot(self) -> None:
+        """Prepare the console for a boot that the caller causes now: it reads at the ROM's baud rate.
+
+        Call `hear_boot` when the app was started.
+        """
+        self._rom_speaks = self._changes_baudrate
+        if self._console is not None:
+            self._console.expect_reset()
+            if self._rom_speaks:
+                self._console.set_baudrate(self._rom_baudrate)
+
+    def hear_boot(self) -> None:
+        """Note that the chip has started its app. The console goes on at the app's baud rate after the ROM's log."""
+        self.note_boot()
+        if self._rom_speaks or self._console is not None:
+            self._hear_rom(self.console)
+
+    def _hear_rom(self, console: Console) -> None:
+        if self._rom_speaks:
+            self._rom_speaks = False
+            console.hear_rom()
+        if self.board.has_baudrates:
+            console.set_baudrate(self.console_baudrate)
 
     def reset(self, bootloader: bool) -> None:
         """Reset the chip into its loader or its app.
@@ -236,17 +295,17 @@ class Link:
                 return
         if self._session is not None:
             self._session.drop()
-        if self._console is not None:
-            self._console.expect_reset()
+        self.begin_boot()
         self._open_again(port)
-        port.baudrate = ROM_BAUDRATE
+        if self._console is None or self._own_console_port is not None:
+            port.baudrate = self._rom_baudrate
         if not self.board.reset(bootloader=False):
             self._hard_reset(port)
-        self.note_boot()
+        self.hear_boot()
 
     def _hard_reset(self, port: Port) -> None:
         try:
-            hard_reset(port)
+            hard_reset(port, self._console.expect_reset if self._console is not None else lambda: None)
         except OSError as error:
             raise LinkError(
                 f"cannot set DTR and RTS: {error}",
@@ -271,10 +330,10 @@ class Link:
             return self.console  # opening the board has started it
         if self._session is not None:
             self._session.drop()
-        port = self.port
-        self._open_again(port)
-        if port.is_open:
-            port.reset_input_buffer()
+        self._open_again(self.port)
+        for port in (self.port, self._own_console_port):
+            if port is not None and port.is_open:
+                port.reset_input_buffer()
         start_app(self)
         return self.console
 
@@ -311,7 +370,7 @@ class Link:
             self._open_again(self._port)
         except PortError:
             return self.close()
-        if _has_vanished(self._port):
+        if _has_vanished(self._port) or (self._own_console_port and _has_vanished(self._own_console_port)):
             self.close()
         elif not (self._session and self._session.is_connected):
             self._port.reset_input_buffer()
@@ -335,10 +394,11 @@ class Link:
         if self._port is not None and not self.board.virtual:
             with contextlib.suppress(OSError):  # the port of a board that needs this may be lost
                 drive_lines(self._port, dtr=False, rts=False)  # else the chip may stay in reset, or start its loader
-        self.board.power_cycle()
         if self._session is not None:
             self._session.drop()
-        self.note_boot()
+        self.begin_boot()
+        self.board.power_cycle()
+        self.hear_boot()
 
     def close(self) -> None:
         """Close the port and stop a virtual board. Closing twice has no effect.
@@ -353,9 +413,10 @@ class Link:
             finally:
                 self._session = None
                 self._runs_app = self._in_loader = self.keeps_loader = False
+                self._rom_speaks = False
                 self._close_console()
                 if self._port is not None:
-                    self._port = None
+                    self._port = self._own_console_port = None
                     self.board.close()
 
     def _start_app_again(self, port: Port) -> None:

@@ -105,7 +105,7 @@ def bring_up(held: Held, firmware: Firmware, policy: str, unit: tuple[str, ...] 
     link = held.link
     if unit is not None and held.booted == (unit, link.boots) and link.runs_app:
         return
-    link.elf = firmware.elf
+    link.elf, link.app_baudrate = firmware.elf, firmware.console_baud
     install(link, firmware, policy)
     link.boot()
     held.booted = (unit, link.boots)

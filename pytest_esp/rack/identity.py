@@ -289,6 +289,11 @@ def resolve_port(spec: BoardSpec) -> str:
     return _device(spec.port or "", spec.name)
 
 
+def resolve_console_port(spec: BoardSpec) -> str:
+    """Return the device or URL of a board's ``console_port``; see `resolve_port`."""
+    return _device(spec.console_port or "", spec.name)
+
+
 def _device(port: str, board: str | None) -> str:
     try:
         check_port(port)

@@ -59,6 +59,8 @@ Names = BeforeValidator(_names)
 
 _KEYS_OF = {
     "port": ("serial",),
+    "console_baud": ("serial", "labgrid", "sim"),
+    "console_port": ("serial",),
     "before": ("serial", "labgrid"),
     "after": ("serial", "labgrid"),
     "power": ("serial", "labgrid"),
@@ -186,6 +188,8 @@ class BoardSpec(BaseModel):
     backend: str
     chip: str = AUTO
     port: str | None = None
+    console_port: str | None = None
+    console_baud: int | None = Field(default=None, ge=300, le=20_000_000, strict=True)
     before: ResetBefore = "default-reset"
     after: ResetAfter = "hard-reset"
     baud: int = Field(default=460800, ge=300, le=20_000_000, strict=True)
@@ -253,11 +257,12 @@ def misfits(entry: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
         yield "tags", "a labgrid board needs either `place` or `tags`, not both"
     if backend == "labgrid" and entry.get("place") and entry.get("count", 1) != 1:
         yield "count", "`place` selects one board; use `tags` for several"
-    if isinstance(port := entry.get("port"), str):
-        try:
-            check_port(port)
-        except ValueError as error:
-            yield "port", f"`port`: {port!r} is not a valid port: {error}"
+    for key in ("port", "console_port"):
+        if isinstance(port := entry.get(key), str):
+            try:
+                check_port(port)
+            except ValueError as error:
+                yield key, f"`{key}`: {port!r} is not a valid port: {error}"
     allow = entry.get("allow") or ()
     if entry.get("allow_burn") and isinstance(allow, Collection) and "burn" not in allow:
         yield "allow_burn", '`allow_burn` names eFuses, but `allow` has no "burn"'

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pytest_esp.errors import BackendError
+from pytest_esp.wire.wire import ROM_BAUDRATE
 
 if TYPE_CHECKING:
     from pytest_esp.sim.boot import BootResult
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 class SimApp:
     """Base class of simulated apps. Subclass it and set ``app = "module:Class"`` in boards.toml.
 
+    `console_baud` is the baud rate of the console, as the app and its bootloader are built; a board's may override it.
+
     Args:
         send: sends bytes to the UART.
         restart: restarts the chip, like ``esp_restart``; takes the reset reason that the ROM prints.
         boot: the result of the boot (the app descriptor is ``boot.app``); None for a program that was loaded into RAM.
     """
+
+    console_baud: ClassVar[int] = ROM_BAUDRATE
 
     def __init__(self, send: Callable[[bytes], None], restart: Callable[..., None], boot: BootResult | None) -> None:
         self.send = send

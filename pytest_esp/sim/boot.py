@@ -41,12 +41,14 @@ class BootResult:
         started: whether an app was started.
         app: the app's descriptor, if it has one.
         slot: the partition that it was started from; None on an ESP8266, or if none was started.
+        rom_size: the number of bytes at the beginning of *log* that the ROM prints, at a baud rate of its own.
     """
 
     log: bytes
     started: bool
     app: AppDescription | None = None
     slot: Partition | None = None
+    rom_size: int = 0
 
 
 def boot(
@@ -73,14 +75,14 @@ def boot(
     if first & 0xFF != MAGIC:
         for _ in range(8):  # the ROM repeats this until its watchdog resets it; eight lines are enough
             out.plain(f"invalid header: 0x{first:08x}")
-        return BootResult(out.data(), started=False)
+        return BootResult(out.data(), rom_size=out.rom_size, started=False)
     try:
         loader = read_image(read, offset, PARTITION_TABLE_OFFSET - offset)
         _check_chip(model, loader, revision)
     except ImageError as error:
         out.plain(f"{error}")
         out.plain("ets_main.c 384 ")
-        return BootResult(out.data(), started=False)
+        return BootResult(out.data(), rom_size=out.rom_size, started=False)
     return _second_stage(model, flash, read, out, loader, revision)
 
 
@@ -108,7 +110,7 @@ def _second_stage(
         out.error("flash_parts", str(error))
         out.error("boot", "Failed to verify partition table")
         out.error("boot", "load partition table error!")
-        return BootResult(out.data(), started=False)
+        return BootResult(out.data(), rom_size=out.rom_size, started=False)
     print_table(out, table)
     for slot in _order(flash, read, table, out):
         try:
@@ -119,9 +121,9 @@ def _second_stage(
             out.error("boot", f"{_describe(slot)} is not bootable")
             continue
         print_start(out, model, slot, image, revision)
-        return BootResult(out.data(), started=True, app=image.app, slot=slot)
+        return BootResult(out.data(), rom_size=out.rom_size, started=True, app=image.app, slot=slot)
     out.error("boot", "No bootable app partitions in the partition table")
-    return BootResult(out.data(), started=False)
+    return BootResult(out.data(), rom_size=out.rom_size, started=False)
 
 
 def _read_table(read: Read) -> list[Partition]:
@@ -199,7 +201,7 @@ def _boot_8266(flash: NorFlash) -> BootResult:
         image = read_image(flash.read, 0, flash.size, extended=False)
     except ImageError:
         out.plain(f"ets_main.c 178 \r\ncsum err, header 0x{int.from_bytes(flash.read(0, 4), 'little'):08x}")
-        return BootResult(out.data(), started=False)
+        return BootResult(out.data(), rom_size=out.rom_size, started=False)
     for segment in image.segments:
         out.plain(f"load 0x{segment.address:08x}, len {segment.size}, room 16 ")
-    return BootResult(out.data(), started=True)
+    return BootResult(out.data(), rom_size=out.rom_size, started=True)

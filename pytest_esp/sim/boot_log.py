@@ -61,6 +61,7 @@ class BootLog:
     def __init__(self, banner: str, *, rom_is_muted: bool = False) -> None:
         self._out = io.StringIO()
         self._rom_is_muted = rom_is_muted
+        self.rom_size = 0  # the number of characters (ASCII) from the ROM, which come first
         self._write_from_rom(banner)
         self._time = 24
 
@@ -71,6 +72,7 @@ class BootLog:
     def _write_from_rom(self, text: str) -> None:
         if not self._rom_is_muted:
             self._out.write(text)
+            self.rom_size = self._out.tell()
 
     def line(self, level: str, tag: str, text: str) -> None:
         """Add a line of ESP-IDF's log: *level* is I, W or E."""

@@ -19,13 +19,15 @@ from pytest_esp.sim.loader import Loader, RomLoader, StubLoader
 from pytest_esp.sim.model import ChipModel
 from pytest_esp.sim.usb import ENUMERATION, UsbKind, UsbPort
 from pytest_esp.wire.loop import Timer, call_later
-from pytest_esp.wire.wire import ROM_BAUDRATE, Wire
+from pytest_esp.wire.wire import Wire, rom_console_baudrate
 
 Mode = Literal["bootloader", "stub", "app", "ram-app", "locked", "held", "off"]
 """``locked``: download mode was requested, but is disabled by an eFuse."""
 OnClose = Literal["bootloader", "app", "keep"]
 
 _BAUDRATE_TOLERANCE = 0.04  # half a bit in a frame of ten bits, shared by both ends
+_LOADING = 0.15  # seconds from the ROM's last line to what follows at another baud rate
+_LEAVING = 0.05  # seconds from a loader's last answer to the ROM's first line at another baud rate
 _BOOT_LOOP_PERIOD = 1.0  # seconds until the watchdog resets a chip without a bootable image
 # Noise, as received at the wrong baud rate. No byte of it is a frame's end or text.
 _NOISE = bytes(0x80 | (byte ^ 0x5A) & 0x3F for byte in range(256))
@@ -48,6 +50,7 @@ class SimChip:
         secure_download: whether to act as if ENABLE_SECURITY_DOWNLOAD were burned.
         app: the class that replaces the app after the bootloader has called ``app_main``.
         usb: the kind of its port.
+        console_baud: the baud rate of the bootloader and the app; None for that of *app*.
         rise_time: see `AutoResetCircuit`; use 0 for hosts in the same process.
         reads_strap_late: see `is_strict` of `AutoResetCircuit`.
         on_close: the state after a host without reset lines has closed its port while a loader runs: the ROM loader,
@@ -73,6 +76,7 @@ class SimChip:
         secure_download: bool = False,
         app: type[SimApp] | None = None,
         usb: UsbKind = "bridge",
+        console_baud: int | None = None,
         rise_time: float = 0.0,
         reads_strap_late: bool = False,
         on_close: OnClose = "bootloader",
@@ -96,7 +100,7 @@ class SimChip:
         self.flash = flash or NorFlash(flash_size)
         self.wire = wire or Wire(self.usb.fifo_size)
         self.wire.device = self
-        self.baudrate = ROM_BAUDRATE
+        self.baudrate = self._rom_baudrate
         self._host_baudrate: int | None = None
         self._speed_is_settled = False
         self._left_the_loader = False
@@ -112,9 +116,11 @@ class SimChip:
         )
         self._on_close = on_close
         self._app_class: type[SimApp] = app or SilentApp
+        self._console_baudrate = console_baud or self._app_class.console_baud
         self._app: SimApp | None = None
         self._loader: Loader | None = None
         self._reboot: Timer | None = None
+        self._loading: Timer | None = None
         self.mode: Mode = "off"
         self.last_boot: BootResult | None = None
         self._slow_hosts = rise_time
@@ -150,6 +156,9 @@ class SimChip:
         if self._reboot is not None:
             self._reboot.cancel()
             self._reboot = None
+        if self._loading is not None:
+            self._loading.cancel()
+            self._loading = None
         self._stop_app()
         self._loader = None
         self.mode = "held"
@@ -160,7 +169,7 @@ class SimChip:
             self._circuit.cancel()
             software_ends = self._app is not None or (self.is_in_loader and not bootloader)
             self.hold()
-            self.baudrate = ROM_BAUDRATE
+            self.baudrate = self._rom_baudrate
             self._speed_is_settled = False
             self.flash_is_attached = self.model.flash_is_attached_by_rom
             reason, self._reset_reason = self._reset_reason, "POWERON"
@@ -216,8 +225,24 @@ class SimChip:
         )
         self.last_boot = result
         self.mode = "app"
-        if self.usb.carries_boot_log:
-            self.transmit(result.log)
+        log = result.log if self.usb.carries_boot_log else b""
+        if self._console_baudrate == self.baudrate or self._host_baudrate is None or not self.usb.is_uart:
+            self.transmit(log)
+            self._start_or_fail(result)
+            return
+        self.transmit(log[: result.rom_size])
+
+        def load() -> None:
+            with self.wire.lock:
+                if self._loading is timer:
+                    if result.started or log[result.rom_size :]:
+                        self.baudrate = self._console_baudrate  # bootloader and app set it, as they were built
+                    self.transmit(log[result.rom_size :])
+                    self._start_or_fail(result)
+
+        self._loading = timer = call_later(_LOADING, load)
+
+    def _start_or_fail(self, result: BootResult) -> None:
         if result.started:
             self._start_app(self._app_class, result)
         elif not self.model.is_8266:  # whose ROM stops here
@@ -274,7 +299,7 @@ class SimChip:
             if self._speed_is_settled or not isinstance(self._loader, RomLoader):
                 return
             # The ROM measures the host's baud rate on the first SYNC after a reset.
-            self.baudrate = self._host_baudrate or ROM_BAUDRATE
+            self.baudrate = self._host_baudrate or self._rom_baudrate
         if self._loader is not None:
             self._loader.receive(data)
         elif self._app is not None:
@@ -302,6 +327,10 @@ class SimChip:
     def transmit(self, data: bytes) -> None:
         """Send bytes to the hosts. A host at another baud rate receives noise."""
         self.wire.transmit(data if self._speeds_fit() else data.translate(_NOISE))
+
+    @property
+    def _rom_baudrate(self) -> int:
+        return rom_console_baudrate(self.chip, self.model.crystal_mhz)
 
     @property
     def _uart_clock_mhz(self) -> int:
@@ -335,6 +364,9 @@ class SimChip:
 
     def leave_loader(self) -> None:
         """Restart from flash, by a command of the host."""
+        if self._host_baudrate not in (None, self._rom_baudrate):
+            self._reset_later(_LEAVING, "RTC_SW_SYS_RST")
+            return
         self._left_the_loader = True
         self._reset_reason = "RTC_SW_SYS_RST"
         self.reset(bootloader=False)

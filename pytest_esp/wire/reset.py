@@ -46,11 +46,14 @@ def drive_lines(port: ControlLines, dtr: bool, rts: bool) -> None:
     port.dtr = dtr
 
 
-def hard_reset(port: ControlLines) -> None:
+def hard_reset(port: ControlLines, on_hold: Callable[[], object] = lambda: None) -> None:
     """Reset the chip by EN, with its boot strap high, from any state of the lines, and release both lines.
 
     Pulsing RTS is not enough: the kernel and pyserial open a port with both lines asserted, and EN stays high while
     DTR is asserted.
+
+    Args:
+        on_hold: called before EN rises: what arrives from then on is of the new boot.
 
     Raises:
         OSError: if the port was lost or does not have these lines.
@@ -58,6 +61,7 @@ def hard_reset(port: ControlLines) -> None:
     port.dtr = False  # before RTS is asserted: USB-Serial-JTAG takes DTR without RTS as the download flag
     drive_lines(port, dtr=False, rts=True)
     time.sleep(_HOLD)
+    on_hold()
     drive_lines(port, dtr=False, rts=False)
 
 

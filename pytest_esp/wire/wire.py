@@ -15,6 +15,19 @@ ROM_BAUDRATE = 115200
 """The baud rate of ROM loaders (with the usual crystal frequency), and of consoles at their start."""
 
 
+_CHIPS_AT_26_MHZ = ("esp8266", "esp32c2")
+"""Chips whose ROM takes its crystal for one of 40 MHz, and prints at 26/40 of `ROM_BAUDRATE` with the usual one."""
+
+
+def rom_console_baudrate(chip: str, crystal_mhz: int | None = None) -> int:
+    """Return the baud rate at which the ROM of *chip* prints: 74880 with the crystal of 26 MHz of two chips.
+
+    Args:
+        crystal_mhz: the crystal's frequency; None for the usual one.
+    """
+    return 74880 if chip in _CHIPS_AT_26_MHZ and crystal_mhz in (None, 26) else ROM_BAUDRATE
+
+
 class Device(Protocol):
     """The device at the end of a virtual wire.
 

@@ -186,7 +186,7 @@ def test_waking_up_is_no_crash(wake_up):
     assert found([(boot(1, b"POWERON") + wake_up) * 5]) == []
 
 
-@pytest.mark.parametrize("mode, kinds", [(1, [Kind.DOWNLOAD_MODE]), (3, [])])
+@pytest.mark.parametrize(("mode", "kinds"), [(1, [Kind.DOWNLOAD_MODE]), (3, [])])
 def test_an_esp8266_in_its_loader_says_so_by_its_boot_mode(mode, kinds):
     line = b"\r\n ets Jan  8 2013,rst cause:1, boot mode:(%d,7)\r\n\r\n" % mode
     assert [kind for _, kind, *_ in found([line])] == kinds

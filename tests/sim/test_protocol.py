@@ -162,7 +162,12 @@ def test_a_reboot_by_the_rom_finds_the_boot_strap_as_it_was_latched(bench, chip,
     chip = bench.chip(chip)
     host = bench.raw(chip)
     host.send(flash_begin(0, 0))
-    assert reason in host.send(command(0x04, bytes(4)))
+    said = host.send(command(0x04, bytes(4)))
+    if chip.chip == "esp8266":  # its ROM prints at another baud rate than its loader
+        host.port.baudrate = 74880
+        host.port.timeout = 5
+        said = host.port.read(40)
+    assert reason in said
     assert chip.mode == mode
 
 

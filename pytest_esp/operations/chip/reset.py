@@ -138,15 +138,14 @@ def _restart(link: Link, reset_mode: ResetMode) -> None:
         session.drop()  # only the ROM can start the app, and only the ROM lets the watchdog fire at once
     with session.use(reset_mode, stub=False, flash=reset_mode == "soft-reset") as esp:
         _check_not_locked(esp, reset_mode)
-        link.console.expect_reset()
+        link.begin_boot()
         if reset_mode == "watchdog-reset":
             reset_by_watchdog(esp, download=False)
         else:
             _start_app(esp)
         session.follow_port()
     session.drop()  # the console reads the port again, including what arrived meanwhile
-    link.port.baudrate = ROM_BAUDRATE
-    link.note_boot()
+    link.hear_boot()
 
 
 def _start_app(esp: Any) -> None:

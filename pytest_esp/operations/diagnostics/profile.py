@@ -195,7 +195,7 @@ def performance_profile(
     console.listen(duration, until, ignore_crashes=True, tick=ticks(progress, duration))
     seconds = time.monotonic() - begun
     lines = console.lines(since=begin if boot else console.line_start(begin))
-    profile = _profile(lines, seconds, link.port.baudrate, asked_for=boot)
+    profile = _profile(lines, seconds, link.console_baudrate, asked_for=boot)
     return replace(profile, link=_measure_link(link)) if throughput else profile
 
 

@@ -297,7 +297,7 @@ def flash_project(
     """
     firmware = built_firmware(project_path, build_dir)
     result = writing.write(link, firmware, skip_unchanged=skip_unchanged, progress=progress)
-    link.elf = firmware.elf
+    link.elf, link.app_baudrate = firmware.elf, firmware.console_baud
     return ProjectFlash(
         **{field.name: getattr(result, field.name) for field in fields(result)},
         build_dir=firmware.path or Path(project_path),
