@@ -43,8 +43,9 @@ _ESCAPE = 0.1  # seconds of silence after which the beginning of an escape seque
 _SLOW_ESCAPE = 0.5  # seconds after which it is text though output goes on
 
 # The last line of a ROM's boot log, or what bootloader and app print at another baud rate than the port's.
-_END_OF_ROM = re.compile(rb"entry 0x[0-9a-f]+\s*\n|\bcsum 0x[0-9a-f]+\s*\n|[\x80-\xff]{4}")
-_LONGEST_ROM = 1.0  # seconds; a chip that is served takes 0.25 s to leave reset
+_END_OF_ROM = re.compile(rb"entry 0x[0-9a-f]+\s*\n|\bcsum 0x[0-9a-f]+\s*\n|[\x80-\xff]{8}")
+_RESET_REASON = re.compile(rb"rst:0x|rst cause:")
+_LONGEST_ROM = 3.0  # seconds; a watchdog needs 1 s to reset the chip
 _ROM_PAUSE = 0.06  # seconds; no pause in the ROM's log is as long
 _ROM_TICK = 0.005  # seconds
 
@@ -479,15 +480,18 @@ class Console:
             self._reset_mark = self._end
 
     def hear_rom(self) -> None:
-        """Read until the ROM has ended its boot log after an announced reset, for at most 1 s.
+        """Read until the ROM has ended its boot log after an announced reset, for at most 3 s.
 
         The ROM and the app may have different baud rates; the bootloader is loaded between what they print.
         """
         with self._changed:
-            search = Search(_END_OF_ROM, max(self._reset_mark - self._dropped, 0))
+            begin = max(self._reset_mark - self._dropped, 0)
+            search, banner = Search(_END_OF_ROM, begin), Search(_RESET_REASON, begin)
             deadline = time.monotonic() + _LONGEST_ROM
+            has_begun = False
             while time.monotonic() < deadline and search.look(self._plain) is None and self._loss is None:
-                if self._end > self._reset_mark and time.monotonic() - self._begun - self._last > _ROM_PAUSE:
+                has_begun = has_begun or banner.look(self._plain) is not None
+                if has_begun and time.monotonic() - self._begun - self._last > _ROM_PAUSE:
                     return
                 self._changed.wait(_ROM_TICK)
 

@@ -264,8 +264,8 @@ class Link:
         self._rom_speaks = self._changes_baudrate
         if self._console is not None:
             self._console.expect_reset()
-            if self._rom_speaks:
-                self._console.set_baudrate(self._rom_baudrate)
+            if (baudrate := self._console_baudrate_now) is not None:
+                self._console.set_baudrate(baudrate)
 
     def hear_boot(self) -> None:
         """Note that the chip has started its app. The console goes on at the app's baud rate after the ROM's log."""

@@ -233,15 +233,20 @@ def _node(port: str) -> str:
     return node
 
 
-def kernel_file(spec: BoardSpec) -> str | None:
+def kernel_file(spec: BoardSpec, *, of_console: bool = False) -> str | None:
     """Return the kernel's own file of a local serial port on Linux, the same in every sandbox with the host's /sys.
+
+    Args:
+        of_console: whether it is that of ``console_port``.
 
     Raises:
         PortError: see `resolve_port`.
     """
-    if sys.platform != "linux" or spec.backend != "serial" or "://" in (spec.port or ""):
+    port = spec.console_port if of_console else spec.port
+    if sys.platform != "linux" or spec.backend != "serial" or "://" in (port or ""):
         return None
-    file = _TTYS / os.path.basename(_node(resolve_port(spec))) / "dev"
+    where = resolve_console_port(spec) if of_console else resolve_port(spec)
+    file = _TTYS / os.path.basename(_node(where)) / "dev"
     return str(file) if file.exists() else None
 
 
@@ -291,7 +296,10 @@ def resolve_port(spec: BoardSpec) -> str:
 
 def resolve_console_port(spec: BoardSpec) -> str:
     """Return the device or URL of a board's ``console_port``; see `resolve_port`."""
-    return _device(spec.console_port or "", spec.name)
+    try:
+        return _device(spec.console_port or "", spec.name)
+    except PortError as error:
+        raise PortError(f"the console port: {error.message}", board=spec.name, hint=error.hint) from None
 
 
 def _device(port: str, board: str | None) -> str:

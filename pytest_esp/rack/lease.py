@@ -31,7 +31,15 @@ from pytest_esp.rack.holder import (
     read_records,
     write_record,
 )
-from pytest_esp.rack.identity import STATE_ENVIRONMENT, files_of, identity, kernel_file, state_folder, user_id
+from pytest_esp.rack.identity import (
+    STATE_ENVIRONMENT,
+    canonical_port,
+    files_of,
+    identity,
+    kernel_file,
+    state_folder,
+    user_id,
+)
 from pytest_esp.rack.locks import FileLatch, MachineLock
 from pytest_esp.rack.presence import check_present, check_reachable
 from pytest_esp.rack.waiting import Queue, Ticket
@@ -430,6 +438,9 @@ def _slot(spec: BoardSpec, rack: Rack, folder: Path) -> _Slot:
     """
     board_lock = BoardLock(folder, file_stem(spec, rack), _scope(spec), kernel_file(spec))
     locks = [board_lock, *file_locks(files_of(spec), folder)]
+    if spec.console_port:
+        stem = _stem(canonical_port(spec.console_port, spec.name))
+        locks.append(BoardLock(folder, stem, _scope(spec), kernel_file(spec, of_console=True)))
     if spec.backend != LABGRID:
         return _Slot(spec, locks, folder)
     labgrid.check(spec)
@@ -470,7 +481,7 @@ def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int
         elif slot.stem == other.stem:
             aliases.append(f"{spec.name} is the same hardware as {other.spec.name}")
         else:
-            aliases.append(f"{spec.name} uses the same file as {other.spec.name}")
+            aliases.append(f"{spec.name} uses the same file or port as {other.spec.name}")
     if len(found) >= count:
         return found
     if missing:
@@ -582,7 +593,10 @@ def file_stem(spec: BoardSpec, rack: Rack) -> str:
     Raises:
         PortError: if its port is given by USB IDs, and no device or several devices match.
     """
-    key = identity(spec, rack)
+    return _stem(identity(spec, rack))
+
+
+def _stem(key: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[-48:]
     return f"{readable}-{_digest(key)}"
 

@@ -6,12 +6,13 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pytest_esp.errors import PortError
 from pytest_esp.names import nearest
-from pytest_esp.rack.identity import resolve_port
+from pytest_esp.rack.identity import resolve_console_port, resolve_port
 
 if TYPE_CHECKING:
     from pytest_esp.rack.spec import BoardSpec
@@ -20,15 +21,21 @@ _TIMEOUT = 2.0  # seconds for a server's answer
 
 
 def check_present(spec: BoardSpec) -> None:
-    """Check that a serial board's local port exists; other boards and remote ports pass.
+    """Check that a serial board's local ports exist; other boards and remote ports pass.
 
     Raises:
-        PortError: if it does not exist.
+        PortError: if one does not exist.
     """
-    port = spec.port or ""
-    if spec.backend != "serial" or "://" in port:
+    if spec.backend == "serial":
+        _check_present(spec, spec.port or "", resolve_port, "port")
+        if spec.console_port:
+            _check_present(spec, spec.console_port, resolve_console_port, "console port")
+
+
+def _check_present(spec: BoardSpec, port: str, resolve: Callable[[BoardSpec], str], what: str) -> None:
+    if "://" in port:
         return
-    where = resolve_port(spec)
+    where = resolve(spec)
     if port.startswith("usb:"):  # it was just found among the devices
         return
     if sys.platform == "win32":
@@ -39,30 +46,36 @@ def check_present(spec: BoardSpec) -> None:
         ports = _ports()
         plugged = f"available ports: {nearest(where, ports, 5)}" if ports else "no serial port was found"
         raise PortError(
-            f"the port {where} does not exist",
+            f"the {what} {where} does not exist",
             board=spec.name,
             hint=f"check that the board is plugged in; {plugged}",
         )
 
 
 def check_reachable(spec: BoardSpec) -> None:
-    """Check `check_present`, and that the server of a remote port accepts a connection, which ends at once.
+    """Check `check_present`, and that the servers of remote ports accept a connection, which ends at once.
 
     Only for a board whose lease is held, or that nobody holds: most servers have one client at a time.
 
     Raises:
-        PortError: if it does not.
+        PortError: if one does not.
     """
     check_present(spec)
-    parts = urlsplit(spec.port or "")
-    if spec.backend != "serial" or parts.scheme.lower() not in ("rfc2217", "socket"):
+    if spec.backend == "serial":
+        for port, what in ((spec.port, "remote port"), (spec.console_port, "console port")):
+            _check_reachable(spec, port or "", what)
+
+
+def _check_reachable(spec: BoardSpec, port: str, what: str) -> None:
+    parts = urlsplit(port)
+    if parts.scheme.lower() not in ("rfc2217", "socket"):
         return
     try:
         with contextlib.closing(socket.create_connection((parts.hostname or "", parts.port or 0), timeout=_TIMEOUT)):
             pass
     except OSError as error:
         raise PortError(
-            f"no connection to the remote port {spec.port}: {error.strerror or error}",
+            f"no connection to the {what} {port}: {error.strerror or error}",
             board=spec.name,
             hint="check that its server is running, and the address",
         ) from error

@@ -65,13 +65,19 @@ class Rack:
     def board_at(self, port: str) -> BoardSpec | None:
         """Return the board that *port* leads to, however it is spelled; None if the rack does not name that port.
 
-        An entry with USB IDs that several devices have stands for each of them, so that what it allows holds for all.
+        A board with a ``console_port`` has two. An entry with USB IDs that several devices have stands for each of
+        them, so that what it allows holds for all.
 
         Raises:
             PortError: if *port* is malformed, or given by USB IDs, and no device or several devices match.
         """
         wanted = canonical_port(port)
-        found = [(possible_ports(spec.port), spec) for spec in self.boards.values() if spec.port]
+        found = [
+            (possible_ports(port), spec)
+            for spec in self.boards.values()
+            for port in (spec.port, spec.console_port)
+            if port
+        ]
         fitting = [(len(ports), spec) for ports, spec in found if wanted in ports]
         return min(fitting, key=lambda item: item[0])[1] if fitting else None
 

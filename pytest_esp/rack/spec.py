@@ -263,6 +263,8 @@ def misfits(entry: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
                 check_port(port)
             except ValueError as error:
                 yield key, f"`{key}`: {port!r} is not a valid port: {error}"
+    if entry.get("console_port") and entry.get("console_port") == entry.get("port"):
+        yield "console_port", "`console_port` is the same as `port`; leave it out"
     allow = entry.get("allow") or ()
     if entry.get("allow_burn") and isinstance(allow, Collection) and "burn" not in allow:
         yield "allow_burn", '`allow_burn` names eFuses, but `allow` has no "burn"'
