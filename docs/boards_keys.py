@@ -13,6 +13,7 @@ PAGE = Path(__file__).parent / "boards.md"
 BEGIN, END = "<!-- keys: written by docs/boards_keys.py -->\n", "<!-- end of keys -->\n"
 _DEFAULTS = {  # those that depend on the backend, or that a validator fills in
     "chip": "asked of a real board; required for others",
+    "console_baud": "that of the build's `sdkconfig`, else 115200",
     "baud": "460800, virtual boards 921600",
     "flash_size": "asked of a real board; virtual boards 4MB",
     "revision": "asked",

@@ -126,7 +126,9 @@ class Link:
 
     @property
     def _rom_baudrate(self) -> int:
-        return rom_console_baudrate(self.board.chip) if self.board.has_baudrates else ROM_BAUDRATE
+        if not self.board.has_baudrates:
+            return ROM_BAUDRATE
+        return rom_console_baudrate(self.board.chip, None if self.board.virtual else self.board.spec.crystal)
 
     @property
     def _changes_baudrate(self) -> bool:

@@ -481,7 +481,8 @@ def _slots(candidates: Sequence[BoardSpec], rack: Rack, folder: Path, count: int
         elif slot.stem == other.stem:
             aliases.append(f"{spec.name} is the same hardware as {other.spec.name}")
         else:
-            aliases.append(f"{spec.name} uses the same file or port as {other.spec.name}")
+            shared = "file" if any(name.startswith("file-") for name in slot.names & other.names) else "port"
+            aliases.append(f"{spec.name} uses the same {shared} as {other.spec.name}")
     if len(found) >= count:
         return found
     if missing:

@@ -153,6 +153,10 @@ class BoardSpec(BaseModel):
         chip: as esptool names it: `esp32`, `esp32c3`, ... If it is left out, the chip is asked; for labgrid, the tag
             `chip` is used if there is one.
         port: a device path, `usb:VID:PID:serial=...`, `COM7`, `rfc2217://host:port` or `socket://host:port`.
+        console_port: a second port on which the app prints, as boards with two USB sockets have. Both ports are the
+            board: one lease holds them, and what `allow` says counts for both.
+        console_baud: the baud rate of the app's console. The boot log of the ROM is read at its own rate: 74880 on an
+            ESP8266 and an ESP32-C2 with a crystal of 26 MHz.
         before: how RTS and DTR put the chip into its loader, in esptool's words.
         after: how the app is restarted when the board is released, in esptool's words; `"no-reset"` leaves the chip in
             its loader.

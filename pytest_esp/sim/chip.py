@@ -326,6 +326,7 @@ class SimChip:
 
     def transmit(self, data: bytes) -> None:
         """Send bytes to the hosts. A host at another baud rate receives noise."""
+        self.wire.ask_baudrates()
         self.wire.transmit(data if self._speeds_fit() else data.translate(_NOISE))
 
     @property

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import select
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -285,6 +286,33 @@ class _HostPort:
 
 # -- ptys
 
+_TCGETS2 = 0x802C542A
+"""Gets ``struct termios2``, whose speeds are numbers (<asm-generic/ioctls.h>): of most architectures of Linux."""
+
+
+_UNSET_BAUDRATE = 38400
+"""The baud rate of a new pty, whose client need not know of baud rates."""
+
+
+def _unset_baudrate(terminal: int) -> None:
+    import termios
+
+    with contextlib.suppress(termios.error):
+        settings = termios.tcgetattr(terminal)
+        settings[4] = settings[5] = termios.B38400
+        termios.tcsetattr(terminal, termios.TCSANOW, settings)
+
+
+def baudrate_of(terminal: int) -> int | None:
+    """Return the baud rate of a terminal's descriptor; None if the system cannot tell it."""
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        return int.from_bytes(fcntl.ioctl(terminal, _TCGETS2, bytes(44))[40:44], sys.byteorder)
+    return None
+
 
 class _PtyEndpoint:
     """A pseudo terminal in raw mode.
@@ -427,8 +455,15 @@ class _PtyEndpoint:
         self._arrive()
 
     def _arrive(self) -> None:
-        self._host = self._wire.connect(lambda data: on_loop(self._send, data), control_lines=False)
+        self._host = self._wire.connect(
+            lambda data: on_loop(self._send, data), control_lines=False, baudrate_of=self._baudrate
+        )
         loop().add_reader(self._master, self._readable)
+
+    def _baudrate(self) -> int | None:
+        """Return the baud rate that the client has set; None if it has not."""
+        baudrate = None if self._closed else baudrate_of(self._master)
+        return None if baudrate == _UNSET_BAUDRATE else baudrate
 
     def _readable(self) -> None:
         try:
@@ -448,6 +483,7 @@ class _PtyEndpoint:
     def _leave(self) -> None:
         host, self._host = self._host, None
         self._backlog.clear()
+        _unset_baudrate(self._master)
         loop().remove_reader(self._master)
         loop().remove_writer(self._master)
         if host is not None:

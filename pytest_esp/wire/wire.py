@@ -69,7 +69,10 @@ class HostSide:
         sink: Callable[[bytes], None],
         control_lines: bool,
         on_loss: Callable[[str], None] | None = None,
+        baudrate_of: Callable[[], int | None] | None = None,
     ) -> None:
+        self._baudrate_of = baudrate_of
+        self._asked: int | None = None
         self._wire = wire
         self._sink = sink
         self._on_loss = on_loss
@@ -82,6 +85,7 @@ class HostSide:
         with self._wire.lock:
             if not self._reaches or self._wire.device is None:
                 return
+            self.ask_baudrate()
             if self._wire.faults is not None:
                 self._wire.faults.send(self._wire, data)
             else:
@@ -92,6 +96,13 @@ class HostSide:
         with self._wire.lock:
             if self._reaches and self._wire.device is not None:
                 self._wire.device.set_lines(dtr, rts)
+
+    def ask_baudrate(self) -> None:
+        """Pass on the baud rate of a port whose changes are not reported (called by the wire)."""
+        if self._baudrate_of is not None and (baudrate := self._baudrate_of()) != self._asked:
+            self._asked = baudrate
+            if baudrate is not None:
+                self.set_baudrate(baudrate)
 
     def set_baudrate(self, baudrate: int) -> None:
         """Set the baud rate of this host's port."""
@@ -156,12 +167,14 @@ class Wire:
         *,
         control_lines: bool,
         on_loss: Callable[[str], None] | None = None,
+        baudrate_of: Callable[[], int | None] | None = None,
     ) -> HostSide:
         """Connect a host. *sink* is called with every chunk that the device sends; it must not block.
 
-        *on_loss* is called with the reason if the port vanishes.
+        *on_loss* is called with the reason if the port vanishes. *baudrate_of* returns the port's baud rate, or None if
+        it is unknown; it is for ports that do not report changes.
         """
-        host = HostSide(self, sink, control_lines, on_loss)
+        host = HostSide(self, sink, control_lines, on_loss, baudrate_of)
         with self.lock:
             self.connections += 1
             self._hosts.append(host)
@@ -174,6 +187,11 @@ class Wire:
         """Remove *host* (called by `HostSide.close`)."""
         if host in self._hosts:
             self._hosts.remove(host)
+
+    def ask_baudrates(self) -> None:
+        """Let the device know the baud rates of all hosts; called by devices before they transmit."""
+        for host in tuple(self._hosts):
+            host.ask_baudrate()
 
     def transmit(self, data: bytes) -> None:
         """Send *data* from the device to every host."""

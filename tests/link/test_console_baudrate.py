@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 
 import pytest
@@ -14,6 +15,8 @@ from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.lease import holder_of
+from pytest_esp.sim.chip import SimChip
+from pytest_esp.wire.endpoints import serve
 from pytest_esp.wire.wire import rom_console_baudrate
 
 APP = """
@@ -139,6 +142,25 @@ def test_another_rate_is_noise(link_to):
     assert "\ufffd" in console.text
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the rate of a pty's client is known on Linux only")
+@pytest.mark.parametrize("baud", [115200, 74880, 9600])
+def test_a_client_of_a_pty_reads_noise_at_another_rate(baud):
+    chip = SimChip("esp32c3", on_close="keep")
+    chip.reset(bootloader=False)
+    endpoint = serve(chip.wire, "pty:")
+    with serial.Serial(endpoint.url.removeprefix("pty:"), baud, timeout=2) as port:
+        while endpoint.client_count == 0:
+            time.sleep(0.01)
+        chip.reset(bootloader=True)
+        said = port.read(20)
+        assert said.startswith(b"ESP-ROM:") == (baud == 115200)
+        port.baudrate = 115200
+        chip.reset(bootloader=True)
+        assert b"waiting for download" in port.read_until(b"download")
+    endpoint.close()
+    chip.close()
+
+
 def test_a_change_in_the_middle(link_to):
     link = link_to("esp32c3")
     console = link.boot()
@@ -210,7 +232,8 @@ def two_ports(tmp_path, monkeypatch, start_serving, flash_of, build_of):
     served = start_serving("sim", "esp32c3", *listen, "--flash", flash, "--app", "echo")
     path = tmp_path / "boards.toml"
 
-    def make(console=served.url("socket")):
+    def make(console=None):
+        console = console or served.url("socket")
         path.write_text(
             f'[boards.it]\nbackend="serial"\nchip="esp32c3"\nport="{served.url("rfc2217")}"\n'
             f'console_port="{console}"\nallow=["read"]\n'
@@ -253,8 +276,7 @@ def test_both_ports_are_the_board(two_ports):
 @pytest.mark.parametrize("console", ["/dev/ttyNOTHERE", "socket://127.0.0.1:1", "usb:1234:5678"])
 def test_a_missing_console_port_is_named(two_ports, console):
     rack = two_ports(console)
-    with pytest.raises(PortError, match="console port") as caught:
-        with Link(make_board(rack.board("it"), rack)) as link:
-            link.console  # noqa: B018
+    with pytest.raises(PortError, match="console port") as caught, Link(make_board(rack.board("it"), rack)) as link:
+        link.console  # noqa: B018
     assert caught.value.is_fault
     assert console in str(caught.value)
