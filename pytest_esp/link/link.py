@@ -120,6 +120,7 @@ class Link:
         assert self._returning is not None
         return self._returning
 
+    @property
     def console_baudrate(self) -> int:
         """The baud rate at which the app's console is read: as the entry says, else the build; 115200 if none does."""
         return self.board.spec.console_baud or self.app_baudrate or ROM_BAUDRATE
