@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-APP = """
+APP = r"""
 from pytest_esp import SimApp
 
-EVIL = b"\\x1b]52;c;ZXZpbA==\\x07\\x1b]0;title\\x1b\\\\\\\\\\x1bPq#0\\x1b\\\\\\\\\\xc2\\x9d0;other\\xc2\\x9c\\x1b[2J\\x1bc\\x07\\x08"
+EVIL = (
+    b"\x1b]52;c;ZXZpbA==\x07\x1b]0;title\x1b\\\x1bPq#0\x1b\\"
+    b"\xc2\x9d0;other\xc2\x9c\x1b[2J\x1bc\x07\x08"
+)
 
 
 class Hostile(SimApp):
     def start(self):
-        self.send(EVIL + b"\\x1b[0;32mready\\x1b[0m" + EVIL + b"\\r\\n\\x1bcand then silence")
+        self.send(EVIL + b"\x1b[0;32mready\x1b[0m" + EVIL + b"\r\n\x1bcand then silence")
 """
 TEST = """
 import pytest
