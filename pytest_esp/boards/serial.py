@@ -75,8 +75,9 @@ class SerialBoard(Board):
         """Open ``console_port``, exclusively; None if the entry does not have it."""
         if self.spec.console_port is None:
             return None
+        where = resolve_console_port(self.spec)
         try:
-            port = self._console_port = self._open(resolve_console_port(self.spec))
+            port = self._console_port = self._open(where)
         except PortError as error:
             error.message = f"the console port: {error.message}"
             raise
@@ -95,12 +96,12 @@ class SerialBoard(Board):
 
     def reopen(self, reason: str, *, wait: bool = True) -> None:
         """Open the port again for up to `RETURN_TIMEOUT` seconds: it is found by its serial number, link or URL."""
-        port = self._port
-        if self._front is not None:  # a fault to show at once; what is behind the proxy does not return by itself
-            self._front.close()
+        port, front = self._port, self._front  # another thread may close them
+        if front is not None:  # a fault to show at once; what is behind the proxy does not return by itself
+            front.close()
             with contextlib.suppress(OSError):
-                return self._front.open()
-        if port is None or self._front is not None:
+                return front.open()
+        if port is None or front is not None:
             return super().reopen(reason)
         settle()  # the loop may still use the port's descriptor
         with contextlib.suppress(OSError):
