@@ -325,7 +325,10 @@ class Bench:
         self._furnish(folder / "home", environment)
         transport = StdioTransport(
             sys.executable,
-            ["-m", "mcp_bridge", "--roots", str(self.folder), "--allow", "read,write,erase,burn"],
+            [
+                *("-m", "mcp_bridge", "--roots", str(self.folder), "--allow", "read,write,erase,burn"),
+                *("--tools", "all", "--output-schemas"),
+            ],
             env=environment,
             cwd=str(self.folder),
         )

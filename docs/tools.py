@@ -31,6 +31,9 @@ Addresses and sizes can be written as `4096`, `"0x1000"` or `"4KB"`. Files must 
 existing file is only replaced with `overwrite`. `port` is optional if the rack has only one board. Calls that erase or
 burn ask for confirmation first. If the client cannot ask the user, the call returns a token; call again with it as
 `confirm`.
+
+By default only the most common of these tools are listed to clients. `esp_find_tools` finds the others, and `esp_call_read`
+or `esp_call_any` calls them; see [mcp.md](mcp.md#which-tools-a-client-sees).
 """
 _EFFECTS = {
     None: "does not touch boards",

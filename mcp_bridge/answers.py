@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import mcp_types as types
@@ -94,21 +94,24 @@ class Guard(Middleware):
     """Checks calls before their tools run: invalid text, deep nesting, unknown names and wrong types.
 
     Errors without a hint get a list of the tool's parameters as their hint.
+
+    Args:
+        names: the names of all tools.
     """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
 
     async def on_call_tool(
         self, context: MiddlewareContext[types.CallToolRequestParams], call_next: CallNext[Any, ToolResult]
     ) -> ToolResult:
         """Answer calls that cannot be passed to a tool."""
         name, arguments = context.message.name, context.message.arguments or {}
-        assert context.fastmcp_context is not None
-        app = context.fastmcp_context.fastmcp
         try:
             _check_text(arguments)
             answer = await call_next(context)
         except NotFoundError:
-            known = [tool.name for tool in await app.list_tools()]
-            hint = f"did you mean {nearest(name, known)}? esp_list_tools lists all tools"
+            hint = f"did you mean {nearest(name, self._names)}? esp_find_tools finds tools"
             return error_answer(OperationError(f"unknown tool {name!r}", hint=hint))
         except ValidationError as error:
             if not isinstance(error.__cause__, PydanticError):
@@ -119,7 +122,8 @@ class Guard(Middleware):
         content = answer.structured_content
         if not answer.is_error or content is None or content.get("hint"):
             return answer
-        tool = await app.get_tool(name)
+        assert context.fastmcp_context is not None
+        tool = await context.fastmcp_context.fastmcp.get_tool(name)
         takes = parameters_in_words(name, tool.parameters if tool else {})
         return ToolResult(structured_content={**content, "hint": takes}, is_error=True)
 

@@ -20,7 +20,7 @@ from mcp_bridge.resources import add_resources
 from mcp_bridge.seen import Seen
 from mcp_bridge.settings import Settings
 from mcp_bridge.suites import named_suites
-from mcp_bridge.tool import register
+from mcp_bridge.toolbox import Toolbox
 from pytest_esp import HOMEPAGE, __version__
 from pytest_esp.rack.config import load_rack
 
@@ -88,9 +88,9 @@ class Bridge:
             on_duplicate="error",
         )
         app.add_middleware(Confine(self.settings, self.rack.path))
-        app.add_middleware(Guard())
-        for component in self.components.values():
-            register(app, component, threads)
+        toolbox = Toolbox(self, threads)
+        app.add_middleware(Guard(toolbox.names))
+        app.add_provider(toolbox)
         add_resources(app, self)
         add_prompts(app)
         return app

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -68,6 +68,13 @@ def _is_ip_address(host: str) -> bool:
     help="The rack file. Default: PYTEST_ESP_RACK, else boards.toml in this folder or above.",
 )
 @click.option("--components", default="", metavar="NAME,...", help="Load only these groups of tools. Default: all.")
+@click.option(
+    "--tools",
+    type=click.Choice(["common", "all"]),
+    help="List the tools for ad hoc work, which find and call the others, or all tools. Default: common; all with "
+    "--components.",
+)
+@click.option("--output-schemas", is_flag=True, help="List tools with the schemas of their answers.")
 @click.option(
     "--allow",
     default="read,write,erase",
@@ -128,6 +135,8 @@ def _is_ip_address(host: str) -> bool:
 def main(
     rack: Path | None,
     components: str,
+    tools: Literal["common", "all"] | None,
+    output_schemas: bool,
     allow: str,
     roots: tuple[Path, ...],
     idle: float,
@@ -156,6 +165,8 @@ def main(
             burns_enabled=allow_burn,
             suites=suites,
             update_key=update_key.resolve() if update_key else None,
+            tools=tools,
+            output_schemas=output_schemas,
         )
         address = _address(http) if http is not None else None
         if address is None and (hosts or origins):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Literal
 
 from pytest_esp.errors import RackError
 from pytest_esp.names import nearest
@@ -73,6 +74,9 @@ class Settings:
         idle: seconds after the last call until a board is released.
         burns_enabled: allow burning the eFuses of real boards that ``allow_burn`` lists.
         suites: the user's own suites that esp_production_test may run: files, folders or modules.
+        tools: "common" to list the tools for ad hoc work, and three that find and call the others, or "all"; None for
+            "all" if components were named, else "common".
+        output_schemas: whether tools are listed with the schemas of their answers.
         update_key: file with the public key (PEM) of the key that must have signed updates; None to accept any update.
     """
 
@@ -84,6 +88,13 @@ class Settings:
     burns_enabled: bool = False
     suites: tuple[str, ...] = ()
     update_key: Path | None = None
+    tools: Literal["common", "all"] | None = None
+    output_schemas: bool = False
+
+    @property
+    def lists_all(self) -> bool:
+        """Whether all tools are listed."""
+        return self.tools == "all" or (self.tools is None and bool(self.components))
 
 
 def parse_allow(text: str) -> frozenset[Effect]:

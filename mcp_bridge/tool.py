@@ -12,18 +12,22 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from fastmcp import Context, FastMCP
-from fastmcp.tools.base import ToolResult
+import mcp_types as types
+from fastmcp import Context
+from fastmcp.tools.base import Tool, ToolResult
+from fastmcp.tools.function_tool import FunctionTool
 from mcp.types import InputRequiredResult, ToolAnnotations
 from pydantic import Field, TypeAdapter
 
 from mcp_bridge.answers import check_finite, defect, error_answer, file_error, value_error
+from mcp_bridge.arguments import accepting
 from mcp_bridge.calls import Call, progress
 from mcp_bridge.components.base import Component
 from mcp_bridge.consent import ask
+from mcp_bridge.schemas import inlined, input_schema
 from pytest_esp.errors import EspError, StoppedError
 from pytest_esp.operations.registry import Effect, argument_descriptions, description, operation_of
-from pytest_esp.operations.results import as_shown, to_dict
+from pytest_esp.operations.results import to_dict
 from pytest_esp.secrets import hide, hide_in
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,6 +57,15 @@ class ToolInfo:
     boardless_with: str | None = None
     shows_secrets: bool = False
     read_only: bool = False
+    changes: bool = False
+    output_files: tuple[str, ...] = ()
+
+    def only_reads(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether a call with these *arguments* has no side effects on boards, files and virtual machines."""
+        if self.read_only:
+            return True
+        writes_files = any(arguments.get(name) for name in self.output_files)
+        return self.effect_of(arguments) in (None, Effect.READ) and not self.changes and not writes_files
 
     def effect_of(self, arguments: Mapping[str, Any]) -> Effect | None:
         """Return the effect of a call with these *arguments*."""
@@ -91,6 +104,7 @@ def tool(
     reads = effect in (None, Effect.READ)
 
     def mark(method: F) -> F:
+        takes = inspect.signature(method).parameters
         info = ToolInfo(
             effect=effect,
             timeout=timeout,
@@ -98,9 +112,9 @@ def tool(
             without=without or {},
             boardless_with=boardless_with,
             shows_secrets=shows_secrets,
-            read_only=reads and "overwrite" not in inspect.signature(method).parameters
-            if read_only is None
-            else read_only,
+            read_only=reads and "overwrite" not in takes if read_only is None else read_only,
+            changes=read_only is False,
+            output_files=tuple(name for name in takes if name.startswith("output_")),
         )
         setattr(method, _MARK, info)
         return method
@@ -108,10 +122,8 @@ def tool(
     return mark
 
 
-_PORT = Annotated[
-    str | None, Field(description="the board: name, device path or URL; optional if the rack has only one")
-]
-_CONFIRM = Annotated[str | None, Field(description="confirms this call: the token that the first call returned")]
+_PORT = Annotated[str | None, Field(description="name, device path or URL of the board; optional if there is one")]
+_CONFIRM = Annotated[str | None, Field(description="the token that the first call returned")]
 _HIDDEN = ("over",)  # parameters that only a test or a script needs
 
 
@@ -157,7 +169,9 @@ def offer(
             shown[one.name],
             inspect.Parameter.KEYWORD_ONLY,
             default=one.default,
-            annotation=Annotated[_from_json(one.annotation), Field(description=one.description)],
+            annotation=Annotated[
+                accepting(_from_json(one.annotation), one.default), Field(description=one.description)
+            ],
         )
         for one in operation.parameters
         if one.name in shown
@@ -190,55 +204,52 @@ def tools_of(component: Component) -> dict[str, tuple[Callable[..., Any], ToolIn
     return found
 
 
-def register(app: FastMCP[Any], component: Component, threads: ThreadPoolExecutor) -> None:
-    """Add the tools of *component* to *app*."""
-    for name, (method, info) in tools_of(component).items():
-        app.tool(
-            _wrapper(component, name, method, info, threads),
-            name=name,
-            description=description(inspect.getdoc(method) or ""),
-            tags={component.NAME},
-            output_schema=_output_schema(get_type_hints(method)["return"]),
-            annotations=ToolAnnotations(
-                read_only_hint=info.read_only,
-                destructive_hint=info.effect in (Effect.ERASE, Effect.BURN),
-                idempotent_hint=info.idempotent,
-                open_world_hint=False,
-            ),
-        )
+class ShortTool(FunctionTool):
+    """A tool that is listed without FastMCP's own ``_meta``."""
+
+    def to_mcp_tool(self, **overrides: Any) -> types.Tool:
+        """Return the tool as clients see it."""
+        return super().to_mcp_tool(**overrides).model_copy(update={"meta": None})
 
 
-@functools.cache  # most of the time that a server needs to start; several tools share a result
+def make_tool(
+    component: Component,
+    name: str,
+    method: Callable[..., Any],
+    info: ToolInfo,
+    threads: ThreadPoolExecutor,
+    *,
+    output_schemas: bool,
+) -> Tool:
+    """Return the tool of a component's *method*.
+
+    Args:
+        threads: where its work is done.
+        output_schemas: whether clients also see the schema of the answer, which costs more than the rest.
+    """
+    made = ShortTool.from_function(
+        _wrapper(component, name, method, info, threads),
+        name=name,
+        description=description(inspect.getdoc(method) or ""),
+        output_schema=_output_schema(get_type_hints(method)["return"]) if output_schemas else None,
+        annotations=ToolAnnotations(
+            read_only_hint=info.read_only,
+            destructive_hint=info.effect in (Effect.ERASE, Effect.BURN),
+            idempotent_hint=True if info.idempotent and not info.read_only else None,
+            open_world_hint=False,
+        ),
+    )
+    made.parameters = input_schema(made.parameters)
+    return made
+
+
+@functools.cache  # several tools share a result
 def _output_schema(result: Any) -> dict[str, Any]:
     schema = TypeAdapter(result).json_schema(mode="serialization")
-    schema = _inlined(schema, schema.pop("$defs", {}))
+    schema = inlined(schema, schema.get("$defs", {}))
     properties = {"success": {"const": True}, "port": {"type": ["string", "null"]}, **schema.get("properties", {})}
     success = {**schema, "type": "object", "properties": properties}
     return {"type": "object", "anyOf": [success, _ERROR_SCHEMA]}
-
-
-def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """Return *schema* with its references resolved, and without the titles, which only repeat the names.
-
-    Otherwise FastMCP resolves the references for each request that lists the tools. Results are not recursive.
-    """
-    if isinstance(schema, list):
-        return [_inlined(item, definitions) for item in cast("list[Any]", schema)]
-    if not isinstance(schema, dict):
-        return schema
-    keywords = cast("dict[str, Any]", schema)
-    if "$ref" in keywords:
-        return _inlined(definitions[keywords["$ref"].rpartition("/")[2]], definitions)
-    shown = {
-        key: as_shown({name: _inlined(value, definitions) for name, value in keywords[key].items()})
-        if key == "properties"  # its keys are names of fields; one may be "title"
-        else _inlined(keywords[key], definitions)
-        for key in keywords
-        if key != "title"
-    }
-    if "required" in shown:
-        shown["required"] = [name for name in shown["required"] if name in shown["properties"]]
-    return shown
 
 
 def _wrapper(
@@ -294,9 +305,10 @@ def _wrapper(
 def _described(method: Callable[..., Any]) -> dict[str, Any]:
     """Return the types of a tool's parameters, with descriptions from the operation or the method's ``Args:``."""
     described = argument_descriptions(inspect.getdoc(method) or "")
+    defaults = {one.name: one.default for one in inspect.signature(method).parameters.values()}
     hints = get_type_hints(method, include_extras=True)
     for name, text in described.items():
-        hints[name] = Annotated[hints[name], Field(description=text)]
+        hints[name] = Annotated[accepting(hints[name], defaults[name]), Field(description=text)]
     if "port" in hints:
         hints["port"] = _PORT
     return hints

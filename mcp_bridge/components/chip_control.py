@@ -109,13 +109,24 @@ class ChipControl(Component):
 
     esp_connect_advanced = offer(connection.connect, timeout=180.0, idempotent=True)
     esp_test_connection = offer(connection.check_connection, timeout=300.0)
-    esp_reset_chip = offer(reset.reset, idempotent=True, read_only=False)
+    esp_reset_chip = offer(
+        reset.reset,
+        words="Reset the chip into its app or its bootloader, and check by its answer or boot log that it got there.",
+        idempotent=True,
+        read_only=False,
+    )
     esp_run_firmware = offer(running.run_firmware, timeout=330.0, idempotent=True, read_only=False)
     esp_serial_monitor = offer(running.monitor, timeout=330.0)
     esp_load_ram = offer(ram.load_ram, timeout=180.0)
     esp_load_test_firmware = offer(ram.self_test, rename={"chip_type": "chip"}, timeout=180.0)
     esp_elf_to_ram_binary = offer(ram_image.elf_to_ram_image)
-    esp_recover_chip = offer(recovery.recover, timeout=300.0, idempotent=True)
+    esp_recover_chip = offer(
+        recovery.recover,
+        words="Recover a board that does not answer or whose app crashes: resets, power cycle, lower baud rates, ROM "
+        "without stub. Each measure is reported. Nothing is written unless erase_app is given.",
+        timeout=300.0,
+        idempotent=True,
+    )
 
     def health_check(self) -> dict[str, Any]:
         """Check that the boards of the rack are present."""

@@ -126,9 +126,20 @@ class FlashManager(Component):
             return esp.flash.verify(_firmware(firmware_path, files), address)
 
     esp_verify_flash = esp_flash_verify
-    esp_flash_backup = offer(saving.backup, timeout=_HOUR)
+    esp_flash_backup = offer(
+        saving.backup,
+        words="Save the whole flash to a folder, compressed, with SHA-256 sums. The same call resumes an interrupted "
+        "backup.",
+        timeout=_HOUR,
+    )
     esp_smart_backup = offer(saving.smart_backup, timeout=_HOUR)
-    esp_flash_restore = offer(restoring.restore, timeout=_HOUR, idempotent=True)
+    esp_flash_restore = offer(
+        restoring.restore,
+        words="Restore the whole flash from a backup, and verify it. Backup, chip and flash size are checked first; "
+        "contents that match already are not written again.",
+        timeout=_HOUR,
+        idempotent=True,
+    )
     esp_smart_restore = offer(restoring.smart_restore, timeout=_HOUR, idempotent=True)
     esp_flash_analyze = offer(analysis.analyze, timeout=_HOUR)
     esp_flash_optimize = offer(tuning.optimize, timeout=600.0, idempotent=True)

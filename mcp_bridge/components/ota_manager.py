@@ -24,7 +24,11 @@ class OtaManager(Component):
 
     esp_ota_package_create = offer(packages.create)
     esp_ota_flash_prepare = offer(slots.prepare, idempotent=True)
-    esp_ota_rollback = offer(slots.rollback, timeout=120.0)
+    esp_ota_rollback = offer(
+        slots.rollback,
+        words="Roll back to the app before the last update, by otadata's sequence and state. No app is erased.",
+        timeout=120.0,
+    )
 
     @tool(Effect.WRITE, timeout=600.0, boardless_with="target_url")
     def esp_ota_deploy(

@@ -137,7 +137,7 @@ class QemuManager(Component):
             chip_type: the chip, as esptool names it, e.g. esp32c3.
             flash_image: file with the initial contents of the flash; it is copied, not changed.
             flash_size_mb: size of the flash in MB.
-            tcp_port: TCP port of the raw socket; by default a free one.
+            tcp_port: TCP port; by default a free one.
             boot_mode: start the app, or wait in the ROM's loader for esptool.
             extra_args: features of the module; "psram" is the only one.
         """
@@ -208,15 +208,14 @@ class QemuManager(Component):
     ) -> Instance:
         """Start a simulated chip, until esp_sim_stop or the end of this server.
 
-        It can be any chip that esptool supports. It has loader, flash, eFuses and boot log, but runs no machine code.
-        All operations are allowed, also those that would brick a real chip. Without flash_image its flash is blank
-        (0xFF).
+        It has loader, flash, eFuses and boot log, but runs no machine code. All operations are allowed. Without
+        flash_image its flash is blank (0xFF).
 
         Args:
-            chip_type: the chip, as esptool names it, e.g. esp32c3.
+            chip_type: any chip that esptool supports, e.g. esp32c3.
             flash_image: file with the initial contents of the flash; it is copied, not changed.
             flash_size_mb: size of the flash in MB.
-            tcp_port: TCP port of the raw socket; by default a free one.
+            tcp_port: TCP port; by default a free one.
             boot_mode: start the app, or wait in the ROM's loader for esptool.
             secure_download: start in secure download mode.
         """

@@ -43,6 +43,8 @@ class Server:
             "rack": self.rack_file,
             "roots": (folder,),
             "allow": parse_allow("read,write,erase,burn"),
+            "tools": "all",
+            "output_schemas": True,
         } | settings
         mode = settings.pop("mode", "auto")
         handlers = {"elicitation_handler": self._ask} if settings.pop("person", False) else {}
