@@ -32,8 +32,8 @@ existing file is only replaced with `overwrite`. `port` is optional if the rack 
 burn ask for confirmation first. If the client cannot ask the user, the call returns a token; call again with it as
 `confirm`.
 
-By default only the most common of these tools are listed to clients. `esp_find_tools` finds the others, and `esp_call_read`
-or `esp_call_any` calls them; see [mcp.md](mcp.md#which-tools-a-client-sees).
+By default only the most common of these tools are listed to clients. `esp_find_tools` finds the others, and
+`esp_call_read` or `esp_call_any` calls them; see [mcp.md](mcp.md#which-tools-a-client-sees).
 """
 _EFFECTS = {
     None: "does not touch boards",

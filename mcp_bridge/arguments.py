@@ -36,7 +36,7 @@ def accepting(annotation: Any, default: Any = inspect.Parameter.empty) -> Any:
         if is_container and text.startswith(("[", "{")):
             with contextlib.suppress(ValueError):  # it may be another text
                 return from_json(text)
-        return numbers.get(text, value)
+        return numbers.get(text.upper().removesuffix("MB").strip(), value)
 
     if default is None or is_container or numbers:
         return Annotated[annotation, BeforeValidator(from_text)]

@@ -122,7 +122,10 @@ def tool(
     return mark
 
 
-_PORT = Annotated[str | None, Field(description="name, device path or URL of the board; optional if there is one")]
+_PORT: Any = Annotated[
+    accepting(str | None, None),
+    Field(description="name, device path or URL of the board; optional if there is one"),
+]
 _CONFIRM = Annotated[str | None, Field(description="the token that the first call returned")]
 _HIDDEN = ("over",)  # parameters that only a test or a script needs
 

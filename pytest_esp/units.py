@@ -29,7 +29,7 @@ Contents = Annotated[bytes, Shown("never")]
 Picture = Annotated[str, Shown("never")]
 """A picture (SVG) for callers in Python; JSON does not have it."""
 
-_SIZE = re.compile(r"(?P<number>0[xX][0-9a-fA-F_]+|[0-9][0-9_]*)\s*(?P<unit>[kKmM]?)(?P<byte>[iI]?[bB])?")
+_SIZE = re.compile(r"(?P<number>0[xX][0-9a-fA-F_]+|[0-9][0-9_]*(\.[0-9]+)?)\s*(?P<unit>[kKmM]?)(?P<byte>[iI]?[bB])?")
 _REVISION = re.compile(r"v?(?P<major>\d{1,2})\.(?P<minor>\d{1,2})|(?P<number>\d{1,4})", re.IGNORECASE)
 _FACTOR = {"": 1, "k": 1024, "m": 1024 * 1024}
 
@@ -38,7 +38,7 @@ def parse_size(value: int | str) -> int:
     """Return *value* in bytes.
 
     Accepts non-negative integers, decimal and ``0x`` strings, and the suffixes ``K``, ``KB``, ``M``, ``MB``
-    (powers of 1024, as everywhere in esptool and ESP-IDF).
+    (powers of 1024, as everywhere in esptool and ESP-IDF), also of a fraction such as ``"1.5MB"``.
 
     Raises:
         ValueError: if *value* is not a size.
@@ -52,10 +52,13 @@ def parse_size(value: int | str) -> int:
     match = _SIZE.fullmatch(value.strip())
     if match is None:
         raise ValueError(f"expected e.g. '4MB', '64K', '0x1000' or '4096', not {value!r}")
-    return (
-        int(match["number"].replace("_", ""), 0 if match["number"][:2].lower() == "0x" else 10)
-        * _FACTOR[match["unit"].lower()]
-    )
+    number, factor = match["number"].replace("_", ""), _FACTOR[match["unit"].lower()]
+    if "." not in number:
+        return int(number, 16 if number[:2].lower() == "0x" else 10) * factor
+    size = float(number) * factor
+    if not size.is_integer():
+        raise ValueError(f"{value!r} is not a whole number of bytes")
+    return int(size)
 
 
 def format_size(size: int) -> str:

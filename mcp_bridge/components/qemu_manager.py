@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from pytest_esp.boards.qemu import QemuBoard
 from pytest_esp.boards.sim import SimBoard
 from pytest_esp.errors import BackendError, EspError, OperationError
 from pytest_esp.formats.files import resolve
+from pytest_esp.names import ChipName, ChipSpelling
 from pytest_esp.qemu.find import find_all
 from pytest_esp.qemu.machines import machine_for
 from pytest_esp.rack.spec import BoardSpec, FaultSpec
@@ -122,7 +123,7 @@ class QemuManager(Component):
     @tool(timeout=60.0, read_only=False)
     def esp_qemu_start(
         self,
-        chip_type: Literal["esp32", "esp32s3", "esp32c3"] = "esp32",
+        chip_type: Annotated[Literal["esp32", "esp32s3", "esp32c3"], ChipSpelling()] = "esp32",
         flash_image: str | None = None,
         flash_size_mb: Literal[2, 4, 8, 16] = 4,
         tcp_port: int | None = None,
@@ -199,7 +200,7 @@ class QemuManager(Component):
     @tool(read_only=False)
     def esp_sim_start(
         self,
-        chip_type: str = "esp32",
+        chip_type: ChipName = "esp32",
         flash_image: str | None = None,
         flash_size_mb: Literal[1, 2, 4, 8, 16, 32] = 4,
         tcp_port: int | None = None,
@@ -265,7 +266,7 @@ class QemuManager(Component):
         boot_loop: float | None = None,
         secure_download: bool = False,
         stuck: dict[str, int] | None = None,
-        wrong_chip: str | None = None,
+        wrong_chip: ChipName | None = None,
     ) -> FaultReport:
         """Inject faults into a simulated chip or QEMU machine. A call without faults ends all of them.
 

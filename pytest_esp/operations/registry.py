@@ -15,9 +15,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from pytest_esp.errors import EspError, RefusedError
 from pytest_esp.formats.files import Access, PathRole, confinement, resolve
 from pytest_esp.link.link import Link
+from pytest_esp.names import ChipSpelling, chip_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
+M = TypeVar("M")
 
 
 class Effect(enum.Enum):
@@ -110,25 +112,36 @@ class Operation:
     def paths(self) -> Mapping[str, Access]:
         """Return the parameters that are paths (by their types), and what each is opened for."""
         hints = typing.get_type_hints(self.function, include_extras=True)
-        return {name: role.access for name, hint in hints.items() for role in _roles(hint)}
+        return {name: role.access for name, hint in hints.items() for role in _marks(hint, PathRole)}
 
-    def confine(self, names: Sequence[str], args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments of a call by name (the first are *names*), with paths resolved if paths are confined.
+    @functools.cached_property
+    def chips(self) -> frozenset[str]:
+        """Return the parameters that are names of chips (by their types)."""
+        hints = typing.get_type_hints(self.function, include_extras=True)
+        return frozenset(name for name, hint in hints.items() if any(_marks(hint, ChipSpelling)))
+
+    def prepare(self, names: Sequence[str], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments of a call (the first are *names*): chips as esptool spells them, and paths resolved if
+        paths are confined.
 
         Raises:
             RefusedError: see `resolve`.
         """
-        if confinement() is None:
+        if confinement() is None and not self.chips:
             return args, kwargs
         return (
-            [*map(self._resolved, names, args), *args[len(names) :]],
-            {name: self._resolved(name, value) for name, value in kwargs.items()},
+            [*map(self._prepared, names, args), *args[len(names) :]],
+            {name: self._prepared(name, value) for name, value in kwargs.items()},
         )
 
-    def _resolved(self, name: str, value: Any) -> Any:
-        return (
-            resolve(value, self.paths[name]) if name in self.paths and isinstance(value, (str, os.PathLike)) else value
-        )
+    def _prepared(self, name: str, value: Any) -> Any:
+        if name in self.chips:
+            if isinstance(value, list):
+                return [chip_name(one) for one in typing.cast("list[str]", value)]
+            return chip_name(value) if isinstance(value, str) else value
+        if name in self.paths and isinstance(value, (str, os.PathLike)) and confinement() is not None:
+            return resolve(value, self.paths[name])
+        return value
 
     @property
     def result(self) -> type[Any]:
@@ -166,7 +179,7 @@ def operation(
             given: dict[str, Any] = dict(zip(names, args, strict=False), **kwargs)
             require(link, entry.effect_of(given) or effect, name)
             try:
-                args, kwargs = entry.confine(names, args, kwargs)
+                args, kwargs = entry.prepare(names, args, kwargs)
                 return function(link, *args, **kwargs)
             except EspError as error:
                 error.board = error.board or link.board.name
@@ -194,7 +207,7 @@ def file_operation(*, group: str, effect: Effect | None = None) -> Callable[[Cal
         def named(*args: P.args, **kwargs: P.kwargs) -> R:
             __tracebackhide__ = True
             try:
-                args, kwargs = entry.confine(names, args, kwargs)
+                args, kwargs = entry.prepare(names, args, kwargs)
                 return function(*args, **kwargs)
             except EspError as error:
                 error.attempted = error.attempted or name
@@ -220,12 +233,13 @@ def _listed(function: Callable[P, R], entry: Operation) -> Callable[P, R]:
     return function
 
 
-def _roles(annotation: Any) -> Iterator[PathRole]:
+def _marks(annotation: Any, kind: type[M]) -> Iterator[M]:
+    """Yield the marks of one *kind* in a type."""
     if typing.get_origin(annotation) is typing.Annotated:
-        yield from (item for item in annotation.__metadata__ if isinstance(item, PathRole))
+        yield from (item for item in annotation.__metadata__ if isinstance(item, kind))
         return
     for part in typing.get_args(annotation):
-        yield from _roles(part)
+        yield from _marks(part, kind)
 
 
 def _name(group: str, function: Callable[..., Any]) -> str:

@@ -30,6 +30,13 @@ def test_every_operation_says_what_it_does_and_returns_a_record():
         assert kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}, operation.name
 
 
+def test_every_chip_is_spelled_freely():
+    named = ("chip", "chip_type", "target", "targets")
+    for operation in OPERATIONS.values():
+        chips = {parameter.name for parameter in operation.parameters if parameter.name in named}
+        assert chips == operation.chips, operation.name
+
+
 def collect_records(annotation, found):
     """Add every dataclass in a type to *found*."""
     inside = get_args(annotation)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.regions import size_argument
+from pytest_esp.names import ChipName
 from pytest_esp.operations.catalogue.products import Catalogue, Kind, Part, Product, Status, catalogue
 from pytest_esp.operations.catalogue.refresh import refresh, refreshed
 from pytest_esp.operations.registry import file_operation
@@ -47,7 +48,7 @@ def search(
     query: str = "",
     *,
     kind: Kind | None = None,
-    chip_type: str | None = None,
+    chip_type: ChipName | None = None,
     status: Status | None = None,
     min_flash: int | str | None = None,
     min_psram: int | str | None = None,

@@ -18,6 +18,7 @@ from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats.files import ReadPath, WritePath, confined, known_chip, new_file, read_file, save
 from pytest_esp.formats.regions import is_blank
 from pytest_esp.link.logs import Progress, Transcript, capture
+from pytest_esp.names import ChipName
 from pytest_esp.operations.firmware.elf_image import FLASH_MODES, FlashMode, check_setting
 from pytest_esp.operations.firmware.image_report import Fit, ImageReport, fit_of_bootloader, report
 from pytest_esp.operations.registry import file_operation
@@ -95,7 +96,7 @@ class Bootloader:
 
 @file_operation(group="firmware")
 def bootloader(
-    chip_type: str,
+    chip_type: ChipName,
     config: BootloaderConfig | None = None,
     output_file: WritePath = "bootloader.bin",
     *,

@@ -14,6 +14,7 @@ from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats.elf import Elf, read_elf
 from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, save
 from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.names import ChipName
 from pytest_esp.operations.registry import file_operation
 
 FlashMode = Literal["qio", "qout", "dio", "dout"]
@@ -59,7 +60,7 @@ class ElfImage:
 @file_operation(group="firmware")
 def elf_to_image(
     elf_file: ReadPath,
-    chip_type: str,
+    chip_type: ChipName,
     output_file: WritePath | None = None,
     *,
     flash_mode: FlashMode = "qio",

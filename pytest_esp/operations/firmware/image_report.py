@@ -24,6 +24,7 @@ from pytest_esp.formats.images import App, app_of, chip_of, is_of_8266
 from pytest_esp.formats.partition_table import Partition
 from pytest_esp.formats.regions import SECTOR, is_blank
 from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.names import ChipName
 from pytest_esp.operations.firmware.signatures import Signature, signature_of
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.operations.results import Address
@@ -161,7 +162,7 @@ class FirmwareAnalysis:
 @file_operation(group="firmware")
 def analyze(
     binary_file: ReadPath,
-    chip_type: str | None = None,
+    chip_type: ChipName | None = None,
     *,
     partition_table: ReadPath | None = None,
     key_file: ReadPath | None = None,

@@ -20,6 +20,7 @@ from pytest_esp.formats.firmware import Firmware
 from pytest_esp.formats.images import chip_of
 from pytest_esp.formats.regions import Placed, Region, make_regions, md5_of, size_argument
 from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.names import ChipName
 from pytest_esp.operations.firmware.elf_image import FLASH_MODES, FlashMode, check_setting
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.operations.results import Address
@@ -70,7 +71,7 @@ def merge(
     files: Parts,
     output_file: WritePath,
     *,
-    chip_type: str | None = None,
+    chip_type: ChipName | None = None,
     format: Format | None = None,
     flash_mode: FlashMode | Literal["keep"] = "keep",
     flash_freq: str = "keep",

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_esp.formats.elf import read_elf
 from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, resolve, save
 from pytest_esp.formats.images import app_of
+from pytest_esp.names import ChipName
 from pytest_esp.operations.firmware import image_report, size_analysis
 from pytest_esp.operations.firmware.elf_image import (
     NO_LIMIT,
@@ -45,7 +46,7 @@ class PreparedApp:
 @file_operation(group="firmware")
 def prepare(
     elf_file: ReadPath,
-    chip_type: str,
+    chip_type: ChipName,
     output_file: WritePath | None = None,
     *,
     flash_mode: FlashMode | None = None,

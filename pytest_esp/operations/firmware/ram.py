@@ -19,6 +19,7 @@ from pytest_esp.formats.files import ReadPath, read_file
 from pytest_esp.link.console import ConsoleError, CrashError
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
+from pytest_esp.names import ChipName
 from pytest_esp.operations.chip.reset import answer_only
 from pytest_esp.operations.chip.running import ticks
 from pytest_esp.operations.firmware.ram_image import RamImage, loadable, ram_image_of
@@ -185,7 +186,7 @@ def self_test_image(chip: str) -> bytes:
 
 
 @operation(Effect.WRITE, group="chip")
-def self_test(link: Link, wait_seconds: float = 10.0, chip_type: str | None = None) -> SelfTest:
+def self_test(link: Link, wait_seconds: float = 10.0, chip_type: ChipName | None = None) -> SelfTest:
     """Load a small program into RAM that tests RAM, CRC, timer and UART (both directions), and return the results.
 
     The flash is not changed. A simulated chip does not run machine code: its app class must emulate the program.

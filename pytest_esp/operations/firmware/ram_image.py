@@ -13,6 +13,7 @@ from pytest_esp.errors import FirmwareError
 from pytest_esp.formats.elf import Elf, read_elf
 from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, save
 from pytest_esp.formats.images import chip_of
+from pytest_esp.names import ChipName
 from pytest_esp.operations.firmware.elf_image import FlashSettings, image_of
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.operations.results import Address
@@ -51,7 +52,7 @@ class RamImage:
 
 @file_operation(group="chip")
 def elf_to_ram_image(
-    elf_file: ReadPath, chip_type: str, output_file: WritePath | None = None, *, overwrite: bool = False
+    elf_file: ReadPath, chip_type: ChipName, output_file: WritePath | None = None, *, overwrite: bool = False
 ) -> RamImage:
     """Convert an ELF file with all segments in RAM to an image for loading into RAM (``esptool elf2image``).
 

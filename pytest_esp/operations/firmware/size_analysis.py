@@ -16,6 +16,7 @@ from pytest_esp.formats.elf import Elf, Section, Symbol, memories_at, read_elf
 from pytest_esp.formats.files import ReadPath, known_chip, read_file, resolve
 from pytest_esp.formats.images import chip_of
 from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.names import ChipName
 from pytest_esp.operations.registry import file_operation
 
 _PLACEHOLDER = "dummy"  # in names of sections that reserve addresses used through another bus
@@ -78,7 +79,7 @@ class SizeAnalysis:
 
 @file_operation(group="firmware")
 def size(
-    elf_file: ReadPath, chip_type: str | None = None, *, map_file: ReadPath | None = None, top: int = 20
+    elf_file: ReadPath, chip_type: ChipName | None = None, *, map_file: ReadPath | None = None, top: int = 20
 ) -> SizeAnalysis:
     """Analyze the size of an app: sections, memories, largest symbols, and archives by the linker map.
 

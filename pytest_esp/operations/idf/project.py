@@ -16,7 +16,7 @@ from pytest_esp.formats.files import ReadPath, resolve
 from pytest_esp.formats.firmware import Firmware
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
-from pytest_esp.names import nearest
+from pytest_esp.names import ChipName, nearest
 from pytest_esp.operations.chip import running
 from pytest_esp.operations.chip.running import ConsoleText
 from pytest_esp.operations.flash import writing
@@ -80,7 +80,7 @@ class ProjectBuild:
 @file_operation(group="idf", effect=Effect.WRITE)
 def build(
     project_path: ReadPath,
-    target: str | None = None,
+    target: ChipName | None = None,
     *,
     build_dir: str = "build",
     clean: bool = False,

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from pytest_esp.errors import OperationError
 from pytest_esp.link.logs import Progress
-from pytest_esp.names import nearest
+from pytest_esp.names import ChipName, nearest
 from pytest_esp.operations.idf.installation import Installation, base_environment, installation, tools_command
 from pytest_esp.operations.idf.process import run
 from pytest_esp.operations.registry import Effect, file_operation
@@ -85,7 +85,7 @@ class ToolList:
 
 
 @file_operation(group="idf")
-def tools(target: str | None = None) -> ToolList:
+def tools(target: ChipName | None = None) -> ToolList:
     """List the tools required by the installed ESP-IDF, their versions, and which are installed. Runs nothing.
 
     Args:
@@ -200,7 +200,7 @@ class ToolsCheck:
 
 
 @file_operation(group="idf")
-def check(target: str | None = None) -> ToolsCheck:
+def check(target: ChipName | None = None) -> ToolsCheck:
     """Check the tools of the installed ESP-IDF: run each for its version; report missing, outdated and broken ones.
 
     Args:
@@ -332,7 +332,7 @@ class _Meter:
 @file_operation(group="idf", effect=Effect.WRITE)
 def install(
     tools: list[str] | None = None,
-    targets: list[str] | None = None,
+    targets: list[ChipName] | None = None,
     *,
     timeout_seconds: float = _INSTALL_TIME,
     progress: Progress | None = None,

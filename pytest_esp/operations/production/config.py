@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import resolve
 from pytest_esp.formats.nvs_pages import NvsData
-from pytest_esp.names import nearest
+from pytest_esp.names import ChipName, nearest
 from pytest_esp.operations.security.secret_names import remember_in
 
 
@@ -111,7 +111,7 @@ class FactoryConfig(Configured):
     """
 
     firmware: Path
-    chip: str | None = None
+    chip: ChipName | None = None
     mac: str | None = Field(default=None, pattern=r"^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$")
     partition_table: Path | str | None = None
     serial_number: str | None = Field(default=None, min_length=1, max_length=64)

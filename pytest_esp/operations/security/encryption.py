@@ -19,6 +19,7 @@ from pytest_esp.formats.partition_table import MAGIC, Partition, parse
 from pytest_esp.formats.regions import Region, check_fits, size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.names import ChipName
 from pytest_esp.operations.chip.running import prove_start
 from pytest_esp.operations.flash import writing
 from pytest_esp.operations.flash.access import reach
@@ -97,7 +98,7 @@ def encrypt_image(
     input_file: ReadPath,
     output_file: WritePath,
     address: int | str,
-    chip_type: str,
+    chip_type: ChipName,
     *,
     overwrite: bool = False,
 ) -> EncryptedFile:
