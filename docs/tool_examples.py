@@ -276,7 +276,7 @@ EXAMPLES = (
     _call("esp_thermal_status", "hint", refused="the temperature sensor returned no value", port="c3"),
     _call(
         "esp_diagnostic_report",
-        "notices sections markdown output_file",
+        "notices sections output_file",
         port="c3",
         duration=0.5,
         output_file="report.html",

@@ -15,6 +15,7 @@ from fastmcp.tools.base import ToolResult
 from pydantic import ValidationError as PydanticError
 from pydantic_core import ErrorDetails
 
+from mcp_bridge.bounds import shortened
 from pytest_esp.errors import (
     EspError,
     LeaseError,
@@ -53,7 +54,7 @@ def error_answer(error: EspError, port: object = None) -> ToolResult:
     if error.attempted:
         record["attempted"] = error.attempted
     record = {key: _printable(hide(value)) if isinstance(value, str) else value for key, value in record.items()}
-    return ToolResult(structured_content={**record, **hide_in(error.details)}, is_error=True)
+    return ToolResult(structured_content=shortened({**record, **hide_in(error.details)}), is_error=True)
 
 
 def file_error(error: OSError) -> EspError:

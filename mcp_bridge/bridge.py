@@ -12,6 +12,7 @@ from fastmcp import FastMCP
 
 from mcp_bridge.answers import Guard
 from mcp_bridge.boards import BoardPool
+from mcp_bridge.bounds import Archive
 from mcp_bridge.components import COMPONENT_REGISTRY, component_class
 from mcp_bridge.components.base import Component
 from mcp_bridge.policy import Confine, Policy
@@ -44,6 +45,7 @@ class Bridge:
         policy: what tools may do.
         suites: where the suites of `Settings.suites` lie, by name.
         seen: the last answers of tools, by board.
+        archive: the last answers that were shortened.
         components: the loaded components, by name.
     """
 
@@ -56,6 +58,7 @@ class Bridge:
         self.policy = Policy(settings)
         self.suites = named_suites(settings.suites, settings.roots)
         self.seen = Seen()
+        self.archive = Archive()
         names = settings.components or tuple(COMPONENT_REGISTRY)
         self.components: dict[str, Component] = {name: component_class(name)(self) for name in names}
 

@@ -75,6 +75,14 @@ def add_resources(app: FastMCP[Any], bridge: Shared) -> None:
     def partitions(board: str) -> str:
         return _guarded(lambda: _view_of(bridge, board, views["esp://partitions"]))
 
+    def answer(number: str) -> str:
+        kept = bridge.archive.read(int(number)) if number.isdecimal() else None
+        if kept is None:
+            error = OperationError(f"answer {number} is not kept", hint="call the tool again")
+            return _text({"success": False, "error": error.message, "port": None, "hint": error.hint})
+        return kept
+
+    add("esp://answers/{number}", "answer", "The whole of an answer that was cut.", answer)
     add("esp://boards/{board}", "board", "One board: its entry, its holder, its last identification.", board)
     about = "The last console lines of a board that this server holds."
     add("esp://boards/{board}/console{?lines}", "console", about, console)

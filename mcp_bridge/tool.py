@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pydantic import Field, TypeAdapter
 
 from mcp_bridge.answers import check_finite, defect, error_answer, file_error, value_error
 from mcp_bridge.arguments import accepting
+from mcp_bridge.bounds import DEFAULT_KB, MOST_KB, Archive, bounded
 from mcp_bridge.calls import Call, progress
 from mcp_bridge.components.base import Component
 from mcp_bridge.consent import ask
@@ -59,6 +61,8 @@ class ToolInfo:
     read_only: bool = False
     changes: bool = False
     output_files: tuple[str, ...] = ()
+    long: bool = False
+    hides: tuple[str, ...] = ()
 
     def only_reads(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether a call with these *arguments* has no side effects on boards, files and virtual machines."""
@@ -85,6 +89,8 @@ def tool(
     boardless_with: str | None = None,
     shows_secrets: bool = False,
     read_only: bool | None = None,
+    long: bool = False,
+    hides: Sequence[str] = (),
 ) -> Callable[[F], F]:
     """Make a component's method a tool of the same name.
 
@@ -100,6 +106,8 @@ def tool(
         shows_secrets: whether known secrets stay in the answer, because the caller asked for them.
         read_only: whether the call has no side effects on boards, files and virtual machines, so that a client may
             call it without asking; by default true for tools that only read and have no ``overwrite``.
+        long: whether answers may be longer than the default limit, so that clients see how to raise it.
+        hides: fields of the result that would repeat others in the answer.
     """
     reads = effect in (None, Effect.READ)
 
@@ -115,6 +123,8 @@ def tool(
             read_only=reads and "overwrite" not in takes if read_only is None else read_only,
             changes=read_only is False,
             output_files=tuple(name for name in takes if name.startswith("output_")),
+            long=long,
+            hides=tuple(hides),
         )
         setattr(method, _MARK, info)
         return method
@@ -127,6 +137,8 @@ _PORT: Any = Annotated[
     Field(description="name, device path or URL of the board; optional if there is one"),
 ]
 _CONFIRM = Annotated[str | None, Field(description="the token that the first call returned")]
+_ANSWER_KB = "answer_kb"
+_KILOBYTES = Annotated[int, Field(description="the longest answer in KB", ge=1, le=MOST_KB)]
 _HIDDEN = ("over",)  # parameters that only a test or a script needs
 
 
@@ -139,6 +151,8 @@ def offer(
     idempotent: bool | None = None,
     shows_secrets: bool = False,
     read_only: bool | None = None,
+    long: bool = False,
+    hides: Sequence[str] = (),
 ) -> Callable[..., Any]:
     """Return a method that offers an operation as a tool, with the operation's parameters, descriptions and result.
 
@@ -185,7 +199,7 @@ def offer(
     without = {shown[flag]: less for flag, less in operation.without.items()}
     marks = tool(
         operation.effect, timeout=timeout, idempotent=idempotent, without=without, shows_secrets=shows_secrets,
-        read_only=read_only,
+        read_only=read_only, long=long, hides=hides,
     )  # fmt: skip
     return marks(method)
 
@@ -234,7 +248,7 @@ def make_tool(
         _wrapper(component, name, method, info, threads),
         name=name,
         description=description(inspect.getdoc(method) or ""),
-        output_schema=_output_schema(get_type_hints(method)["return"]) if output_schemas else None,
+        output_schema=_output_schema(get_type_hints(method)["return"], info.hides) if output_schemas else None,
         annotations=ToolAnnotations(
             read_only_hint=info.read_only,
             destructive_hint=info.effect in (Effect.ERASE, Effect.BURN),
@@ -243,14 +257,19 @@ def make_tool(
         ),
     )
     made.parameters = input_schema(made.parameters)
+    if not info.long:
+        del made.parameters["properties"][_ANSWER_KB]
     return made
 
 
 @functools.cache  # several tools share a result
-def _output_schema(result: Any) -> dict[str, Any]:
+def _output_schema(result: Any, hides: tuple[str, ...]) -> dict[str, Any]:
     schema = TypeAdapter(result).json_schema(mode="serialization")
     schema = inlined(schema, schema.get("$defs", {}))
     properties = {"success": {"const": True}, "port": {"type": ["string", "null"]}, **schema.get("properties", {})}
+    for name in hides:
+        del properties[name]
+    schema["required"] = [name for name in schema.get("required", ()) if name not in hides]
     success = {**schema, "type": "object", "properties": properties}
     return {"type": "object", "anyOf": [success, _ERROR_SCHEMA]}
 
@@ -266,6 +285,7 @@ def _wrapper(
         port = arguments.get("port")
         try:
             check_finite(arguments)
+            kilobytes = arguments.pop(_ANSWER_KB)
             confirm = arguments.pop("confirm", None) if asks else None
             effect = info.effect_of(arguments)
             takes_board = "port" in hints and info.takes_board(arguments)
@@ -277,10 +297,11 @@ def _wrapper(
                 if question is not None:
                     return question
             result = _plain(await _in_thread(ctx, method, arguments, info, threads))
+            result = {key: value for key, value in result.items() if key not in info.hides}
             if spec is not None:
                 component.bridge.seen.remember(spec.name, name, result)
             result = {"success": True, "port": spec.name if spec else port, **result}
-            return ToolResult(structured_content=result if info.shows_secrets else hide_in(result))
+            return _answer(result if info.shows_secrets else hide_in(result), kilobytes, component.bridge.archive)
         except EspError as error:
             return error_answer(error, port)
         except OSError as error:
@@ -299,10 +320,23 @@ def _wrapper(
         parameters.append(
             inspect.Parameter("confirm", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIRM)
         )
+    parameters.append(
+        inspect.Parameter(_ANSWER_KB, inspect.Parameter.KEYWORD_ONLY, default=DEFAULT_KB, annotation=_KILOBYTES)
+    )
     call.__signature__ = inspect.Signature(parameters, return_annotation=ToolResult | InputRequiredResult)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__name__ = name
     return call
+
+
+def _answer(result: dict[str, Any], kilobytes: int, archive: Archive) -> ToolResult:
+    """Return the answer with *result*; if it had to be cut, with a link to the whole one."""
+    shown, uri = bounded(result, kilobytes, archive)
+    if uri is None:
+        return ToolResult(structured_content=shown)
+    text = types.TextContent(text=json.dumps(shown, ensure_ascii=False))
+    link = types.ResourceLink(name="whole answer", uri=uri, mime_type="application/json")
+    return ToolResult(content=[text, link], structured_content=shown)
 
 
 def _described(method: Callable[..., Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from mcp_bridge.boards import BoardPool
+from mcp_bridge.bounds import Archive
 from mcp_bridge.policy import Policy
 from mcp_bridge.seen import Seen
 from mcp_bridge.settings import Settings
@@ -22,6 +23,7 @@ class Shared(Protocol):
         policy: what tools may do.
         suites: where the suites of `Settings.suites` lie, by name.
         seen: the last answers of tools, by board.
+        archive: the last answers that were shortened.
         components: the loaded components, by name.
     """
 
@@ -31,6 +33,7 @@ class Shared(Protocol):
     policy: Policy
     suites: Mapping[str, Path]
     seen: Seen
+    archive: Archive
     components: dict[str, Component]
 
 

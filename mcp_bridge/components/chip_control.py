@@ -115,8 +115,10 @@ class ChipControl(Component):
         idempotent=True,
         read_only=False,
     )
-    esp_run_firmware = offer(running.run_firmware, timeout=330.0, idempotent=True, read_only=False)
-    esp_serial_monitor = offer(running.monitor, timeout=330.0)
+    esp_run_firmware = offer(
+        running.run_firmware, timeout=330.0, idempotent=True, read_only=False, long=True, hides=("lines",)
+    )
+    esp_serial_monitor = offer(running.monitor, timeout=330.0, long=True)
     esp_load_ram = offer(ram.load_ram, timeout=180.0)
     esp_load_test_firmware = offer(ram.self_test, rename={"chip_type": "chip"}, timeout=180.0)
     esp_elf_to_ram_binary = offer(ram_image.elf_to_ram_image)

@@ -20,15 +20,15 @@ class Diagnostics(Component):
     )
 
     # Not masked: the dump must contain the chip's own bytes.
-    esp_memory_dump = offer(diagnostics.memory_dump, timeout=600.0, shows_secrets=True)
+    esp_memory_dump = offer(diagnostics.memory_dump, timeout=600.0, shows_secrets=True, long=True)
     esp_register_dump = offer(diagnostics.register_dump)
     esp_performance_profile = offer(diagnostics.performance_profile, timeout=700.0)
     esp_power_analysis = offer(diagnostics.power_analysis, timeout=3700.0)
     esp_rf_calibration_check = offer(diagnostics.rf_calibration_check, timeout=300.0)
     esp_thermal_status = offer(diagnostics.thermal_status)
-    esp_diagnostic_report = offer(diagnostics.diagnostic_report, timeout=600.0)
+    esp_diagnostic_report = offer(diagnostics.diagnostic_report, timeout=600.0, long=True, hides=("markdown",))
 
-    @tool(timeout=300.0)
+    @tool(timeout=300.0, long=True)
     def esp_core_dump_analyze(
         self,
         port: str | None = None,

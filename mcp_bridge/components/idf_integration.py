@@ -25,7 +25,7 @@ class IdfIntegration(Component):
     esp_idf_tools_install = offer(idf_tools.install, timeout=_HOUR + _MARGIN, idempotent=True)
     esp_idf_build_project = offer(project.build, timeout=_HOUR + _MARGIN, idempotent=True)
     esp_idf_flash_project = offer(project.flash_project, timeout=600.0)
-    esp_idf_monitor = offer(project.monitor, timeout=330.0)
+    esp_idf_monitor = offer(project.monitor, timeout=330.0, long=True)
 
     def health_check(self) -> dict[str, Any]:
         """Look for an ESP-IDF. A missing one is not an error: only the tools of this component need it."""

@@ -25,4 +25,4 @@ class PartitionManager(Component):
     esp_partition_flash = offer(new_table.write, rename={"table": "partition_file"}, timeout=120.0)
     esp_ota_partition_setup = offer(new_table.setup_ota, timeout=120.0)
     esp_nvs_partition_create = offer(nvs.create)
-    esp_nvs_read = offer(nvs.read, shows_secrets=True)
+    esp_nvs_read = offer(nvs.read, shows_secrets=True, long=True)

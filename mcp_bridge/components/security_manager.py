@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import offer, tool
@@ -17,6 +18,20 @@ from pytest_esp.operations.security.encryption import EncryptionEnabled, Encrypt
 from pytest_esp.operations.security.secure_boot import SecureBootEnabled, SecureBootPlan
 
 
+@dataclass(frozen=True)
+class BurntEfuses:
+    """The eFuses that are not zero, as text by name; *zero* is the number of all others."""
+
+    efuses: Mapping[str, str]
+    zero: int
+
+    @classmethod
+    def of(cls, values: EfuseValues) -> Self:
+        """Return the eFuses of *values* that are not zero."""
+        burnt = {name: text for name, text in values.efuses.items() if text.strip("0 :") not in ("", "x")}
+        return cls(burnt, len(values.efuses) - len(burnt))
+
+
 class SecurityManager(Component):
     """Tools for eFuses and security."""
 
@@ -27,15 +42,21 @@ class SecurityManager(Component):
     esp_security_audit = offer(audit.audit)
     esp_mac_address_read = offer(identity.read_mac)
 
-    @tool(Effect.READ)
-    def esp_efuse_read(self, efuse_name: str | None = None, port: str | None = None) -> Efuse | EfuseValues:
-        """Read one eFuse, or all of them. A key is shown only if its block is requested by name.
+    @tool(Effect.READ, long=True)
+    def esp_efuse_read(
+        self, efuse_name: str | None = None, port: str | None = None, detailed: bool = False
+    ) -> Efuse | BurntEfuses | EfuseValues:
+        """Read one eFuse, or those that are not zero. A key is shown only if its block is requested by name.
 
         Args:
             efuse_name: the name that espefuse uses; by default all eFuses are read.
+            detailed: of all eFuses, also return those that are zero, and the summary that espefuse prints.
         """
         with self.bridge.boards.use(port) as esp:
-            return esp.efuse.summary() if efuse_name is None else esp.efuse.read(efuse_name)
+            if efuse_name is not None:
+                return esp.efuse.read(efuse_name)
+            values = esp.efuse.summary()
+        return values if detailed else BurntEfuses.of(values)
 
     esp_efuse_burn = offer(
         efuse.burn,

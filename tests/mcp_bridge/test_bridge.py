@@ -28,7 +28,7 @@ def test_answers_fit_their_schemas(server):
         ("esp_detect_chip", {"port": "c3"}),
         ("esp_security_audit", {"port": "esp32"}),
         ("esp_efuse_read", {"port": "c3", "efuse_name": "MAC"}),
-        ("esp_efuse_read", {"port": "c3"}),
+        ("esp_efuse_read", {"port": "c3", "detailed": True}),
         ("esp_rack_status", {}),
         ("esp_partition_create", {"layout": "two_ota", "output_file": "table.bin"}),
         ("esp_flash_firmware", {"port": "c3", "firmware_path": "table.bin", "address": "0x8000"}),

@@ -308,7 +308,8 @@ def guarded_contents(server):
     read = [
         server.call("esp_flash_read", port="guarded", address=address, size=4096)["data"] for address in (0, 0x9000)
     ]
-    return hashlib.sha256("".join(read).encode()).hexdigest(), server.call("esp_efuse_read", port="guarded")["efuses"]
+    efuses = server.call("esp_efuse_read", port="guarded", detailed=True)["efuses"]
+    return hashlib.sha256("".join(read).encode()).hexdigest(), efuses
 
 
 @pytest.mark.parametrize("component", COMPONENT_REGISTRY)

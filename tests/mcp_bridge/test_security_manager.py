@@ -173,7 +173,7 @@ def test_the_answers_are_what_unmodified_espefuse_says(serve, tmp_path):
     server = serve(rack=rack)
     burn(server, "FLASH_CRYPT_CNT", 1, "kept")
     burn(server, "JTAG_DISABLE", 1, "kept")
-    told = server.call("esp_efuse_read", port="kept")
+    told = server.call("esp_efuse_read", port="kept", detailed=True)
     audit = server.call("esp_security_audit", port="kept")
     server.call("esp_release", board="kept")
 
