@@ -22,7 +22,7 @@ from pytest_esp.boards.sim import SimBoard
 from pytest_esp.errors import BackendError, EspError, OperationError
 from pytest_esp.formats.files import resolve
 from pytest_esp.names import ChipName, ChipSpelling
-from pytest_esp.qemu.find import find_all
+from pytest_esp.qemu.find import VARIABLES, find_all
 from pytest_esp.qemu.machines import machine_for
 from pytest_esp.rack.spec import BoardSpec, FaultSpec
 from pytest_esp.wire.endpoints import Endpoint
@@ -409,9 +409,16 @@ class QemuManager(Component):
         return InstanceStatus(running.describe(), alive, running.raw.client_count + running.rfc2217.client_count)
 
     def health_check(self) -> dict[str, Any]:
-        """Look for QEMU. A missing QEMU is not an error: simulated chips do not need it."""
-        qemu = [str(found.path) for found in find_all() if found.qemu is not None]
-        return {"status": "healthy", "qemu": qemu, "instances": len(self._running)}
+        """Look for QEMU. A missing QEMU is not an error, as simulated chips do not need it, but a wrong setting is."""
+        builds = find_all()
+        qemu = [str(found.path) for found in builds if found.qemu is not None]
+        wrong = [
+            f"{found.origin} is set to {found.path}, which {found.problem}"
+            for found in builds
+            if found.qemu is None and found.origin in VARIABLES.values()
+        ]
+        report = {"status": "degraded", "problem": "; ".join(wrong)} if wrong else {"status": "healthy"}
+        return {**report, "qemu": qemu, "instances": len(self._running)}
 
     def close(self) -> None:
         """Stop all instances."""

@@ -142,3 +142,12 @@ def test_qemu_runs_the_firmware_that_is_flashed(server, need_qemu, build_of):
     assert not answer["success"] or answer["duration_seconds"] < 20
     server.call("esp_qemu_stop")
     assert server.call("esp_qemu_list")["count"] == 0
+
+
+def test_health_names_a_qemu_that_does_not_exist(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("QEMU_RISCV_PATH", str(tmp_path / "gone"))
+    health = server.call("esp_health_check")
+    assert health["status"] == "degraded"
+    assert f"QEMU_RISCV_PATH is set to {tmp_path / 'gone'}, which does not exist" in str(health["components"])
+    monkeypatch.delenv("QEMU_RISCV_PATH")
+    assert "qemu_manager" not in server.call("esp_health_check")["components"]

@@ -26,6 +26,13 @@ _PROJECT = re.compile(r"Project name: +(\S.*?)\s*$", re.MULTILINE)
 _VERSION = re.compile(r"App version: +(\S.*?)\s*$", re.MULTILINE)
 _OFFSET = re.compile(r"Loaded app from partition at offset (0x[0-9a-f]+)")
 _BAD_8266 = re.compile(r"^csum err", re.MULTILINE)  # its ROM stops there
+# What ROM and bootloader print before the app runs (also at another baud rate, which makes it unreadable).
+_BEFORE_THE_APP = re.compile(
+    r"(ESP-ROM:|Build:|rst:|ets |SPIWP:|Saved PC:|Core\d Saved PC:|mode:|load:|load 0x|entry |configsip:|clk_drv:"
+    r"|boot:|waiting for download|SHA-256 |Valid secure boot|Secure boot|Calculated hash|chksum |tail |csum |~ld"
+    r"|v[0-9a-f]{8}$|[IWEDV] \([^)]*\) (boot|esp_image|bootloader_\w+|qio_mode|secure_boot\w*|flash_encrypt|flash_parts)\b"
+    r"|.*\ufffd)"
+)
 _LONGEST = 300.0
 _MOST_OUTPUT = 4 * 1024 * 1024  # bytes; more than arrives in the longest time at 115200 baud
 PROOF_TIMEOUT = 60.0
@@ -38,7 +45,8 @@ class FirmwareRun:
     """What the app did after a reset.
 
     Attributes:
-        state: ``running`` if the app printed something and no crash was seen while listening.
+        state: ``running`` if the app printed something, or its bootloader said that it loaded it, and no crash was seen
+            while listening; ``silent`` if only ROM and bootloader printed something, or nothing did.
         crash: the crash, decoded as far as possible; None if there was none.
         reason: the reset reason printed by the ROM.
         project, version, offset: of the app, from the boot log; *offset* is that of its partition.
@@ -113,7 +121,7 @@ def _run(link: Link, said: ConsoleText, crash: Crash | None, start: int, matched
         state = "not bootable"
     offset = _OFFSET.findall(output)
     return FirmwareRun(
-        state=state if output.strip() else "silent",
+        state="silent" if state == "running" and not (offset or _is_from_an_app(output)) else state,
         crash=crash.describe() if crash is not None else None,
         reason=reset_reason(output),
         project=_last(_PROJECT, output),
@@ -203,6 +211,11 @@ def _listen(
     description = crash.describe() if crash is not None else None
     seconds = round(time.monotonic() - begun, 3)
     return ConsoleText(said, matched, description, seconds, dropped_bytes=kept - begin), crash, begin
+
+
+def _is_from_an_app(output: str) -> bool:
+    lines = filter(None, map(str.strip, output.splitlines()))
+    return any(not _BEFORE_THE_APP.match(line) for line in lines)
 
 
 def ticks(progress: Progress | None, duration: float) -> Callable[[], None] | None:
