@@ -16,6 +16,7 @@ from pydantic import ValidationError as PydanticError
 from pydantic_core import ErrorDetails
 
 from mcp_bridge.bounds import shortened
+from mcp_bridge.hints import Hints
 from pytest_esp.errors import (
     EspError,
     LeaseError,
@@ -98,10 +99,12 @@ class Guard(Middleware):
 
     Args:
         names: the names of all tools.
+        hints: words hints for clients.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], hints: Hints) -> None:
         self._names = names
+        self._hints = hints
 
     async def on_call_tool(
         self, context: MiddlewareContext[types.CallToolRequestParams], call_next: CallNext[Any, ToolResult]
@@ -121,8 +124,11 @@ class Guard(Middleware):
         except EspError as error:
             answer = error_answer(error)
         content = answer.structured_content
-        if not answer.is_error or content is None or content.get("hint"):
+        if not answer.is_error or content is None:
             return answer
+        if content.get("hint"):
+            hint = self._hints.for_clients(content["hint"])
+            return ToolResult(structured_content={**content, "hint": hint}, is_error=True)
         assert context.fastmcp_context is not None
         tool = await context.fastmcp_context.fastmcp.get_tool(name)
         takes = parameters_in_words(name, tool.parameters if tool else {})

@@ -15,6 +15,7 @@ from mcp_bridge.boards import BoardPool
 from mcp_bridge.bounds import Archive
 from mcp_bridge.components import COMPONENT_REGISTRY, component_class
 from mcp_bridge.components.base import Component
+from mcp_bridge.hints import Hints
 from mcp_bridge.policy import Confine, Policy
 from mcp_bridge.prompts import add_prompts
 from mcp_bridge.resources import add_resources
@@ -92,7 +93,7 @@ class Bridge:
         )
         app.add_middleware(Confine(self.settings, self.rack.path))
         toolbox = Toolbox(self, threads)
-        app.add_middleware(Guard(toolbox.names))
+        app.add_middleware(Guard(toolbox.names, Hints(toolbox.operations)))
         app.add_provider(toolbox)
         add_resources(app, self)
         add_prompts(app)

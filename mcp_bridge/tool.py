@@ -63,6 +63,7 @@ class ToolInfo:
     output_files: tuple[str, ...] = ()
     long: bool = False
     hides: tuple[str, ...] = ()
+    operation: str | None = None
 
     def only_reads(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether a call with these *arguments* has no side effects on boards, files and virtual machines."""
@@ -91,6 +92,7 @@ def tool(
     read_only: bool | None = None,
     long: bool = False,
     hides: Sequence[str] = (),
+    operation: str | None = None,
 ) -> Callable[[F], F]:
     """Make a component's method a tool of the same name.
 
@@ -108,6 +110,7 @@ def tool(
             call it without asking; by default true for tools that only read and have no ``overwrite``.
         long: whether answers may be longer than the default limit, so that clients see how to raise it.
         hides: fields of the result that would repeat others in the answer.
+        operation: the name of the operation that it offers, which hints may name.
     """
     reads = effect in (None, Effect.READ)
 
@@ -125,6 +128,7 @@ def tool(
             output_files=tuple(name for name in takes if name.startswith("output_")),
             long=long,
             hides=tuple(hides),
+            operation=operation,
         )
         setattr(method, _MARK, info)
         return method
@@ -199,7 +203,7 @@ def offer(
     without = {shown[flag]: less for flag, less in operation.without.items()}
     marks = tool(
         operation.effect, timeout=timeout, idempotent=idempotent, without=without, shows_secrets=shows_secrets,
-        read_only=read_only, long=long, hides=hides,
+        read_only=read_only, long=long, hides=hides, operation=operation.name,
     )  # fmt: skip
     return marks(method)
 

@@ -111,6 +111,11 @@ class Toolbox(Provider):
         """The names of all tools."""
         return [*self._entries, *self._finders]
 
+    @property
+    def operations(self) -> dict[str, str]:
+        """The tool that offers an operation, by the operation's name."""
+        return {one.info.operation: name for name, one in self._entries.items() if one.info.operation}
+
     # -- the provider's interface
 
     async def _list_tools(self) -> Sequence[Tool]:

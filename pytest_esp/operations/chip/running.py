@@ -30,8 +30,8 @@ _BAD_8266 = re.compile(r"^csum err", re.MULTILINE)  # its ROM stops there
 _BEFORE_THE_APP = re.compile(
     r"(ESP-ROM:|Build:|rst:|ets |SPIWP:|Saved PC:|Core\d Saved PC:|mode:|load:|load 0x|entry |configsip:|clk_drv:"
     r"|boot:|waiting for download|SHA-256 |Valid secure boot|Secure boot|Calculated hash|chksum |tail |csum |~ld"
-    r"|v[0-9a-f]{8}$|[IWEDV] \([^)]*\) (boot|esp_image|bootloader_\w+|qio_mode|secure_boot\w*|flash_encrypt|flash_parts)\b"
-    r"|.*\ufffd)"
+    r"|v[0-9a-f]{8}$|.*\ufffd"
+    r"|[IWEDV] \([^)]*\) (boot|esp_image|bootloader_\w+|qio_mode|secure_boot\w*|flash_encrypt|flash_parts)\b)"
 )
 _LONGEST = 300.0
 _MOST_OUTPUT = 4 * 1024 * 1024  # bytes; more than arrives in the longest time at 115200 baud
