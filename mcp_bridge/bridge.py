@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ from fastmcp import FastMCP
 from mcp_bridge.answers import Guard
 from mcp_bridge.boards import BoardPool
 from mcp_bridge.bounds import Archive
-from mcp_bridge.components import COMPONENT_REGISTRY, component_class
+from mcp_bridge.components import COMPONENT_REGISTRY, component_class, plugged_in
 from mcp_bridge.components.base import Component
 from mcp_bridge.hints import Hints
 from mcp_bridge.policy import Confine, Policy
@@ -22,9 +23,13 @@ from mcp_bridge.resources import add_resources
 from mcp_bridge.seen import Seen
 from mcp_bridge.settings import Settings
 from mcp_bridge.suites import named_suites
+from mcp_bridge.tool import check_plug_in, tools_of
 from mcp_bridge.toolbox import Toolbox
 from pytest_esp import HOMEPAGE, __version__
+from pytest_esp.errors import RackError
 from pytest_esp.rack.config import load_rack
+
+_log = logging.getLogger(__name__)
 
 _MOST_CALLS = 32  # at once; each board takes one at a time
 
@@ -48,6 +53,7 @@ class Bridge:
         seen: the last answers of tools, by board.
         archive: the last answers that were shortened.
         components: the loaded components, by name.
+        broken: why a component of another package cannot be used, by its name.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -60,14 +66,34 @@ class Bridge:
         self.suites = named_suites(settings.suites, settings.roots)
         self.seen = Seen()
         self.archive = Archive()
-        names = settings.components or tuple(COMPONENT_REGISTRY)
-        self.components: dict[str, Component] = {name: component_class(name)(self) for name in names}
+        self.broken: dict[str, str] = {}
+        self.components: dict[str, Component] = {}
+        for name in settings.components or (*COMPONENT_REGISTRY, *plugged_in()):
+            if name in COMPONENT_REGISTRY:
+                self.components[name] = component_class(name)(self)
+            else:
+                self._plug_in(name)
+
+    def _plug_in(self, name: str) -> None:
+        """Load a component of another package. If it is broken, `broken` says why, and the others are not affected."""
+        try:
+            component = component_class(name)(self)
+            check_plug_in(component, {tool for other in self.components.values() for tool in tools_of(other)})
+        except RackError:  # there is no component of that name
+            raise
+        except (Exception, SystemExit) as error:
+            self.broken[name] = f"{type(error).__name__}: {error}"
+        else:
+            self.components[name] = component
 
     def close(self) -> None:
         """Stop what the components have started, and release all boards."""
         try:
             for component in self.components.values():
-                component.close()
+                try:
+                    component.close()
+                except Exception:
+                    _log.exception("%s could not be closed", component.NAME)
         finally:
             self.boards.close()
 

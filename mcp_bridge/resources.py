@@ -9,7 +9,7 @@ from typing import Any
 
 from fastmcp import FastMCP
 
-from mcp_bridge.components.base import Shared
+from mcp_bridge.components.base import Shared, health_of
 from mcp_bridge.tool import tools_of
 from pytest_esp import __version__
 from pytest_esp.errors import EspError, OperationError
@@ -127,14 +127,8 @@ def _device(bridge: Shared, name: str) -> dict[str, Any]:
 
 
 def _status(bridge: Shared) -> str:
-    health: dict[str, Any] = {}
-    for name, component in bridge.components.items():
-        try:
-            health[name] = component.health_check()
-        except (EspError, OSError) as error:
-            health[name] = {"status": "failed", "problem": str(error)}
     boards = [_state(bridge, name) for name in bridge.rack.boards]
-    return _text({"version": __version__, "components": health, "rack": bridge.rack.name, "boards": boards})
+    return _text({"version": __version__, "components": health_of(bridge), "rack": bridge.rack.name, "boards": boards})
 
 
 def _state(bridge: Shared, name: str) -> dict[str, Any]:

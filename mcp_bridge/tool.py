@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -223,6 +223,22 @@ def tools_of(component: Component) -> dict[str, tuple[Callable[..., Any], ToolIn
         if info is not None:
             found[name] = (getattr(component, name), info)
     return found
+
+
+def check_plug_in(component: Component, taken: Collection[str]) -> None:
+    """Check that the tools of another package's component can be made, and that their names are not *taken*.
+
+    Raises:
+        ValueError: if it has no tools, or a name is taken; other errors if a tool cannot be made.
+    """
+    tools = tools_of(component)
+    if not tools:
+        raise ValueError("it has no tools")
+    if names := sorted(tools.keys() & set(taken)):
+        raise ValueError(f"there is a tool {names[0]} already")
+    with ThreadPoolExecutor(1) as threads:  # which are not started
+        for name, (method, info) in tools.items():
+            make_tool(component, name, method, info, threads, output_schemas=True)
 
 
 class ShortTool(FunctionTool):

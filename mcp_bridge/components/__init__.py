@@ -30,6 +30,11 @@ COMPONENT_REGISTRY: dict[str, str] = {
 """Where the class of each component is. Packages can add more with entry points."""
 
 
+def plugged_in() -> list[str]:
+    """Return the names of the components that other packages add."""
+    return sorted(entry_points(group=ENTRY_POINTS).names - COMPONENT_REGISTRY.keys())
+
+
 def component_class(name: str) -> type[Component]:
     """Return the class of the component *name*.
 

@@ -25,6 +25,7 @@ class Shared(Protocol):
         seen: the last answers of tools, by board.
         archive: the last answers that were shortened.
         components: the loaded components, by name.
+        broken: why a component of another package cannot be used, by its name.
     """
 
     settings: Settings
@@ -35,6 +36,7 @@ class Shared(Protocol):
     seen: Seen
     archive: Archive
     components: dict[str, Component]
+    broken: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ class Instance:
     boot_mode: str
     pid: int | None
     hint: str
+
+
+def health_of(bridge: Shared) -> dict[str, dict[str, Any]]:
+    """Return what each component reports about itself; a check that fails is a report, too."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, component in bridge.components.items():
+        try:
+            found[name] = dict(component.health_check())
+        except Exception as error:
+            found[name] = {"status": "failed", "problem": str(error) or type(error).__name__}
+    return found | {name: {"status": "failed", "problem": problem} for name, problem in bridge.broken.items()}
 
 
 class Component:

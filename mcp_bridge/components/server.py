@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mcp_bridge.components.base import Component
+from mcp_bridge.components.base import Component, health_of
 from mcp_bridge.tool import tool, tools_of
 from pytest_esp import __version__
-from pytest_esp.errors import EspError
 from pytest_esp.rack.state import state_of
 
 
@@ -72,12 +71,7 @@ class Server(Component):
         Args:
             detailed: also return the healthy components.
         """
-        found: dict[str, dict[str, Any]] = {}
-        for name, component in self.bridge.components.items():
-            try:
-                found[name] = component.health_check()
-            except (EspError, OSError) as error:
-                found[name] = {"status": "failed", "problem": str(error)}
+        found = health_of(self.bridge)
         bad = {name: report for name, report in found.items() if report.get("status") != "healthy"}
         return Health("degraded" if bad else "healthy", found if detailed else bad)
 
