@@ -14,6 +14,7 @@ from fastmcp import FastMCP
 from mcp_bridge.answers import Guard
 from mcp_bridge.boards import BoardPool
 from mcp_bridge.bounds import Archive
+from mcp_bridge.completion import Completion
 from mcp_bridge.components import COMPONENT_REGISTRY, component_class, plugged_in
 from mcp_bridge.components.base import Component
 from mcp_bridge.hints import Hints
@@ -123,4 +124,5 @@ class Bridge:
         app.add_provider(toolbox)
         add_resources(app, self)
         add_prompts(app)
+        app.add_completion_handler(Completion(self).complete)
         return app

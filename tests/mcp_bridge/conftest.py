@@ -96,6 +96,13 @@ class Server:
         result = self._portal.call(self._client.get_prompt, name, arguments)
         return result.messages[0].content.text
 
+    def complete(self, argument, text, prompt="esp_backup_plan", **given):
+        from mcp_types import PromptReference
+
+        reference = PromptReference(type="ref/prompt", name=prompt)
+        argument = {"name": argument, "value": text}
+        return self._portal.call(lambda: self._client.complete(reference, argument, context_arguments=given)).values
+
     def list_tools(self):
         return {tool.name: tool for tool in self._portal.call(self._client.list_tools)}
 
