@@ -49,7 +49,7 @@ class Link:
 
 
 def state_after(text):
-    said = ConsoleText(lines=(), matched=None, crash=None, duration_seconds=1.0)
+    said = ConsoleText(lines=(), matched=None, crash=None, duration_seconds=1.0, dropped_bytes=0)
     return _run(Link(text), said, None, 0, None).state
 
 
