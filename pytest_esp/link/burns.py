@@ -66,7 +66,7 @@ class BurnGuard:
         self._enabled = enabled
         self._holder = holder
         self._shown: set[BitChange] = set()
-        self._sent: Requests | None = None  # what was sent last, also before the port was opened again
+        self._sent: dict[str, Requests] = {}  # by port, also of before it was opened again
         self._burning: int | None = None  # the thread whose permit is open
 
     @property
@@ -180,17 +180,18 @@ class BurnGuard:
 
     # -- what is sent
 
-    def watch(self, port: Port, chip: Callable[[], str | None]) -> None:
+    def watch(self, port: Port, chip: Callable[[], str | None], name: str = "port") -> None:
         """Check everything that is written to *port* from now on.
 
         Args:
-            port: the port of a real board.
+            port: a port of a real board.
             chip: returns the chip that answers at the port (esptool's name); None if it is unknown.
+            name: its key in the board's entry.
         """
         write = port.write
 
         def checked(data: bytes) -> int | None:
-            sent = copy.copy(self._sent) or Requests(chip)
+            sent = copy.copy(self._sent.get(name)) or Requests(chip)
             if sent.starts_a_burn(bytes(data)) and self._burning != threading.get_ident():
                 raise RefusedError(
                     "this request starts to burn eFuses, and was not sent",
@@ -199,7 +200,7 @@ class BurnGuard:
                     hint="burn with esp.efuse.burn(...), or with the commands of link.session.espefuse(...): "
                     "they compare what they burn with `allow_burn` in boards.toml",
                 )
-            self._sent = sent
+            self._sent[name] = sent
             return write(data)
 
         port.write = checked  # pyright: ignore[reportAttributeAccessIssue] - the port stays the object that others know

@@ -218,6 +218,8 @@ class Link:
         if self._console is None:
             if self._own_console_port is None:
                 self._own_console_port = self.board.open_console()
+                if self._own_console_port is not None:  # a chip's loader may answer at both
+                    self.burns.watch(self._own_console_port, self._answering_chip, "console_port")
             own = self._own_console_port
             self._console = Console(
                 own or port,

@@ -44,12 +44,14 @@ def real(tmp_path, start_serving, monkeypatch):
     monkeypatch.setenv("PYTEST_ESP_STATE_DIR", str(tmp_path / "state"))
     links = []
 
-    def make(chip, allow_burn=(), *, enabled=True, named=None, **consent):
+    def make(chip, allow_burn=(), *, enabled=True, named=None, console_port=False, **consent):
         served = start_serving("sim", chip, "--listen", "rfc2217://127.0.0.1:0")
+        other = start_serving("sim", chip, "--listen", "socket://127.0.0.1:0").url("socket") if console_port else None
         path = tmp_path / "real.toml"
         path.write_text(
             f'[boards.real]\nbackend="serial"\nchip="{named or chip}"\nport="{served.url("rfc2217")}"\n'
             f'allow=["read","write","erase","burn"]\nallow_burn={json.dumps(list(allow_burn))}\n'
+            + (f'console_port="{other}"\n' if other else "")
         )
         rack = load_rack(path)
         links.append(Link(make_board(rack.board("real"), rack), burns_enabled=enabled, **consent))
@@ -381,6 +383,18 @@ def test_another_chip_than_the_entry_says(real, recorded):
     esp = real("esp32c3", named="esp32")
     with pytest.raises(RefusedError, match="starts to burn"):
         esp.link.port.write(b"".join(frames(recorded("esp32c3")[1])))
+
+
+def test_a_console_port_of_its_own(real):
+    """Some chips' loaders answer at both ports. Each is followed by itself."""
+    esp = real("esp32c3", console_port=True)
+    evil = request(0x09, CMD["esp32c3"], 2, 0xFFFFFFFF, 0)
+    with pytest.raises(RefusedError, match="starts to burn"):
+        esp.link.console.write(evil)
+    esp.link.console.write(evil[:9])
+    esp.link.port.write(b"\xc0")
+    with pytest.raises(RefusedError, match="starts to burn"):
+        esp.link.console.write(evil[9:])
 
 
 # -- requests
