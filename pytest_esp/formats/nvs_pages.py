@@ -5,13 +5,10 @@ Source: "Non-Volatile Storage Library", section Internals, of ESP-IDF's guide.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import csv
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,21 +16,17 @@ from typing import Any, Literal, cast
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from pytest_esp.errors import OperationError
-from pytest_esp.formats.files import resolve
+from pytest_esp.formats.nvs_values import ENCODING_ERRORS, NvsData, rows_of
 
 PAGE = 4096
 KEY_SIZE = 64
 _ENTRY, _FIRST_ENTRY, _ENTRIES = 32, 64, 126
 _LEAST_PAGES = 3
 _NEWEST_VERSION = 2
-_LONGEST_KEY = 15
 _STATES = {0xFFFFFFFF: "empty", 0xFFFFFFFE: "active", 0xFFFFFFFC: "full", 0xFFFFFFF8: "freeing", 0xFFFFFFF0: "corrupt"}
 _NUMBERS = {0x01: "u8", 0x11: "i8", 0x02: "u16", 0x12: "i16", 0x04: "u32", 0x14: "i32", 0x08: "u64", 0x18: "i64"}
 _STRING, _OLD_BLOB, _BLOB_DATA, _BLOB_INDEX = 0x21, 0x41, 0x42, 0x48
 _EMPTY, _WRITTEN, _ERASED = 3, 2, 0
-
-NvsData = Mapping[str, Mapping[str, Any]]
-"""Values by namespace and key: text, a number, bytes, or ``{"type": "u8", "value": 1}``."""
 
 
 # -- reading
@@ -255,7 +248,8 @@ def make_pages(values: NvsData | str | Path, size: int, key: bytes | None = None
         key: the NVS encryption key, 64 bytes.
 
     Raises:
-        OperationError: if a value does not fit its type, a name is too long, or the partition is too small.
+        OperationError: if a value does not fit its type, a name is too long, or the partition is too small; for a CSV
+            file, the message has the line and the key.
     """
     from esp_idf_nvs_partition_gen import nvs_partition_gen as generator
 
@@ -265,111 +259,23 @@ def make_pages(values: NvsData | str | Path, size: int, key: bytes | None = None
         )
     if key is not None and len(key) != KEY_SIZE:
         raise OperationError(f"an NVS key has {KEY_SIZE} bytes, not {len(key)}")
-    rows = _rows_of_csv(Path(values)) if isinstance(values, (str, Path)) else _rows(values)
     out = io.BytesIO()
     # One page stays free: the library moves entries into it.
     partition = generator.nvs_open(out, size - PAGE, generator.Page.VERSION2, key is not None, key)
-    for name, encoding, value in rows:
-        _check_name(name)
+    is_csv = isinstance(values, (str, Path))
+    for row in rows_of(values):
         try:
-            if encoding == "namespace":
-                partition.write_namespace(name)
+            if row.encoding == "namespace":
+                partition.write_namespace(row.key)
+            elif is_csv:  # also adds what the Wi-Fi library expects beside an SSID
+                generator.write_entry(partition, row.key, "data", row.encoding, row.value)
             else:
-                partition.write_entry(name, value, encoding)
-        except (RuntimeError, ValueError, struct.error, AssertionError, binascii.Error) as error:
-            room = isinstance(error, generator.InsufficientSizeError)
+                partition.write_entry(row.key, row.value, row.encoding)
+        except generator.InsufficientSizeError as error:
             raise OperationError(
-                f"there is no room for {name!r} in {size:#x} bytes"
-                if room
-                else f"the value of {name!r} is invalid: {error}",
-                hint="make the partition larger" if room else f"it does not fit {encoding}",
+                f"{row.place}there is no room for {row.key!r} in {size:#x} bytes", hint="make the partition larger"
             ) from error
+        except ENCODING_ERRORS as error:
+            raise row.error(f"is invalid: {error}", hint=f"it does not fit {row.encoding}") from error
     generator.nvs_close(partition)
     return out.getvalue()
-
-
-def _check_name(name: str) -> None:
-    if not 0 < len(name.encode()) <= _LONGEST_KEY:
-        raise OperationError(f"invalid key or namespace {name!r}", hint=f"use 1 to {_LONGEST_KEY} bytes")
-
-
-_Row = tuple[str, str, Any]
-
-
-def _rows(values: NvsData) -> Iterator[_Row]:
-    for namespace, keys in values.items():
-        if not isinstance(keys, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it may come from JSON
-            raise OperationError(f"the namespace {namespace!r} has no keys", hint='{"namespace": {"key": value}}')
-        yield namespace, "namespace", ""
-        for name, value in keys.items():
-            yield (name, *_encoded(name, value))
-
-
-def _encoded(name: str, value: Any) -> tuple[str, Any]:
-    if isinstance(value, Mapping):
-        given = cast(Mapping[str, Any], value)
-        return _typed(name, str(given.get("type")), given.get("value"))
-    if isinstance(value, bool):
-        return "u8", int(value)
-    if isinstance(value, int):
-        fitting = ("u32", "u64") if value >= 0 else ("i32", "i64")
-        return fitting[not -(1 << 31) <= value < 1 << 32], value
-    if isinstance(value, str):
-        return "string", value
-    if isinstance(value, bytes):
-        return "hex2bin", value.hex()
-    raise OperationError(
-        f"the value of {name!r} has an unsupported type", hint="use text, a number, bytes, or type and value"
-    )
-
-
-def _typed(name: str, kind: str, value: Any) -> tuple[str, Any]:
-    if kind in _NUMBERS.values():
-        try:
-            return kind, int(value, 0) if isinstance(value, str) else int(value)
-        except (TypeError, ValueError) as error:
-            raise OperationError(f"the value of {name!r} is not a number") from error
-    if kind == "string" and isinstance(value, str):
-        return kind, value
-    if kind in ("blob", "hex", "hex2bin", "base64") and isinstance(value, (str, bytes)):
-        if isinstance(value, bytes):
-            return "hex2bin", value.hex()
-        return ("base64" if kind == "base64" else "hex2bin"), value
-    known = ", ".join([*_NUMBERS.values(), "string", "blob (hex digits)", "base64"])
-    raise OperationError(f"the value of {name!r} does not match its type {kind}", hint=f"types: {known}")
-
-
-def _rows_of_csv(path: Path) -> Iterator[_Row]:
-    try:
-        lines = [
-            line for line in resolve(path).read_text("utf-8-sig").splitlines() if line and not line.startswith("#")
-        ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise OperationError(f"{path} cannot be read: {error}") from error
-    table = csv.DictReader(lines)
-    if not {"key", "type", "encoding", "value"} <= set(table.fieldnames or ()):
-        raise OperationError(f"{path} is not an NVS CSV file", hint="its first line must be key,type,encoding,value")
-    for row in table:
-        name, kind, encoding, value = (str(row[column] or "") for column in ("key", "type", "encoding", "value"))
-        if kind == "namespace":
-            yield name, kind, ""
-        elif kind == "data" and encoding in _NUMBERS.values():
-            yield (name, *_typed(name, encoding, value))
-        elif kind == "data":
-            yield name, encoding, value
-        elif kind == "file":
-            yield (name, *_file_value(path, encoding, value))
-        else:
-            raise OperationError(f"{path}: {name!r} has the unknown type {kind!r}", hint="use namespace, data or file")
-
-
-def _file_value(path: Path, encoding: str, name: str) -> tuple[str, Any]:
-    file = resolve(name, named_by=path)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise OperationError(f"{file} cannot be read: {error.strerror}") from error
-    if encoding in ("hex2bin", "base64", "string"):
-        text = data.decode("utf-8", "strict")
-        return ("hex2bin", base64.b64decode(text).hex()) if encoding == "base64" else (encoding, text)
-    return "hex2bin", data.hex()

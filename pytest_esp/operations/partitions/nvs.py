@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import FileName, ReadPath, WritePath, new_file, resolve, save
-from pytest_esp.formats.nvs_pages import KEY_SIZE, NvsContents, NvsData, make_pages, read_pages
+from pytest_esp.formats.nvs_pages import KEY_SIZE, NvsContents, make_pages, read_pages
+from pytest_esp.formats.nvs_values import NvsData
 from pytest_esp.formats.regions import size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.operations.flash import reading, tables
@@ -23,10 +24,10 @@ from pytest_esp.units import Contents
 class NvsImage:
     """An NVS partition that was created.
 
-    size: in bytes.
+    Attributes:
+        size: in bytes.
         encrypted: whether it is encrypted.
-        namespaces: number of values in each.
-        namespaces: how many values each has.
+        namespaces: the number of values in each.
         output_file: the file it was saved to.
     """
 

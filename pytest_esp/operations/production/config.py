@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import resolve
-from pytest_esp.formats.nvs_pages import NvsData
+from pytest_esp.formats.nvs_values import NvsData
 from pytest_esp.names import ChipName, nearest
 from pytest_esp.operations.security.secret_names import remember_in
 

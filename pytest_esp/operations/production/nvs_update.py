@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytest_esp.errors import EspError, OperationError
-from pytest_esp.formats.nvs_pages import NvsContents, NvsData, NvsEntry
+from pytest_esp.formats.nvs_pages import NvsContents, NvsEntry
+from pytest_esp.formats.nvs_values import NvsData
 from pytest_esp.link.link import Link
 from pytest_esp.operations.flash import reading, tables, writing
 from pytest_esp.operations.partitions import nvs

@@ -13,7 +13,8 @@ from pytest_esp.formats import boot_image
 from pytest_esp.formats.files import resolve
 from pytest_esp.formats.firmware import Firmware
 from pytest_esp.formats.images import check_image
-from pytest_esp.formats.nvs_pages import NvsData, NvsEntry
+from pytest_esp.formats.nvs_pages import NvsEntry
+from pytest_esp.formats.nvs_values import NvsData
 from pytest_esp.formats.partition_layouts import build
 from pytest_esp.formats.partition_table import MAGIC, TABLE_SIZE, Partition, parse
 from pytest_esp.formats.regions import SECTOR, Region, check_fits, make_regions

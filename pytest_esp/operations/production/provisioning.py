@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import ReadPath
-from pytest_esp.formats.nvs_pages import NvsData
+from pytest_esp.formats.nvs_values import NvsData
 from pytest_esp.link.link import Link
 from pytest_esp.operations.production.config import (
     CALIBRATION,

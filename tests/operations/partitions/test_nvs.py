@@ -115,7 +115,7 @@ def test_the_newest_of_two_values_counts(order):
         ({"a": {"a key that is too long": 1}}, "invalid key or namespace"),
         ({"a": 5}, "has no keys"),
         ({"a": {"key": {"type": "blob", "value": "xyz"}}}, "value of 'key' is invalid"),
-        ({"a": {"key": "x" * 5000}}, "value of 'key' is invalid"),
+        ({"a": {"key": "x" * 5000}}, "value of 'key' has 5000 bytes"),
         ({"a": {f"key{number}": b"x" * 3000 for number in range(4)}}, "no room"),
     ],
 )

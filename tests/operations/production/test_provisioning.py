@@ -129,7 +129,7 @@ def test_a_real_board_burns_only_what_its_entry_names(real):
         ({"wify": {"password": PASSWORD}}, "unknown setting 'wify'; nearest: wifi"),
         ({"credentials": {"token": {"type": "u8", "value": TOKEN}}}, "is not a number"),
         ({"credentials": {"token": {"type": TOKEN, "value": 1}}}, "does not match its type"),
-        ({"credentials": {"token": TOKEN * 400}}, "value of 'token' is invalid"),
+        ({"credentials": {"token": TOKEN * 400}}, "value of 'token' has 4800 bytes"),
         ({"credentials": {"token": {"type": "blob", "value": TOKEN}}}, "value of 'token' is invalid"),
         ({"credentials": {"a name that is too long": TOKEN}}, "invalid key or namespace"),
         ({"credentials": {"token": TOKEN}, "nvs_partition": "nvz"}, "no partition 'nvz'"),
