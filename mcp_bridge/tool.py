@@ -354,7 +354,7 @@ def _answer(result: dict[str, Any], kilobytes: int, archive: Archive) -> ToolRes
     shown, uri = bounded(result, kilobytes, archive)
     if uri is None:
         return ToolResult(structured_content=shown)
-    text = types.TextContent(text=json.dumps(shown, ensure_ascii=False))
+    text = types.TextContent(text=json.dumps(shown, ensure_ascii=False, separators=(",", ":")))
     link = types.ResourceLink(name="whole answer", uri=uri, mime_type="application/json")
     return ToolResult(content=[text, link], structured_content=shown)
 

@@ -16,10 +16,10 @@ class ProductCatalog(Component):
     NAME: ClassVar[str] = "product_catalog"
     SUMMARY: ClassVar[str] = "search, compare and recommend Espressif's chips and modules, and look up their lifecycle"
 
-    esp_product_search = offer(queries.search)
+    esp_product_search = offer(queries.search, long=True)
     esp_product_info = offer(queries.info)
     esp_chip_compare = offer(queries.compare)
-    esp_product_recommend = offer(queries.recommend)
+    esp_product_recommend = offer(queries.recommend, long=True)
     esp_product_availability = offer(queries.availability, timeout=120.0)
 
     def health_check(self) -> dict[str, Any]:

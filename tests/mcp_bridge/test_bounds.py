@@ -69,6 +69,12 @@ def test_a_long_answer_of_a_tool(server):
     assert "is not kept" in server.read("esp://answers/99")["error"]
 
 
+def test_the_text_of_an_answer_has_the_limit_too(server):
+    answer = server.try_call("esp_product_search", {}, 20)
+    assert answer.structured_content["cut"]
+    assert 19 * 1024 < len(answer.content[0].text.encode()) <= 20 * 1024
+
+
 def test_only_tools_with_long_answers_show_the_limit_but_all_have_it(server):
     tools = server.list_tools()
     assert "answer_kb" in tools["esp_serial_monitor"].input_schema["properties"]

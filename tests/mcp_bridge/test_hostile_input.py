@@ -244,7 +244,7 @@ def judge(answer):  # noqa: PLR0911 - one for each thing that may be wrong
     record = answer.structured_content
     if record is None:
         return f"no structured answer: {answer.content}"
-    everything = json.dumps(record) + "".join(one.text for one in answer.content)
+    everything = json.dumps(record) + "".join(one.text for one in answer.content if one.type == "text")
     if any(form in everything for form in SECRETS):
         return f"tells what is outside the roots: {everything:.500}"
     if answer.is_error == record["success"]:
