@@ -5,32 +5,31 @@ Only file names, listings and headers are read; `firmware` loads the builds.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from pathlib import Path, PureWindowsPath
 
-from esp_idf_defs.app_description import AppDescription
+from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.formats.file_kinds import FileContents, check_whole, look, why_misplaced
 from pytest_esp.formats.files import allows, resolve
+from pytest_esp.formats.flash_settings import KEEP, FlashSettings
 from pytest_esp.formats.hex_and_uf2 import is_container, parts_of
-from pytest_esp.formats.images import APP_HEAD_SIZE, app_of, chip_of, is_of_8266
-from pytest_esp.formats.partition_table import MAGIC as TABLE_MAGIC
-from pytest_esp.formats.partition_table import Partition, default_app, otadata_of, parse
+from pytest_esp.formats.images import APP_HEAD_SIZE, chip_of
+from pytest_esp.formats.listings import Listing, read_idedata, read_json, read_listing, table_offset_of
+from pytest_esp.formats.partition_table import Partition, default_app, ota_slots, otadata_of, parse
 from pytest_esp.formats.regions import Source, check_regular, contents_of, joined, unreadable
 
 USUAL_APP_OFFSET = 0x10000
 """The app's address in the default partition tables of ESP-IDF, Arduino and PlatformIO."""
 
 _TABLE_OFFSET = 0x8000
-_TABLE_SEARCH = range(0x1000, 0x20000, 0x1000)
-_BOOTLOADER_OFFSETS = tuple(sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}))
-_BOOTLOADER_DESCRIPTOR_MAGIC = 0x50  # esp_bootloader_desc_t of ESP-IDF
 _ELF_MAGIC = b"\x7fELF"
+# What Arduino's boot_app0.bin has: the first slot is selected.
+_BOOT_APP0 = OtaDataSelectEntry(1, OtaImageState.UNDEFINED).to_bytes().ljust(0x2000, b"\xff")
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Build:
         files: the files by address.
         app_offset: the app's address, if known.
         lone_app: see `Firmware.needs_slot`.
+        settings: see `Firmware.settings`.
     """
 
     path: Path
@@ -50,6 +50,7 @@ class Build:
     elf: Path | None = None
     app_offset: int | None = None
     lone_app: bool = False
+    settings: FlashSettings = KEEP
 
 
 def builds_in(path: Path) -> list[Build]:
@@ -98,7 +99,7 @@ def _no_build(path: Path) -> FirmwareError:
     if elf is not None:
         return _only_an_elf(elf)
     return FirmwareError(
-        f"{path} does not contain a build: no flasher_args.json, and no Arduino or PlatformIO build was found",
+        f"{path} does not contain a build: no flasher_args.json or flash_args, no build of Arduino or PlatformIO",
         hint="use the folder `build`, or an address and a file",
     )
 
@@ -115,41 +116,31 @@ def _build_folder(folder: Path) -> Build | None:
 
 
 def _esp_idf(folder: Path) -> Build | None:
-    """Return the build that ESP-IDF's ``flasher_args.json`` lists."""
-    listing = folder / "flasher_args.json"
-    if _if_file(listing) is None:
+    """Return the build that a listing names: ESP-IDF's, or that of Arduino's core from version 3 on."""
+    listing = read_listing(folder)
+    if listing is None:
         return None
-    content = _json(listing)
-    try:
-        files = cast(dict[int | str, str], content["flash_files"])
-        pairs = tuple((address, resolve(name, named_by=listing)) for address, name in files.items())
-        chip = content.get("extra_esptool_args", {}).get("chip")
-        if not isinstance(chip, str | None):
-            raise TypeError(f"chip is {chip!r}")
-        app_offset = content.get("app", {}).get("offset")
-        offset = None if app_offset is None else int(app_offset, 0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FirmwareError(f"{listing} is damaged: {error!r}", hint="build the project again") from error
-    chip = chip or next((found for _, file in pairs if (found := chip_of(_head(file)))), None)
-    return Build(folder, chip, pairs, elf=_idf_elf(folder), app_offset=offset)
+    files = tuple((address, _listed_file(listing.path, name)) for address, name in listing.files)
+    return _listed(folder, listing, files, _only(folder.glob("*.ino.elf")) or _idf_elf(folder))
+
+
+def _listed(folder: Path, listing: Listing, files: tuple[tuple[int | str, Source], ...], elf: Path | None) -> Build:
+    heads = (_head(file) for _, file in files if isinstance(file, Path))
+    chip = listing.chip or next((found for head in heads if (found := chip_of(head))), None)
+    return Build(folder, chip, files, elf, listing.app_offset, settings=listing.settings)
+
+
+def _listed_file(listing: Path, name: str) -> Source:
+    place = resolve(name, named_by=listing)
+    return _BOOT_APP0 if place.name == "boot_app0.bin" and not place.is_file() else place
 
 
 def _idf_elf(folder: Path) -> Path | None:
     description = folder / "project_description.json"
-    name = _json(description).get("app_elf") if _if_file(description) is not None else None
+    name = read_json(description).get("app_elf") if _if_file(description) is not None else None
     if isinstance(name, str) and (elf := resolve(name, named_by=description)).is_file():
         return elf
     return _only(folder.glob("*.elf"))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(contents_of(path))
-    except (ValueError, RecursionError) as error:
-        raise FirmwareError(f"{path} is damaged: {error}", hint="build the project again") from error
-    if not isinstance(content, dict):
-        raise FirmwareError(f"{path} is damaged: expected a JSON object", hint="build the project again")
-    return cast(dict[str, Any], content)
 
 
 def _only(paths: Iterator[Path]) -> Path | None:
@@ -160,14 +151,26 @@ def _only(paths: Iterator[Path]) -> Path | None:
 def _platformio(folder: Path) -> Build | None:
     """Return a PlatformIO build: the program, as ELF and image, with its bootloader and partition table.
 
-    PlatformIO's builds for ESP-IDF also have a ``flasher_args.json``, but it lists images that do not exist.
+    The addresses are those of ``idedata.json`` if there is one, or of the listing of the ESP-IDF project in it. That
+    names images that do not exist: PlatformIO makes its own.
     """
-    elf = _only(folder.glob("*.elf"))
-    names = (folder / "bootloader.bin", folder / "partitions.bin", elf and elf.with_suffix(".bin"))
-    bootloader, table, app = (name and _if_file(name) for name in names)
+    elves = [elf for elf in folder.glob("*.elf") if elf.stem != "bootloader" and elf.with_suffix(".bin").is_file()]
+    if len(elves) != 1:
+        return None
+    elf = resolve(elves[0])
+    bootloader, table = _if_file(folder / "bootloader.bin"), _if_file(folder / "partitions.bin")
+    app = _if_file(elf.with_suffix(".bin"))
     if bootloader is None or table is None or app is None:
         return None
-    return _assemble(folder, bootloader, table, app, elf)
+    listing = read_idedata(folder, app.name) or read_listing(folder)
+    if listing is None:
+        return _assemble(folder, bootloader, table, app, elf)
+    own = {"bootloader.bin": bootloader, "partition-table.bin": table, "partitions.bin": table, app.name: app}
+    files: list[tuple[int | str, Source]] = []
+    for address, name in listing.files:
+        own_name = app.name if address == listing.app_offset else PureWindowsPath(name).name
+        files.append((address, own.get(own_name) or _listed_file(listing.path, name)))
+    return _listed(folder, listing, tuple(files), elf)
 
 
 def _arduino(folder: Path) -> Build | None:
@@ -197,19 +200,21 @@ def _assemble(folder: Path, bootloader: Path, table: Path, app: Path, elf: Path 
             f"{app} does not contain a chip ID", hint="check that it is an image; build the project again"
         )
     partitions = _partitions(table)
-    slot = default_app(partitions)
+    otadata, slots = otadata_of(partitions), ota_slots(partitions)
+    # Arduino and PlatformIO write the app to ota_0 and select it, also if there is a factory app (of TinyUF2).
+    slot = slots[0] if otadata is not None and slots else default_app(partitions)
     if slot is None:
         raise FirmwareError(f"{table} has no app partition")
     files: list[tuple[int | str, Source]] = [
         (CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET, bootloader),
-        (_TABLE_OFFSET, table),
+        (table_offset_of(folder) or _TABLE_OFFSET, table),
         (slot.offset, app),
     ]
-    otadata = otadata_of(partitions)
     if otadata is not None:
-        # With blank otadata the bootloader starts the first slot, whatever an earlier update has selected.
-        selection = _if_file(folder / "boot_app0.bin")
-        files.append((otadata.offset, b"\xff" * otadata.size if selection is None else selection))
+        # It is always written, so that no earlier update decides which slot starts.
+        blank = b"\xff" * otadata.size
+        selection = _BOOT_APP0.ljust(otadata.size, b"\xff")[: otadata.size] if slots else blank
+        files.append((otadata.offset, _if_file(folder / "boot_app0.bin") or selection))
     return Build(folder, chip, tuple(files), elf=elf, app_offset=slot.offset)
 
 
@@ -224,60 +229,72 @@ def _partitions(table: Path) -> tuple[Partition, ...]:
 
 
 def _image_file(path: Path) -> Build:
-    """Return the build in an image file: a whole flash from address 0, or only an app."""
-    data = _head(path, _TABLE_SEARCH.stop)
+    """Return the build in an image file: a whole flash, or only an app."""
+    data = contents_of(path)
     if data.startswith(_ELF_MAGIC):
         raise _only_an_elf(path)
     if is_container(data):
-        return _container(path)
-    elf_or_none = _if_file(path.with_suffix(".elf"))
-    if app_of(data) is not None:
-        return Build(path, chip_of(data), ((USUAL_APP_OFFSET, path),), elf_or_none, lone_app=True)
-    if is_of_8266(data):
-        return Build(path, "esp8266", ((0, path),), elf_or_none)
-    if (merged_for := _chip_of_merged(data)) is not None:
-        return Build(path, merged_for, ((0, path),), _elf_of_merged(path))
-    if (made_for := chip_of(data)) is None:
-        raise FirmwareError(
-            f"{path} needs an address: it is neither an app image nor a whole flash",
-            hint="specify its flash address, e.g. 0x10000",
-        )
-    if data[AppDescription.FIRMWARE_BINARY_OFFSET] == _BOOTLOADER_DESCRIPTOR_MAGIC:
-        raise FirmwareError(
-            f"{path} is a bootloader",
-            hint=f"write it to {CHIP_DEFS[made_for].BOOTLOADER_FLASH_OFFSET:#x}, or use an app image",
-        )
-    return Build(path, made_for, ((USUAL_APP_OFFSET, path),), elf_or_none, lone_app=True)
+        return _container(path, data)
+    what = look(data)
+    check_whole(what, str(path))
+    if what.kind == "app" and what.chip != "esp8266":
+        return Build(path, what.chip, ((USUAL_APP_OFFSET, path),), _if_file(path.with_suffix(".elf")), lone_app=True)
+    if what.first_address is None or what.kind not in ("app", "image", "merged") or _is_of_rom(what):
+        raise _unplaced(path, what)
+    elf = _if_file(path.with_suffix(".elf")) or _elf_of_merged(path)
+    return Build(path, what.chip, ((what.first_address, path),), elf)
 
 
-def _container(path: Path) -> Build:
+def _is_of_rom(what: FileContents) -> bool:
+    """Return whether a file is only what the ROM starts; an image for the ESP8266 may be all of a program."""
+    return what.kind == "image" and what.chip != "esp8266"
+
+
+def _unplaced(path: Path, what: FileContents) -> FirmwareError:
+    address = what.first_address
+    hints = {
+        "partition-table": f"specify its flash address, usually {_TABLE_OFFSET:#x}",
+        "file-system": "specify the address of its partition",
+        "merged": "merge the parts again, each at its address",
+    }
+    hint = f"write it to {address:#x}, or use an app image" if address is not None else hints.get(what.kind)
+    return FirmwareError(
+        f"{path} needs an address: it is {what.description}", hint=hint or "specify its flash address, e.g. 0x10000"
+    )
+
+
+def _container(path: Path, data: bytes) -> Build:
     """Return the build in an Intel HEX or UF2 file, with the address of each part."""
-    files = joined(parts_of(contents_of(path), str(path)), str(path))
-    chips = {chip for _, data in files if (chip := chip_of(data[:APP_HEAD_SIZE])) is not None}
+    files = joined(parts_of(data, str(path)), str(path))
+    found = [(address, look(part)) for address, part in files]
+    for _, what in found:
+        check_whole(what, str(path))
+    chips = {what.chip for _, what in found} - {None}
     if len(chips) > 1:
-        raise FirmwareError(f"{path} has images for different chips: {', '.join(sorted(chips))}", hint="build it again")
-    return Build(path, next(iter(chips), None), tuple(files), _if_file(path.with_suffix(".elf")))
-
-
-def _chip_of_merged(data: bytes) -> str | None:
-    """Return the chip of a whole-flash image, from a bootloader at its address and a partition table."""
-    for offset in _BOOTLOADER_OFFSETS:
-        chip = chip_of(data[offset : offset + APP_HEAD_SIZE])
-        if chip is not None and offset == CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET:
-            has_table = any(data.startswith(TABLE_MAGIC, sector) for sector in _TABLE_SEARCH)
-            return chip if has_table else None
-    return None
+        raise FirmwareError(
+            f"{path} has images for different chips: {', '.join(sorted(map(str, chips)))}", hint="build it again"
+        )
+    chip, elf = next(iter(chips), None), _if_file(path.with_suffix(".elf"))
+    if len(files) == 1 and not files[0][0] and found[0][1].kind == "app" and chip != "esp8266":
+        # Made without a base address, as TinyUF2 wants it: the address is relative to the app's slot.
+        return Build(path, chip, ((USUAL_APP_OFFSET, files[0][1]),), elf, lone_app=True)
+    for address, what in found:
+        if (problem := why_misplaced(what, address)) is not None:
+            raise FirmwareError(
+                f"{path} is not written: {problem}", hint="create it again, with the right base address"
+            )
+    return Build(path, chip, tuple(files), elf)
 
 
 def _elf_of_merged(path: Path) -> Path | None:
     return _if_file(path.with_name(path.name.removesuffix(".bin").removesuffix(".merged") + ".elf"))
 
 
-def _head(path: Path, size: int = APP_HEAD_SIZE) -> bytes:
+def _head(path: Path) -> bytes:
     path = resolve(path)
     check_regular(path)
     try:
         with path.open("rb") as file:
-            return file.read(size)
+            return file.read(APP_HEAD_SIZE)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error

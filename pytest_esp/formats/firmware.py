@@ -10,7 +10,9 @@ from pathlib import Path
 
 from pytest_esp.errors import FirmwareError
 from pytest_esp.formats.builds import Build, builds_in
+from pytest_esp.formats.file_kinds import look
 from pytest_esp.formats.files import resolve
+from pytest_esp.formats.flash_settings import KEEP, FlashSettings
 from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of
 from pytest_esp.formats.partition_table import Partition
 from pytest_esp.formats.regions import Pairs, Region, Source, make_regions
@@ -30,7 +32,11 @@ class Firmware:
         elf: the app's ELF file; None if there is none, or only that of another build.
         elf_problem: why the ELF file next to the images is not used.
         app: the app's descriptor; None for data, and for apps without a descriptor.
+<<<<<<< HEAD
         console_baud: the baud rate of its console, if the build's configuration says it.
+=======
+        settings: the flash settings of the build's listing, which are written into the bootloader's header.
+>>>>>>> 19beceaf (Builds: the build system's own listing decides; one function says what a file is)
         needs_slot: whether it is only an app, at the usual address; the board's partition table has the right one.
     """
 
@@ -40,6 +46,7 @@ class Firmware:
     elf: Path | None = None
     elf_problem: str | None = None
     app: App | None = None
+    settings: FlashSettings = KEEP
     needs_slot: bool = False
     console_baud: int | None = None
 
@@ -47,9 +54,10 @@ class Firmware:
     def open(cls, path: str | os.PathLike[str], chip: str | None = None) -> Firmware:
         """Load the build at *path*.
 
-        This is a build folder of ESP-IDF (``flasher_args.json``), Arduino (``sketch.ino.bin`` and its other files) or
-        PlatformIO (``.pio/build/ENV``); a folder with such folders in it, or in its ``build`` or ``.pio/build``; a
-        merged image for address 0; an Intel HEX or UF2 file; or the image of an app.
+        This is a build folder of ESP-IDF (``flasher_args.json`` or ``flash_args``), Arduino (``sketch.ino.bin`` and its
+        other files) or PlatformIO (``.pio/build/ENV``); a folder with such folders in it, or in its ``build`` or
+        ``.pio/build``; a merged image; an Intel HEX or UF2 file; or the image of an app. Every image is checked
+        against the size of its partition in the build's table.
 
         Args:
             path: the folder or file.
@@ -94,10 +102,7 @@ class Firmware:
         """
         (region,) = self.regions
         if region.size > slot.size:
-            raise FirmwareError(
-                f"{region.source} has {region.size:#x} bytes, but partition {slot.name} has only {slot.size:#x}",
-                hint="check that the partition table in flash is from the same build; nothing was written",
-            )
+            raise too_large(region.source, region.size, slot)
         return replace(self, regions=(replace(region, address=slot.offset),), needs_slot=False)
 
 
@@ -125,6 +130,7 @@ def load(contents: Contents, address: int | str | None = None) -> Firmware:
 def _load_build(build: Build) -> Firmware:
     """Read the files of a build."""
     regions = make_regions(build.files)
+    _check_slots(regions)
     app = _app_in(regions, build.app_offset)
     elf_problem = _why_not_its_elf(build.elf, app) if build.elf is not None else None
     return Firmware(
@@ -134,8 +140,30 @@ def _load_build(build: Build) -> Firmware:
         elf=None if elf_problem else build.elf,
         elf_problem=elf_problem,
         app=app,
+        settings=build.settings,
         needs_slot=build.lone_app,
         console_baud=console_baudrate(build.path),
+    )
+
+
+def _check_slots(regions: tuple[Region, ...]) -> None:
+    """Refuse a build with a file or an image that is larger than its partition in the build's own table."""
+    found = [(region, look(region.data)) for region in regions]
+    slots = {part.offset: part for _, what in found for part in what.partitions}
+    for region, what in found:
+        sizes = {region.address + image.offset: image.end - image.offset for image in what.images}
+        if what.kind != "merged":
+            sizes[region.address] = region.size
+        for address, size in sizes.items():
+            if (slot := slots.get(address)) is not None and size > slot.size:
+                raise too_large(region.source, size, slot)
+
+
+def too_large(source: str, size: int, slot: Partition) -> FirmwareError:
+    """Return the error for a file that exceeds its partition."""
+    return FirmwareError(
+        f"{source} has {size:#x} bytes, but partition {slot.name} has only {slot.size:#x}",
+        hint="make the partition larger, or use the partition table of this build; nothing was written",
     )
 
 

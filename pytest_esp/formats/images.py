@@ -12,12 +12,14 @@ from pytest_esp.formats.boot_image import MAGIC
 from pytest_esp.formats.regions import Region
 
 _HEADER_SIZE = 24
+_DESCRIPTOR = AppDescription.FIRMWARE_BINARY_OFFSET
+_BOOTLOADER_MAGIC = 0x50
 _MOST_SEGMENTS = 16
 _HIGHEST_SPI_MODE = 5
 _NO_LIMIT = 0xFFFF
 _MEMORY_OF_8266 = (range(0x3FFE8000, 0x3FFFC000), range(0x40100000, 0x40110000), range(0x40200000, 0x40300000))
-# The offsets of images in a merged image, which begins at 0: the bootloaders of all chips, and the usual app.
-_MERGED_OFFSETS = (*sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}), 0x10000)
+# The addresses of images in a merged image: the bootloaders of all chips, and the usual app.
+_MERGED_ADDRESSES = (*sorted({rom.BOOTLOADER_FLASH_OFFSET for rom in CHIP_DEFS.values()}), 0x10000)
 
 APP_HEAD_SIZE = AppDescription.FIRMWARE_BINARY_OFFSET + AppDescription.SIZE
 """The size, in bytes, of an app image up to the end of its descriptor."""
@@ -49,6 +51,11 @@ def app_of(image: bytes) -> App | None:
     return App(found.project_name, found.version, found.idf_version, found.compiled, found.elf_sha256.hex())
 
 
+def has_bootloader_descriptor(image: bytes) -> bool:
+    """Return whether an image begins with the descriptor of a bootloader (``esp_bootloader_desc_t`` of ESP-IDF)."""
+    return image[_DESCRIPTOR : _DESCRIPTOR + 1] == bytes([_BOOTLOADER_MAGIC])
+
+
 def check_image(region: Region, chip: str, revision: int | None) -> None:
     """Check that the images in a region are for *chip* with that *revision* (major * 100 + minor; None: any).
 
@@ -60,7 +67,7 @@ def check_image(region: Region, chip: str, revision: int | None) -> None:
     """
     if chip == "esp8266":
         return
-    for offset in _MERGED_OFFSETS if region.address == 0 else (0,):
+    for offset in {0, *(place - region.address for place in _MERGED_ADDRESSES if place > region.address)}:
         header = region.data[offset : offset + _HEADER_SIZE]
         made_for = chip_of(header)
         if made_for is None:

@@ -10,6 +10,7 @@ from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError
 from pytest_esp.formats.firmware import Firmware, load
+from pytest_esp.formats.flash_settings import FlashSettings
 from pytest_esp.formats.partition_table import from_csv
 
 OTA_CSV = """
@@ -114,12 +115,37 @@ def test_real_builds(firmware_folder, name):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "is damaged"), ("[]", "expected a JSON object"), ("{}", "is damaged"), ('{"flash_files": 7}', "is damaged")],
+    [
+        ("{", "is damaged"),
+        ("[]", "expected a JSON object"),
+        ("{}", "is damaged"),
+        ('{"flash_files": 7}', "is damaged"),
+        ('{"flash_files": {"0x10000": 7}}', "is damaged"),
+        ('{"flash_files": {"here": "app.bin"}}', "is damaged"),
+        ('{"flash_files": {}, "app": {"offset": []}}', "is damaged"),
+        ('{"flash_files": {}, "app": {"offset": true}}', "is damaged"),
+        ('{"flash_files": {}, "extra_esptool_args": {"chip": 7}}', "is damaged"),
+        ('{"flash_files": {}, "flash_settings": []}', "nothing to write"),
+        ('{"flash_files": {}, "write_flash_args": 7}', "is damaged"),
+        ('{"flash_files": {}, "write_flash_args": ["--flash_mode"]}', "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        (b"\xff\xfe{", "is damaged"),
+    ],
 )
 def test_a_damaged_listing(tmp_path, content, words):
-    (tmp_path / "flasher_args.json").write_text(content)
+    (tmp_path / "flasher_args.json").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(FirmwareError, match=words):
         Firmware.open(tmp_path)
+
+
+@pytest.mark.parametrize("offset", ["0x10000", 0x10000, "65536"])
+def test_a_listing_with_a_byte_order_mark_and_numbers(idf, chip, tmp_path, offset):
+    build = Path(shutil.copytree(idf, tmp_path / "build"))
+    listing = build / "flasher_args.json"
+    content = json.loads(listing.read_text())
+    content["app"] = {"offset": offset}
+    listing.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    assert Firmware.open(build).app.project == "pytest_esp_test"
 
 
 def test_a_build_that_is_not_complete(tmp_path):
@@ -163,6 +189,70 @@ def test_a_build_of_arduino(sketch, chip):
 def test_its_otadata_is_that_of_boot_app0_where_there_is_one(sketch):
     (sketch / "boot_app0.bin").write_bytes(b"\x01".ljust(0x2000, b"\xff"))
     assert addresses(Firmware.open(sketch))[0xE000] == "boot_app0.bin"
+
+
+TINYUF2_CSV = """
+nvs,      data, nvs,      0x9000,   20K,
+otadata,  data, ota,      0xe000,   8K,
+ota_0,    app,  ota_0,    0x10000,  1408K,
+ota_1,    app,  ota_1,    0x170000, 1408K,
+uf2,      app,  factory,  0x2d0000, 256K,
+ffat,     data, fat,      0x310000, 960K,
+"""
+
+
+def test_a_table_of_tinyuf2(esp_of, sketch, chip):
+    """The factory partition is TinyUF2's: the app goes to ota_0, and otadata selects it (esptool's boot_app0.bin)."""
+    (sketch / "sketch.ino.partitions.bin").write_bytes(from_csv(TINYUF2_CSV))
+    firmware = Firmware.open(sketch)
+    found = addresses(firmware)
+    assert (found[0x10000], found[0xE000]) == ("sketch.ino.bin", "8192 bytes")
+    otadata = next(region.data for region in firmware.regions if region.address == 0xE000)
+    assert otadata == bytes.fromhex("01000000" + "ff" * 24 + "9a984347").ljust(0x2000, b"\xff")
+    esp = esp_of(chip)
+    esp.flash.write(firmware)
+    assert "Loaded app from partition at offset 0x10000" in esp.chip.reset("app").output
+
+
+FLASH_ARGS = """--flash-mode dio --flash-freq 40m --flash-size 4MB
+{} sketch.ino.bootloader.bin
+0x8000 sketch.ino.partitions.bin
+0xe000 boot_app0.bin
+0x20000 "sketch.ino.bin"
+"""
+
+
+def test_flash_args_of_core_3(sketch, chip):
+    bootloader = CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET
+    (sketch / "flash_args").write_text(FLASH_ARGS.format(hex(bootloader)))
+    firmware = Firmware.open(sketch)
+    assert addresses(firmware) == {
+        bootloader: "sketch.ino.bootloader.bin",
+        0x8000: "sketch.ino.partitions.bin",
+        0xE000: "8192 bytes",
+        0x20000: "sketch.ino.bin",
+    }
+    assert (firmware.chip, firmware.elf) == (chip, sketch / "sketch.ino.elf")
+    assert firmware.settings == FlashSettings("dio", "40m", "4MB")
+
+
+@pytest.mark.parametrize("content", ["", "--flash-mode", "0x1000", "nowhere a.bin", '0x1000 "a.bin', b"\xff\xfe0"])
+def test_damaged_flash_args(sketch, content):
+    (sketch / "flash_args").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(FirmwareError, match="flash_args is damaged"):
+        Firmware.open(sketch)
+
+
+@pytest.mark.parametrize("name", ["sketch.ino.bin", "storage.bin"])
+def test_every_file_is_checked_against_its_slot(sketch, chip, name):
+    table = from_csv("nvs,data,nvs,0x9000,0x5000\napp,app,factory,0x20000,4K\nstorage,data,fat,0x90000,4K")
+    (sketch / "sketch.ino.partitions.bin").write_bytes(table)
+    if name == "storage.bin":
+        (sketch / "storage.bin").write_bytes(bytes(4097))
+        lines = ["0x8000 sketch.ino.partitions.bin", "0x90000 storage.bin"]
+        (sketch / "flash_args").write_text("\n".join(lines))
+    with pytest.raises(FirmwareError, match=rf"{name} has 0x\w+ bytes, but partition \w+ has only 0x1000"):
+        Firmware.open(sketch)
 
 
 def test_a_sketch_is_found_from_its_own_folder(sketch, chip):
@@ -210,21 +300,77 @@ def project(idf, tmp_path, chip):
 
 
 def test_a_build_of_platformio(project, chip):
+    """As PlatformIO uploads it: the app to ota_0, which boot_app0 selects."""
     for path in (project, project.parents[2]):
         firmware = Firmware.open(path, chip)
         assert addresses(firmware) == {
             CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET: "bootloader.bin",
             0x8000: "partitions.bin",
             0xE000: "8192 bytes",
-            0x10000: "firmware.bin",
+            0x50000: "firmware.bin",
         }
         assert (firmware.chip, firmware.elf, firmware.path) == (chip, project / "firmware.elf", project)
 
 
-def test_the_listing_of_its_esp_idf_build_is_passed_over(project):
-    """It names images that PlatformIO has put elsewhere."""
-    (project / "flasher_args.json").write_text(json.dumps({"flash_files": {"0x10000": "project.bin"}}))
-    assert Firmware.open(project).regions[-1].source.endswith("firmware.bin")
+def test_a_build_of_platformio_boots(esp_of, project, chip):
+    esp = esp_of(chip)
+    esp.flash.write(project)
+    assert esp.partitions.otadata().active == "ota_0"
+    assert "Loaded app from partition at offset 0x50000" in esp.chip.reset("app").output
+
+
+def test_platformio_with_esp_idf(project, idf, chip):
+    """Its listing decides where the files go, but names images that PlatformIO makes itself; it has two ELF files."""
+    (project / "bootloader.elf").write_bytes(b"\x7fELF")
+    bootloader = hex(CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET)
+    (project / "ota_data_initial.bin").write_bytes(b"\xff" * 0x2000)
+    files = {
+        bootloader: "bootloader/bootloader.bin",
+        "0x10000": "project.bin",
+        "0xb000": "partition_table/partition-table.bin",
+        "0xe000": "ota_data_initial.bin",
+    }
+    listing = {
+        "flash_settings": {"flash_mode": "dio", "flash_size": "detect", "flash_freq": "40m"},
+        "flash_files": files,
+        "app": {"offset": "0x10000", "file": "project.bin"},
+        "extra_esptool_args": {"chip": chip},
+    }
+    (project / "flasher_args.json").write_text(json.dumps(listing))
+    firmware = Firmware.open(project)
+    assert addresses(firmware) == {
+        int(bootloader, 0): "bootloader.bin",
+        0xB000: "partitions.bin",
+        0xE000: "ota_data_initial.bin",
+        0x10000: "firmware.bin",
+    }
+    assert (firmware.elf, firmware.chip, firmware.settings.size) == (project / "firmware.elf", chip, "detect")
+
+
+def test_idedata_decides(project, chip):
+    """PlatformIO's own listing, with paths of the machine that made it."""
+    images = [
+        {"offset": hex(CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET), "path": f"/home/them/{project.name}/bootloader.bin"},
+        {"offset": "0xb000", "path": "C:\\them\\partitions.bin"},
+        {"offset": "0xf000", "path": "/home/them/.platformio/packages/framework/tools/partitions/boot_app0.bin"},
+    ]
+    extra = {"flash_images": images, "application_offset": "0x20000"}
+    (project / "idedata.json").write_text(json.dumps({"env_name": project.name, "extra": extra}))
+    assert addresses(Firmware.open(project)) == {
+        CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET: "bootloader.bin",
+        0xB000: "partitions.bin",
+        0xF000: "8192 bytes",
+        0x20000: "firmware.bin",
+    }
+    (project / "idedata.json").write_text(json.dumps({"extra": {}}))  # of a version that lists no images
+    assert 0x8000 in addresses(Firmware.open(project))
+
+
+@pytest.mark.parametrize("place", ["sdkconfig.{}", "sdkconfig", ".pio/build/{}/sdkconfig"])
+def test_the_table_is_where_sdkconfig_says(project, place):
+    root = project.parents[2]
+    (root / place.format(project.name)).write_text("# CONFIG_X is not set\nCONFIG_PARTITION_TABLE_OFFSET=0xb000\n")
+    assert addresses(Firmware.open(project))[0xB000] == "partitions.bin"
 
 
 def test_a_damaged_partition_table(project):

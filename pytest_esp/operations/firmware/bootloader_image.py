@@ -16,11 +16,13 @@ from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats.files import ReadPath, WritePath, confined, known_chip, new_file, read_file, save
+from pytest_esp.formats.flash_settings import FlashSettings
 from pytest_esp.formats.regions import is_blank
-from pytest_esp.link.logs import Progress, Transcript, capture
+from pytest_esp.link.logs import Progress
 from pytest_esp.names import ChipName
 from pytest_esp.operations.firmware.elf_image import FLASH_MODES, FlashMode, check_setting
 from pytest_esp.operations.firmware.image_report import Fit, ImageReport, fit_of_bootloader, report
+from pytest_esp.operations.flash.header import with_settings
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.operations.results import Address
 
@@ -182,24 +184,10 @@ def _checked(data: bytes, source: str, chip: str) -> ImageReport:
 
 def _adapted(data: bytes, source: str, chip: str, wanted: BootloaderConfig) -> tuple[bytes, str, tuple[str, ...]]:
     """Return a bootloader with other flash settings, what was done, and warnings."""
-    from esptool import cmds
-
     before = _checked(data, source, chip)
     offset = CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET
-    try:
-        with capture(Transcript()):
-            changed = cmds.merge_bin(
-                [(offset, data)],
-                chip,
-                flash_freq=wanted.flash_freq or "keep",
-                flash_mode=wanted.flash_mode or "keep",
-                flash_size=wanted.flash_size or "keep",
-                target_offset=offset,
-            )
-    except Exception as error:
-        raise FirmwareError(f"{source} cannot be changed: {error or type(error).__name__}") from error
-    if changed is None:
-        raise FirmwareError(f"{source} cannot be changed")
+    settings = FlashSettings(wanted.flash_mode or "keep", wanted.flash_freq or "keep", wanted.flash_size or "keep")
+    changed = with_settings(data, source, chip, settings)
     if changed != data and before.signature is not None:
         raise FirmwareError(
             f"{source} is signed; changing it would invalidate the signature", hint="change it before signing"

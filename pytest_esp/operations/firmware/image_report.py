@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from esp_idf_defs.app_description import AppDescription
 from esptool.targets import CHIP_DEFS
@@ -18,26 +18,26 @@ from esptool.targets import CHIP_DEFS
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats import partition_table
 from pytest_esp.formats.boot_image import MAGIC, ImageError, read_image
+from pytest_esp.formats.file_kinds import FileContents, FileKind, ImageKind, chip_in, image_kind, look, why_misplaced
 from pytest_esp.formats.files import FileName, ReadPath, known_chip, read_file
-from pytest_esp.formats.hex_and_uf2 import contents_of
-from pytest_esp.formats.images import App, app_of, chip_of, is_of_8266
+from pytest_esp.formats.hex_and_uf2 import contents_of, is_container
+from pytest_esp.formats.images import App, app_of, has_bootloader_descriptor
 from pytest_esp.formats.partition_table import Partition
-from pytest_esp.formats.regions import SECTOR, is_blank
+from pytest_esp.formats.regions import is_blank
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.names import ChipName
 from pytest_esp.operations.firmware.signatures import Signature, signature_of
 from pytest_esp.operations.registry import file_operation
 from pytest_esp.operations.results import Address
 
+_SMALLEST = 8  # bytes of the shortest image header
 _MAGIC_V2 = 0xEA  # second-stage images of an ESP8266
 _DESCRIPTOR = AppDescription.FIRMWARE_BINARY_OFFSET
 _BOOTLOADER_DESCRIPTOR = struct.Struct("<B3xI32s24s16x")
-_BOOTLOADER_MAGIC = 0x50
 _MODES = {0: "qio", 1: "qout", 2: "dio", 3: "dout"}
 _NO_LIMIT = (0, 0xFFFF)
 _TABLE_FILE = Path("partition_table", "partition-table.bin")  # in a build folder of ESP-IDF
 _USUAL_TABLE_OFFSET = 0x8000
-_IN_FLASH = {"IROM", "DROM"}
 _PINS = ("clk", "q", "d", "cs", "hd", "wp")
 
 
@@ -96,7 +96,7 @@ class ImageReport:
     """
 
     offset: Address
-    kind: Literal["app", "bootloader", "image"]
+    kind: ImageKind
     chip_type: str
     size: int
     entry: Address
@@ -142,6 +142,7 @@ class FirmwareAnalysis:
 
     Attributes:
         kind: "merged" means several parts, each at its place.
+        address: the flash address of its first byte; None if the partition table decides (an app, a file system).
         size: in bytes; *sha256* and *md5* are of the whole file.
         partitions: from the table in the file, beside it, or given.
         fits: every place of *partitions* that an image of the file could go to.
@@ -149,7 +150,8 @@ class FirmwareAnalysis:
     """
 
     binary_file: Path
-    kind: Literal["app", "bootloader", "image", "partition-table", "merged"]
+    kind: FileKind
+    address: Address | None
     size: int
     sha256: str
     md5: str
@@ -199,8 +201,11 @@ def analysis_of(
     if chip is not None:
         chip = known_chip(chip)
     data = contents_of(file, str(binary_file))
-    images, partitions, problems = _look(data, str(binary_file), chip, key_file)
-    kind = _kind(images, partitions)
+    what = look(data, chip)
+    images, partitions, problems = _details(data, what, str(binary_file), chip, key_file)
+    kind, address = what.kind, what.first_address
+    if kind == "merged" and (problem := why_misplaced(what, 0 if is_container(file) else address)) is not None:
+        problems.append(problem)
     if partition_table is not None:
         partitions = _table_of(Path(partition_table))
     elif not partitions:
@@ -210,6 +215,7 @@ def analysis_of(
     return FirmwareAnalysis(
         binary_file=Path(binary_file),
         kind=kind,
+        address=address,
         size=len(file),
         sha256=hashlib.sha256(file).hexdigest(),
         md5=hashlib.md5(file, usedforsecurity=False).hexdigest(),
@@ -234,7 +240,7 @@ def report(
         FirmwareError: if there is none, or it is truncated.
     """
     image = data[offset:]
-    made_for = _chip_in(image) or chip
+    made_for = chip_in(image) or chip
     if made_for is None or image[0] not in (MAGIC, _MAGIC_V2):
         raise FirmwareError(
             f"{source} is not an image: it begins with {image[:4].hex(' ') or 'nothing'}",
@@ -255,7 +261,7 @@ def report(
     low, high = getattr(parsed, "min_rev_full", 0), getattr(parsed, "max_rev_full", 0)
     return ImageReport(
         offset=offset,
-        kind=_kind_of_image(app, bootloader, segments),
+        kind=image_kind(image, made_for),
         chip_type=made_for,
         size=size,
         entry=parsed.entrypoint,
@@ -281,10 +287,6 @@ def report(
 
 
 # -- one image
-
-
-def _chip_in(image: bytes) -> str | None:
-    return chip_of(image) or ("esp8266" if is_of_8266(image) or image[:1] == bytes([_MAGIC_V2]) else None)
 
 
 def _verdict(image: bytes, chip: str) -> tuple[int | None, str | None]:
@@ -338,7 +340,7 @@ def _app_details(image: bytes) -> AppDetails:
 
 
 def _bootloader_details(image: bytes) -> BootloaderDetails | None:
-    if len(image) < _DESCRIPTOR + _BOOTLOADER_DESCRIPTOR.size or image[_DESCRIPTOR] != _BOOTLOADER_MAGIC:
+    if len(image) < _DESCRIPTOR + _BOOTLOADER_DESCRIPTOR.size or not has_bootloader_descriptor(image):
         return None
     _, version, idf, compiled = _BOOTLOADER_DESCRIPTOR.unpack_from(image, _DESCRIPTOR)
     return BootloaderDetails(version, _text(idf), _text(compiled) or None)
@@ -348,58 +350,38 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def _kind_of_image(
-    app: App | None, bootloader: BootloaderDetails | None, segments: Sequence[ImageSegment]
-) -> Literal["app", "bootloader", "image"]:
-    if app is not None or any(_IN_FLASH & set(segment.memory) and segment.size for segment in segments):
-        return "app"
-    return "bootloader" if bootloader is not None else "image"
-
-
 # -- a file
 
 
-def _look(
-    data: bytes, source: str, chip: str | None, key_file: FileName | None
+def _details(
+    data: bytes, what: FileContents, source: str, chip: str | None, key_file: FileName | None
 ) -> tuple[tuple[ImageReport, ...], tuple[Partition, ...], list[str]]:
     """Return the images and the table in a file, and what is wrong with unreadable ones."""
-    if data.startswith(partition_table.MAGIC):
+    if what.kind == "data":
+        if not is_blank(data[:_SMALLEST]):
+            report(data, source, 0, chip, key_file)  # raises, with the reason
+        raise FirmwareError(f"{source} is not firmware: it contains neither an image nor a partition table", hint=_HINT)
+    if what.kind == "partition-table":
         return (), partition_table.parse(data), []
-    if not is_blank(data[:SECTOR]) or len(data) <= SECTOR:
-        first = report(data, source, 0, chip, key_file)
-        images, start = [first], first.end
-    else:
-        images, start = [], 0
+    images: list[ImageReport] = []
     partitions: tuple[Partition, ...] = ()
     problems: list[str] = []
-    for offset in range(-(-start // SECTOR) * SECTOR, len(data), SECTOR):
-        if offset < start or is_blank(data[offset : offset + SECTOR]):
-            continue
-        if not partitions and data.startswith(partition_table.MAGIC, offset):
-            try:
-                partitions = partition_table.parse(data[offset : offset + partition_table.TABLE_SIZE])
-            except OperationError as error:
-                problems.append(f"at {offset:#x}: {error.message}")
-        elif chip_of(data[offset : offset + 24]):
-            try:
-                images.append(report(data, source, offset, None, key_file))
-                start = images[-1].end
-            except FirmwareError as error:
-                problems.append(f"at {offset:#x}: {error.message}")
-    if not images and not partitions:
-        raise FirmwareError(f"{source} is not firmware: it contains neither an image nor a partition table", hint=_HINT)
+    for found in what.images:
+        try:
+            images.append(report(data, source, found.offset, None if found.offset else chip, key_file))
+        except FirmwareError as error:
+            if not found.offset:
+                raise
+            problems.append(f"at {found.offset:#x}: {error.message}")
+    if what.table is not None:
+        try:
+            partitions = partition_table.parse(data[what.table : what.table + partition_table.TABLE_SIZE])
+        except OperationError as error:
+            problems.append(f"at {what.table:#x}: {error.message}")
     return tuple(images), partitions, problems
 
 
 _HINT = "give an app, a bootloader, a partition table or a merged image; decrypt an encrypted image first"
-
-
-def _kind(
-    images: Sequence[ImageReport], partitions: Sequence[Partition]
-) -> Literal["app", "bootloader", "image", "partition-table", "merged"]:
-    if not images:
-        return "partition-table"
-    return images[0].kind if len(images) == 1 and not partitions and not images[0].offset else "merged"
 
 
 def _table_of(path: Path) -> tuple[Partition, ...]:

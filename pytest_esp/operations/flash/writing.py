@@ -12,12 +12,14 @@ from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import EspError, FirmwareError, OperationError
 from pytest_esp.formats.firmware import Contents, Firmware, load
+from pytest_esp.formats.flash_settings import KEEP
 from pytest_esp.formats.images import check_image
 from pytest_esp.formats.regions import SECTOR, Region, check_fits, size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.operations.flash import tables
 from pytest_esp.operations.flash.access import ADDRESS_SPACE, FlashAccess, Over, check_inside, reach
+from pytest_esp.operations.flash.header import for_board
 from pytest_esp.operations.registry import Effect, operation
 from pytest_esp.operations.results import Address
 from pytest_esp.units import parse_size
@@ -86,8 +88,7 @@ def write(
         OperationError, LinkError, PortError: if a write failed; the hint gives the state of each region, and
             ``details["regions"]`` has the same as `WrittenRegion` records.
     """
-    loaded = _placed(link, load(firmware, address))
-    _check_load(link, loaded, force, over)
+    loaded = _check_load(link, _placed(link, load(firmware, address)), force, over)
     return write_regions(link, loaded.regions, skip_unchanged, force, over, progress)
 
 
@@ -119,8 +120,8 @@ def _placed(link: Link, firmware: Firmware) -> Firmware:
     return firmware.in_slot(slot)
 
 
-def _check_load(link: Link, loaded: Firmware, force: bool, over: Over) -> None:
-    """Reject firmware that does not fit this board, before anything is erased."""
+def _check_load(link: Link, loaded: Firmware, force: bool, over: Over) -> Firmware:
+    """Return the firmware for this board; reject it if it does not fit, before anything is erased."""
     total = sum(region.size for region in loaded.regions)
     with reach(link, over, f"writing {len(loaded.regions)} region(s), {total} bytes") as access:
         chip, size, revision = access.chip, access.size, access.revision
@@ -133,6 +134,7 @@ def _check_load(link: Link, loaded: Firmware, force: bool, over: Over) -> None:
             check_fits(region, size)
             if not force:
                 check_image(region, chip, revision)
+        return for_board(loaded, chip, size) if loaded.chip in (None, chip) else loaded
 
 
 class _Write:
@@ -317,7 +319,11 @@ def verify(link: Link, firmware: Contents, address: int | str | None = None, *, 
     Raises:
         FirmwareError: if a file cannot be read. OperationError: if a region lies beyond the flash.
     """
-    regions = tuple(_verify_one(link, region, over) for region in _placed(link, load(firmware, address)).regions)
+    loaded = _placed(link, load(firmware, address))
+    if loaded.settings != KEEP:
+        with reach(link, over, "verifying a build") as access:
+            loaded = for_board(loaded, access.chip, access.size)
+    regions = tuple(_verify_one(link, region, over) for region in loaded.regions)
     return FlashVerify(all(region.matches for region in regions), regions)
 
 
