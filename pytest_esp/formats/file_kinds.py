@@ -100,10 +100,14 @@ class FileContents:
         return fitting[0] if len(fitting) == 1 and (self.kind != "app") else None
 
     def _matches(self, start: int) -> bool:
-        """Return whether an app of the file lies in an app partition, if the file has both."""
+        """Return whether the table precedes its partitions, and an app lies in one of them, if the file has both."""
+        if self.table is None or not self.partitions:
+            return True
+        places = [part.offset for part in self.partitions if part.type not in ("bootloader", "partition_table")]
         apps = {image.offset + start for image in self.images if image.kind == "app"}
         slots = {part.offset for part in self.partitions if part.type == "app"}
-        return not apps or not slots or bool(apps & slots)
+        before = start + self.table + SECTOR <= min(places, default=start + self.table + SECTOR)
+        return before and (not apps or not slots or bool(apps & slots))
 
 
 def look(data: bytes, chip: str | None = None) -> FileContents:

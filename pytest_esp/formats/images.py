@@ -10,6 +10,7 @@ from esptool.targets import CHIP_DEFS
 from pytest_esp.errors import FirmwareError
 from pytest_esp.formats.boot_image import MAGIC
 from pytest_esp.formats.regions import Region
+from pytest_esp.units import parse_size
 
 _HEADER_SIZE = 24
 _DESCRIPTOR = AppDescription.FIRMWARE_BINARY_OFFSET
@@ -92,6 +93,14 @@ def chip_of(image: bytes) -> str | None:
         return None
     number = int.from_bytes(image[12:14], "little")
     return next((name for name, rom in CHIP_DEFS.items() if number == rom.IMAGE_CHIP_ID), None)
+
+
+def flash_size_of(image: bytes, chip: str) -> int | None:
+    """Return the flash size in an image's header, in bytes; None if it is not an image for *chip*, or has none."""
+    if chip_of(image) != chip:
+        return None
+    names = [name for name, code in CHIP_DEFS[chip].FLASH_SIZES.items() if code == image[3] & 0xF0]
+    return parse_size(names[0]) if names else None
 
 
 def is_of_8266(image: bytes) -> bool:

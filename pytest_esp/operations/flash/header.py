@@ -1,7 +1,8 @@
-"""The flash settings in the header of a bootloader, changed by esptool."""
+"""The flash settings in the header of a bootloader: changed by esptool, and compared with a partition table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from esptool.targets import CHIP_DEFS
@@ -10,7 +11,12 @@ from pytest_esp.errors import FirmwareError
 from pytest_esp.formats.file_kinds import look
 from pytest_esp.formats.firmware import Firmware
 from pytest_esp.formats.flash_settings import KEEP, FlashSettings
+from pytest_esp.formats.images import APP_HEAD_SIZE, flash_size_of
+from pytest_esp.formats.partition_table import Partition
+from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Transcript, capture
+from pytest_esp.operations.flash import reading
+from pytest_esp.units import format_size
 
 
 def with_settings(data: bytes, source: str, chip: str, settings: FlashSettings) -> bytes:
@@ -72,3 +78,20 @@ def size_name(chip: str, size: int) -> str | None:
     """Return esptool's name of a flash size, e.g. ``"4MB"``; None if the chip's header has no code for it."""
     name = f"{size >> 20}MB" if size >= 1 << 20 else f"{size >> 10}KB"
     return name if name in CHIP_DEFS[chip].FLASH_SIZES else None
+
+
+def beyond_header(link: Link, partitions: Sequence[Partition]) -> tuple[str, ...]:
+    """Return a warning if partitions end beyond the flash size in the bootloader's header.
+
+    The bootloader goes by its header: it then rejects the whole table, and starts nothing.
+    """
+    chip = reading.chip_of_flash(link)
+    head = reading.read(link, CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET, APP_HEAD_SIZE).data
+    size, last = flash_size_of(head, chip), max(partitions, key=lambda part: part.offset + part.size)
+    if size is None or last.offset + last.size <= size:
+        return ()
+    return (
+        f"the bootloader's header has {format_size(size)} of flash, but {last.name} ends at "
+        f"{last.offset + last.size:#x}: the bootloader will reject the table (exceeds flash chip size); "
+        "flash a bootloader for the size of this flash",
+    )

@@ -25,6 +25,7 @@ from pytest_esp.link.logs import Progress
 from pytest_esp.operations.firmware.image_report import report
 from pytest_esp.operations.flash import reading, tables, writing
 from pytest_esp.operations.flash.access import reach
+from pytest_esp.operations.flash.header import beyond_header
 from pytest_esp.operations.flash.tables import OtaData, OtaEntry
 from pytest_esp.operations.ota.package import Package, unpack
 from pytest_esp.operations.registry import Effect, operation
@@ -108,7 +109,7 @@ def prepare(link: Link) -> OtaReadiness:
         room=state.target.size,
         otadata="repaired" if repaired else "ready",
         bootloader=bootloader,
-        warnings=tuple(words for words, holds in missing.items() if holds),
+        warnings=(*(words for words, holds in missing.items() if holds), *beyond_header(link, state.table)),
     )
 
 

@@ -11,16 +11,21 @@ from typing import Literal
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import OperationError
+from pytest_esp.formats.file_kinds import look
 from pytest_esp.formats.files import FileName, WritePath, new_file, resolve, save
+from pytest_esp.formats.flash_settings import FlashSettings
 from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of, chip_of
 from pytest_esp.formats.partition_layouts import LAYOUTS, BuiltTable, Layout, Storage, build, build_ota
 from pytest_esp.formats.partition_table import Partition, default_app, ota_slots, otadata_of, parse
 from pytest_esp.formats.regions import SECTOR, size_argument
 from pytest_esp.link.link import Link
 from pytest_esp.operations.flash import reading, tables, writing
+from pytest_esp.operations.flash.header import beyond_header, size_name, with_settings
 from pytest_esp.operations.registry import Effect, file_operation, operation
 from pytest_esp.operations.results import Address
 from pytest_esp.operations.security.posture import posture
+
+_SIGNATURE = b"\xe7"  # of secure boot v2, in the sector after the image
 
 
 @file_operation(group="partitions")
@@ -97,12 +102,14 @@ class TableWrite:
         state: ``"written"``, or ``"unchanged"`` if it was in flash already.
         orphaned: names of old partitions with contents that have no matching partition in the new table.
         partitions: of the new table.
+        warnings: why the bootloader in flash will not accept the table.
     """
 
     table_offset: Address
     state: Literal["written", "unchanged"]
     orphaned: tuple[str, ...]
     partitions: tuple[Partition, ...]
+    warnings: tuple[str, ...]
 
 
 @operation(Effect.ERASE, group="partitions")
@@ -135,7 +142,8 @@ def write(
             details={"orphaned": list(orphaned)},
         )
     result = writing.write(link, data.ljust(SECTOR, b"\xff"), offset)
-    return TableWrite(offset, "written" if result.bytes_written else "unchanged", orphaned, partitions)
+    state = "written" if result.bytes_written else "unchanged"
+    return TableWrite(offset, state, orphaned, partitions, beyond_header(link, partitions))
 
 
 def _old_table(link: Link) -> tables.Partitions | None:
@@ -209,6 +217,8 @@ class OtaSetup:
         app_size: size of each app partition, in bytes.
         otadata_erased: whether otadata had to be erased; the bootloader then starts the factory app or ota_0.
         bootloader: the chip that the bootloader in flash is for; None if there is no bootloader.
+        header_changed: whether the flash size in the bootloader's header was smaller than the table needs, and is now
+            the size of this flash; a bootloader that is signed, or locked by secure boot, is not changed.
         app: in the partition that is started first; None if it must still be flashed.
         warnings: what is missing before it can start.
     """
@@ -217,6 +227,7 @@ class OtaSetup:
     app_size: int
     otadata_erased: bool
     bootloader: str | None
+    header_changed: bool
     app: App | None
     warnings: tuple[str, ...]
 
@@ -232,6 +243,8 @@ def setup_ota(
     discard_data: bool = False,
 ) -> OtaSetup:
     """Prepare a board for updates over the air: flash a table, clear otadata, and check bootloader and app.
+
+    If the table needs more than the flash size in the bootloader's header, that is changed to the size of this flash.
 
     Args:
         app_size: size of each app partition, in bytes or e.g. 1MB; by default as large as possible.
@@ -249,6 +262,7 @@ def setup_ota(
     assert place is not None
     assert first is not None
     written = write(link, table.data, table_offset=table.table_offset, discard_data=discard_data)
+    changed = bool(written.warnings) and _set_flash_size(link, table.table_offset)
     erased = not reading.is_blank(link, place.offset, place.size)
     if erased:
         writing.erase(link, place.offset, place.size)
@@ -260,5 +274,24 @@ def setup_ota(
         f"the bootloader is for {bootloader}": bootloader not in (None, chip),
         f"there is no app in {first.name} at {first.offset:#x}": found is None,
     }
-    warnings = tuple(words for words, holds in missing.items() if holds)
-    return OtaSetup(written, ota_slots(table.partitions)[0].size, erased, bootloader, found, warnings)
+    left = () if changed else written.warnings
+    warnings = (*(words for words, holds in missing.items() if holds), *left)
+    return OtaSetup(written, ota_slots(table.partitions)[0].size, erased, bootloader, changed, found, warnings)
+
+
+def _set_flash_size(link: Link, table_offset: int) -> bool:
+    """Set the flash size in the bootloader's header as ``esptool write-flash --flash-size detect`` does.
+
+    Return whether it was set: not if the bootloader is signed, or the flash size has no code in the header.
+    """
+    chip, size = reading.chip_of_flash(link), reading.flash_size(link)
+    start, name = CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET, size_name(chip, size)
+    area = reading.read(link, start, table_offset - start).data
+    images = look(area).images[:1]
+    end = images[0].end if images and not images[0].offset else 0
+    is_signed = area.startswith(_SIGNATURE, -(-end // SECTOR) * SECTOR)
+    if name is None or not end or is_signed or (link.board.direct_flash() is None and posture(link).secure_boot):
+        return False
+    image = area[:end]
+    writing.write(link, with_settings(image, "the bootloader in flash", chip, FlashSettings(size=name)), start)
+    return True

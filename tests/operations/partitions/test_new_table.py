@@ -1,6 +1,8 @@
 """Where a new table goes, protection of the old table's data, and what a board needs for updates."""
 
 import pytest
+from esptool import cmds
+from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.partition_table import from_csv
@@ -194,6 +196,37 @@ def test_what_a_board_for_updates_still_needs(esp_of, firmware_folder):
     esp.flash.write(bytes(other), 0, force=True)
     result = esp.partitions.setup_ota("1MB", factory=True)
     assert (result.bootloader, result.warnings) == ("esp32s3", ("the bootloader is for esp32s3",))
+
+
+SMALL = "header has 2MB of flash, but ota_1 ends at 0x3f0000: the bootloader will reject the table"
+
+
+@pytest.mark.parametrize("chip", ["esp32", "esp32c3"])
+def test_a_table_beyond_the_size_in_the_header(esp_of, firmware_folder, chip):
+    """ESP-IDF builds for 2 MB by default. What the header becomes is what esptool makes of it."""
+    esp, start = esp_of(chip), CHIP_DEFS[chip].BOOTLOADER_FLASH_OFFSET
+    build = firmware_folder / f"hello_world_{chip}"
+    image = (build / "bootloader" / "bootloader.bin").read_bytes()
+    esp.flash.write(build)
+    assert esp.partitions.write(esp.partitions.create_ota("2MB").data, discard_data=True).warnings == ()
+    assert SMALL in esp.partitions.write(esp.partitions.create_ota("4MB").data, discard_data=True).warnings[0]
+    assert SMALL in esp.ota.prepare().warnings[-1]
+    result = esp.partitions.setup_ota(discard_data=True)
+    assert (result.header_changed, result.warnings) == (True, ())
+    wanted = cmds._update_image_flash_params(CHIP_DEFS[chip], start, "keep", "keep", "4MB", image)
+    assert esp.flash.read(start, len(wanted)).data == wanted
+    assert not any("header" in warning for warning in esp.ota.prepare().warnings)
+    assert not esp.partitions.setup_ota(discard_data=True).header_changed
+
+
+def test_a_signed_bootloader_is_not_changed(esp_of, firmware_folder):
+    image = (firmware_folder / "hello_world_esp32c3" / "bootloader" / "bootloader.bin").read_bytes()
+    esp = esp_of("esp32c3")
+    esp.flash.write(image.ljust(-(-len(image) // 4096) * 4096, b"\xff") + b"\xe7\x02" + bytes(1214), 0)
+    result = esp.partitions.setup_ota()
+    assert not result.header_changed
+    assert SMALL in result.warnings[-1]
+    assert esp.flash.read(0, len(image)).data == image
 
 
 def test_only_otadata_with_contents_is_erased(esp):
