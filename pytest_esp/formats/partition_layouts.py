@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from esp_idf_defs.partitions import PARTITION_TABLE_OFFSET, PARTITION_TABLE_SIZE, PartitionTable
+from esp_idf_defs.partitions import PARTITION_TABLE_OFFSET, PARTITION_TABLE_SIZE
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.files import resolve
-from pytest_esp.formats.partition_table import Partition, default_app, ota_slots, otadata_of, parse
+from pytest_esp.formats.partition_table import Partition, default_app, ota_slots, otadata_of, parse, table_of, text_of
 from pytest_esp.formats.regions import size_argument
 from pytest_esp.names import nearest
 from pytest_esp.units import Address, Contents, format_size
@@ -60,13 +60,20 @@ class BuiltTable:
     output_file: Path | None = None
 
 
-def build(layout: Layout, flash_size: int | str, *, table_offset: int | str = PARTITION_TABLE_OFFSET) -> BuiltTable:
-    """Build a table and check its alignment (64 KB for apps), overlaps, names, subtypes, and the flash size.
+def build(
+    layout: Layout,
+    flash_size: int | str,
+    *,
+    table_offset: int | str = PARTITION_TABLE_OFFSET,
+    chip: str | None = None,
+) -> BuiltTable:
+    """Build a table and check its alignment (64 KB for apps), overlaps, names, and the flash size.
 
     Args:
         layout: see `Layout` and `LAYOUTS`; a row has name, type, subtype, size, and optionally offset and flags.
         flash_size: the board's flash size, unless *layout* has its own.
         table_offset: the address of the table, unless *layout* has its own.
+        chip: gives the address of the bootloader, for a row of that type.
 
     Raises:
         OperationError: if one of these checks fails; the message gives the line or partition.
@@ -75,23 +82,13 @@ def build(layout: Layout, flash_size: int | str, *, table_offset: int | str = PA
     size = size_argument(own.get("flash_size", flash_size), "flash size")
     offset = size_argument(own.get("table_offset", table_offset), "offset of the table")
     text = _csv_of(layout, size)
-    if "$" in text:  # esp-idf-defs would expand environment variables
-        raise OperationError("the partition CSV contains a '$'", hint="replace the variable by its value")
-    try:
-        table = PartitionTable.from_csv(text, offset)
-        for entry in table:
-            _check_name(entry.name)
-        table.verify(offset)
-        table.verify_size_fits(size)
-        data: bytes = table.to_binary()
-    except OperationError:
-        raise
-    except Exception as error:  # esp-idf-defs raises several kinds
-        raise OperationError(f"invalid partition table: {error}") from error
+    table = table_of(text, offset, chip, size)
+    for entry in table:
+        _check_name(entry.name)
+    data: bytes = table.to_binary()
     partitions = parse(data)
     if not partitions:
         raise OperationError("the partition table is empty", hint=f"layouts: {', '.join(LAYOUTS)}")
-    _check_subtypes(partitions)
     return BuiltTable(
         partitions=partitions,
         csv=str(table.to_csv()),
@@ -205,9 +202,9 @@ def _csv_of(layout: Layout, flash_size: int) -> str:
 
 def _file(path: Path) -> str:
     try:
-        return resolve(path).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        return text_of(resolve(path).read_bytes())
+    except (OSError, OperationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.message
         raise OperationError(f"{path} cannot be read: {reason}") from error
 
 
@@ -240,29 +237,19 @@ def _check_name(name: str) -> None:
         raise OperationError(f"the partition name {name!r} has {length} bytes", hint=f"use 1 to {_LONGEST_NAME} bytes")
 
 
-def _check_subtypes(partitions: Sequence[Partition]) -> None:
-    counts = Counter(part.subtype for part in partitions if part.type == "app")
-    for subtype, count in counts.items():
-        if count > 1:
-            raise OperationError(f"there are {count} app partitions {subtype}", hint="use each app subtype once")
-    slots = ota_slots(partitions)
-    if slots and otadata_of(partitions) is None:
-        raise OperationError(
-            "there are OTA partitions, but no otadata partition, which selects one of them",
-            hint="add a row: otadata, data, ota, , 0x2000",
-        )
-    if [part.subtype for part in slots] != [f"ota_{number}" for number in range(len(slots))]:
-        raise OperationError(
-            f"the OTA partitions are {', '.join(part.subtype for part in slots)}",
-            hint="number them from ota_0, without gaps",
-        )
-
-
 def _warnings(partitions: Sequence[Partition]) -> list[str]:
     slots = ota_slots(partitions)
     sizes = {part.size for part in slots}
     types = {(part.type, part.subtype) for part in partitions}
+    apps = Counter(part.subtype for part in partitions if part.type == "app")
+    twice = ", ".join(subtype for subtype, count in apps.items() if count > 1)
+    numbers = ", ".join(part.subtype for part in slots)
     found = {
+        f"more than one app partition {twice}: the bootloader uses one of them": bool(twice),
+        "OTA partitions, but no otadata partition, which selects one of them": bool(slots)
+        and otadata_of(partitions) is None,
+        f"the OTA partitions are {numbers}, not numbered from ota_0 without gaps": not twice
+        and [part.subtype for part in slots] != [f"ota_{number}" for number in range(len(slots))],
         "no app partition: the board has nothing to start": default_app(partitions) is None,
         "only one OTA partition: an update cannot be written while it runs": len(slots) == 1
         and ("app", "factory") not in types,

@@ -207,10 +207,10 @@ def analysis_of(
     if kind == "merged" and (problem := why_misplaced(what, 0 if is_container(file) else address)) is not None:
         problems.append(problem)
     if partition_table is not None:
-        partitions = _table_of(Path(partition_table))
+        partitions = _table_of(Path(partition_table), what.chip)
     elif not partitions:
         beside = Path(binary_file).parent / _TABLE_FILE
-        partitions = _table_of(beside) if beside.is_file() else ()
+        partitions = _table_of(beside, what.chip) if beside.is_file() else ()
     fits = tuple(_fits(images, partitions, merged=kind == "merged"))
     return FirmwareAnalysis(
         binary_file=Path(binary_file),
@@ -384,11 +384,11 @@ def _details(
 _HINT = "give an app, a bootloader, a partition table or a merged image; decrypt an encrypted image first"
 
 
-def _table_of(path: Path) -> tuple[Partition, ...]:
+def _table_of(path: Path, chip: str | None) -> tuple[Partition, ...]:
     data = read_file(path, "partition table")
-    return partition_table.parse(
-        partition_table.from_csv(data.decode("utf-8", "replace")) if path.suffix == ".csv" else data
-    )
+    if path.suffix == ".csv":
+        data = partition_table.from_csv(partition_table.text_of(data), chip=chip)
+    return partition_table.parse(data)
 
 
 def _fits(images: Sequence[ImageReport], partitions: Sequence[Partition], *, merged: bool) -> Iterator[Fit]:

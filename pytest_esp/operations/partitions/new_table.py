@@ -12,7 +12,7 @@ from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import OperationError
 from pytest_esp.formats.file_kinds import look
-from pytest_esp.formats.files import FileName, WritePath, new_file, resolve, save
+from pytest_esp.formats.files import FileName, WritePath, known_chip, new_file, resolve, save
 from pytest_esp.formats.flash_settings import FlashSettings
 from pytest_esp.formats.images import APP_HEAD_SIZE, App, app_of, chip_of
 from pytest_esp.formats.partition_layouts import LAYOUTS, BuiltTable, Layout, Storage, build, build_ota
@@ -35,6 +35,7 @@ def create(
     *,
     flash_size: int | str = "4MB",
     table_offset: int | str = tables.DEFAULT_OFFSET,
+    chip_type: str | None = None,
     overwrite: bool = False,
 ) -> BuiltTable:
     """Create a partition table, checked for overlaps, alignment, names and the size of the flash.
@@ -47,12 +48,14 @@ def create(
         output_file: save the table to this file: as text if its name ends in .csv, else binary.
         flash_size: in bytes, or e.g. 8MB.
         table_offset: address in flash of the table itself.
+        chip_type: chip that it is for, e.g. esp32c3; only needed for rows of type bootloader, whose address it gives.
         overwrite: replace *output_file* if it exists.
 
     Raises:
         OperationError: if the table is invalid (see `partition_layouts.build`), or the file cannot be written.
     """
-    return _saved(build(layout, flash_size, table_offset=table_offset), output_file, overwrite)
+    chip = known_chip(chip_type) if chip_type is not None else None
+    return _saved(build(layout, flash_size, table_offset=table_offset, chip=chip), output_file, overwrite)
 
 
 @file_operation(group="partitions")
@@ -131,7 +134,7 @@ def write(
     place = old.offset if old else tables.DEFAULT_OFFSET
     offset = place if table_offset is None else size_argument(table_offset, "offset of the table")
     size = reading.flash_size(link)
-    data = _contents(table, size, offset)
+    data = _contents(table, size, offset, reading.chip_of_flash(link))
     partitions = parse(data)
     _check_places(partitions, offset, size)
     orphaned = tuple(part.name for part in _orphans(link, old.partitions if old else (), partitions))
@@ -153,13 +156,13 @@ def _old_table(link: Link) -> tables.Partitions | None:
         return None  # without a valid table, the location of data is unknown
 
 
-def _contents(table: Layout | bytes, flash_size: int, table_offset: int) -> bytes:
+def _contents(table: Layout | bytes, flash_size: int, table_offset: int, chip: str) -> bytes:
     """Return a table as bytes: as given, from a binary file, or created."""
     if isinstance(table, bytes):
         return table
     is_text = isinstance(table, str) and (table in LAYOUTS or "," in table or "\n" in table)
     if is_text or not isinstance(table, (str, os.PathLike)) or Path(table).suffix == ".csv":
-        return build(table, flash_size, table_offset=table_offset).data
+        return build(table, flash_size, table_offset=table_offset, chip=chip).data
     try:
         return resolve(table).read_bytes()
     except OSError as error:
@@ -202,8 +205,8 @@ def _orphans(link: Link, old: Sequence[Partition], new: Sequence[Partition]) -> 
             for other in new
         )
 
-    # These are regenerated and hold no user data: otadata (which slot starts), and the calibration of the radio.
-    made_anew = {("data", "ota"), ("data", "phy")}
+    # These hold no user data: otadata (which slot starts), the calibration of the radio, and what stays where it is.
+    made_anew = {("data", "ota"), ("data", "phy"), ("bootloader", "primary"), ("partition_table", "primary")}
     lost = [part for part in old if not kept(part) and (part.type, part.subtype) not in made_anew]
     return [part for part in lost if not reading.is_blank(link, part.offset, part.size)]
 

@@ -176,7 +176,7 @@ def _with_table(config: FactoryConfig, firmware: Firmware) -> tuple[list[Region]
             )
         return regions, parse(found[1])
     offset = found[0] if found else _USUAL_OFFSET
-    data = _given_table(config.partition_table, offset)
+    data = _given_table(config.partition_table, offset, firmware.chip or config.chip)
     kept = [region for region in regions if not region.address <= offset < region.end]
     for region in regions:
         if region.address < offset < region.end:
@@ -187,14 +187,14 @@ def _with_table(config: FactoryConfig, firmware: Firmware) -> tuple[list[Region]
     return [*kept, table], parse(data)
 
 
-def _given_table(table: Path | str, offset: int) -> bytes:
+def _given_table(table: Path | str, offset: int, chip: str | None) -> bytes:
     path = Path(table)
     if path.suffix == ".bin":
         try:
             return resolve(path).read_bytes()
         except OSError as error:
             raise OperationError(f"{path} cannot be read: {error.strerror}") from error
-    return build(table, 1 << 30 if path.suffix == ".csv" else _USUAL_SIZE, table_offset=offset).data
+    return build(table, 1 << 30 if path.suffix == ".csv" else _USUAL_SIZE, table_offset=offset, chip=chip).data
 
 
 def _table_in(regions: list[Region]) -> tuple[int, bytes] | None:
