@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import re
 import struct
 import tempfile
@@ -22,6 +23,10 @@ from pytest_esp.formats.files import resolve
 
 _START, _END = "CORE DUMP START", "CORE DUMP END"
 _BASE64_LINE = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
+_BASE64_AT_END = re.compile(_BASE64_LINE.pattern + r"\Z")
+_LONGEST_LINE = 400  # characters, with the prefix; the chip writes lines of 64
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+_VARYING = re.compile(r"[\d\s]+")  # in a prefix: numbers of time stamps, and their padding
 _ELF_MAGIC = b"\x7fELF"
 _XTENSA, _RISCV = 0x5E, 0xF3  # e_machine
 HEADER_SIZE = 24
@@ -120,22 +125,48 @@ class CoreImage:
 
 
 def from_text(text: str) -> bytes:
-    """Return the last complete dump in a console log, as bytes.
+    """Return the last whole dump in a console log, as bytes; its lines may have a prefix, such as a time stamp.
 
     Raises:
-        FirmwareError: if there is none, or it is incomplete.
+        FirmwareError: if there is none, or none is whole.
     """
-    begin = text.rfind(_START)
-    if begin < 0:
+    parts = text.split(_START)[1:]
+    if not parts:
         raise FirmwareError(
             "the log does not contain a core dump",
             hint=f'give a log with the lines "{_START}" and "{_END}"; the app must be configured to dump to the UART',
         )
-    end = text.find(_END, begin)
-    if end < 0:
-        raise FirmwareError("the core dump in this log is incomplete", hint="capture the console until its end")
-    lines = [line.strip() for line in text[begin:end].splitlines()[1:]]
-    return _decoded(line for line in lines if _BASE64_LINE.fullmatch(line))
+    problem = FirmwareError("the core dump in this log is incomplete", hint="capture the console until its end")
+    damaged: bytes | None = None
+    for part in reversed(parts):
+        body, end, _ = part.partition(_END)
+        if not end:
+            continue
+        try:
+            data = _decoded(iter(_base64_lines(body)))
+        except FirmwareError as error:
+            problem = error
+            continue
+        if (length := length_of(data)) is not None and length <= len(data):
+            return data
+        damaged = data if damaged is None else damaged
+    if damaged is None:
+        raise problem
+    return damaged
+
+
+def _base64_lines(body: str) -> list[str]:
+    """Return the base64 in the lines of a dump, without their prefix.
+
+    Other lines between them, such as log messages, have another prefix than most.
+    """
+    groups: dict[str, list[str]] = {}
+    for line in _ESCAPE.sub("", body).splitlines():
+        end = line.rstrip()[-_LONGEST_LINE:]
+        found = _BASE64_AT_END.search(end)
+        if found is not None and len(found[0]) % 4 == 0:
+            groups.setdefault(_VARYING.sub("", end[: found.start()]), []).append(found[0])
+    return max(groups.values(), key=lambda lines: sum(map(len, lines)), default=[])
 
 
 def _decoded(lines: Iterator[str]) -> bytes:
@@ -157,7 +188,8 @@ def from_file(path: Path) -> bytes:
         raise FirmwareError(f"{path} cannot be read: {error.strerror}") from error
     if data.startswith(_ELF_MAGIC) or length_of(data) is not None:
         return data
-    text = data.decode("utf-8", "replace")
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if is_wide else "utf-8", "replace")
     if _START in text:
         return from_text(text)
     lines = text.split()

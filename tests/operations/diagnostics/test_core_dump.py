@@ -6,9 +6,10 @@ import re
 import pytest
 
 from pytest_esp.errors import FirmwareError, OperationError
+from pytest_esp.link.journal import Journal
 from pytest_esp.link.panic import decode
 from pytest_esp.operations.diagnostics import analyze, core_dump_of
-from pytest_esp.operations.diagnostics.core_image import from_file
+from pytest_esp.operations.diagnostics.core_image import from_file, from_text
 
 NVS = {"name": "nvs", "type": "data", "subtype": "nvs", "offset": 0x9000, "size": 0x4000}
 CORE = {"name": "core", "type": "data", "subtype": "coredump", "offset": 0x10000, "size": 0x10000}
@@ -105,6 +106,58 @@ def test_a_log_that_lost_bytes(esp32_log):
     del lines[dumped[10]]
     with pytest.raises(FirmwareError, match=r"truncated|damaged"):
         core_dump_of(log="\n".join(lines))
+
+
+PREFIXES = {
+    "our own console log": lambda number: f"[{number / 8:9.3f}] ",
+    "a terminal's time": lambda number: f"12:{number // 60 % 60:02}:{number % 60:02}.{number % 1000:03} -> ",
+    "Python's logging": lambda number: f"2026-12-01 12:00:{number % 60:02},{number % 1000:03} INFO dut-0: ",
+    "a name": lambda _: "(esp32) ",
+    "colours": lambda _: "\x1b[0;32m ",
+    "nothing between": lambda number: f"{number}>",
+    "tabs": lambda number: f"{number}\t",
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_any_prefix_of_a_log(prefix, ending, esp32_log, tmp_path):
+    lines = esp32_log.read_text(errors="replace").splitlines()
+    text = ending.join(PREFIXES[prefix](number) + line for number, line in enumerate(lines))
+    assert from_text(text) == from_file(esp32_log)
+    (tmp_path / "console.log").write_bytes(text.encode("utf-16"))
+    assert from_file(tmp_path / "console.log") == from_file(esp32_log)
+
+
+def test_our_own_console_log(esp32_log, tmp_path):
+    """As the journal writes it: the time stamps of data that came in small pieces."""
+    journal = Journal(tmp_path / "console.log")
+    data = esp32_log.read_bytes()
+    for number, at in enumerate(range(0, len(data), 100)):
+        journal.write(data[at : at + 100], number * 0.004)
+    journal.close()
+    assert (tmp_path / "console.log").read_bytes() != data
+    assert from_file(tmp_path / "console.log") == from_file(esp32_log)
+
+
+def test_messages_of_other_tasks_between_the_lines(esp32_log):
+    lines = esp32_log.read_text(errors="replace").splitlines()
+    start = next(number for number, line in enumerate(lines) if "CORE DUMP START" in line)
+    mixed = [*lines[: start + 5], "I (12) wifi: connected", "done 1234", "W (13) abcd", *lines[start + 5 :]]
+    assert from_text("\n".join(mixed)) == from_file(esp32_log)
+
+
+def test_the_last_whole_dump_counts(esp32_log):
+    text = esp32_log.read_text(errors="replace")
+    dump = text[text.index("CORE DUMP START") : text.index("CORE DUMP END") + 20]
+    cut = dump[: len(dump) // 2]
+    other = dump.replace(dump.splitlines()[40], base64.b64encode(bytes(48)).decode())
+    whole = from_file(esp32_log)
+    for log in (dump + "\n" + cut, cut + "\n" + dump, other + dump + cut + cut, dump + "\n" + cut + " CORE DUMP END"):
+        assert from_text(log) == whole
+    assert from_text(dump + "\n" + other) != whole
+    with pytest.raises(FirmwareError, match="is incomplete"):
+        from_text(cut + "\n" + cut)
 
 
 # -- on boards
