@@ -6,13 +6,9 @@ import struct
 from typing import Any
 
 from pytest_esp.qemu.machines import Machine
-from pytest_esp.sim.efuse import Efuses
+from pytest_esp.sim.efuse import Efuses, qemu_offsets
 from pytest_esp.sim.efuse_map import efuse_map
 from pytest_esp.sim.model import ChipModel
-
-_WINDOWS = {"esp32": ((0x00, 28), (0x38, 96))}
-_LATER_WINDOW = ((0x2C, 336),)
-"""The registers at the start of the file, as (offset in the controller, bytes): the read registers of all blocks."""
 
 _APB_DATE = 0x96042000  # of QEMU's ESP32; bit 31 is the third bit of the major version
 _GUARDS = (
@@ -28,13 +24,7 @@ def new_efuses(machine: Machine, mac: bytes, revision: int | None = None) -> byt
     """
     model = ChipModel(machine.chip)
     efuses = Efuses(model, mac, model.default_revision if revision is None else revision)
-    words = (struct.pack("<I", efuses.read(efuses.base + offset)) for offset in _offsets(machine.chip))
-    return b"".join(words).ljust(machine.efuse_size, b"\0")
-
-
-def _offsets(chip: str) -> list[int]:
-    windows = _WINDOWS.get(chip, _LATER_WINDOW)
-    return [offset for first, size in windows for offset in range(first, first + size, 4)]
+    return efuses.qemu_file()
 
 
 class EfuseFile:
@@ -44,7 +34,7 @@ class EfuseFile:
         self._chip = machine.chip
         model = ChipModel(machine.chip)
         self._map = efuse_map(machine.chip, model.default_revision)
-        offsets = _offsets(machine.chip)
+        offsets = qemu_offsets(machine.chip)
         words = struct.unpack_from(f"<{len(offsets)}I", data)
         self._words = {self._map.base + offset: word for offset, word in zip(offsets, words, strict=True)}
         if model.is_esp32:

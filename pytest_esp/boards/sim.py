@@ -62,6 +62,7 @@ class SimBoard(Board):
                 efuse_file=spec.efuse_file,
                 mac=spec.mac,
                 revision=spec.revision,
+                rollback=spec.rollback,
                 secure_download=spec.secure_download,
                 app=app,
                 console_baud=spec.console_baud,

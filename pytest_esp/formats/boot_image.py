@@ -23,12 +23,8 @@ MAGIC = 0xE9
 HEADER_SIZE = 24  # 8 bytes on all chips, and 16 more except on the ESP8266
 _BOOTLOADER_MAGIC = 0x50
 _BOOTLOADER = struct.Struct("<8x32s24s16x")  # esp_bootloader_desc_t: magic, reserved, version, then these
-_MAX_SEGMENTS = 16
+MAX_SEGMENTS = 16
 _LONGEST_SEGMENT = 16 * 1024 * 1024
-
-
-class ImageError(Exception):
-    """An image cannot be started; the message is the bootloader's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,18 @@ class Segment:
     offset: int
     address: int
     size: int
+
+
+class ImageError(Exception):
+    """An image cannot be started; the message is the bootloader's.
+
+    Attributes:
+        segments: those before the damage, if a header of a segment is damaged.
+    """
+
+    def __init__(self, message: str, segments: tuple[Segment, ...] = ()) -> None:
+        super().__init__(message)
+        self.segments = segments
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,15 @@ class Image:
     flash_size: int
 
 
+@dataclass(frozen=True)
+class Sums:
+    """The checksum and the SHA-256 of an image, as calculated and as stored; *digests* is None without an SHA-256."""
+
+    calculated: int
+    stored: int
+    digests: tuple[bytes, bytes] | None
+
+
 def read_image(read: Read, offset: int, limit: int, *, extended: bool = True) -> Image:
     """Read and check the image at *offset*, of at most *limit* bytes.
 
@@ -81,38 +98,59 @@ def read_image(read: Read, offset: int, limit: int, *, extended: bool = True) ->
     Raises:
         ImageError: if it is not an image, is truncated, or its checksum or hash is wrong.
     """
+    image, sums = parse_image(read, offset, limit, extended=extended)
+    check_image(image, sums, limit)
+    return image
+
+
+def check_image(image: Image, sums: Sums, room: int) -> None:
+    """Check an image in a partition of *room* bytes.
+
+    Raises:
+        ImageError: if a sum is wrong, or the image does not fit.
+    """
+    if sums.stored != sums.calculated:
+        raise ImageError(f"Checksum failed. Calculated 0x{sums.calculated:x} read 0x{sums.stored:x}")
+    if image.size > room:
+        raise ImageError(f"Image length {image.size} doesn't fit in partition length {room}")
+    if sums.digests is not None and sums.digests[0] != sums.digests[1]:
+        raise ImageError("Image hash failed - image is corrupt")
+
+
+def parse_image(read: Read, offset: int, limit: int, *, extended: bool = True) -> tuple[Image, Sums]:
+    """Read the image at *offset*, of which at most *limit* bytes can be read, and return it with its sums.
+
+    Raises:
+        ImageError: if it is not an image, or is truncated. Wrong sums are no error here.
+    """
     header = read(offset, HEADER_SIZE)
     magic, count, mode, size_and_frequency, entry = struct.unpack_from("<BBBBI", header)
     if magic != MAGIC:
         raise ImageError(f"image at 0x{offset:x} has invalid magic byte (nothing flashed here?)")
-    if not 0 < count <= _MAX_SEGMENTS:
-        raise ImageError(f"image at 0x{offset:x} segment count {count} exceeds max {_MAX_SEGMENTS}")
+    if count > MAX_SEGMENTS:
+        raise ImageError(f"image at 0x{offset:x} segment count {count} exceeds max {MAX_SEGMENTS}")
     segments, contents, end = _read_segments(read, offset, count, HEADER_SIZE if extended else 8, limit)
     end = (end - offset + 16) // 16 * 16 + offset  # one byte of checksum at the end of a 16-byte line
     stored = read(end - 1, 1)[0]
-    calculated = checksum(b"".join(contents))
-    if stored != calculated:
-        raise ImageError(f"Checksum failed. Calculated 0x{calculated:x} read 0x{stored:x}")
+    digests: tuple[bytes, bytes] | None = None
     if extended and header[23] == 1:
-        if hashlib.sha256(read(offset, end - offset)).digest() != read(end, 32):
-            raise ImageError("Image hash failed - image is corrupt")
+        digests = hashlib.sha256(read(offset, end - offset)).digest(), read(end, 32)
         end += 32
-    if end - offset > limit:
-        raise ImageError(f"Image length {end - offset} doesn't fit in partition length {limit}")
     chip_id, min_revision, max_revision = struct.unpack_from("<HxHH", header, 12)
-    return Image(
+    image = Image(
         entry=entry,
         chip_id=chip_id,
         min_revision=min_revision,
         max_revision=max_revision,
         segments=segments,
         size=end - offset,
-        app=_app(contents[0]),
-        bootloader=_bootloader(contents[0]),
+        app=_app(contents[0] if contents else b""),
+        bootloader=_bootloader(contents[0] if contents else b""),
         flash_mode=mode,
         flash_frequency=size_and_frequency & 0xF,
         flash_size=size_and_frequency >> 4,
     )
+    return image, Sums(calculated=checksum(b"".join(contents)), stored=stored, digests=digests)
 
 
 def _read_segments(
@@ -124,7 +162,7 @@ def _read_segments(
     for _ in range(count):
         address, size = struct.unpack("<II", read(position, 8))
         if size % 4 or size > _LONGEST_SEGMENT or position + 8 + size > offset + limit:
-            raise ImageError(f"invalid segment length 0x{size:x}")
+            raise ImageError(f"invalid segment length 0x{size:x}", tuple(segments))
         segments.append(Segment(position + 8, address, size))
         contents.append(read(position + 8, size))
         position += 8 + size

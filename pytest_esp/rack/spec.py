@@ -68,6 +68,7 @@ _KEYS_OF = {
     "count": (*VIRTUAL_BACKENDS, "labgrid"),
     "flash_file": VIRTUAL_BACKENDS,
     "efuse_file": VIRTUAL_BACKENDS,
+    "rollback": ("sim",),
     "secure_download": ("sim",),
     "faults": ("serial", "labgrid", *VIRTUAL_BACKENDS),
     "app": ("sim",),
@@ -209,6 +210,7 @@ class BoardSpec(BaseModel):
     mac: Mac | None = None
     revision: Annotated[int | None, BeforeValidator(_revision)] = Field(default=None, ge=0, le=9999, strict=True)
     crystal: int | None = Field(default=None, ge=1, le=200, strict=True)
+    rollback: bool = Field(default=False, strict=True)
     secure_download: bool = Field(default=False, strict=True)
     app: str | None = Field(default=None, pattern=r"^(\w+|[\w.]+:\w+)$")
     coordinator: str | None = None

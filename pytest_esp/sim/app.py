@@ -46,6 +46,12 @@ class SilentApp(SimApp):
 
     def start(self) -> None:
         """Print that the machine code is not run."""
+        if self.boot is not None and self.boot.is_foreign:
+            self.send(
+                b"[sim] the bootloader is not ESP-IDF's, and its machine code is not run: what it does is unknown; "
+                b"give the chip an app class, or use QEMU\r\n"
+            )
+            return
         self.send(b"[sim] the app's machine code is not run; give the chip an app class, or use QEMU\r\n")
 
 

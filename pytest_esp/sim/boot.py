@@ -1,35 +1,57 @@
-"""Simulates the boot by the ROM and ESP-IDF's second-stage bootloader, from the contents of the flash."""
+"""Simulates the boot by the ROM and ESP-IDF's second-stage bootloader, from the contents of the flash.
+
+Source: ESP-IDF's component bootloader_support, and its bootloaders run by QEMU.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from esp_idf_defs.app_description import AppDescription
-from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
-from esp_idf_defs.partitions import APP_TYPE, DATA_TYPE, PartitionTable
 
-from pytest_esp.formats.boot_image import MAGIC, Image, ImageError, Read, read_image
+from pytest_esp.formats.boot_image import (
+    HEADER_SIZE,
+    MAGIC,
+    Image,
+    ImageError,
+    Read,
+    check_image,
+    parse_image,
+    read_image,
+)
 from pytest_esp.formats.nor_flash import SECTOR, NorFlash
 from pytest_esp.sim.boot_log import (
-    FIRST_OTA,
-    SUBTYPE_FACTORY,
-    SUBTYPE_TEST,
     BootLog,
+    Loader,
     Partition,
     flash_banner,
-    is_ota,
+    flash_size_of,
+    print_app,
     print_bootloader,
-    print_loading,
-    print_start,
+    print_flash_size,
+    print_segments,
     print_table,
     version,
 )
+from pytest_esp.sim.boot_slots import Write, choose_slot, set_first_sequence, slots_to_try
 from pytest_esp.sim.model import ChipModel
+from pytest_esp.sim.rom import load_bootloader
+from pytest_esp.sim.secure_boot import SecureBoot
 
 PARTITION_TABLE_OFFSET = 0x8000
-_TABLE_SIZE = 0xC00
-_SUBTYPE_OTADATA = 0x00
+_LAST_TABLE_OFFSET = 0x20000
+_TABLE_SIZE, _ENTRY_SIZE = 0xC00, 32
+_ENTRY_MAGIC, _MD5_MAGIC = 0x50AA, 0xEBEB
+_MD5_OFFSET = 16  # of the sum in its entry
+_IDF_LOADER = b"2nd stage bootloader"  # in all bootloaders of ESP-IDF with log level Info
+_CHECKS_SIGNATURES = b"secure_boot_v2"  # the tag of that part of the bootloader
+_ROLLBACK_TEXTS = (b"is marking as ABORTED", b"check secure version of app for anti rollback")
+
+
+class _BootError(Exception):
+    """The bootloader resets the chip."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +60,11 @@ class BootResult:
 
     Attributes:
         log: the UART's output before the app's.
-        started: whether an app was started.
+        started: whether an app was started, or a bootloader that is not ESP-IDF's.
         app: the app's descriptor, if it has one.
         slot: the partition that it was started from; None on an ESP8266, or if none was started.
         rom_size: the number of bytes at the beginning of *log* that the ROM prints, at a baud rate of its own.
+        is_foreign: whether a bootloader that is not ESP-IDF's was started: what it does is not simulated.
     """
 
     log: bytes
@@ -49,6 +72,7 @@ class BootResult:
     app: AppDescription | None = None
     slot: Partition | None = None
     rom_size: int = 0
+    is_foreign: bool = False
 
 
 def boot(
@@ -56,143 +80,196 @@ def boot(
     flash: NorFlash,
     reason: str,
     revision: int,
-    read: Callable[[int, int], bytes] | None = None,
+    read: Read | None = None,
+    write: Write | None = None,
     *,
     rom_is_muted: bool = False,
+    secure_boot: SecureBoot | None = None,
+    rollback: bool = False,
 ) -> BootResult:
     """Boot from *flash* like a chip of *revision* (major * 100 + minor) after a reset with *reason*.
 
-    *read* reads the flash as the CPU does (decrypted); by default without decryption. The bootloader's only write is
-    also simulated: an OTA image that was started once but not confirmed (PENDING_VERIFY) is marked ABORTED. A ROM that
-    *is muted* prints nothing (UART_PRINT_CONTROL); the bootloader does.
+    *read* and *write* access the flash as the CPU does (with encryption, if that is enabled); by default without. Only
+    otadata is written, whose sector *write* erases first. A ROM that *is muted* prints nothing (UART_PRINT_CONTROL);
+    the bootloader does. *secure_boot* is None if the eFuses do not enable it. *rollback* is whether the bootloader was
+    built with app rollback (CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE), which only shows in one with debug messages.
     """
-    read = read or flash.read
     if model.is_8266:
         return _boot_8266(flash)
+    read = read or flash.read
     out = BootLog(flash_banner(model, reason), rom_is_muted=rom_is_muted)
     offset: int = model.rom.BOOTLOADER_FLASH_OFFSET
-    first = int.from_bytes(read(offset, 4), "little")
-    if first & 0xFF != MAGIC:
-        for _ in range(8):  # the ROM repeats this until its watchdog resets it; eight lines are enough
-            out.plain(f"invalid header: 0x{first:08x}")
+    image = load_bootloader(model, read, flash.size - offset, out, secure_boot)
+    if image is None:
         return BootResult(out.data(), rom_size=out.rom_size, started=False)
+    loader = Loader(image, read(offset, image.size))
+    if not loader.has(_IDF_LOADER):
+        return BootResult(out.data(), rom_size=out.rom_size, started=True, is_foreign=True)
+    rollback = rollback or any(map(loader.has, _ROLLBACK_TEXTS))
+    stage = _SecondStage(model, flash, read, write or _writer(flash), out, loader, revision, secure_boot)
     try:
-        loader = read_image(read, offset, PARTITION_TABLE_OFFSET - offset)
-        _check_chip(model, loader, revision)
-    except ImageError as error:
-        out.plain(f"{error}")
-        out.plain("ets_main.c 384 ")
+        return stage.run(rollback)
+    except _BootError:
         return BootResult(out.data(), rom_size=out.rom_size, started=False)
-    return _second_stage(model, flash, read, out, loader, revision)
 
 
-def _check_chip(model: ChipModel, image: Image, revision: int) -> None:
-    if model.image_chip_id is not None and image.chip_id != model.image_chip_id:
-        raise ImageError(f"mismatch chip ID, expected {model.image_chip_id}, found {image.chip_id}")
-    if image.min_revision > revision:
-        raise ImageError(
-            f"chip revision check failed. Required >= {version(image.min_revision)}, found {version(revision)}."
-        )
-    if image.max_revision not in (0, 0xFFFF) and image.max_revision < revision:
-        raise ImageError(
-            f"chip revision check failed. Required <= {version(image.max_revision)}, found {version(revision)}."
-        )
+def _writer(flash: NorFlash) -> Callable[[int, bytes], None]:
+    def write(address: int, data: bytes) -> None:
+        flash.erase(address, SECTOR)
+        flash.program(address, data)
+
+    return write
 
 
-def _second_stage(
-    model: ChipModel, flash: NorFlash, read: Read, out: BootLog, loader: Image, revision: int
-) -> BootResult:
-    print_loading(out, model, loader)
-    print_bootloader(out, model, loader, revision)
-    try:
-        table = _read_table(read)
-    except ImageError as error:
-        out.error("flash_parts", str(error))
-        out.error("boot", "Failed to verify partition table")
-        out.error("boot", "load partition table error!")
-        return BootResult(out.data(), rom_size=out.rom_size, started=False)
-    print_table(out, table)
-    for slot in _order(flash, read, table, out):
+@dataclass(frozen=True)
+class _SecondStage:
+    """ESP-IDF's bootloader *loader*, running."""
+
+    model: ChipModel
+    flash: NorFlash
+    read: Read
+    write: Write
+    out: BootLog
+    loader: Loader
+    revision: int
+    secure_boot: SecureBoot | None
+
+    def run(self, rollback: bool) -> BootResult:
+        """Start an app.
+
+        Raises:
+            _BootError: if there is none to start.
+        """
+        print_bootloader(self.out, self.loader, self.revision)
+        if not self._runs_on_revision(self.loader.image.min_revision, 0):
+            raise _BootError
+        print_flash_size(self.out, self.model, self.loader)
+        table = self._table()
+        print_table(self.out, self.loader, table)
+        choice = choose_slot(table, self.read, self.write, self.out, rollback=rollback)
+        if choice is None:
+            raise _BootError
+        for index, slot, name in slots_to_try(table, choice.index):
+            image = self._load(slot)
+            if image is not None:
+                if choice.otadata_is_blank and index is not None and index >= 0:
+                    set_first_sequence(table, index, self.write, self.out)
+                if slot.is_test:
+                    self.out.line("W", "boot", "Falling back to test app as only bootable partition")
+                print_app(self.out, image, self.revision)
+                return BootResult(self.out.data(), rom_size=self.out.rom_size, started=True, app=image.app, slot=slot)
+            if name is not None:
+                self.out.error("boot", f"{name} is not bootable")
+        self.out.error("boot", "No bootable app partitions in the partition table")
+        raise _BootError
+
+    # -- the partition table
+
+    def _table(self) -> list[Partition]:
+        raw = self.read(self._table_offset(), _TABLE_SIZE)
         try:
-            image = read_image(read, slot.offset, slot.size)
-            _check_chip(model, image, revision)
+            return read_table(raw, flash_size_of(self.model, self.loader.image))
         except ImageError as error:
-            out.error("boot_comm" if "chip" in str(error) else "esp_image", str(error))
-            out.error("boot", f"{_describe(slot)} is not bootable")
-            continue
-        print_start(out, model, slot, image, revision)
-        return BootResult(out.data(), rom_size=out.rom_size, started=True, app=image.app, slot=slot)
-    out.error("boot", "No bootable app partitions in the partition table")
-    return BootResult(out.data(), rom_size=out.rom_size, started=False)
+            self.out.error("flash_parts", str(error))
+        self.out.error("boot", "Failed to verify partition table")
+        self.out.error("boot", "load partition table error!")
+        raise _BootError
+
+    def _table_offset(self) -> int:
+        """Return the offset of the table: it is compiled into the bootloader, but only the flash shows it."""
+        start = self.model.rom.BOOTLOADER_FLASH_OFFSET + self.loader.image.size
+        magic = _ENTRY_MAGIC.to_bytes(2, "little")
+        if self.read(PARTITION_TABLE_OFFSET, 2) == magic:
+            return PARTITION_TABLE_OFFSET
+        sectors = range(-(-start // SECTOR) * SECTOR, _LAST_TABLE_OFFSET + 1, SECTOR)
+        return next((offset for offset in sectors if self.read(offset, 2) == magic), PARTITION_TABLE_OFFSET)
+
+    # -- apps
+
+    def _load(self, slot: Partition) -> Image | None:
+        """Check the app in *slot*, and print what the bootloader prints; return None if it is not bootable."""
+        header = self.read(slot.offset, HEADER_SIZE)
+        if header[0] == MAGIC and not self._is_for_this_chip(header):
+            return None
+        try:
+            image, sums = parse_image(self.read, slot.offset, self.flash.size - slot.offset)
+            print_segments(self.out, self.model, image.segments)
+            check_image(image, sums, slot.size)
+        except ImageError as error:
+            print_segments(self.out, self.model, error.segments)
+            self.out.error("esp_image", str(error))
+            return None
+        if not self._is_trusted(slot, image):
+            return None
+        self.out.info("boot", f"Loaded app from partition at offset 0x{slot.offset:x}")
+        return image
+
+    def _is_for_this_chip(self, header: bytes) -> bool:
+        chip_id, least, most = (int.from_bytes(header[first : first + 2], "little") for first in (12, 15, 17))
+        if self.model.image_chip_id is not None and chip_id != self.model.image_chip_id:
+            self.out.error("boot_comm", f"mismatch chip ID, expected {self.model.image_chip_id}, found {chip_id}")
+            return False
+        return self._runs_on_revision(least, most)
+
+    def _runs_on_revision(self, least: int, most: int) -> bool:
+        """Compare the chip's revision with an image's limits; a *most* of 0 or 0xFFFF is none."""
+        for relation, limit, is_wrong in (
+            (">=", least, least > self.revision),
+            ("<=", most, most not in (0, 0xFFFF) and most < self.revision),
+        ):
+            if is_wrong:
+                self.out.error(
+                    "boot_comm",
+                    f"chip revision check failed. Required {relation} {version(limit)}, found "
+                    f"{version(self.revision)}.",
+                )
+                return False
+        return True
+
+    def _is_trusted(self, slot: Partition, image: Image) -> bool:
+        """Check the app's signature, if the bootloader was built to."""
+        if self.secure_boot is None or not self.loader.has(_CHECKS_SIGNATURES):
+            return True
+        self.out.info("esp_image", "Verifying image signature...")
+        if self.secure_boot.check(self.read, slot.offset, image.size, self.out.bare):
+            self.out.info("secure_boot_v2", "Signature verified successfully!")
+            return True
+        self.out.error("esp_image", "Secure boot signature verification failed")
+        self.out.info("esp_image", "Calculating simple hash to check for corruption...")
+        self.out.line("W", "esp_image", "image valid, signature bad")
+        return False
 
 
-def _read_table(read: Read) -> list[Partition]:
-    try:
-        table = PartitionTable.from_binary(read(PARTITION_TABLE_OFFSET, _TABLE_SIZE))
-    except Exception as error:  # esp-idf-defs raises several kinds, including Exception, for invalid tables
-        text = str(error)
-        raise ImageError("Incorrect MD5 checksum" if "MD5" in text else f"partition 0 invalid ({text})") from None
-    if not table:
-        raise ImageError("partition 0 invalid magic number 0xffff")
-    return list(table)
+def read_table(raw: bytes, flash_size: int) -> list[Partition]:
+    """Return the partitions of the table *raw* of a flash of *flash_size* bytes, as the bootloader's header has it.
 
-
-def _describe(slot: Partition) -> str:
-    if is_ota(slot):
-        return f"OTA app partition slot {slot.subtype - FIRST_OTA}"
-    return "Factory app partition" if slot.subtype == SUBTYPE_FACTORY else "Factory test app partition"
-
-
-def _order(flash: NorFlash, read: Read, table: list[Partition], out: BootLog) -> list[Partition]:
-    """Return the slots in the order in which the bootloader tries them."""
-    factory = [part for part in table if part.type == APP_TYPE and part.subtype == SUBTYPE_FACTORY]
-    slots = sorted((part for part in table if is_ota(part)), key=lambda part: part.subtype)
-    test = [part for part in table if part.type == APP_TYPE and part.subtype == SUBTYPE_TEST]
-    otadata = [part for part in table if part.type == DATA_TYPE and part.subtype == _SUBTYPE_OTADATA]
-    if not otadata or not slots:
-        return factory + slots + test
-    chosen = _chosen_slot(flash, read, otadata[0].offset, len(slots))
-    if chosen is not None:
-        # From the selected one downwards, then the factory app, then upwards (bootloader_utility_load_boot_image).
-        return slots[chosen::-1] + factory + slots[chosen + 1 :] + test
-    if read(otadata[0].offset, 32) != b"\xff" * 32 or read(otadata[0].offset + SECTOR, 32) != b"\xff" * 32:
-        fallback = "falling back to factory" if factory else "and no factory, will try all partitions"
-        out.error("boot", f"ota data partition invalid{',' if factory else ''} {fallback}")
-    elif factory:
-        out.info("boot", "Defaulting to factory image")
-    else:
-        out.info("boot", "No factory image, trying OTA 0")
-    return factory + slots + test
-
-
-def _chosen_slot(flash: NorFlash, read: Read, otadata: int, count: int) -> int | None:
-    """Return the number of the slot that otadata selects, and update the states of unconfirmed images."""
-    entries: dict[int, OtaDataSelectEntry] = {}
-    for sector in (0, 1):
-        address = otadata + sector * SECTOR
-        stored = read(address, OtaDataSelectEntry.SIZE)
-        entry = OtaDataSelectEntry.from_bytes(stored)
-        # esp-idf-defs 0.1.7 computes the checksum, but compares it with itself.
-        if entry is None or entry.to_bytes()[-4:] != stored[-4:]:
-            continue
-        if entry.ota_state == OtaImageState.PENDING_VERIFY:
-            # It was started once and did not call esp_ota_mark_app_valid, so it is not started again.
-            entry.ota_state = OtaImageState.ABORTED
-            _rewrite(flash, address, entry)
-        if entry.ota_state not in (OtaImageState.INVALID, OtaImageState.ABORTED):
-            entries[sector] = entry
-    if not entries:
-        return None
-    sector = max(entries, key=lambda number: entries[number].seq)
-    if entries[sector].ota_state == OtaImageState.NEW:
-        entries[sector].ota_state = OtaImageState.PENDING_VERIFY
-        _rewrite(flash, otadata + sector * SECTOR, entries[sector])
-    return entries[sector].ota_slot(count)
-
-
-def _rewrite(flash: NorFlash, address: int, entry: OtaDataSelectEntry) -> None:
-    flash.erase(address, SECTOR)
-    flash.program(address, entry.to_bytes())
+    Raises:
+        ImageError: if the bootloader refuses the table (``esp_partition_table_verify``), with its message.
+    """
+    table: list[Partition] = []
+    has_md5 = False
+    for number in range(len(raw) // _ENTRY_SIZE):
+        entry = raw[number * _ENTRY_SIZE : (number + 1) * _ENTRY_SIZE]
+        magic = int.from_bytes(entry[:2], "little")
+        if magic == _ENTRY_MAGIC:
+            part = Partition.from_entry(entry)
+            if part.offset > flash_size or part.offset + part.size > flash_size:
+                raise ImageError(
+                    f"partition {number} invalid - offset 0x{part.offset:x} size 0x{part.size:x} exceeds flash chip "
+                    f"size 0x{flash_size:x}"
+                )
+            table.append(part)
+        elif magic == _MD5_MAGIC:
+            if has_md5:
+                raise ImageError("Only one MD5 checksum is allowed")
+            has_md5 = True
+            if hashlib.md5(raw[: number * _ENTRY_SIZE], usedforsecurity=False).digest() != entry[_MD5_OFFSET:]:
+                raise ImageError("Incorrect MD5 checksum")
+        elif number and entry[:4] == b"\xff\xff\xff\xff":
+            return table
+        else:
+            raise ImageError(f"partition {number} invalid magic number 0x{magic:x}")
+    raise ImageError("partition table has no terminating entry, not valid")
 
 
 def _boot_8266(flash: NorFlash) -> BootResult:

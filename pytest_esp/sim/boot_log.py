@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import io
 import re
+import struct
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from esp_idf_defs.partitions import APP_TYPE, DATA_TYPE
 
-from pytest_esp.formats.boot_image import Image
+from pytest_esp.formats.boot_image import Image, Segment
 from pytest_esp.sim.model import ChipModel
 
-Partition = Any
-"""esp-idf-defs' PartitionDefinition, whose class declares all its fields as None."""
-
-SUBTYPE_FACTORY, SUBTYPE_TEST = 0x00, 0x20
-FIRST_OTA, _OTA_SLOTS = 0x10, 16
+_SUBTYPE_FACTORY, _SUBTYPE_TEST = 0x00, 0x20
+_FIRST_OTA, _OTA_SLOTS = 0x10, 16
+# What ESP-IDF's bootloader takes for unknown codes; the size is in bytes.
+_DEFAULT_FREQUENCY, _DEFAULT_FLASH_SIZE = "20m", 2 << 20
+_BOOTLOADER_TYPE, _TABLE_TYPE = 0x02, 0x03
+_USAGES = {
+    (APP_TYPE, _SUBTYPE_FACTORY): "factory app",
+    (APP_TYPE, _SUBTYPE_TEST): "test app",
+    (DATA_TYPE, 0x00): "OTA data",
+    (DATA_TYPE, 0x01): "RF data",
+    (DATA_TYPE, 0x02): "WiFi data",
+    (DATA_TYPE, 0x04): "NVS keys",
+    (DATA_TYPE, 0x05): "efuse",
+    (_BOOTLOADER_TYPE, 0): "primary bootloader",
+    (_BOOTLOADER_TYPE, 1): "ota bootloader",
+    (_BOOTLOADER_TYPE, 2): "recovery bootloader",
+    (_TABLE_TYPE, 0): "primary partition_table",
+    (_TABLE_TYPE, 1): "ota partition_table",
+}
+_UNKNOWN = {APP_TYPE: "Unknown app", DATA_TYPE: "Unknown data"}
 
 # Build labels and strap values as the chips print them; for chips without a known label, only the name is printed.
 _ROM_LABEL = {
@@ -50,6 +66,10 @@ _NAME_ON_ESP32 = {
     "BROWNOUT": "RTCWDT_BROWN_OUT_RESET",
 }
 _FLASH_MODES = ("QIO", "QOUT", "DIO", "DOUT", "FAST READ", "SLOW READ")
+_ROM_FLASH_MODES = (
+    *("QIO", "QOUT", "DIO", "DOUT", "FAST_RD", "SLOW_RD"),
+    *("OPI_STR", "OPI_DTR", "OOUT", "OIO_STR", "OIO_DTR"),
+)
 _CLOCK_DIVIDERS = {0xF: 1, 0x0: 2, 0x1: 3, 0x2: 4}  # of 80 MHz, by the header's code
 _NO_SPIWP = ("esp32c5", "esp32c61", "esp32p4")  # their ROMs do not print the write-protection pin
 _APP_INIT_SINCE = (5, 2)  # the first ESP-IDF version whose apps use this tag
@@ -68,6 +88,11 @@ class BootLog:
     def plain(self, line: str) -> None:
         """Add a line from the ROM."""
         self._write_from_rom(line + "\r\n")
+
+    def bare(self, line: str) -> None:
+        """Add a line without a time, from a function of the ROM that the bootloader calls."""
+        if not self._rom_is_muted:
+            self._out.write(line + "\r\n")
 
     def _write_from_rom(self, text: str) -> None:
         if not self._rom_is_muted:
@@ -91,6 +116,51 @@ class BootLog:
     def data(self) -> bytes:
         """Return the complete log."""
         return self._out.getvalue().encode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """An entry of the partition table; offset and size are in bytes."""
+
+    type: int
+    subtype: int
+    offset: int
+    size: int
+    name: str
+
+    @classmethod
+    def from_entry(cls, entry: bytes) -> Partition:
+        """Return the partition of an entry of 32 bytes."""
+        kind, subtype, offset, size, name = struct.unpack_from("<2xBBII16s", entry)
+        return cls(kind, subtype, offset, size, name.partition(b"\0")[0].decode("utf-8", "replace"))
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether it is the factory app's."""
+        return (self.type, self.subtype) == (APP_TYPE, _SUBTYPE_FACTORY)
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it is the factory test app's."""
+        return (self.type, self.subtype) == (APP_TYPE, _SUBTYPE_TEST)
+
+    @property
+    def ota_number(self) -> int | None:
+        """The number of the OTA slot; None if it is not one."""
+        number = self.subtype - _FIRST_OTA
+        return number if self.type == APP_TYPE and 0 <= number < _OTA_SLOTS else None
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The second-stage bootloader: its image, and the bytes of it. What it was built with shows in its texts."""
+
+    image: Image
+    data: bytes
+
+    def has(self, text: bytes) -> bool:
+        """Return whether the bootloader contains *text*."""
+        return text in self.data
 
 
 def download_banner(model: ChipModel, reason: str) -> bytes:
@@ -130,37 +200,63 @@ def version(revision: int) -> str:
     return f"v{revision // 100}.{revision % 100}"
 
 
-def print_loading(out: BootLog, model: ChipModel, loader: Image) -> None:
-    """Print the ROM's flash settings, and the load addresses of the bootloader."""
-    mode = f"mode:{_flash_mode(loader)}, clock div:{_CLOCK_DIVIDERS.get(loader.flash_frequency, 2)}"
+def print_flash_settings(out: BootLog, model: ChipModel, mode: int, frequency: int, *, is_secure: bool = False) -> None:
+    """Print the ROM's flash settings: *mode* and *frequency* are the codes in the bootloader's header.
+
+    The part of an ESP32's ROM that boots with secure boot has another format.
+    """
+    shown = mode if model.is_esp32 and is_secure else _ROM_FLASH_MODES[mode]
+    settings = f"mode:{shown}, clock div:{_CLOCK_DIVIDERS.get(frequency, 1)}"
     if model.is_esp32:
         out.plain("configsip: 0, SPIWP:0xee")
         out.plain("clk_drv:0x00,q_drv:0x00,d_drv:0x00,cs0_drv:0x00,hd_drv:0x00,wp_drv:0x00")
     elif model.chip in _NO_SPIWP:
-        mode = f"SPI {mode}"
+        settings = f"SPI {settings}"
     else:
         out.plain("SPIWP:0xee")
-    out.plain(mode)
-    for segment in loader.segments:
-        size = segment.size if model.is_esp32 else hex(segment.size)
-        out.plain(f"load:0x{segment.address:08x},len:{size}")
-    out.plain(f"entry 0x{loader.entry:08x}")
+    out.plain(settings)
 
 
-def print_bootloader(out: BootLog, model: ChipModel, loader: Image, revision: int) -> None:
-    """Print the bootloader's version, the chip's revision, and the flash settings from its header."""
-    itself = loader.bootloader  # None for bootloaders before ESP-IDF 5.1
+def print_load(out: BootLog, model: ChipModel, address: int, size: int, *, is_secure: bool = False) -> None:
+    """Print the load address and the size of a segment of the bootloader."""
+    if model.is_esp32 and is_secure:
+        out.plain(f"load:0x{address:08x} len:{size:#x}")
+    else:
+        shown = str(size - (size >> 31 << 32)) if model.is_esp32 else hex(size)
+        out.plain(f"load:0x{address:08x},len:{shown}")
+
+
+def print_entry(out: BootLog, entry: int) -> None:
+    """Print the entry point of the bootloader."""
+    out.plain(f"entry 0x{entry:08x}")
+
+
+def print_bootloader(out: BootLog, loader: Loader, revision: int) -> None:
+    """Print the bootloader's version, and the chip's revision."""
+    itself = loader.image.bootloader  # None for bootloaders before ESP-IDF 5.1
     out.info("boot", f"ESP-IDF {itself.idf_version} 2nd stage bootloader" if itself else "ESP-IDF 2nd stage bootloader")
     if itself is not None and itself.compiled:
         out.info("boot", f"compile time {itself.compiled}")
     out.info("boot", f"chip revision: {version(revision)}")
+
+
+def print_flash_size(out: BootLog, model: ChipModel, loader: Loader) -> None:
+    """Print the flash settings from the bootloader's header."""
+    image = loader.image
     tag = f"boot.{model.chip}"
-    if frequency := _named(model.rom.FLASH_FREQUENCY, loader.flash_frequency):
-        out.info(tag, f"SPI Speed      : {frequency.removesuffix('m')}MHz")
-    out.info(tag, f"SPI Mode       : {_flash_mode(loader)}")
-    if size := _named(model.rom.FLASH_SIZES, loader.flash_size << 4):
-        out.info(tag, f"SPI Flash Size : {size}")
+    megahertz = (_named(model.rom.FLASH_FREQUENCY, image.flash_frequency) or _DEFAULT_FREQUENCY).removesuffix("m")
+    if megahertz == "26" and loader.has(b"26.7MHz"):
+        megahertz = "26.7"
+    out.info(tag, f"SPI Speed      : {megahertz}MHz")
+    out.info(tag, f"SPI Mode       : {_flash_mode(image)}")
+    out.info(tag, f"SPI Flash Size : {flash_size_of(model, image) >> 20}MB")
     out.info("boot", "Enabling RNG early entropy source...")
+
+
+def flash_size_of(model: ChipModel, loader: Image) -> int:
+    """Return the size of the flash in bytes by the bootloader's header."""
+    name = _named(model.rom.FLASH_SIZES, loader.flash_size << 4)
+    return int(name.removesuffix("MB")) << 20 if name else _DEFAULT_FLASH_SIZE
 
 
 def _flash_mode(image: Image) -> str:
@@ -171,41 +267,40 @@ def _named(codes: dict[str, int], code: int) -> str | None:
     return next((name for name, value in codes.items() if value == code), None)
 
 
-def print_table(out: BootLog, table: list[Partition]) -> None:
+def print_table(out: BootLog, loader: Loader, table: list[Partition]) -> None:
     """Print the partition table."""
     out.info("boot", "Partition Table:")
     out.info("boot", "## Label            Usage          Type ST Offset   Length")
     for number, part in enumerate(table):
+        usage = _usage(part)
+        if part.type in (_BOOTLOADER_TYPE, _TABLE_TYPE) and not loader.has(usage.encode()):
+            usage = "unknown"  # before ESP-IDF 5.5
         out.info(
             "boot",
-            f"{number:2d} {part.name:<16} {_usage(part):<16} {part.type:02x} {part.subtype:02x} "
+            f"{number:2d} {part.name:<16} {usage:<16} {part.type:02x} {part.subtype:02x} "
             f"{part.offset:08x} {part.size:08x}",
         )
     out.info("boot", "End of partition table")
 
 
 def _usage(part: Partition) -> str:
-    if part.type == APP_TYPE:
-        known = {SUBTYPE_FACTORY: "factory app", SUBTYPE_TEST: "test app"}
-        return known.get(part.subtype, "OTA app" if is_ota(part) else "Unknown app")
-    known = {0x00: "OTA data", 0x01: "RF data", 0x02: "WiFi data", 0x04: "NVS keys", 0x03: "Core dump"}
-    return known.get(part.subtype, "Unknown data") if part.type == DATA_TYPE else "unknown"
+    if part.ota_number is not None:
+        return "OTA app"
+    return _USAGES.get((part.type, part.subtype), _UNKNOWN.get(part.type, "unknown"))
 
 
-def is_ota(part: Partition) -> bool:
-    """Return whether a partition is an OTA slot."""
-    return part.type == APP_TYPE and FIRST_OTA <= part.subtype < FIRST_OTA + _OTA_SLOTS
-
-
-def print_start(out: BootLog, model: ChipModel, slot: Partition, image: Image, revision: int) -> None:
-    """Print the app's segments, and the app's description up to the call of ``app_main``."""
-    for number, part in enumerate(image.segments):
+def print_segments(out: BootLog, model: ChipModel, segments: tuple[Segment, ...]) -> None:
+    """Print the app's segments."""
+    for number, part in enumerate(segments):
         out.info(
             "esp_image",
             f"segment {number}: paddr={part.offset:08x} vaddr={part.address:08x} size={part.size:05x}h "
             f"({part.size:6d}) {'map' if _is_mapped(model, part.address) else 'load'}",
         )
-    out.info("boot", f"Loaded app from partition at offset 0x{slot.offset:x}")
+
+
+def print_app(out: BootLog, image: Image, revision: int) -> None:
+    """Print the app's description up to the call of ``app_main``."""
     out.info("boot", "Disabling RNG early entropy source...")
     app = image.app
     if app is not None:
@@ -214,7 +309,8 @@ def print_start(out: BootLog, model: ChipModel, slot: Partition, image: Image, r
         out.info(tag, "Application information:")
         out.info(tag, f"Project name:     {app.project_name}")
         out.info(tag, f"App version:      {app.version}")
-        out.info(tag, f"Compile time:     {app.compiled}")
+        if app.compiled is not None:  # not in a reproducible build
+            out.info(tag, f"Compile time:     {app.compiled}")
         out.info(tag, f"ELF file SHA256:  {app.elf_sha256.hex()[: 9 if is_new else 16]}...")
         out.info(tag, f"ESP-IDF:          {app.idf_version}")
         tag = "efuse_init" if is_new else "cpu_start"

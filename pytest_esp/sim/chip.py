@@ -8,7 +8,7 @@ from typing import Literal
 
 from pytest_esp.errors import BackendError
 from pytest_esp.formats.mac import made_up_mac, parse_mac
-from pytest_esp.formats.nor_flash import NorFlash
+from pytest_esp.formats.nor_flash import SECTOR, NorFlash
 from pytest_esp.sim import crypt
 from pytest_esp.sim.app import SilentApp, SimApp
 from pytest_esp.sim.boot import BootResult, boot
@@ -47,6 +47,7 @@ class SimChip:
         efuse_file: the file for the eFuses, in the format of espefuse's emulator; None for memory.
         mac: base MAC address, ``"7C:DF:A1:00:00:01"``; None for that of the eFuse file, or one derived from *name*.
         revision: major * 100 + minor; None for that of the eFuse file, or a current one.
+        rollback: whether its bootloader was built with app rollback; ESP-IDF's default is not to.
         secure_download: whether to act as if ENABLE_SECURITY_DOWNLOAD were burned.
         app: the class that replaces the app after the bootloader has called ``app_main``.
         usb: the kind of its port.
@@ -73,6 +74,7 @@ class SimChip:
         efuse_file: Path | None = None,
         mac: str | None = None,
         revision: int | None = None,
+        rollback: bool = False,
         secure_download: bool = False,
         app: type[SimApp] | None = None,
         usb: UsbKind = "bridge",
@@ -114,6 +116,7 @@ class SimChip:
             lambda: self.model.uart_clock_divider(self._uart_clock_mhz, self.baudrate),
             lambda: self.flash_is_attached,
         )
+        self._rollback = rollback
         self._on_close = on_close
         self._app_class: type[SimApp] = app or SilentApp
         self._console_baudrate = console_baud or self._app_class.console_baud
@@ -221,7 +224,10 @@ class SimChip:
             reason,
             self.revision,
             read=self._flash_as_the_cpu_sees_it,
+            write=self._write_as_the_cpu,
             rom_is_muted=self._rom_is_muted(),
+            secure_boot=self.efuses.secure_boot() if self.efuses is not None else None,
+            rollback=self._rollback,
         )
         self.last_boot = result
         self.mode = "app"
@@ -428,6 +434,10 @@ class SimChip:
         stored = self.flash.read(start, -(-(address + size - start) // crypt.BLOCK) * crypt.BLOCK)
         plain = self._crypt(start, stored, decrypt=True)
         return plain[address - start : address - start + size]
+
+    def _write_as_the_cpu(self, address: int, data: bytes) -> None:
+        self.flash.erase(address, SECTOR)
+        self.flash.program(address, self.encrypt(address, data) if self.flash_is_encrypted else data)
 
     def _crypt(self, address: int, data: bytes, *, decrypt: bool) -> bytes:
         if self.efuses is None:

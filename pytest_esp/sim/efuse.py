@@ -13,6 +13,22 @@ from typing import Any
 from pytest_esp.errors import BackendError
 from pytest_esp.sim.efuse_map import contents, efuse_map, emulator, set_contents
 from pytest_esp.sim.model import ESP32_CK8M_FREQ, ChipModel
+from pytest_esp.sim.secure_boot import SecureBoot
+
+_FIRST_DIGEST_PURPOSE = 9  # SECURE_BOOT_DIGEST0
+
+
+# The registers at the start of a QEMU eFuse file, as (offset in the controller, bytes): the read registers of all
+# blocks.
+_QEMU_WINDOWS_ESP32 = ((0x00, 28), (0x38, 96))
+_QEMU_WINDOWS = ((0x2C, 336),)
+_QEMU_SIZE_ESP32, _QEMU_SIZE = 124, 984
+
+
+def qemu_offsets(chip: str) -> list[int]:
+    """Return the offsets of the registers in the eFuse file of Espressif's QEMU, in its order."""
+    windows = _QEMU_WINDOWS_ESP32 if chip == "esp32" else _QEMU_WINDOWS
+    return [offset for first, size in windows for offset in range(first, first + size, 4)]
 
 
 def _load(path: Path) -> bytes:
@@ -34,8 +50,9 @@ class Efuses:
         model: the chip.
         mac: base MAC address, 6 bytes.
         revision: major * 100 + minor.
-        path: the file for the eFuses, in the format of espefuse's ``--virt --path-efuse-file``. Read-protected keys
-            are stored in ``PATH.keys``: the chip still encrypts with them.
+        path: the file for the eFuses, in the format of espefuse's ``--virt --path-efuse-file``; a file of Espressif's
+            QEMU is recognized by its size, and keeps its format. Read-protected keys are stored in ``PATH.keys``: the
+            chip still encrypts with them.
         apb_mhz: returns the frequency of the APB, which times a burn; None for the crystal's frequency.
 
     Attributes:
@@ -62,6 +79,7 @@ class Efuses:
         self.size = self._map.size
         self._keys: dict[str, bytes] = {}
         self._emulator: Any = None
+        self._has_qemu_format = False
         stored = _load(path) if path else b""
         self.was_stored = bool(stored)
         if stored:
@@ -72,9 +90,13 @@ class Efuses:
             self.save()
 
     def _take_stored(self, stored: bytes) -> None:
+        if len(stored) == self._qemu_size:
+            self._take_from_qemu(stored)
+            return
         if len(stored) != self.size:
             raise BackendError(
-                f"the eFuse file {self._path} has {len(stored)} bytes, not the {self.size} of an {self._model.chip}",
+                f"the eFuse file {self._path} has {len(stored)} bytes, not the {self.size} of espefuse's emulator of "
+                f"the {self._model.name}, or the {self._qemu_size} of QEMU's",
                 hint="use another file; this one is from another chip",
             )
         self._registers = bytearray(stored[::-1])
@@ -83,6 +105,21 @@ class Efuses:
             self._keys = {name: bytes.fromhex(key) for name, key in json.loads(keys or b"{}").items()}
         except (ValueError, AttributeError, TypeError) as error:
             raise BackendError(f"{self._keys_path} is damaged: {error}", hint="remove it and the eFuse file") from error
+
+    @property
+    def _qemu_size(self) -> int:
+        return _QEMU_SIZE_ESP32 if self._model.is_esp32 else _QEMU_SIZE
+
+    def _take_from_qemu(self, stored: bytes) -> None:
+        self._has_qemu_format = True
+        self._registers = bytearray.fromhex(self._map.blank)
+        for position, offset in enumerate(qemu_offsets(self._model.chip)):
+            self._registers[offset : offset + 4] = stored[4 * position : 4 * position + 4]
+
+    def qemu_file(self) -> bytes:
+        """Return the eFuses as a file for Espressif's QEMU."""
+        words = (self._registers[offset : offset + 4] for offset in qemu_offsets(self._model.chip))
+        return b"".join(words).ljust(self._qemu_size, b"\0")
 
     # -- the register window
 
@@ -167,6 +204,13 @@ class Efuses:
         self._burn(address, value << bit)
         self.save()
 
+    def preset_block(self, name: str, data: bytes) -> None:
+        """Burn a whole block directly; *data* has the order of its registers, as espefuse burns digests."""
+        address, _ = self._map.blocks[name]
+        for offset in range(0, len(data), 4):
+            self._burn(address + offset, int.from_bytes(data[offset : offset + 4], "little"))
+        self.save()
+
     def take_back(self, name: str) -> None:
         """Clear a field, which is impossible on a real chip, to end a fault."""
         address, bit, length = self._map.fields[name]
@@ -192,7 +236,7 @@ class Efuses:
                 _replace(self._keys_path, json.dumps(hidden).encode())
             else:
                 self._keys_path.unlink(missing_ok=True)
-            _replace(self._path, bytes(self._registers[::-1]))
+            _replace(self._path, self.qemu_file() if self._has_qemu_format else bytes(self._registers[::-1]))
         except OSError as error:
             raise BackendError(f"cannot write the eFuse file {self._path}: {error.strerror}") from error
 
@@ -223,6 +267,25 @@ class Efuses:
         if 2 in keys and 3 in keys:
             return keys[2] + keys[3]
         return keys.get(4) or self.key("BLOCK_KEY0")
+
+    def secure_boot(self) -> SecureBoot | None:
+        """Return the keys that secure boot v2 trusts; None if it is not enabled.
+
+        Key purposes: 9 to 11 are the digests of the keys 0 to 2. The ESP32 uses BLOCK2; an ESP32-C2 stores the first
+        half of one digest in the second half of its key block (technical reference manuals).
+        """
+        if self._model.is_esp32:
+            return SecureBoot({0: self._block_bytes("BLOCK2")}, is_esp32=True) if self.field("ABS_DONE_1") else None
+        if not self.field("SECURE_BOOT_EN"):
+            return None
+        if self._model.chip == "esp32c2":
+            return SecureBoot({0: self._block_bytes("BLOCK_KEY0")[16:]})
+        digests: dict[int, bytes] = {}
+        for block in self._key_blocks():
+            number = self.field(f"KEY_PURPOSE_{block.removeprefix('BLOCK_KEY')}") - _FIRST_DIGEST_PURPOSE
+            if number in range(3) and not self.field(f"SECURE_BOOT_KEY_REVOKE{number}"):
+                digests.setdefault(number, self._block_bytes(block))
+        return SecureBoot(dict(sorted(digests.items())))
 
     # -- inside
 
