@@ -250,6 +250,12 @@ def _task_watchdog(_match: re.Match[str], text: str) -> Verdict:
     return Verdict(Kind.TASK_WATCHDOG, reason, int(cores[0]) if cores else None, task)
 
 
+_UNTRUSTED = re.compile(  # the ROM's words for it
+    r"No signature block magic byte found[^\r\n(]*\S|Sig block \d[^\r\n]*\S|SHA-256 simple hash comparison failed"
+    r"|Invalid image block, can't verify"
+)
+
+
 def _not_bootable(match: re.Match[str], text: str) -> Verdict:
     said = match[0].strip()
     first = re.search(
@@ -259,8 +265,12 @@ def _not_bootable(match: re.Match[str], text: str) -> Verdict:
         what = "the flash is blank" if set(match["header"]) == {"f"} else "no bootloader where the ROM looks for it"
     elif said.startswith("flash read err"):
         what = "the ROM cannot read the flash"
-    elif said.startswith(("csum err", "Invalid image block")):
+    elif said.startswith(("csum err", "Checksum failure", "Invalid image block")):
         what = "the bootloader in flash is damaged"
+    elif said.startswith(("Invalid chip id", "wrong chip id")):
+        what = "the bootloader in flash is for another chip"
+    elif said.startswith("secure boot") and (why := _UNTRUSTED.search(text)):
+        what = f"the bootloader is not trusted: {why[0]}"
     elif first is not None:
         what = first[1]
     else:
@@ -333,7 +343,8 @@ _RULES = _rules(
     ),
     (r"invalid header: 0x(?P<header>[0-9a-f]+)", _not_bootable),
     (
-        r"flash read err, \d+|csum err:0x\S*|Invalid image block, can't boot|secure boot verification failed"
+        r"flash read err, \d+|csum err:0x\S*|Invalid image block, can't boot|Invalid image block count: \d+"
+        r"|secure boot verification failed|ota_info partition size [^\r\n]*"
         r"|No bootable [^\r\n]*|load partition table error!",
         _not_bootable,
     ),

@@ -32,6 +32,8 @@ _SIGNS = (
     b"flash read err, ",
     b"csum err:0x",
     b"Invalid image block, can't boot",
+    b"Invalid image block count: ",
+    b"ota_info partition size ",
     b"secure boot verification failed",
     b"No bootable ",
     b"load partition table error!",
@@ -60,7 +62,7 @@ _REFUSED_BY_ROM = (
 )
 _NOT_BOOTABLE = re.compile(
     rb"invalid header: 0x|flash read err, |csum err:0x|Invalid image block|secure boot verification failed"
-    rb"|No bootable |load partition table error!|" + _REFUSED_BY_ROM
+    rb"|No bootable |load partition table error!|ota_info partition size |" + _REFUSED_BY_ROM
 )
 _DOWNLOAD = rb"waiting for download\s*\Z|wait uart download\(secure mode\)\s*\Z"
 # These signs count only in lines that begin so, as an app may log the words.
@@ -80,6 +82,7 @@ _LEAD = re.compile(  # lines before the crash's first sign that give its reason
     rb"|CUT HERE FOR EXCEPTION DECODER|^(?:Panic |Abort called|Unhandled C\+\+ exception|User exception )"
     rb"|^Stack (?:smashing|overflow) detected"
     rb"|E \(\d+\) (?:esp_image|boot|boot_comm|flash_parts|secure_boot)"
+    rb"|No signature block magic byte|Sig block \d|SHA-256 simple hash|Invalid image block, can't verify"
 )
 _BOOT = re.compile(rb"ESP-ROM:|ets [A-Z][a-z]{2} [ \d]\d \d{4}|rst:0x[0-9a-f]+ \(")
 _END = re.compile(rb"Rebooting\.\.\.|CPU halted\.|Abort panic handling|Entering gdb stub now|<<<stack<<<")

@@ -64,6 +64,7 @@ class BootResult:
         app: the app's descriptor, if it has one.
         slot: the partition that it was started from; None on an ESP8266, or if none was started.
         rom_size: the number of bytes at the beginning of *log* that the ROM prints, at a baud rate of its own.
+        resets_itself: whether ESP-IDF's bootloader resets the chip because it has nothing to start.
         is_foreign: whether a bootloader that is not ESP-IDF's was started: what it does is not simulated.
     """
 
@@ -72,6 +73,7 @@ class BootResult:
     app: AppDescription | None = None
     slot: Partition | None = None
     rom_size: int = 0
+    resets_itself: bool = False
     is_foreign: bool = False
 
 
@@ -110,7 +112,7 @@ def boot(
     try:
         return stage.run(rollback)
     except _BootError:
-        return BootResult(out.data(), rom_size=out.rom_size, started=False)
+        return BootResult(out.data(), rom_size=out.rom_size, started=False, resets_itself=True)
 
 
 def _writer(flash: NorFlash) -> Callable[[int, bytes], None]:

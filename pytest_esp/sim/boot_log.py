@@ -56,6 +56,9 @@ _RESET_CODE = {
     "RTCWDT_RTC_RST": 0x10,
     "BROWNOUT": 0xF,
     "TG0WDT_SYS_RST": 0x7,
+    "TG1WDT_SYS_RST": 0x8,
+    "DEEPSLEEP_RST": 0x5,
+    "RTCWDT_SYS_RST": 0x9,
     "USB_UART_CHIP_RESET": 0x15,
     "USB_UART_HPSYS": 0x15,
 }
@@ -183,7 +186,8 @@ def _rom_banner(model: ChipModel, reason: str, strap: int, mode: str) -> str:
         name = _NAME_ON_ESP32.get(reason, reason.replace("_RST", "_RESET"))
         return f"ets Jul 29 2019 12:21:46\r\n\r\nrst:0x{code:x} ({name}),boot:0x{strap:x} ({mode})\r\n"
     label = _ROM_LABEL.get(model.chip, model.chip)
-    return f"ESP-ROM:{label}\r\n{_build_date(label)}rst:0x{code:x} ({reason}),boot:0x{strap:x} ({mode})\r\n"
+    name = "BROWNOUT_RST" if reason == "BROWNOUT" else reason
+    return f"ESP-ROM:{label}\r\n{_build_date(label)}rst:0x{code:x} ({name}),boot:0x{strap:x} ({mode})\r\n"
 
 
 def _build_date(label: str) -> str:

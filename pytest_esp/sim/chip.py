@@ -251,6 +251,8 @@ class SimChip:
     def _start_or_fail(self, result: BootResult) -> None:
         if result.started:
             self._start_app(self._app_class, result)
+        elif result.resets_itself:
+            self._reset_later(_BOOT_LOOP_PERIOD, "RTC_SW_SYS_RST")
         elif not self.model.is_8266:  # whose ROM stops here
             self._reset_later(_BOOT_LOOP_PERIOD, "TG0WDT_SYS_RST" if not self.model.is_esp32 else "RTCWDT_RTC_RST")
 

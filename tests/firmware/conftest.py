@@ -114,7 +114,7 @@ class Boards:
         memory = NorFlash(FLASH_SIZE)
         memory.program(0, flash)
         app = load_app("app:TestFirmware")
-        board = SimChip(chip, flash=memory, mac=MAC.hex(":"), revision=REVISIONS[chip], app=app)
+        board = SimChip(chip, flash=memory, mac=MAC.hex(":"), revision=REVISIONS[chip], app=app, rollback=True)
         self._stack.callback(board.close)
         dialogue = self._started(board, chip)
         dialogue.flash_now = lambda: memory.read(0, FLASH_SIZE)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_esp.link.crash import Kind
+from pytest_esp.link.crash import Kind, classify
 from pytest_esp.link.detector import CrashDetector
 
 DATA = Path(__file__).parent / "data"
@@ -228,6 +228,43 @@ def test_how_many_boots_are_a_loop_is_the_callers_choice(limit, kinds):
 def test_a_blank_flash_is_said_once_a_boot():
     stream = (boot(0x10, b"RTCWDT_RTC_RESET") + b"invalid header: 0xffffffff\r\n" * 7) * 2
     assert [kind for _, kind, _, _ in found([stream])] == [Kind.WATCHDOG_RESET, *[Kind.NOT_BOOTABLE] * 2]
+
+
+# What ROMs print of bootloaders that they do not start: from QEMU's ESP32-C3 and ESP32.
+NOT_STARTED = [
+    (b"Checksum failure. Calculated 0x8c stored 0x8d\r\nets_main.c 333 \r\n", "bootloader in flash is damaged"),
+    (b"csum err:0x09!=0x08\r\nFalling back to built-in command interpreter.\r\n", "bootloader in flash is damaged"),
+    (b"Invalid image block, can't boot.\r\nets_main.c 333 \r\n", "bootloader in flash is damaged"),
+    (b"Invalid image block count: 17 (max 16)\r\nets_main.c 333 \r\n", "bootloader in flash is damaged"),
+    (b"Invalid chip id. Expected 5 read 0. Bootloader for wrong chip?\r\nets_main.c 333 \r\n", "for another chip"),
+    (b"wrong chip id 0x0005\r\n" * 8, "for another chip"),
+    (
+        b"Valid secure boot key blocks: 0\r\nNo signature block magic byte found at signature sector (found 0xff not "
+        b"0xe7). Image not V2 signed?\r\nsecure boot verification failed\r\nets_main.c 333 \r\n",
+        "not trusted: No signature block magic byte found at signature sector",
+    ),
+    (
+        b"secure boot v2 enabled\r\nSig block 0 signed with untrusted key\r\nsecure boot verification failed\r\n",
+        "not trusted: Sig block 0 signed with untrusted key",
+    ),
+    (b"SHA-256 simple hash comparison failed.\r\nsecure boot verification failed\r\n", "not trusted: SHA-256 simple"),
+    (
+        b"E (48) boot: ota_info partition size 4096 is too small (minimum 8192 bytes)\r\n",
+        "ota_info partition size 4096",
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "reason"), NOT_STARTED)
+def test_a_bootloader_that_the_rom_does_not_start(said, reason):
+    crashes = found([boot(0x1, b"POWERON") + b"SPIWP:0xee\r\nmode:DIO, clock div:1\r\n" + said])
+    assert [kind for _, kind, _, _ in crashes] == [Kind.NOT_BOOTABLE]
+    assert reason in classify(crashes[0][2].decode()).reason
+
+
+def test_an_image_whose_hash_the_rom_ignores_is_no_crash():
+    said = b"SHA-256 comparison failed:\r\nCalculated: 00\r\nExpected: 01\r\nAttempting to boot anyway...\r\n"
+    assert found([boot(0x1, b"POWERON") + said + LOG]) == []
 
 
 def test_an_image_that_another_slot_makes_up_for_is_no_crash():

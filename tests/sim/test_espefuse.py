@@ -69,7 +69,7 @@ def test_the_file_is_one_that_espefuse_reads(tmp_path):
 def test_a_file_of_another_chip_is_refused(tmp_path):
     path = tmp_path / "efuses.bin"
     SimChip("esp32", efuse_file=path).close()
-    with pytest.raises(BackendError, match=r"not the \d+ of an esp32c3"):
+    with pytest.raises(BackendError, match=r"not the \d+ of espefuse.s emulator of the ESP32-C3"):
         SimChip("esp32c3", efuse_file=path)
 
 

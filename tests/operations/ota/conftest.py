@@ -73,5 +73,7 @@ def board(request, need_qemu, esp_on):
 
 @pytest.fixture
 def esp_on(make_esp):
-    """Return the operations on a new board."""
-    return lambda backend, chip: make_esp(backend=backend, chip=chip, flash_size="2MB")
+    """Return the operations on a new board. The tests' bootloaders have rollback."""
+    return lambda backend, chip: make_esp(
+        backend=backend, chip=chip, flash_size="2MB", **({"rollback": True} if backend == "sim" else {})
+    )
