@@ -177,6 +177,7 @@ class BoardSpec(BaseModel):
         mac: the chip's MAC address. A real board with another one is refused; a virtual board gets it.
         revision: the chip's revision: `"v3.1"`, or `301`; tests can require it, as in `revision=">=3"`.
         crystal: the frequency of the chip's crystal in MHz; tests can require it, as in `crystal=40`.
+        rollback: whether the chip's bootloader was built with app rollback, which ESP-IDF's default is not.
         secure_download: whether the chip is in secure download mode.
         app: the app that runs, as `"module:Class"`.
         coordinator: `"host:port"` of the lab's coordinator; port 20408 if left out.

@@ -59,12 +59,25 @@ def read(link: Link) -> Partitions:
     for offset in range(0, len(area), SECTOR):
         if area.startswith(MAGIC, offset):
             return _table(_SEARCH_START + offset, area[offset : offset + TABLE_SIZE])
+    if any(set(area) - {0xFF}) and _is_encrypted(link):
+        raise OperationError(
+            "the flash is encrypted: its partition table cannot be read from outside",
+            attempted="reading the partition table",
+            hint="give the addresses from the build's partition table (gen_esp32part.py, or the build folder)",
+        )
     raise OperationError(
         "there is no partition table in flash",
         attempted="reading the partition table",
-        hint="flash one (partition_table/partition-table.bin of an ESP-IDF build folder); "
-        "if flash is encrypted, the table cannot be read from outside",
+        hint="flash one (partition_table/partition-table.bin of an ESP-IDF build folder)",
     )
+
+
+def _is_encrypted(link: Link) -> bool:
+    """Return whether eFuses enable flash encryption; a flash file is only used directly if none guards the flash."""
+    if link.board.direct_flash() is not None or reading.chip_of_flash(link) == "esp8266":
+        return False
+    with link.session.use("flash encryption") as esp:
+        return not esp.secure_download_mode and bool(esp.get_flash_encryption_enabled())
 
 
 def _table(offset: int, data: bytes) -> Partitions:

@@ -26,6 +26,26 @@ third,   app,  ota_2, ,        512K
 """
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda esp: esp.partitions.read(),
+        lambda esp: esp.nvs.read(),
+        lambda esp: esp.diagnostics.core_dump(source="flash"),
+    ],
+)
+def test_an_encrypted_flash_is_called_that(esp, ask):
+    with pytest.raises(OperationError, match="there is no partition table in flash"):
+        ask(esp)
+    chip = esp.link.board.simulated
+    chip.efuses.preset("FLASH_CRYPT_CNT" if chip.model.is_esp32 else "SPI_BOOT_CRYPT_CNT", 1)
+    with pytest.raises(OperationError, match="there is no partition table in flash"):
+        ask(esp)  # it is erased
+    chip.flash.program(0x8000, chip.encrypt(0x8000, from_csv(CSV)))
+    with pytest.raises(OperationError, match="the flash is encrypted: its partition table cannot be read from outside"):
+        ask(esp)
+
+
 def test_a_table_that_was_written_is_read(esp):
     esp.flash.write([(0x8000, from_csv(CSV))])
     table = esp.partitions.read()
