@@ -31,6 +31,7 @@ _BOOT_OF_ROM = re.compile(r"(?:ESP-ROM:|ets J).*?(?=I \(\d+\) boot: Partition Ta
 _SEGMENT_OR_LOADER = re.compile(
     r"^I \(\d+\) (?:esp_image: segment|boot: Disabling RNG|main_task: Started).*\n", re.MULTILINE
 )
+_FALLBACK = r"I \1 boot: the factory image\n"
 _NO_ADDRESS = re.compile(r"\b0x00[0-9a-f]{6}\b")
 
 
@@ -76,6 +77,9 @@ def _essence(text):
     text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n")
     text = _NO_ADDRESS.sub("0x00......", text)  # times lie about on the stack and in registers
     text = _SEGMENT_OR_LOADER.sub("", _BOOT_OF_ROM.sub("", text))
+    # ESP-IDF's bootloader says the first if all entries were refused, our loader the second.
+    text = re.sub(r"I (\(\d+\)) boot: Defaulting to factory image\n", _FALLBACK, text)
+    text = re.sub(r"E (\(\d+\)) boot: ota data partition invalid, falling back to factory\n", _FALLBACK, text)
     return re.sub(
         r"Test ran in \d+ms", "Test ran in 0ms", re.sub(r"^([IWE]) \(\d+\)", r"\1 (0)", text, flags=re.MULTILINE)
     )
