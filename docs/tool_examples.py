@@ -87,8 +87,8 @@ EXAMPLES = (
     _call(
         "esp_partition_create_ota",
         "partitions csv md5 free",
-        flash_size="4MB",
-        app_size="1MB",
+        flash_size="2MB",
+        app_size="512KB",
         storage="littlefs",
         output_file="ota.csv",
     ),

@@ -32,11 +32,8 @@ class Firmware:
         elf: the app's ELF file; None if there is none, or only that of another build.
         elf_problem: why the ELF file next to the images is not used.
         app: the app's descriptor; None for data, and for apps without a descriptor.
-<<<<<<< HEAD
         console_baud: the baud rate of its console, if the build's configuration says it.
-=======
         settings: the flash settings of the build's listing, which are written into the bootloader's header.
->>>>>>> 19beceaf (Builds: the build system's own listing decides; one function says what a file is)
         needs_slot: whether it is only an app, at the usual address; the board's partition table has the right one.
     """
 
