@@ -78,13 +78,13 @@ def kept_token(*, rotate: bool = False) -> str:
     """Return the token in `token_file`; make a new one if there is none, or if *rotate* is true.
 
     Raises:
-        RefusedError: if the file cannot be used, or other users can read it.
+        RefusedError: if the file cannot be used, other users can read it, or it is a link.
     """
     path = token_file()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=_LOCK_TIMEOUT):  # servers that start at once share one token
-            if rotate or not path.exists():
+            if rotate or not os.path.lexists(path):
                 _write(path, secrets.token_urlsafe(32))
             return _read(path)
     except OSError as error:
@@ -102,7 +102,10 @@ def _write(path: Path, token: str) -> None:
 
 
 def _read(path: Path) -> str:
-    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), errors="replace") as file:
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    if path.is_symlink():
+        raise RefusedError(f"{path} is a link", hint="make a new token with --rotate-token")
+    with os.fdopen(os.open(path, flags), errors="replace") as file:
         about = os.fstat(file.fileno())
         if os.name == "posix" and (about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077):
             raise RefusedError(f"other users can read or change {path}", hint="make a new token with --rotate-token")

@@ -357,6 +357,20 @@ def test_a_file_of_another_user_is_refused(state):
         kept_token()
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_refused(state, tmp_path, exists):
+    kept_token()
+    if exists:
+        token_file().rename(tmp_path / "elsewhere")
+    else:
+        token_file().unlink()
+    token_file().symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RefusedError, match="is a link"):
+        kept_token()
+    assert kept_token(rotate=True)
+    assert not token_file().is_symlink()
+
+
 @pytest.mark.parametrize("text", ["", "\n", "short", "x" * 40 + "\ny", "é" * 40, "\0" * 40])
 def test_a_file_without_a_token_is_refused(state, text):
     kept_token()
