@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+import anyio
+from fastmcp import Context
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from mcp import MCPError
+from mcp.shared.exceptions import MCPDeprecationWarning
 
 from mcp_bridge.settings import Settings
 from pytest_esp.errors import RefusedError
@@ -75,8 +84,59 @@ class Confine(Middleware):
             protected=(rack_file.resolve(),) if rack_file else (),
             hint="start the server with --roots DIR",
         )
+        self._narrowed: dict[str, Confinement] = {}
 
     async def on_message(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Handle a client's message with files confined."""
-        with confined(self._confinement):
+        limits = self._confinement
+        if context.fastmcp_context is not None and limits.roots:
+            session = context.fastmcp_context.session_id
+            if context.method == "notifications/roots/list_changed":
+                self._narrowed.pop(session, None)
+            elif context.method in _OPENS_FILES and _shares_our_disk(context.fastmcp_context):
+                if session not in self._narrowed:
+                    self._narrowed[session] = narrowed(limits, await _roots_of(context.fastmcp_context))
+                limits = self._narrowed[session]
+        with confined(limits):
             return await call_next(context)
+
+
+_OPENS_FILES = ("tools/call", "resources/read", "prompts/get")
+_ROOTS_TIMEOUT = 5.0  # seconds
+_WITHOUT_ROOTS = "2026-07-28"  # since this version, servers cannot ask for a client's roots
+
+
+def narrowed(limits: Confinement, folders: Sequence[Path]) -> Confinement:
+    """Return *limits* with only what is inside the client's *folders*, too; unchanged if it has none."""
+    if not folders:
+        return limits
+    both = [
+        max(root, folder, key=lambda path: len(path.parts))  # the inner one
+        for folder in folders
+        for root in limits.roots
+        if folder.is_relative_to(root) or root.is_relative_to(folder)
+    ]
+    hint = f"open a folder inside {' or '.join(map(str, limits.roots))} in the client, or {limits.hint}"
+    reason = "the client's own roots are all outside of the server's"
+    return replace(limits, roots=tuple(dict.fromkeys(both)), hint=hint, reason=reason)
+
+
+def _shares_our_disk(context: Context) -> bool:
+    """Return whether the client runs on this machine, and can have roots."""
+    capabilities = context.session.client_capabilities
+    return (
+        context.transport in (None, "stdio")
+        and context.session.protocol_version < _WITHOUT_ROOTS
+        and capabilities is not None
+        and capabilities.roots is not None
+    )
+
+
+async def _roots_of(context: Context) -> list[Path]:
+    """Return the client's roots; empty if it does not answer."""
+    roots: list[Any] = []
+    with anyio.move_on_after(_ROOTS_TIMEOUT), contextlib.suppress(MCPError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", MCPDeprecationWarning)
+        roots = (await context.session.list_roots()).roots  # pyright: ignore[reportDeprecated]
+    urls = [urlsplit(str(root.uri)) for root in roots]
+    return [Path(url2pathname(url.path).replace("\0", "")).resolve() for url in urls if url.scheme == "file"]

@@ -8,17 +8,25 @@ name. The confinement belongs to the context of a call; threads and processes th
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import sys
 from collections.abc import Generator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal, Self
 
 from esptool.targets import CHIP_DEFS
 
 from pytest_esp.errors import FirmwareError, OperationError, RefusedError
+from pytest_esp.formats import beneath
 from pytest_esp.names import nearest
+
+if sys.platform == "win32":
+    from pathlib import WindowsPath as _Path
+else:
+    from pathlib import PosixPath as _Path
 
 FileName = str | os.PathLike[str]
 Access = Literal["read", "write"]
@@ -51,12 +59,16 @@ class Confinement:
         readable: files outside the roots that may be read.
         protected: files inside the roots that may not be written.
         hint: how the user can allow more.
+        reason: why no file may be opened, if there are no roots.
     """
 
     roots: tuple[Path, ...]
     readable: tuple[Path, ...] = ()
     protected: tuple[Path, ...] = ()
     hint: str = ""
+    reason: str = (
+        "the working folder is too broad (the root folder, a home folder, or a folder that contains home folders)"
+    )
 
 
 _confinement: ContextVar[Confinement | None] = ContextVar("pytest_esp_confinement", default=None)
@@ -100,9 +112,10 @@ def resolve(path: FileName, access: Access = "read", *, named_by: Path | None = 
         raise _nothing_allowed(path, limits) from error
     if access == "write" and place in limits.protected:
         raise RefusedError(f"{path} may not be written here", hint="use another file")
-    allowed = any(place.is_relative_to(root) for root in limits.roots)
-    if allowed or (access == "read" and place in limits.readable):
+    if access == "read" and place in limits.readable:
         return place
+    if any(place.is_relative_to(root) for root in limits.roots):
+        return ConfinedPath(place) if beneath.SUPPORTED else place
     if not limits.roots:
         raise _nothing_allowed(path, limits)
     words = f"{path}, from {named_by}," if named_by is not None else f"{path}"
@@ -112,12 +125,84 @@ def resolve(path: FileName, access: Access = "read", *, named_by: Path | None = 
     )
 
 
+class ConfinedPath(_Path):
+    """A path inside the roots of a confined call, opened and changed without following links that lead out.
+
+    A link may appear, or a folder may be replaced, after `resolve` has returned the path. So each method resolves it
+    again, and then opens one folder after the other from the root on. Windows cannot do that: there `resolve` returns
+    plain paths. Outside of confined calls it is a plain path, too.
+    """
+
+    def open(  # type: ignore[override] - the modes of `io.open`, without its overloads
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
+        """Open the file, like `pathlib.Path.open`.
+
+        Raises:
+            RefusedError: see `resolve`.
+        """
+        return io.open(self, mode, buffering, encoding, errors, newline, opener=open_descriptor)  # noqa: UP020
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Create the folder, like `pathlib.Path.mkdir`."""
+        if parents and not self.parent.exists():
+            self.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _entry(self, "write") as (folder, name):
+                os.mkdir(name, mode, dir_fd=folder)
+        except FileExistsError:
+            if not exist_ok or not self.is_dir():
+                raise
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the file, like `pathlib.Path.unlink`."""
+        with contextlib.suppress(*(FileNotFoundError,) if missing_ok else ()), _entry(self, "write") as (folder, name):
+            os.unlink(name, dir_fd=folder)
+
+    def replace(self, target: FileName) -> Self:
+        """Rename the file to *target*, like `pathlib.Path.replace`."""
+        with _entry(self, "write") as (folder, name), _entry(Path(target), "write") as (other, new):
+            os.replace(name, new, src_dir_fd=folder, dst_dir_fd=other)
+        return type(self)(target)
+
+
+def open_descriptor(path: FileName, flags: int, mode: int = 0o666) -> int:
+    """Open *path* like `os.open`, in confined calls without following links that lead out of the roots.
+
+    Raises:
+        RefusedError: see `resolve`.
+    """
+    access: Access = "write" if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) else "read"
+    with _entry(resolve(path, access), access) as (folder, name):
+        return os.open(name, flags | (os.O_NOFOLLOW if folder is not None else 0), mode, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def _entry(path: Path, access: Access) -> Generator[tuple[int | None, str]]:
+    """Yield the open folder of *path* and its name there, which may be a link; without folder if nothing is confined.
+
+    Raises:
+        OSError: if the folder cannot be opened.
+        RefusedError: see `resolve`.
+    """
+    limits = _confinement.get()
+    if limits is None or not beneath.SUPPORTED:
+        yield None, os.fspath(path)
+        return
+    target = resolve(path, access)
+    place = target if access == "read" or target in limits.roots else resolve(path.parent) / path.name
+    root = next((root for root in limits.roots if place.is_relative_to(root)), place.parent)
+    with beneath.folder_of(root, place) as folder:
+        yield folder, place.name if place != root else "."
+
+
 def _nothing_allowed(path: FileName, limits: Confinement) -> RefusedError:
-    return RefusedError(
-        f"{path} may not be opened, nor any other file: the working folder is too broad (the root folder, a home "
-        "folder, or a folder that contains home folders)",
-        hint=limits.hint,
-    )
+    return RefusedError(f"{path} may not be opened, nor any other file: {limits.reason}", hint=limits.hint)
 
 
 def allows(path: FileName) -> bool:

@@ -226,7 +226,7 @@ def _opened(path: Path, key: _PublicKey | None) -> tuple[Package, bytes]:
 def _parts(path: Path) -> dict[str, bytes]:
     """Return the members of the archive, after checking their sizes."""
     try:
-        with zipfile.ZipFile(resolve(path)) as archive:
+        with resolve(path).open("rb") as file, zipfile.ZipFile(file) as archive:
             found = {member.filename: member for member in archive.infolist()}
             missing = [name for name in (_MANIFEST, _IMAGE) if name not in found]
             strange = sorted(found.keys() - _LIMITS.keys())

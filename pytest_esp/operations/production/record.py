@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pytest_esp.errors import OperationError
-from pytest_esp.formats.files import resolve
+from pytest_esp.formats.files import open_descriptor, resolve
 from pytest_esp.secrets import hide
 
 JSON_LINES, CSV = "boards.jsonl", "boards.csv"
@@ -137,7 +137,7 @@ def _parsed(line: str) -> BoardRecord | None:
 
 
 def _open(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     size = os.fstat(descriptor).st_size
     # A line cut off by a power failure must not swallow the next line.
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
