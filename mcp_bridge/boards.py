@@ -9,10 +9,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mcp_bridge.calls import progress
+from mcp_bridge.calls import check_not_stopped, patience, progress
 from pytest_esp.boards.board import Board
 from pytest_esp.boards.registry import make_board
-from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError
+from pytest_esp.errors import BackendError, EspError, LeaseError, PortError, RackError, StoppedError
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
 from pytest_esp.rack.identity import canonical_port, possible_ports
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
 
 _SCHEMES = ("rfc2217", "socket")  # pyserial has others; its spy:// writes to any file that the URL names
-_LONGEST_WAIT = 3600.0  # seconds that a call waits for another process; its own time-out may be shorter
+LONGEST_WAIT = 3600.0  # seconds that a call waits for another process
 _LONGEST_QUEUE = 600.0  # seconds that a call waits for another call on the same board
+_PASSING = 1.0  # seconds that the janitor, or a call that has just ended, may still use a board
 _IN_USE = f"still in use by another call after {_LONGEST_QUEUE:g} s"
 
 
@@ -103,21 +104,21 @@ class BoardPool:
     # -- using
 
     @contextlib.contextmanager
-    def use(self, port: str | None = None, *, wait: float = 0.0) -> Generator[Esp]:
+    def use(self, port: str | None = None, *, wait: float | None = None) -> Generator[Esp]:
         """Yield the operations on a board, leased by this process. Its link stays open afterwards.
 
         Args:
             port: see `resolve`.
-            wait: seconds to wait for a board that another process holds.
+            wait: seconds to wait for a board that another process holds; by default as many as the running call.
 
         Raises:
             RackError, PortError: see `resolve`. LeaseError: if another process holds it; the message says which.
+            StoppedError: if the running call was stopped before.
         """
         slot = self._slot(self.resolve(port))
-        if not slot.turn.acquire(timeout=_LONGEST_QUEUE):
-            raise LeaseError(_IN_USE, board=slot.spec.name, hint="wait for that call to end, or cancel it")
+        _take(slot)
         try:
-            yield Esp(self._link(slot, wait))
+            yield Esp(self._link(slot, patience() if wait is None else wait))
         except (PortError, BackendError):
             self._close_link(slot)  # the next call opens it again
             raise
@@ -142,8 +143,7 @@ class BoardPool:
         with contextlib.ExitStack() as turns:
             for name in sorted(specs):  # the same order in all calls prevents deadlocks
                 slot = self._slot(specs[name])
-                if not slot.turn.acquire(timeout=_LONGEST_QUEUE):
-                    raise LeaseError(_IN_USE, board=name)
+                _take(slot)
                 turns.callback(slot.turn.release)
                 self._give_back(slot)
             yield list(specs.values())
@@ -162,7 +162,7 @@ class BoardPool:
         if slot.lease is not None and not slot.lease.held:  # the lab gave the board to another user
             self._give_back(slot)
         if slot.lease is None:
-            wait = min(max(wait, 0.0), _LONGEST_WAIT)
+            wait = min(max(wait, 0.0), LONGEST_WAIT)
             (slot.lease,) = acquire(
                 [slot.spec],
                 rack=self.rack,
@@ -207,9 +207,12 @@ class BoardPool:
     def remove(self, name: str) -> None:
         """Stop a board that was added, when the call that uses it has ended."""
         slot = self._slot(self._own[name].spec)
-        with slot.turn:
+        _take(slot)
+        try:
             self._give_back(slot)
             del self._own[name]
+        finally:
+            slot.turn.release()
         with self._changed:
             self._slots.pop(name, None)
 
@@ -225,10 +228,13 @@ class BoardPool:
     def release(self, port: str | None) -> bool:
         """Release a board, when the call that uses it has ended; return whether it was held."""
         slot = self._slot(self.resolve(port))
-        with slot.turn:
+        _take(slot)
+        try:
             held = slot.lease is not None
             slot.kept_until = 0.0
             self._give_back(slot)
+        finally:
+            slot.turn.release()
         return held
 
     def _give_back(self, slot: _Slot) -> None:
@@ -253,16 +259,19 @@ class BoardPool:
         return [(round(line.time, 3), line.text) for line in link.console.last_lines(most)]
 
     def close(self) -> None:
-        """Release all boards, when the calls that use them have ended."""
+        """Release all boards that no call uses; the end of the process releases the others."""
         with self._changed:
             self._closed = True
             slots = list(self._slots.values())
             self._changed.notify_all()
         for slot in slots:
-            with slot.turn:
-                self._give_back(slot)
+            if slot.turn.acquire(timeout=_PASSING):
+                try:
+                    self._give_back(slot)
+                finally:
+                    slot.turn.release()
         if self._janitor is not None:
-            self._janitor.join()
+            self._janitor.join(timeout=_PASSING)
 
     # -- the janitor: a thread that releases idle boards
 
@@ -295,6 +304,25 @@ class BoardPool:
                 self._give_back(slot)
         finally:
             slot.turn.release()
+
+
+def _take(slot: _Slot) -> None:
+    """Take the turn of a board, which another thread may have.
+
+    Raises:
+        LeaseError: if it still has it after 600 s.
+        StoppedError: if the running call is stopped before.
+    """
+    deadline = time.monotonic() + _LONGEST_QUEUE
+    while not slot.turn.acquire(timeout=0.1):
+        check_not_stopped()
+        if time.monotonic() > deadline:
+            raise LeaseError(_IN_USE, board=slot.spec.name, hint="wait for that call to end, or cancel it")
+    try:
+        check_not_stopped()
+    except StoppedError:
+        slot.turn.release()
+        raise
 
 
 def _looks_like_a_port(text: str) -> bool:

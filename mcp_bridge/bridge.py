@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -14,6 +13,7 @@ from fastmcp import FastMCP
 from mcp_bridge.answers import Guard
 from mcp_bridge.boards import BoardPool
 from mcp_bridge.bounds import Archive
+from mcp_bridge.calls import Calls
 from mcp_bridge.completion import Completion
 from mcp_bridge.components import COMPONENT_REGISTRY, component_class, plugged_in
 from mcp_bridge.components.base import Component
@@ -31,8 +31,6 @@ from pytest_esp.errors import RackError
 from pytest_esp.rack.config import load_rack
 
 _log = logging.getLogger(__name__)
-
-_MOST_CALLS = 32  # at once; each board takes one at a time
 
 INSTRUCTIONS = """Drives Espressif boards (ESP32, ESP32-C3, ...): real ones, QEMU machines and simulated chips.
 Boards have names (esp_rack_status lists them). `port` takes a name, a device path or a URL; it is optional if the rack
@@ -55,10 +53,12 @@ class Bridge:
         archive: the last answers that were shortened.
         components: the loaded components, by name.
         broken: why a component of another package cannot be used, by its name.
+        calls: the queues of the boards.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.calls = Calls()
         self.rack = load_rack(settings.rack)
         self.boards = BoardPool(
             self.rack, idle=settings.idle, burns_enabled=settings.burns_enabled, purpose="the MCP bridge"
@@ -88,7 +88,8 @@ class Bridge:
             self.components[name] = component
 
     def close(self) -> None:
-        """Stop what the components have started, and release all boards."""
+        """Let burns end, stop other calls and what the components have started, and release all boards."""
+        self.calls.close()
         try:
             for component in self.components.values():
                 try:
@@ -100,7 +101,6 @@ class Bridge:
 
     def server(self) -> FastMCP[Any]:
         """Return the server, not yet running. It releases all boards when it ends."""
-        threads = ThreadPoolExecutor(_MOST_CALLS, "mcp-bridge")
 
         @contextlib.asynccontextmanager
         async def lifespan(_app: FastMCP[Any]) -> AsyncGenerator[None]:
@@ -119,7 +119,7 @@ class Bridge:
             on_duplicate="error",
         )
         app.add_middleware(Confine(self.settings, self.rack.path))
-        toolbox = Toolbox(self, threads)
+        toolbox = Toolbox(self)
         app.add_middleware(Guard(toolbox.names, Hints(toolbox.operations)))
         app.add_provider(toolbox)
         add_resources(app, self)

@@ -176,8 +176,8 @@ def main(
             return
         bridge = Bridge(settings)
         app = bridge.server()
+        _end_on_signals(bridge)
         if address is None:
-            _end_on_signals(bridge)
             app.run("stdio", show_banner=False, log_level="WARNING")
         else:
             _serve(app, *address, hosts=hosts, origins=origins, token=token)
@@ -187,19 +187,24 @@ def main(
 
 
 def _end_on_signals(bridge: Bridge) -> None:
-    """End the server on SIGINT and SIGTERM; otherwise the thread that reads standard input waits for the client."""
+    """End the server on SIGINT, SIGTERM and SIGHUP, when calls that burn have ended.
+
+    Otherwise the thread that reads standard input waits for the client. uvicorn sets handlers of its own, and calls
+    these when it has ended.
+    """
 
     def end(number: int, _frame: object) -> None:
         threading.Thread(target=finish, args=(number,), daemon=True).start()
 
     def finish(number: int) -> None:
         try:
-            bridge.close()  # waits for running calls: a burn is never interrupted
+            bridge.close()
         finally:
             os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), end)
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -7,17 +7,18 @@ neither gets a token, and confirms by calling again with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fastmcp import Context
+from fastmcp.server.dependencies import get_access_token
 from fastmcp.server.elicitation import AcceptedElicitation
 from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 
 from pytest_esp.errors import RefusedError
 
 if TYPE_CHECKING:
-    from mcp_bridge.policy import Policy
+    from mcp_bridge.policy import Consent, Policy
 
 _ASKS_BETWEEN_CALLS = "2026-07-28"  # versions are dates
 _QUESTION = "confirm"
@@ -28,51 +29,69 @@ _ANSWER = {
 }
 
 
-async def ask(
-    context: Context, policy: Policy, tool: str, arguments: Mapping[str, Any], plan: str, token: str | None
-) -> InputRequiredResult | None:
+async def ask(context: Context, policy: Policy, consent: Consent, token: str | None) -> InputRequiredResult | None:
     """Return None if this call is confirmed, else the question with which the call ends.
 
     Args:
         context: the call's context.
         policy: makes and checks the tokens.
-        tool, arguments: the call, without its token.
-        plan: what the call would do, for the person who decides.
+        consent: the call.
         token: the call's token, if it has one.
 
     Raises:
         RefusedError: if the call is not confirmed. If the client cannot ask, the details have the confirm token.
     """
-    expected = policy.token(tool, arguments)
+    tool = consent.tool
     if token is not None:
-        if policy.accepts(token, tool, arguments):
+        if policy.accepts(token, consent):
             return None
         raise RefusedError(
-            "the confirm token is for another call", attempted=tool, hint="call without a token to get the right one"
+            "the confirm token is for another call or another state of the board, was used, or is older than 5 minutes",
+            attempted=tool,
+            hint="call without a token to get the right one",
         )
-    capabilities = context.session.client_capabilities
-    if capabilities is None or capabilities.elicitation is None:
+    if not _asks_by_form(context):
         raise RefusedError(
-            f"this call requires confirmation: {plan}",
+            f"this call requires confirmation: {consent.plan}",
             attempted=tool,
             hint="to confirm, call again with the same arguments and this confirm token",
-            details={"confirm": expected, "plan": plan},
+            details={"confirm": policy.token(consent), "plan": consent.plan},
         )
-    question = f"{plan}\nContinue?"
+    question = f"{consent.plan}\nContinue?"
     if context.session.protocol_version >= _ASKS_BETWEEN_CALLS:
-        return _ask_between_calls(context, question, expected, tool)
-    answer = await context.elicit(question, ["yes", "no"])
+        return _ask_between_calls(context, policy, consent, question)
+    try:
+        answer = await context.elicit(question, ["yes", "no"])
+    except Exception as error:  # whatever a client answers
+        raise RefusedError(
+            f"the client could not ask the user: {type(error).__name__}; nothing was changed", attempted=tool
+        ) from error
     _check(isinstance(answer, AcceptedElicitation) and answer.data == "yes", tool)
     return None
 
 
-def _ask_between_calls(context: Context, question: str, token: str, tool: str) -> InputRequiredResult | None:
+def client_of(context: Context) -> tuple[str, ...]:
+    """Return what a consent is bound to: the client's bearer token, and its session if the protocol has one."""
+    bearer = get_access_token()
+    session = context.session_id if context.session.protocol_version < _ASKS_BETWEEN_CALLS else ""
+    return (session, bearer.token if bearer is not None else "")
+
+
+def _asks_by_form(context: Context) -> bool:
+    """Return whether the client can show a form to its user; some show only links."""
+    capabilities = context.session.client_capabilities
+    elicitation = capabilities.elicitation if capabilities is not None else None
+    return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
+
+
+def _ask_between_calls(context: Context, policy: Policy, consent: Consent, question: str) -> InputRequiredResult | None:
     answer = (context.input_responses or {}).get(_QUESTION)
-    if answer is None or context.request_state != token:
+    asked = replace(consent, client=(*consent.client, "question"))  # its state does not work as a confirm token
+    if answer is None or not policy.accepts(context.request_state or "", asked):
         request = ElicitRequest(params=ElicitRequestFormParams(message=question, requested_schema=_ANSWER))
-        return InputRequiredResult(input_requests={_QUESTION: request}, request_state=token)
+        return InputRequiredResult(input_requests={_QUESTION: request}, request_state=policy.token(asked))
     agreed = isinstance(answer, ElicitResult) and answer.action == "accept" and (answer.content or {}).get("value")
-    _check(agreed == "yes", tool)
+    _check(agreed == "yes", consent.tool)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import stat
@@ -16,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
+from mcp_bridge.calls import GONE
 from pytest_esp.errors import RefusedError
 from pytest_esp.rack.identity import STATE_ENVIRONMENT, state_folder
 
@@ -50,8 +52,12 @@ class Gate:
         if scope["type"] == "http" and not self._origins.issuperset(Headers(scope=scope).getlist("origin")):
             refusal = PlainTextResponse("Forbidden Origin: allow it with --allowed-origin", 403)
             await refusal(scope, receive, send)
-        else:
+            return
+        gone = scope[GONE] = asyncio.Event()
+        try:
             await self._app(scope, receive, send)
+        finally:
+            gone.set()  # the answer has been sent, or the client has closed the connection
 
 
 # -- the token

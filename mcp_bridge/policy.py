@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import json
 import secrets
+import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,7 +34,9 @@ class Policy:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._secret = secrets.token_bytes(32)
+        self._tokens: dict[str, tuple[str, float]] = {}
+        """Tokens that were given and not used, with the digest of the call and the monotonic time of their end."""
+        self._lock = threading.Lock()
 
     # -- effects
 
@@ -59,14 +62,55 @@ class Policy:
 
     # -- consent
 
-    def token(self, tool: str, arguments: Mapping[str, Any]) -> str:
-        """Return the confirm token of a call. It is valid for this server and these arguments only."""
-        call = json.dumps([tool, dict(arguments)], sort_keys=True, default=str)
-        return hmac.new(self._secret, call.encode(), hashlib.sha256).hexdigest()[:16]
+    def token(self, consent: Consent) -> str:
+        """Return a new token for a call. It is good for one use, for five minutes."""
+        token = secrets.token_hex(_TOKEN_BYTES)
+        now = time.monotonic()
+        with self._lock:
+            for old in [one for one, (_, ends) in self._tokens.items() if ends < now] or [*self._tokens][
+                :-_MOST_TOKENS
+            ]:
+                del self._tokens[old]
+            self._tokens[token] = (consent.digest, now + _TOKEN_SECONDS)
+        return token
 
-    def accepts(self, token: str, tool: str, arguments: Mapping[str, Any]) -> bool:
-        """Return whether *token* belongs to this call."""
-        return hmac.compare_digest(token.encode(), self.token(tool, arguments).encode())
+    def accepts(self, token: str, consent: Consent) -> bool:
+        """Return whether *token* was given for exactly this call, and use it up."""
+        with self._lock:
+            digest, ends = self._tokens.get(token, ("", 0.0))
+            if digest != consent.digest or ends < time.monotonic():
+                return False
+            del self._tokens[token]
+        return True
+
+
+@dataclass(frozen=True)
+class Consent:
+    """A call that is to be confirmed, and all that a token for it is bound to.
+
+    Attributes:
+        tool, arguments: the call, with defaults, without its token.
+        plan: what it would do, for the person who decides.
+        boards: the MAC addresses of its boards.
+        client: the session and the bearer token of the client.
+    """
+
+    tool: str
+    arguments: Mapping[str, Any]
+    plan: str
+    boards: tuple[str, ...] = ()
+    client: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all of it."""
+        call = [self.tool, dict(self.arguments), self.plan, self.boards, self.client]
+        return hashlib.sha256(json.dumps(call, sort_keys=True, default=str).encode()).hexdigest()
+
+
+_TOKEN_BYTES = 16
+_TOKEN_SECONDS = 300.0
+_MOST_TOKENS = 1000  # that are not used yet
 
 
 class Confine(Middleware):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -22,12 +21,14 @@ from pydantic import Field, TypeAdapter
 
 from mcp_bridge.answers import check_finite, defect, error_answer, file_error, value_error
 from mcp_bridge.arguments import accepting
+from mcp_bridge.boards import LONGEST_WAIT
 from mcp_bridge.bounds import DEFAULT_KB, MOST_KB, Archive, bounded
-from mcp_bridge.calls import Call, progress
+from mcp_bridge.calls import Call, Calls, client_gone, progress
 from mcp_bridge.components.base import Component
-from mcp_bridge.consent import ask
+from mcp_bridge.consent import ask, client_of
+from mcp_bridge.policy import Consent
 from mcp_bridge.schemas import inlined, input_schema
-from pytest_esp.errors import EspError, StoppedError
+from pytest_esp.errors import EspError, RefusedError, StoppedError
 from pytest_esp.operations.registry import Effect, argument_descriptions, description, operation_of
 from pytest_esp.operations.results import to_dict
 from pytest_esp.secrets import hide, hide_in
@@ -35,6 +36,7 @@ from pytest_esp.secrets import hide, hide_in
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__esp_tool__"
+_GRACE = 10.0  # seconds for a call that timed out to reach its next safe point
 
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -64,6 +66,7 @@ class ToolInfo:
     long: bool = False
     hides: tuple[str, ...] = ()
     operation: str | None = None
+    uses: str = "port"
 
     def only_reads(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether a call with these *arguments* has no side effects on boards, files and virtual machines."""
@@ -93,6 +96,7 @@ def tool(
     long: bool = False,
     hides: Sequence[str] = (),
     operation: str | None = None,
+    uses: str = "port",
 ) -> Callable[[F], F]:
     """Make a component's method a tool of the same name.
 
@@ -111,6 +115,7 @@ def tool(
         long: whether answers may be longer than the default limit, so that clients see how to raise it.
         hides: fields of the result that would repeat others in the answer.
         operation: the name of the operation that it offers, which hints may name.
+        uses: the parameter that names the boards that the call uses; one call at a time uses a board.
     """
     reads = effect in (None, Effect.READ)
 
@@ -129,6 +134,7 @@ def tool(
             long=long,
             hides=tuple(hides),
             operation=operation,
+            uses=uses,
         )
         setattr(method, _MARK, info)
         return method
@@ -143,6 +149,7 @@ _PORT: Any = Annotated[
 _CONFIRM = Annotated[str | None, Field(description="the token that the first call returned")]
 _ANSWER_KB = "answer_kb"
 _KILOBYTES = Annotated[int, Field(description="the longest answer in KB", ge=1, le=MOST_KB)]
+_WAIT = Annotated[float, Field(description="seconds to wait for a board that another process holds")]
 _HIDDEN = ("over",)  # parameters that only a test or a script needs
 
 
@@ -236,9 +243,8 @@ def check_plug_in(component: Component, taken: Collection[str]) -> None:
         raise ValueError("it has no tools")
     if names := sorted(tools.keys() & set(taken)):
         raise ValueError(f"there is a tool {names[0]} already")
-    with ThreadPoolExecutor(1) as threads:  # which are not started
-        for name, (method, info) in tools.items():
-            make_tool(component, name, method, info, threads, output_schemas=True)
+    for name, (method, info) in tools.items():
+        make_tool(component, name, method, info, output_schemas=True)
 
 
 class ShortTool(FunctionTool):
@@ -254,18 +260,16 @@ def make_tool(
     name: str,
     method: Callable[..., Any],
     info: ToolInfo,
-    threads: ThreadPoolExecutor,
     *,
     output_schemas: bool,
 ) -> Tool:
     """Return the tool of a component's *method*.
 
     Args:
-        threads: where its work is done.
         output_schemas: whether clients also see the schema of the answer, which costs more than the rest.
     """
     made = ShortTool.from_function(
-        _wrapper(component, name, method, info, threads),
+        _wrapper(component, name, method, info),
         name=name,
         description=description(inspect.getdoc(method) or ""),
         output_schema=_output_schema(get_type_hints(method)["return"], info.hides) if output_schemas else None,
@@ -294,12 +298,11 @@ def _output_schema(result: Any, hides: tuple[str, ...]) -> dict[str, Any]:
     return {"type": "object", "anyOf": [success, _ERROR_SCHEMA]}
 
 
-def _wrapper(
-    component: Component, name: str, method: Callable[..., Any], info: ToolInfo, threads: ThreadPoolExecutor
-) -> Callable[..., Any]:
+def _wrapper(component: Component, name: str, method: Callable[..., Any], info: ToolInfo) -> Callable[..., Any]:
     signature = inspect.signature(method)
     hints = _described(method)
     asks = info.effect in (Effect.ERASE, Effect.BURN)
+    waits = "port" in hints and info.effect is not None and "wait_s" not in hints
 
     async def call(ctx: Context, **arguments: Any) -> ToolResult | InputRequiredResult:
         port = arguments.get("port")
@@ -307,16 +310,24 @@ def _wrapper(
             check_finite(arguments)
             kilobytes = arguments.pop(_ANSWER_KB)
             confirm = arguments.pop("confirm", None) if asks else None
+            wait = max(arguments.pop("wait_s", 0.0) if waits else arguments.get("wait_s", 0.0), 0.0)
             effect = info.effect_of(arguments)
             takes_board = "port" in hints and info.takes_board(arguments)
             spec = component.bridge.boards.resolve(port) if takes_board else None
             if effect is not None:
                 component.bridge.policy.check(effect, spec, name)
-            if effect in (Effect.ERASE, Effect.BURN):
-                question = await _ask(component, ctx, name, signature.bind(**arguments), confirm)
+            work = functools.partial(method, **arguments)
+            boards = [spec.name] if spec else _boards_of(component, info, arguments)
+            do = functools.partial(_work, component.bridge.calls, ctx, boards, timeout=info.timeout, wait=wait)
+            if effect in (Effect.ERASE, Effect.BURN) and not _are_own(component, boards):
+                bound = signature.bind(**arguments)
+                check = functools.partial(_consent, component, name, bound, boards, client_of(ctx))
+                consent = await do(check)
+                question = await ask(ctx, component.bridge.policy, consent, confirm)
                 if question is not None:
                     return question
-            result = _plain(await _in_thread(ctx, method, arguments, info, threads))
+                work = functools.partial(_as_confirmed, work, consent, check)
+            result = _plain(await do(work, burns=effect is Effect.BURN))
             result = {key: value for key, value in result.items() if key not in info.hides}
             if spec is not None:
                 component.bridge.seen.remember(spec.name, name, result)
@@ -336,6 +347,8 @@ def _wrapper(
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
         for parameter in signature.parameters.values()
     ]
+    if waits:
+        parameters.append(inspect.Parameter("wait_s", inspect.Parameter.KEYWORD_ONLY, default=0.0, annotation=_WAIT))
     if asks:
         parameters.append(
             inspect.Parameter("confirm", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIRM)
@@ -371,38 +384,85 @@ def _described(method: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-async def _ask(
-    component: Component, context: Context, name: str, bound: inspect.BoundArguments, confirm: str | None
-) -> InputRequiredResult | None:
-    plan = hide(await asyncio.to_thread(component.plan, name, dict(bound.arguments)))
+def _boards_of(component: Component, info: ToolInfo, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the names of the boards that a call uses, of a tool that does not take the board as its port."""
+    named = arguments.get(info.uses) if info.uses != "port" else None
+    ports = named if isinstance(named, list) else [named] if named is not None else []
+    names: list[str] = []
+    for port in cast("list[str]", ports):
+        with contextlib.suppress(EspError):  # which the tool itself will raise
+            names.append(component.bridge.boards.resolve(port).name)
+    return names
+
+
+def _are_own(component: Component, boards: Collection[str]) -> bool:
+    """Return whether this server has started all *boards* itself, so that nothing of the user's is lost."""
+    return bool(boards) and all(map(component.bridge.boards.is_own, boards))
+
+
+def _consent(
+    component: Component,
+    name: str,
+    bound: inspect.BoundArguments,
+    boards: Collection[str],
+    client: tuple[str, ...],
+) -> Consent:
+    """Return what a person has to confirm, after checking that the call can be done, in a call that has its boards."""
+    plan = hide(component.plan(name, dict(bound.arguments)))
+    macs = tuple(component.mac_of(name, board) for board in boards)
     bound.apply_defaults()
-    return await ask(context, component.bridge.policy, name, bound.arguments, plan, confirm)
+    return Consent(name, dict(bound.arguments), plan, macs, client)
 
 
-async def _in_thread(
-    context: Context, method: Callable[..., Any], arguments: dict[str, Any], info: ToolInfo, threads: ThreadPoolExecutor
+def _as_confirmed(work: Callable[[], Any], consent: Consent, check: Callable[[], Consent]) -> Any:
+    """Do the work, if it would still do what was confirmed: the question may have taken minutes."""
+    if check().digest != consent.digest:
+        raise RefusedError(
+            "the board, or what the call would do to it, has changed since it was confirmed; nothing was changed",
+            hint="call again",
+        )
+    return work()
+
+
+async def _work(
+    calls: Calls,
+    context: Context | None,
+    boards: Collection[str],
+    method: Callable[[], Any],
+    *,
+    burns: bool = False,
+    timeout: float,
+    wait: float,
 ) -> Any:
-    """Run the work in a thread. A call that is cancelled or exceeds its time-out stops at its next safe point."""
-    loop = asyncio.get_running_loop()
-    running = Call(context, loop)
-    variables = copy_context()
-    variables.run(running.begin)
-    work = loop.run_in_executor(threads, variables.run, functools.partial(method, **arguments))
+    """Do the work in a thread when *boards* are free.
+
+    It stops at its next safe point if the call is cancelled or takes longer than *timeout*, unless it burns.
+    """
+    running = Call(context, asyncio.get_running_loop(), burns=burns, wait=wait)
+    gone = client_gone()
+    give_back = await calls.take(boards, gone)
     try:
-        return await asyncio.wait_for(asyncio.shield(work), info.timeout)
+        if gone is not None and gone.is_set():
+            raise StoppedError("the client is gone; nothing was changed")
+        calls.begin(running)
+        work = running.start(method)
+    except BaseException:
+        give_back()
+        raise
+    work.add_done_callback(lambda ended: (give_back(), ended.cancelled() or ended.exception()))  # which is retrieved
+    try:
+        return await asyncio.wait_for(asyncio.shield(work), timeout + min(wait, LONGEST_WAIT))
     except TimeoutError:
         running.stop.set()
-        await asyncio.wait({work})
-        if work.exception() is None:
+        await asyncio.wait({work}, timeout=None if burns else _GRACE)
+        if work.done() and work.exception() is None:
             return work.result()
         raise StoppedError(
-            f"timed out after {info.timeout:g} s",
+            f"timed out after {timeout:g} s" + ("" if work.done() else "; the board does not react, and is still busy"),
             hint="the board may be in any state; restart it with esp_reset_chip",
-        ) from work.exception()
+        ) from (work.exception() if work.done() else None)
     except asyncio.CancelledError:
         running.stop.set()
-        await asyncio.wait({work})
-        work.exception()  # retrieved, so that asyncio does not report it
         raise
 
 

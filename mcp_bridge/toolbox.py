@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -84,13 +83,11 @@ class Toolbox(Provider):
 
     Args:
         bridge: the server.
-        threads: where the tools run.
     """
 
-    def __init__(self, bridge: Shared, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, bridge: Shared) -> None:
         super().__init__()
         self._settings = bridge.settings
-        self._threads = threads
         self._entries = {
             name: _Entry(component, method, info)
             for component in bridge.components.values()
@@ -141,9 +138,8 @@ class Toolbox(Provider):
         entry = self._entries.get(name)
         if entry is not None:
             return make_tool(
-                entry.component, name, entry.method, entry.info, self._threads,
-                output_schemas=self._settings.output_schemas,
-            )  # fmt: skip
+                entry.component, name, entry.method, entry.info, output_schemas=self._settings.output_schemas
+            )
         method, annotations = self._finders[name]
         tool = ShortTool.from_function(
             method, name=name, description=description(inspect.getdoc(method) or ""), annotations=annotations,

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Protocol
 
 from mcp_bridge.boards import BoardPool
 from mcp_bridge.bounds import Archive
+from mcp_bridge.calls import Calls
 from mcp_bridge.policy import Policy
 from mcp_bridge.seen import Seen
 from mcp_bridge.settings import Settings
+from pytest_esp.errors import LinkError
 from pytest_esp.rack.rack import Rack
 
 
@@ -26,6 +28,7 @@ class Shared(Protocol):
         archive: the last answers that were shortened.
         components: the loaded components, by name.
         broken: why a component of another package cannot be used, by its name.
+        calls: the queues of the boards.
     """
 
     settings: Settings
@@ -37,6 +40,7 @@ class Shared(Protocol):
     archive: Archive
     components: dict[str, Component]
     broken: dict[str, str]
+    calls: Calls
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Component:
 
     NAME: ClassVar[str]
     SUMMARY: ClassVar[str]
+    FOR_SILENT_BOARDS: ClassVar[tuple[str, ...]] = ()
+    """The tools that are for boards that may not answer; with others, the user is asked only if the board answers."""
 
     def __init__(self, bridge: Shared) -> None:
         self.bridge = bridge
@@ -88,6 +94,20 @@ class Component:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if value is not None and key != "port")
         kind = "virtual" if spec.virtual else "real"
         return f"{tool} on the {kind} board {spec.name} ({spec.chip}): {given or 'no arguments'}"
+
+    def mac_of(self, tool: str, board: str) -> str:
+        """Return the MAC address of a board that a call of one of the component's tools would change.
+
+        Raises:
+            EspError: if the board cannot be used, or does not answer, unless the tool is for such boards.
+        """
+        try:
+            with self.bridge.boards.use(board) as esp:
+                return esp.chip.read_mac().mac_address or "in secure download mode"
+        except LinkError:
+            if tool not in self.FOR_SILENT_BOARDS:
+                raise
+            return ""
 
     def close(self) -> None:
         """Stop what the component has started."""

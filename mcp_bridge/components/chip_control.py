@@ -34,6 +34,7 @@ class ChipControl(Component):
 
     NAME: ClassVar[str] = "chip_control"
     SUMMARY: ClassVar[str] = "list boards, detect chips, test connections, reset, run programs in RAM, recover"
+    FOR_SILENT_BOARDS: ClassVar[tuple[str, ...]] = ("esp_recover_chip",)
 
     # -- listing
 
@@ -91,16 +92,15 @@ class ChipControl(Component):
     # -- detection
 
     @tool(Effect.READ, timeout=120.0)
-    def esp_detect_chip(self, port: str | None = None, detailed: bool = False, wait_s: float = 0.0) -> ChipIdentity:
+    def esp_detect_chip(self, port: str | None = None, detailed: bool = False) -> ChipIdentity:
         """Identify the chip on a board: type, revision, MAC address, features, crystal, flash size.
 
         The chip stays in its bootloader; esp_run_firmware or esp_reset_chip starts the app again.
 
         Args:
             detailed: return what esp_get_chip_info returns.
-            wait_s: seconds to wait for a board that another process holds.
         """
-        with self.bridge.boards.use(port, wait=wait_s) as esp:
+        with self.bridge.boards.use(port) as esp:
             return esp.chip.info() if detailed else esp.chip.identify()
 
     esp_get_chip_info = offer(details.info, timeout=120.0)

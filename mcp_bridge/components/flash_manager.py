@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import offer, progress, tool
 from pytest_esp.errors import OperationError
+from pytest_esp.formats.files import resolve
 from pytest_esp.formats.regions import Placed, size_argument
 from pytest_esp.operations.backup import restoring, saving
-from pytest_esp.operations.flash import analysis, flash_chip, tuning
+from pytest_esp.operations.flash import analysis, flash_chip, tuning, writing
 from pytest_esp.operations.flash.reading import FlashRead
 from pytest_esp.operations.flash.writing import ErasedRegion, FlashVerify, FlashWrite
 from pytest_esp.operations.registry import Effect
@@ -99,13 +101,9 @@ class FlashManager(Component):
             start_address: instead of region: the first address of a range; a multiple of 0x1000.
             size: size of the range in bytes.
         """
-        if (region is None) == (start_address is None):
-            raise OperationError(
-                "give either region or start_address",
-                hint='use region="all", region with the name of a partition, or start_address and size',
-            )
+        where = _region(region, start_address)
         with self.bridge.boards.use(port) as esp:
-            return esp.flash.erase(region if region is not None else str(start_address), size)
+            return esp.flash.erase(where, size)
 
     @tool(Effect.READ, timeout=600.0)
     def esp_flash_verify(
@@ -146,6 +144,31 @@ class FlashManager(Component):
     esp_flash_status = offer(flash_chip.status)
     esp_flash_sfdp_read = offer(flash_chip.sfdp_read)
     esp_flash_size_detect = offer(flash_chip.size_detect)
+
+    def plan(self, tool: str, arguments: Mapping[str, Any]) -> str:
+        """Return what a call would erase or restore."""
+        words = super().plan(tool, arguments)
+        if tool == "esp_flash_erase":
+            where = _region(arguments.get("region"), arguments.get("start_address"))
+            with self.bridge.boards.use(arguments.get("port")) as esp:
+                start, size = writing.range_to_erase(esp.link, where, arguments.get("size"))
+            return f"{words}; {size:#x} bytes at {start:#x} are erased"
+        folder = resolve(arguments["backup_dir"])
+        with self.bridge.boards.use(arguments.get("port")) as esp:
+            names = restoring.to_restore(
+                esp.link, folder, arguments.get("regions"), any_mac=arguments.get("any_mac", False)
+            )
+        return f"{words}; these regions are overwritten: {', '.join(names)}"
+
+
+def _region(region: str | None, start_address: int | str | None) -> str:
+    """Return the region argument of an erase."""
+    if (region is None) == (start_address is None):
+        raise OperationError(
+            "give either region or start_address",
+            hint='use region="all", region with the name of a partition, or start_address and size',
+        )
+    return region if region is not None else str(start_address)
 
 
 def _firmware(path: str | None, files: list[Placed] | None) -> Any:

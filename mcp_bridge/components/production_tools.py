@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 from mcp_bridge.components.base import Component
 from mcp_bridge.tool import offer, progress, tool
-from pytest_esp.errors import LeaseError, OperationError, RefusedError
+from pytest_esp.errors import EspError, LeaseError, OperationError, RefusedError
 from pytest_esp.formats.files import ReadPath, WritePath, resolve
 from pytest_esp.link.link import Link
 from pytest_esp.operations.production import factory, provisioning
@@ -39,7 +39,7 @@ class ProductionTools(Component):
     esp_manufacturing_data_write = offer(provisioning.write_manufacturing_data, timeout=120.0, idempotent=True)
     esp_provision_device = offer(provisioning.provision, timeout=120.0, idempotent=True)
 
-    @tool(Effect.ERASE, timeout=_HOUR, idempotent=True)
+    @tool(Effect.ERASE, timeout=_HOUR, idempotent=True, uses="ports")
     def esp_batch_program(
         self,
         ports: list[str],
@@ -152,6 +152,15 @@ class ProductionTools(Component):
             return f"{words}; {burn.new_bits} bit(s) of {burn.efuse_name} would be burnt permanently"
         return words
 
+    def mac_of(self, tool: str, board: str) -> str:
+        """Return the MAC address of a board; of a batch also without one, as the others continue if one fails."""
+        try:
+            return super().mac_of(tool, board)
+        except EspError:
+            if tool != "esp_batch_program":
+                raise
+            return ""
+
     def _plan_of_batch(self, arguments: Mapping[str, Any]) -> str:
         names = self._boards_of(arguments["ports"])
         given = (arguments.get(key) for key in ("firmware", "config", "devices", "serial_number"))
@@ -198,6 +207,8 @@ class ProductionTools(Component):
     ) -> TestRun:
         """Release the board, and run the tests in a process that leases it."""
         settings, rack = self.bridge.settings, self.bridge.rack
+        with self.bridge.boards.use(port):
+            pass  # waits until no other process holds it
         with self.bridge.boards.lend([port]) as (spec,):
             holder = holder_of(spec, rack)
             if holder is not None:

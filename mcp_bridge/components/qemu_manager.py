@@ -151,7 +151,7 @@ class QemuManager(Component):
         machine_for(chip_type)
         return self._start("qemu", chip_type, flash_image, flash_size_mb, tcp_port, boot_mode, extra_args or [])
 
-    @tool(idempotent=True, read_only=False)
+    @tool(idempotent=True, read_only=False, uses="instance_id")
     def esp_qemu_stop(self, instance_id: str | None = None) -> Stopped:
         """Stop a QEMU machine, or all of them.
 
@@ -174,7 +174,7 @@ class QemuManager(Component):
         """
         return self._status("qemu", instance_id)
 
-    @tool(timeout=120.0, read_only=False)
+    @tool(timeout=120.0, read_only=False, uses="instance_id")
     def esp_qemu_flash(self, instance_id: str, firmware_path: str, address: int | str | None = None) -> Flashed:
         """Write firmware to a QEMU machine's flash and start it.
 
@@ -224,7 +224,7 @@ class QemuManager(Component):
             "sim", chip_type, flash_image, flash_size_mb, tcp_port, boot_mode, [], secure_download=secure_download
         )
 
-    @tool(idempotent=True, read_only=False)
+    @tool(idempotent=True, read_only=False, uses="instance_id")
     def esp_sim_stop(self, instance_id: str | None = None) -> Stopped:
         """Stop a simulated chip, or all of them.
 
@@ -247,7 +247,7 @@ class QemuManager(Component):
         """
         return self._status("sim", instance_id)
 
-    @tool(read_only=False)
+    @tool(read_only=False, uses="instance_id")
     def esp_sim_fault(
         self,
         instance_id: str,

@@ -123,11 +123,17 @@ class SecurityManager(Component):
         if tool == "esp_efuse_burn":
             with self.bridge.boards.use(arguments.get("port")) as esp:
                 burns = (esp.efuse.plan(arguments["efuse_name"], arguments["value"]),)
+                esp.link.burns.check([arguments["efuse_name"]])
+        elif tool == "esp_flash_encryption_configure":
+            with self.bridge.boards.use(arguments.get("port")) as esp:
+                planned = encryption.burns_to_configure(esp.link, arguments.get("mode", "release"))
+                esp.link.burns.check(name for name, _ in planned)
+                burns = efuse.plan_all(esp.link, planned)
         elif tool in ("esp_encryption_enable", "esp_secure_boot_enable"):
-            planned = getattr(self, tool)(**{**arguments, "apply": False})
-            if planned.refused:
-                raise RefusedError(planned.refused, board=arguments.get("port"), attempted=tool)
-            burns = planned.burns
+            plan = getattr(self, tool)(**{**arguments, "apply": False})
+            if plan.refused:
+                raise RefusedError(plan.refused, board=arguments.get("port"), attempted=tool)
+            burns = plan.burns
         else:
             return words
         count = sum(one.new_bits for one in burns)

@@ -126,7 +126,7 @@ class Server(Component):
             rows.append(row)
         return RackStatus(self.bridge.rack.name, rows)
 
-    @tool(idempotent=True, read_only=False)
+    @tool(idempotent=True, read_only=False, uses="board")
     def esp_lease(self, board: str, minutes: float = 10.0, wait_s: float = 0.0) -> LeaseReport:
         """Keep a board for this server for some minutes, so that no other process takes it between calls.
 
@@ -139,7 +139,7 @@ class Server(Component):
         spec = self.bridge.boards.keep(board, seconds, wait=wait_s)
         return LeaseReport(spec.name, True, seconds)
 
-    @tool(idempotent=True, read_only=False)
+    @tool(idempotent=True, read_only=False, uses="board")
     def esp_release(self, board: str) -> LeaseReport:
         """Release a board at once, so that other processes can use it.
 

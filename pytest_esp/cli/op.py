@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -88,12 +89,14 @@ def op_command(
         if port is not None and not operation.takes_board:
             raise OperationError(f"{operation.name} does not take --port", hint="see pytest-esp op without arguments")
         given = _arguments(operation, arguments, {"port": board, "rack": path, "wait_s": wait or None})
-        with (
-            _link(operation, board, port, path, wait, after, allow_burn) as link,
-            _progress(operation, as_json) as progress,
-        ):
-            used = link.board.name if link is not None else board
-            result = operation.function(*([link] if link is not None else []), **given, **progress)
+        with _signals(operation, given):
+            with (
+                _link(operation, board, port, path, wait, after, allow_burn) as link,
+                _progress(operation, as_json) as progress,
+            ):
+                used = link.board.name if link is not None else board
+                result = operation.function(*([link] if link is not None else []), **given, **progress)
+            _print(operation, result, used, dump=dump, as_json=as_json)
     except EspError as error:
         error.hint = error.hint and as_commands(error.hint, operations)
         if not as_json:
@@ -101,7 +104,31 @@ def op_command(
         record = {"success": False, "error": error.message, "port": error.board or used, "hint": error.hint}
         click.echo(json.dumps(hide_in(record | error.details), indent=2, default=str))
         sys.exit(1)
-    _print(operation, result, used, dump=dump, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _signals(operation: Operation, given: Mapping[str, Any]) -> Generator[None]:
+    """On SIGTERM and SIGHUP, release the board and exit; if the operation burns eFuses, after it has ended."""
+    from pytest_esp.operations.registry import Effect
+
+    burns, came = operation.effect_of(given) is Effect.BURN, list[int]()
+    names = ("SIGTERM", "SIGHUP", "SIGINT") if burns else ("SIGTERM", "SIGHUP")
+
+    def end(number: int, _frame: object) -> None:
+        if not burns:
+            sys.exit(128 + number)
+        came.append(number)
+
+    previous = {
+        number: signal.signal(number, end) for name in names if (number := getattr(signal, name, None)) is not None
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if came:
+            sys.exit(128 + came[0])
 
 
 def _print(operation: Operation, result: object, board: str | None, *, dump: bool, as_json: bool) -> None:

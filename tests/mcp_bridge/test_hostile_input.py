@@ -205,6 +205,8 @@ class Watch:
             return
         if event == "open":
             path, _, flags = arguments
+            if flags & os.O_NOFOLLOW and isinstance(path, str) and os.sep not in path:
+                return  # in a folder that is open; `ConfinedPath.open` has said the whole path before
             # Opening what is not there makes it only with O_CREAT.
             writes = flags & os.O_CREAT or (flags & (os.O_WRONLY | os.O_RDWR) and exists(path))
             self._look(path, bool(writes), event)
@@ -212,7 +214,9 @@ class Watch:
             names = 2 if event in ("os.rename", "os.link") else 1
             relative = any(isinstance(number, int) and number >= 0 for number in arguments[-names:])
             for path in arguments[:names]:
-                if not (relative and event in ("os.remove", "os.rmdir", "os.mkdir")):  # in a folder that is open
+                if not (
+                    relative and event in ("os.remove", "os.rmdir", "os.mkdir", "os.rename")
+                ):  # in a folder that is open
                     self._look(path, True, event)
 
     def _look(self, path, writes, event):

@@ -1,18 +1,22 @@
 """The policy of one server, without a server."""
 
 import asyncio
-import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
+from fastmcp.server.middleware import MiddlewareContext
 
-from mcp_bridge.policy import Confine, Policy
+from mcp_bridge.policy import Confine, Consent, Policy
 from mcp_bridge.settings import Settings, parse_allow
 from pytest_esp.errors import RefusedError
 from pytest_esp.formats.files import confinement, resolve
 from pytest_esp.operations.registry import Effect
 from pytest_esp.rack.config import load_rack
 
-CALL = ("esp_flash_erase", {"port": "c3", "size": 4096})
+CALL = Consent(
+    "esp_flash_erase", {"port": "c3", "size": 4096}, "erases 4 KB", ("7c:df:a1:00:00:01",), ("session", "bearer")
+)
 
 
 def policy_of(folder, allow="read,write,erase,burn"):
@@ -41,49 +45,76 @@ def test_the_server_and_the_board_both_have_to_allow_it(tmp_path, guarded):
         policy.check(Effect.BURN, None, "a tool")
 
 
-def test_a_token_is_good_for_one_call_of_one_server(tmp_path):
+def test_a_token_is_good_for_one_use_of_one_call_of_one_server(tmp_path):
     policy = policy_of(tmp_path)
-    tool, arguments = CALL
-    token = policy.token(tool, arguments)
-    assert len(token) == 16
-    assert policy.accepts(token, tool, arguments)
-    assert policy.accepts(token, tool, dict(reversed(arguments.items())))
+    token = policy.token(CALL)
+    assert len(token) == 32
     for other in (
-        ("esp_flash_write", arguments),
-        (tool, arguments | {"size": 8192}),
-        (tool, arguments | {"force": True}),
-        (tool, {}),
+        replace(CALL, tool="esp_flash_write"),
+        replace(CALL, arguments=CALL.arguments | {"size": 8192}),
+        replace(CALL, arguments=CALL.arguments | {"force": True}),
+        replace(CALL, arguments={}),
+        replace(CALL, plan="erases 8 KB"),
+        replace(CALL, boards=("7c:df:a1:00:00:02",)),
+        replace(CALL, boards=()),
+        replace(CALL, client=("another session", "bearer")),
+        replace(CALL, client=("session", "another bearer")),
     ):
-        assert not policy.accepts(token, *other)
-    assert not policy_of(tmp_path).accepts(token, tool, arguments)
+        assert not policy.accepts(token, other)
+    assert not policy_of(tmp_path).accepts(token, CALL)
+    assert policy.accepts(token, replace(CALL, arguments=dict(reversed(CALL.arguments.items()))))
+    assert not policy.accepts(token, CALL)
 
 
-@pytest.mark.parametrize("token", ["", "0" * 16, "\u00e9" * 16])
+def test_a_token_ends_after_five_minutes(tmp_path, monkeypatch):
+    policy, now = policy_of(tmp_path), [1000.0]
+    monkeypatch.setattr("mcp_bridge.policy.time.monotonic", lambda: now[0])
+    first, second = policy.token(CALL), policy.token(CALL)
+    now[0] += 299
+    assert policy.accepts(first, CALL)
+    now[0] += 2
+    assert not policy.accepts(second, CALL)
+    policy.token(CALL)
+    assert len(policy._tokens) == 1
+
+
+def test_tokens_that_nobody_uses_are_bounded(tmp_path):
+    policy = policy_of(tmp_path)
+    tokens = [policy.token(CALL) for _ in range(2000)]
+    assert len(policy._tokens) <= 1001
+    assert policy.accepts(tokens[-1], CALL)
+    assert not policy.accepts(tokens[0], CALL)
+
+
+def test_of_two_calls_at_once_one_gets_the_token(tmp_path):
+    policy = policy_of(tmp_path)
+    for _ in range(50):
+        token = policy.token(CALL)
+        with ThreadPoolExecutor(8) as threads:
+            assert sum(threads.map(lambda _, token=token: policy.accepts(token, CALL), range(8))) == 1
+
+
+@pytest.mark.parametrize("token", ["", "0" * 32, "\u00e9" * 32])
 def test_invalid_tokens(tmp_path, token):
-    assert not policy_of(tmp_path).accepts(token, *CALL)
+    assert not policy_of(tmp_path).accepts(token, CALL)
 
 
 def test_a_part_of_a_token_is_refused(tmp_path):
     policy = policy_of(tmp_path)
-    token = policy.token(*CALL)
+    token = policy.token(CALL)
     for wrong in (token[:-1], token + "0", token.upper() + " "):
-        assert not policy.accepts(wrong, *CALL)
+        assert not policy.accepts(wrong, CALL)
 
 
 def test_arguments_of_any_type_have_a_token(tmp_path):
     policy = policy_of(tmp_path)
-    assert policy.token("tool", {"path": tmp_path}) == policy.token("tool", {"path": str(tmp_path)})
+    token = policy.token(replace(CALL, arguments={"path": tmp_path}))
+    assert policy.accepts(token, replace(CALL, arguments={"path": str(tmp_path)}))
 
 
-def test_the_secret_of_a_server_is_as_long_as_its_hash(tmp_path, monkeypatch):
-    sizes = []
-    monkeypatch.setattr("mcp_bridge.policy.secrets.token_bytes", lambda size: sizes.append(size) or bytes(size))
-    policy_of(tmp_path)
-    assert sizes == [hashlib.sha256().digest_size]
-
-
-def test_each_server_has_its_own_token_for_a_call(tmp_path):
-    assert len({policy_of(tmp_path).token(*CALL) for _ in range(5)}) == 5
+def test_tokens_are_never_the_same(tmp_path):
+    policy = policy_of(tmp_path)
+    assert len({policy.token(CALL) for _ in range(100)}) == 100
 
 
 def confinement_of(settings, rack_file):
@@ -92,7 +123,7 @@ def confinement_of(settings, rack_file):
     async def look(context):
         return confinement()
 
-    return asyncio.run(Confine(settings, rack_file).on_message(None, look))
+    return asyncio.run(Confine(settings, rack_file).on_message(MiddlewareContext(message=None), look))
 
 
 def test_a_client_is_confined_to_the_roots_and_does_not_write_the_rack(tmp_path):
@@ -117,4 +148,8 @@ def test_the_confinement_holds_for_the_call(tmp_path):
         return resolve(tmp_path / "outside.bin")
 
     with pytest.raises(RefusedError, match="outside"):
-        asyncio.run(Confine(Settings(roots=(tmp_path / "root",)), None).on_message(None, open_outside))
+        asyncio.run(
+            Confine(Settings(roots=(tmp_path / "root",)), None).on_message(
+                MiddlewareContext(message=None), open_outside
+            )
+        )

@@ -6,17 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from espefuse.efuse_interface import SUPPORTED_CHIPS
 from esptool.targets import CHIP_DEFS, CHIP_LIST
 
-from mcp_bridge.tool import ToolInfo, _in_thread
+from mcp_bridge.calls import Calls
+from mcp_bridge.tool import _work
 from pytest_esp.boards.registry import make_board
 from pytest_esp.link.link import Link
 from pytest_esp.operations.esp import Esp
-from pytest_esp.operations.registry import Effect
 from pytest_esp.rack.config import load_rack
 from pytest_esp.sim.chip import SimChip
 from pytest_esp.wire import endpoints
@@ -261,8 +260,7 @@ def test_an_image_is_encrypted_on_the_host(server):
 def test_encryption_that_is_refused(server):
     answer = server.call("esp_encryption_enable", port="guarded", key_file="k.bin", firmware_path="b", apply=True)
     assert "does not allow 'burn'" in answer["error"]
-    token = server.call("esp_flash_encryption_configure", port="c3")["confirm"]
-    answer = server.call("esp_flash_encryption_configure", port="c3", confirm=token)
+    answer = server.call("esp_flash_encryption_configure", port="c3")
     assert "flash is not encrypted" in answer["error"]
 
 
@@ -349,8 +347,8 @@ def test_a_burn_is_never_interrupted(tmp_path, monkeypatch, how):
     rack = load_rack(file)
     key, ends = os.urandom(32), []
 
-    async def run(esp, threads):
-        info = ToolInfo(Effect.BURN, 0.2 if how == "out of time" else 60.0, idempotent=False, without={})
+    async def run(esp):
+        calls, timeout = Calls(), 0.2 if how == "out of time" else 60.0
 
         def burn():
             ends.append(
@@ -360,20 +358,22 @@ def test_a_burn_is_never_interrupted(tmp_path, monkeypatch, how):
                 )
             )
 
-        task = asyncio.create_task(_in_thread(None, burn, {}, info, threads))
+        task = asyncio.create_task(_work(calls, None, ["slow"], burn, burns=True, timeout=timeout, wait=0.0))
         await asyncio.sleep(0.2)
         assert not ends
         if how == "cancelled":
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            assert not ends
+            await asyncio.to_thread(calls.close)  # the end of the server waits for it
         else:
             await task  # it is done, so there is nothing to complain about
 
-    with Link(make_board(rack.board("slow"), rack)) as link, ThreadPoolExecutor(1) as threads:
+    with Link(make_board(rack.board("slow"), rack)) as link:
         esp = Esp(link)
         esp.chip.identify()
-        asyncio.run(run(esp, threads))
+        asyncio.run(run(esp))
         assert [result.verified for result in ends] == [True]
         (block,) = [found for found in esp.security.posture().key_blocks if found.name == "BLOCK_KEY0"]
         assert block.state == "burnt"

@@ -125,9 +125,7 @@ def _restore(
 ) -> Restore:
     begun = time.monotonic()
     require(link, Effect.WRITE, "flash-restore")
-    archive = Archive(path)
-    wanted = _chosen(archive, names)
-    _check_board(archive.manifest, owner_of(link, over), any_mac)
+    archive, wanted = _checked(link, path, names, any_mac, over)
     pieces = [(region, chunk) for region in wanted for chunk in region.chunks]
     with reach(link, over, "comparing flash with the backup") as access:
         changed = [piece for piece in pieces if not _holds(access, piece[1], archive)]
@@ -153,6 +151,24 @@ def _restore(
         verified=True,
         elapsed_seconds=time.monotonic() - begun,
     )
+
+
+def to_restore(link: Link, backup_dir: Path, regions: Sequence[str] | None = None, any_mac: bool = False) -> list[str]:
+    """Return the names of the regions that a restore with these arguments would write.
+
+    Raises:
+        OperationError, RefusedError: see `smart_restore`.
+    """
+    return [region.name for region in _checked(link, backup_dir, regions, any_mac, "auto")[1]]
+
+
+def _checked(
+    link: Link, path: Path, names: Sequence[str] | None, any_mac: bool, over: Over
+) -> tuple[Archive, list[SavedRegion]]:
+    archive = Archive(path)
+    wanted = _chosen(archive, names)
+    _check_board(archive.manifest, owner_of(link, over), any_mac)
+    return archive, list(wanted)
 
 
 def _outcome(region: SavedRegion, wanted: Sequence[SavedRegion], touched: Iterable[str]) -> Outcome:

@@ -240,21 +240,36 @@ def erase(
     Raises:
         OperationError: if an address has no size, the range is not made of whole sectors, or lies beyond the flash.
     """
+    start, length = range_to_erase(link, region, size, over=over)
     if region == "all":
-        if size is not None:
-            raise OperationError("'all' does not take a size", hint="omit the size, or give an address")
         return _erase_all(link, force, over)
-    start, length = _erase_range(link, region, size)
     with reach(link, over, f"erasing {length:#x} bytes at {start:#x}") as access:
-        check_inside(access, start, length)
-        if start % SECTOR or length % SECTOR:
-            raise OperationError(
-                f"address {start:#x} and size {length:#x} must be multiples of the sector size ({SECTOR:#x})",
-                hint="round them to sectors of 4 KB: flash is erased in whole sectors",
-            )
         if length:
             access.erase(start, length, force=force)
     return ErasedRegion(start, length)
+
+
+def range_to_erase(
+    link: Link, region: int | str, size: int | str | None = None, *, over: Over = "auto"
+) -> tuple[int, int]:
+    """Return the first address and the number of bytes that `erase` with the same arguments would erase.
+
+    Raises:
+        OperationError: see `erase`.
+    """
+    if region == "all" and size is not None:
+        raise OperationError("'all' does not take a size", hint="omit the size, or give an address")
+    start, length = (0, 0) if region == "all" else _erase_range(link, region, size)
+    if start % SECTOR or length % SECTOR:
+        raise OperationError(
+            f"address {start:#x} and size {length:#x} must be multiples of the sector size ({SECTOR:#x})",
+            hint="round them to sectors of 4 KB: flash is erased in whole sectors",
+        )
+    with reach(link, over, "looking at what to erase") as access:
+        if region == "all":
+            return 0, access.size
+        check_inside(access, start, length)
+    return start, length
 
 
 def _erase_all(link: Link, force: bool, over: Over) -> ErasedRegion:

@@ -488,6 +488,18 @@ def configure(link: Link, mode: Mode = "release") -> EncryptionConfigured:
     Raises:
         RefusedError: see `efuse.burn`; nothing was burnt. OperationError: if flash is not encrypted.
     """
+    burns = burns_to_configure(link, mode)
+    if burns:
+        efuse.burn_all(link, burns)
+    return EncryptionConfigured(status(link).mode, tuple(name for name, _ in burns))
+
+
+def burns_to_configure(link: Link, mode: Mode = "release") -> list[tuple[str, EfuseValue]]:
+    """Return the eFuses that `configure` would burn, and their values.
+
+    Raises:
+        OperationError: if flash is not encrypted.
+    """
     now = status(link)
     if not now.flash_encryption_enabled:
         raise OperationError("flash is not encrypted", hint="enable flash encryption first")
@@ -497,6 +509,4 @@ def configure(link: Link, mode: Mode = "release") -> EncryptionConfigured:
     counter = fields[now.counter]
     if mode == "release" and counter.writeable and "0" in (counter.bits or ""):
         burns[now.counter] = (1 << counter.bit_length) - 1
-    if burns:
-        efuse.burn_all(link, list(burns.items()))
-    return EncryptionConfigured(status(link).mode, tuple(burns))
+    return list(burns.items())
