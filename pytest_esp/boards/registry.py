@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_esp.boards.board import Board
 from pytest_esp.errors import BackendError
+from pytest_esp.formats.esptool_config import check_config
 
 if TYPE_CHECKING:
     from pytest_esp.rack.rack import Rack
@@ -30,7 +31,11 @@ def board_class(backend: str) -> type[Board]:
     """
     if backend in _BUILT_IN:
         module, _, name = _BUILT_IN[backend].partition(":")
-        return getattr(importlib.import_module(module), name)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ValueError as error:
+            check_config()
+            raise BackendError(f"cannot load the backend {backend!r}: {error}") from error
     found = entry_points(group=ENTRY_POINTS, name=backend)
     if not found:
         raise BackendError(

@@ -9,6 +9,7 @@ import click
 
 from pytest_esp import __version__
 from pytest_esp.errors import EspError
+from pytest_esp.formats.esptool_config import check_config
 from pytest_esp.secrets import hide
 
 _COMMANDS = {
@@ -49,7 +50,15 @@ def cli() -> None:
 def main() -> None:
     """Run the command line. An `EspError` is printed to stderr, and the exit code is 1."""
     try:
-        cli()
+        _run()
     except EspError as error:
         click.echo(hide(f"error: {error}"), err=True)
         sys.exit(1)
+
+
+def _run() -> None:
+    try:
+        cli()
+    except ValueError:
+        check_config()  # says so if it is esptool's configuration file
+        raise

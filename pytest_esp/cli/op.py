@@ -248,7 +248,7 @@ def _value(parameter: Parameter, text: str) -> Any:
     if text[:1] in "[{":
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             hint = f"{parameter.name}: {parameter.description}" if parameter.description else None
             raise OperationError(f"{parameter.name}: invalid JSON: {error}", hint=hint) from error
     elif is_list(parameter.annotation):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pytest_esp.errors import FirmwareError
 from pytest_esp.formats.elf import read_elf
-from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, resolve, save
+from pytest_esp.formats.files import ReadPath, WritePath, known_chip, new_file, save
 from pytest_esp.formats.images import app_of
+from pytest_esp.formats.listings import read_json
 from pytest_esp.names import ChipName
 from pytest_esp.operations.firmware import image_report, size_analysis
 from pytest_esp.operations.firmware.elf_image import (
@@ -103,9 +103,9 @@ def prepare(
 
 def _settings(folder: Path, mode: FlashMode | None, frequency: str | None, size: str | None) -> FlashSettings:
     try:
-        listing: Any = json.loads(resolve(folder / "flasher_args.json").read_text(encoding="utf-8"))
+        listing = read_json(folder / "flasher_args.json")
         listed = {str(key): str(value) for key, value in listing["flash_settings"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FirmwareError, KeyError, AttributeError):
         listed = {}
     listed = {key: value for key, value in listed.items() if value not in ("keep", "detect")}
     usual = FlashSettings()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats.elf import Elf, Section, Symbol, memories_at, read_elf
 from pytest_esp.formats.files import ReadPath, known_chip, read_file, resolve
 from pytest_esp.formats.images import chip_of
+from pytest_esp.formats.listings import read_json
 from pytest_esp.link.logs import Transcript, capture
 from pytest_esp.names import ChipName
 from pytest_esp.operations.registry import file_operation
@@ -149,11 +149,10 @@ def _chip_of(elf: Elf, path: Path, chip: str | None) -> str | None:
 
 def _listed_chip(folder: Path) -> str | None:
     try:
-        listing: Any = json.loads(resolve(folder / "flasher_args.json").read_text(encoding="utf-8"))
-        found = listing["extra_esptool_args"]["chip"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json(folder / "flasher_args.json")["extra_esptool_args"]["chip"]
+    except (FirmwareError, KeyError, TypeError):
         return None
-    return found if found in CHIP_DEFS else None
+    return found if isinstance(found, str) and found in CHIP_DEFS else None
 
 
 def _chip_of_image(path: Path) -> str | None:

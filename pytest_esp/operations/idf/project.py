@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats.builds import builds_in
 from pytest_esp.formats.files import ReadPath, resolve
 from pytest_esp.formats.firmware import Firmware
+from pytest_esp.formats.listings import read_json
 from pytest_esp.link.link import Link
 from pytest_esp.link.logs import Progress
 from pytest_esp.names import ChipName, nearest
@@ -209,10 +209,9 @@ def _configured_target(project: Path, build_dir: Path) -> str | None:
 
 def _description(build_dir: Path) -> dict[str, Any]:
     try:
-        content = json.loads(resolve(build_dir / "project_description.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        return read_json(build_dir / "project_description.json")
+    except FirmwareError:
         return {}
-    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
 
 
 def _failed(project: Path, done: Finished, said: Findings) -> OperationError:

@@ -262,12 +262,14 @@ def _manifest(text: bytes, path: Path) -> Manifest:
     try:
         found = json.loads(text)
         values = {item.name: found.pop(item.name) for item in fields(Manifest)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OperationError(f"{path}: its manifest cannot be read: {error}") from error
     wrong = [item.name for item in fields(Manifest) if type(values[item.name]).__name__ != item.type]
     if found or wrong or values["format"] != FORMAT:
         problem = f"unknown {sorted(found)}" if found else f"invalid {wrong or values['format']}"
         raise OperationError(f"{path}: its manifest does not have the format {FORMAT!r}: {problem}")
+    if not str(values["version"]).isprintable():
+        raise OperationError(f"{path}: its version {values['version']!r} is not one line of text")
     return Manifest(**values)
 
 

@@ -134,9 +134,10 @@ def _headers(given: Mapping[str, str] | None) -> dict[str, str]:
         if is_secret_name(name):
             remember(value, *value.split()[1:])  # "Bearer ...": without the word, too
     for name, value in fields.items():
-        if not _HEADER.fullmatch(name) or not value.isprintable() or name.lower() in _OWN_HEADERS:
+        is_text = value.isprintable() and value == value.encode("latin-1", "replace").decode("latin-1")
+        if not _HEADER.fullmatch(name) or not is_text or name.lower() in _OWN_HEADERS:
             raise OperationError(
-                f"invalid header {name!r}", hint="use one line of text, and a name that HTTP does not reserve"
+                f"invalid header {name!r}", hint="use one line of text (Latin-1), and a name that HTTP does not reserve"
             )
     return fields
 

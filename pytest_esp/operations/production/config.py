@@ -246,7 +246,7 @@ def opened(given: Given) -> tuple[Mapping[str, Any], Path | None]:
 def _parsed(text: str, what: str, *, is_toml: bool) -> dict[str, Any]:
     try:
         loaded: Any = tomllib.loads(text) if is_toml else json.loads(text)
-    except ValueError as error:  # its message may quote the text
+    except (ValueError, RecursionError) as error:  # the message may quote the text
         place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise OperationError(f"{what} is not valid {'TOML' if is_toml else 'JSON'}{place}") from None
     if not isinstance(loaded, dict):
