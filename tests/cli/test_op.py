@@ -313,3 +313,26 @@ def test_errors_as_json(op, arguments, error, hint):
     assert (result.exit_code, record["success"]) == (1, False)
     assert error in record["error"]
     assert hint in (record["hint"] or "")
+
+
+@pytest.mark.parametrize("name", ["esptool.cfg", "tox.ini"])
+@pytest.mark.parametrize("setting", ["timeout = abc", "connect_attempts = 1.5"])
+def test_a_wrong_configuration_file_of_esptool(tmp_path, name, setting):
+    """esptool reads it when it is imported: the message names it, on the command line and under pytest."""
+    (tmp_path / name).write_text(f"[esptool]\n{setting}\n")
+    (tmp_path / "boards.toml").write_text('[boards.a]\nbackend="sim"\nchip="esp32"\n')
+    (tmp_path / "test_it.py").write_text("def test_it(esp):\n    esp.chip.identify()\n")
+    (tmp_path / "app.bin").write_bytes(b"x")
+    command = ["pytest_esp.cli.main", "op", "firmware-analyze", "binary_file=app.bin"]
+    start = "import sys; from pytest_esp.cli.main import main; sys.argv[1:] = sys.argv[2:]; main()"
+    for arguments in (["-c", start, *command], ["-m", "pytest", "-q", "-p", "no:cacheprovider"]):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert "esptool's configuration file has an invalid value" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000])
+def test_json_that_is_nested_too_deeply(op, text):
+    result = op("production-provision", f"config={text}")
+    assert result.exit_code
+    assert isinstance(result.exception, (OperationError, SystemExit))

@@ -114,7 +114,7 @@ def _target(url: str) -> SplitResult:
         usable = target.scheme in ("http", "https") and target.hostname and target.port != 0
     except ValueError:
         usable, target = False, urlsplit("")
-    if not usable or not url.isprintable() or " " in url:
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
         raise RefusedError(
             f"invalid update URL {url.partition('@')[2] or url!r}", hint="use http://DEVICE/PATH or https://DEVICE/PATH"
         )

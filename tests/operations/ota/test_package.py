@@ -92,6 +92,7 @@ def test_a_package_that_was_cut_off(package_of):
     ("change", "words"),
     [
         ({"size": "1"}, "manifest does not have the format"),
+        ({"version": "1.0\r\nX-Evil: 1"}, "is not one line of text"),
         ({"format": "another 1"}, "manifest does not have the format"),
         ({"more": 1}, "unknown"),
         ({"chip_type": "esp32"}, "is not for the esp32"),

@@ -80,7 +80,16 @@ def test_a_device_that_refuses(device, package_of, status, answer):
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://device/", "http://", "device", "http://device:port/", "http://a b/", "http://[x/"],
+    [
+        "file:///etc/passwd",
+        "ftp://device/",
+        "http://",
+        "device",
+        "http://device:port/",
+        "http://a b/",
+        "http://[x/",
+        "http://x/größe",
+    ],
 )
 def test_what_is_no_address(url, package_of):
     with pytest.raises(RefusedError, match="invalid update URL"):
@@ -93,7 +102,7 @@ def test_passwords_are_not_shown(package_of):
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("headers", [{"X": "a\r\nY: b"}, {"a b": "c"}, {"Content-Length": "1"}])
+@pytest.mark.parametrize("headers", [{"X": "a\r\nY: b"}, {"X": "€"}, {"a b": "c"}, {"Content-Length": "1"}])
 def test_headers_that_cannot_be_sent(device, package_of, headers):
     with pytest.raises(OperationError, match="invalid header"):
         upload(package_of("esp32", "2.0"), device.url, headers=headers)
