@@ -130,7 +130,7 @@ OWN = {
     "operations.idf.installation": {"*"},
     "operations.idf.process": {"*"},
     "operations.idf.tools": {"*"},
-    "formats.nvs_pages": {"_file_value"},
+    "formats.nvs_values": {"_contents"},
     "operations.ota.package": {"_read"},
     "operations.production.config": {"_contents", "opened"},
     "operations.production.process": {"WorkProcess.__init__", "WorkProcess._listen", "main"},

@@ -19,6 +19,7 @@ from pytest_esp.formats.partition_layouts import LAYOUTS, BuiltTable, Layout, St
 from pytest_esp.formats.partition_table import Partition, default_app, ota_slots, otadata_of, parse
 from pytest_esp.formats.regions import SECTOR, size_argument
 from pytest_esp.link.link import Link
+from pytest_esp.names import ChipName
 from pytest_esp.operations.flash import reading, tables, writing
 from pytest_esp.operations.flash.header import beyond_header, size_name, with_settings
 from pytest_esp.operations.registry import Effect, file_operation, operation
@@ -35,7 +36,7 @@ def create(
     *,
     flash_size: int | str = "4MB",
     table_offset: int | str = tables.DEFAULT_OFFSET,
-    chip_type: str | None = None,
+    chip_type: ChipName | None = None,
     overwrite: bool = False,
 ) -> BuiltTable:
     """Create a partition table, checked for overlaps, alignment, names and the size of the flash.
