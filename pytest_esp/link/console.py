@@ -362,6 +362,11 @@ class Console:
             self._settle()
             return self._plain[max(mark - self._dropped, 0) :].decode("utf-8", "replace")
 
+    def bytes_since(self, mark: int) -> bytes:
+        """Return the part of the output without ANSI sequences after a `mark`, as it came."""
+        with self._changed:
+            return bytes(self._plain[max(mark - self._dropped, 0) :])
+
     def lines(self, since: int = 0) -> list[Line]:
         """Return the non-empty lines of `text` after a `mark`; the first and the last one may be incomplete."""
         with self._changed:

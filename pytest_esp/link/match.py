@@ -193,4 +193,5 @@ def _compiled(pattern: Pattern) -> re.Pattern[Any]:
 def _may_cross_lines(pattern: re.Pattern[str] | re.Pattern[bytes]) -> bool:
     text = pattern.pattern
     source = text.encode("utf-8", "replace") if isinstance(text, str) else text
-    return bool(pattern.flags & re.DOTALL) or b"\n" in source or bool(_MAY_CROSS_LINES.search(source))
+    crosses = bool(pattern.flags & re.DOTALL) and b"." in source
+    return crosses or b"\n" in source or bool(_MAY_CROSS_LINES.search(source))

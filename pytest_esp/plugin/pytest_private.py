@@ -46,6 +46,13 @@ def current_item(request: pytest.FixtureRequest) -> pytest.Function:
     return required(request, "_pyfuncitem", _PACKAGE)
 
 
+def forget_plugin(manager: pytest.PytestPluginManager, plugin: object) -> None:
+    """Forget that *plugin*, which is unregistered, was registered: its fixtures are then not collected."""
+    hook: Any = required(required(manager, "hook", "pluggy"), "pytest_plugin_registered", "pluggy")
+    history: list[tuple[Mapping[str, object], object]] = required(hook, "_call_history", "pluggy")
+    history[:] = [call for call in history if call[0].get("plugin") is not plugin]
+
+
 def tear_down(session: pytest.Session, next_item: pytest.Item | None) -> None:
     """Tear down all that *next_item* does not need."""
     state: Any = required(session, "_setupstate", _PACKAGE)

@@ -98,14 +98,68 @@ class Unity:
         """
         from pytest_esp.operations import unity
 
-        selection = unity.Selection.of(names, groups, attributes, invert)
-        conditions = unity.Conditions(timeout, include_ignored, retries, tuple(retry_on))
+        return self.run_cases(
+            unity.Selection.of(names, groups, attributes, invert).choose,
+            include_ignored=include_ignored,
+            retries=retries,
+            retry_on=retry_on,
+            timeout=timeout,
+            elf=elf,
+            boot_timeout=boot_timeout,
+        )
+
+    def run_cases(
+        self,
+        choose: Callable[[Menu], Iterable[Case]],
+        *,
+        include_ignored: bool = False,
+        retries: int = 0,
+        retry_on: Sequence[Status] = ("crashed", "timeout", "failed"),
+        timeout: float = 60.0,
+        reset: bool = False,
+        elf: str | os.PathLike[str] | None = None,
+        boot_timeout: float = _BOOT_TIMEOUT,
+    ) -> Report:
+        """Run the cases of the menu that *choose* returns; with *reset*, after a reset for each. See `run_all`."""
+        from pytest_esp.operations import unity
+
+        conditions = unity.Conditions(timeout, include_ignored, retries, tuple(retry_on), reset)
         with unity.Suite(self._links, elf=elf, boot_timeout=boot_timeout) as suite:
-            chosen = selection.choose(suite.menu)
-            results = [self._report(case, partial(suite.run, case, conditions)) for case in chosen]
+            results = [self._report(case, partial(suite.run, case, conditions)) for case in choose(suite.menu)]
+        return self._finished(results)
+
+    def _finished(self, results: list[CaseResult]) -> Report:
+        from pytest_esp.operations import unity
+
         if not self._has_subtests:
             _fail_for_all(results)
         return unity.Report(tuple(results))
+
+    def expect_output(self, timeout: float = 60.0) -> Report:
+        """Wait for the end of the tests that the app on the first board runs by itself, without a menu.
+
+        Each test case is a subtest, as in `run_all`.
+
+        Raises:
+            CrashError, ConsoleError: if the app crashes, or prints no summary in time; see `Console.expect`.
+            OperationError: if the output before the summary has no test case.
+        """
+        __tracebackhide__ = True
+        from pytest_esp.operations.unity.output import SUMMARY_WITH_VERDICT
+
+        return self.report_output(self._links[0].console.read_until(SUMMARY_WITH_VERDICT, timeout))
+
+    def report_output(self, output: str) -> Report:
+        """Report the test cases in the output of an app, up to its summary, each as a subtest.
+
+        Raises:
+            OperationError: if it has none.
+        """
+        from pytest_esp.operations.unity import Case
+        from pytest_esp.operations.unity.output import read_output
+
+        found = read_output(output, board=self._links[0].board.name)
+        return self._finished([self._report(Case(0, one.name), lambda one=one: one) for one in found])
 
     def _report(self, case: Case, run: Callable[[], CaseResult]) -> CaseResult:
         """Run a case as a subtest.

@@ -33,12 +33,14 @@ class Conditions:
         include_ignored: run cases tagged ``[ignore]``.
         retries: how often to repeat a case with a status in *retry_on*.
         retry_on: statuses after which a case is repeated.
+        reset: reset the boards before each case.
     """
 
     timeout: float = 60.0
     include_ignored: bool = False
     retries: int = 0
     retry_on: Sequence[Status] = RETRY_ON
+    reset: bool = False
 
 
 class Suite:
@@ -84,6 +86,9 @@ class Suite:
             return CaseResult(case.name, "ignored", reason, board=self._dialogues[0].board, tags=case.tags)
         earlier: list[str] = []
         while True:
+            if conditions.reset:
+                for dialogue in self._dialogues:
+                    dialogue.is_ready = False
             result = self._run_once(case, conditions.timeout)
             if len(earlier) == conditions.retries or result.status not in conditions.retry_on:
                 return replace(result, attempts=len(earlier) + 1, earlier=tuple(earlier))

@@ -1,0 +1,79 @@
+"""Flashes a test's app to its boards and starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_esp.embedded.app import App
+from pytest_esp.embedded.duts import Dut
+from pytest_esp.embedded.serial import Serial
+from pytest_esp.errors import FirmwareError
+from pytest_esp.operations.esp import Esp
+from pytest_esp.plugin.firmware import install
+from pytest_esp.wire.wire import ROM_BAUDRATE
+
+if TYPE_CHECKING:
+    from pytest_esp.plugin.held_boards import Held
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the app of one board is started.
+
+    Attributes:
+        app: the app.
+        skip: run what is in flash.
+        erase_all: erase the flash before it is written.
+        erase_nvs: erase the partition ``nvs`` after that.
+        baud: the console's baud rate; None for 115200.
+    """
+
+    app: App
+    skip: bool = False
+    erase_all: bool = False
+    erase_nvs: bool = False
+    baud: int | str | None = None
+
+    def run(self, request: pytest.FixtureRequest, held: Held, name: str) -> Dut:
+        """Flash what differs, boot, and return the device under test.
+
+        Raises:
+            FirmwareError: if there is no build. EspError: if it cannot be flashed.
+        """
+        link = held.link
+        serial = Serial(link, self.app, int(self.baud or ROM_BAUDRATE))
+        if not self.skip:
+            self._flash(held)
+        serial.start()
+        held.booted = (None, link.boots)
+        return Dut(request, link, self.app, serial, name)
+
+    def _flash(self, held: Held) -> None:
+        firmware, esp = self.app.firmware, Esp(held.link)
+        held.link.elf = firmware.elf
+        if self.erase_all:
+            esp.flash.erase("all")
+        install(held.link, firmware, "changed")
+        if self.erase_nvs and "nvs" in self.app.partition_table:
+            esp.flash.erase("nvs")
+
+
+def assign(starts: Sequence[Start], held: Sequence[Held]) -> list[Held]:
+    """Return a board for each app, of the chip that its build is for.
+
+    Raises:
+        FirmwareError: if the boards' chips are others.
+    """
+    free, chosen = [*held], list["Held"]()
+    for start in starts:
+        chip = start.app.target if start.app.binary_path else None
+        board = next((one for one in free if chip in (None, one.board.chip) or one.board.chip == "auto"), None)
+        if board is None:
+            raise FirmwareError(f"the build in {start.app.binary_path} is for {chip}, but the board is none")
+        free.remove(board)
+        chosen.append(board)
+    return chosen
