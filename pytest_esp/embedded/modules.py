@@ -56,6 +56,8 @@ class _StandIn(ModuleType):
     """A module whose names are looked up when they are used."""
 
     def __getattr__(self, name: str) -> object:
+        if (submodule := f"{self.__name__}.{name}") in NAMES:
+            return importlib.import_module(submodule)
         home = NAMES[self.__name__].get(name)
         if home is None:
             hint = "" if name.startswith("__") else f"; pip install {self.__name__.partition('.')[0].replace('_', '-')}"

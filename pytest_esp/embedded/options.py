@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
 FLAGS = frozenset({"esp-flash-force"})
@@ -86,7 +88,7 @@ def add_options(parser: pytest.Parser) -> None:
                 group.addoption(f"--{name}", action="store_true", help=text)
             else:
                 group.addoption(f"--{name}", help=text)
-        except ValueError:  # pytest: another plugin has it
+        except (ValueError, argparse.ArgumentError):  # another plugin has it; the second from pytest 9.0
             continue
 
 
