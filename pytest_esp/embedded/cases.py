@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from pytest_esp.plugin.unity import Unity
 
 if TYPE_CHECKING:
     from pytest_esp.embedded.duts import Dut
-    from pytest_esp.operations.unity import Case
+    from pytest_esp.operations.unity import Case, CaseResult
 
 READY_PATTERN_LIST = [
     "Press ENTER to see the list of tests",
@@ -21,6 +21,7 @@ READY_PATTERN_LIST = [
 
 _TIMEOUT = 90.0  # seconds
 _KEYWORDS = ("ignore", "disable")
+_RESULTS = {"passed": "PASS", "ignored": "IGNORE"}
 
 
 @dataclass
@@ -52,6 +53,38 @@ class UnittestMenuCase:
     def is_ignored(self) -> bool:
         """Whether it is run on request only."""
         return bool(self.keywords)
+
+
+@dataclass
+class TestCase:
+    """The result of a case: ``PASS``, ``FAIL`` or ``IGNORE``."""
+
+    __test__ = False
+
+    name: str
+    result: str
+    attrs: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass
+class TestSuite:
+    """The results of the cases that ran on a board, in order."""
+
+    __test__ = False
+
+    name: str
+    testcases: list[TestCase] = field(default_factory=list[TestCase])
+
+    @property
+    def failed_cases(self) -> list[TestCase]:
+        """Those that failed, crashed or timed out."""
+        return [case for case in self.testcases if case.result == "FAIL"]
+
+    def add(self, report: Iterable[CaseResult]) -> None:
+        """Add results."""
+        for one in report:
+            attributes = {"message": one.message, "file": one.file, "line": one.line, "time": one.seconds}
+            self.testcases.append(TestCase(one.name, _RESULTS.get(one.status, "FAIL"), attributes))
 
 
 Names = str | Sequence[str] | None
@@ -124,12 +157,13 @@ class CaseTester:
         include_ignored: bool = True,
     ) -> None:
         """Run the cases that *selects* selects."""
-        self._unity.run_cases(
+        report = self._unity.run_cases(
             lambda menu: [case for case in menu if selects(UnittestMenuCase.of(case))],
             timeout=timeout,
             reset=reset,
             include_ignored=include_ignored,
         )
+        self.first_dut.testsuite.add(report)
 
     def run_case(self, case: UnittestMenuCase, reset: bool = False, timeout: float = _TIMEOUT, **_: Any) -> None:
         """Run one case of any kind."""

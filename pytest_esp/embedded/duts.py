@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_esp.embedded.cases import READY_PATTERN_LIST, CaseTester, Choice, Names, UnittestMenuCase
+from pytest_esp.embedded.cases import READY_PATTERN_LIST, CaseTester, Choice, Names, TestSuite, UnittestMenuCase
 from pytest_esp.embedded.expecting import Expecter, pexpect
 from pytest_esp.embedded.texts import remove_asci_color_code, to_bytes, to_list, to_str
 from pytest_esp.operations.unity.output import SUMMARY_WITH_VERDICT
@@ -35,6 +35,7 @@ class Dut:
     Attributes:
         pexpect_proc: waits for output; see `Expecter`.
         target: the chip.
+        testsuite: the results of Unity test cases.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Dut:
         self.target = app.target if app.binary_path else link.board.chip
         self.skip_decode_panic = self.skip_check_coredump = False
         self.openocd = self.gdb = None
+        self.testsuite = TestSuite(test_case_name)
         self._unity = Unity(request, [link])
         self._menu: list[UnittestMenuCase] | None = None
 
@@ -191,7 +193,7 @@ class Dut:
         """
         self.expect(SUMMARY_WITH_VERDICT, timeout)
         output = to_str(self.pexpect_proc.before + self.pexpect_proc.after)
-        self._unity.report_output(remove_asci_color_code(extra_before or "") + output)
+        self.testsuite.add(self._unity.report_output(remove_asci_color_code(extra_before or "") + output))
 
     @property
     def test_menu(self) -> list[UnittestMenuCase]:

@@ -158,6 +158,13 @@ def test_case_tempdir(test_case_name: str, session_tempdir: str) -> str:
     return os.path.join(session_tempdir, test_case_name)
 
 
+@pytest.fixture
+@multi_dut_fixture
+def _pexpect_logfile(test_case_tempdir: str) -> str:  # pyright: ignore[reportUnusedFunction] - ESP-IDF's conftest uses it
+    """The path that pytest-embedded gives the console's log; here it is ``dut.logfile``."""
+    return os.path.join(test_case_tempdir, "dut.log")
+
+
 @pytest.fixture(scope="session")
 def metric_path(pytestconfig: pytest.Config) -> str | None:
     """The file for `log_metric`."""

@@ -33,6 +33,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(_SEVERAL, "parameters"),
         "_request_param_or_config_option_or_default": "parameters",
     },
+    "pytest_embedded.unity": {"TestCase": "cases", "TestSuite": "cases"},
     "pytest_embedded.utils": dict.fromkeys(_TEXT, "texts"),
     "pytest_embedded_idf": {**_DUT, **_APP, **_SERIAL, **_CASES},
     "pytest_embedded_idf.app": _APP,

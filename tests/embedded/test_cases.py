@@ -52,6 +52,8 @@ def test_cases_that_match_any_criterion(c3):
 
         def test_single(dut):
             dut.run_single_board_case("addition holds")
+            assert [(case.name, case.result) for case in dut.testsuite.testcases] == [("addition holds", "PASS")]
+            assert not dut.testsuite.failed_cases
             with pytest.raises(ValueError, match="no test case 'never'"):
                 dut.run_single_board_case("never")
 

@@ -31,8 +31,10 @@ needs_no_peer = pytest.mark.skipif(find_spec("pytest_embedded") is not None, rea
 
 def test_off_by_default(suite):
     (suite.path / "tox.ini").write_text("[pytest]\n")
-    (suite.path / "test_plain.py").write_text("def test_plain(dut): ...\ndef test_option(pytestconfig):\n"
-                                              "    assert pytestconfig.getoption('metric_path', None) is None\n")
+    (suite.path / "test_plain.py").write_text(
+        "def test_plain(dut): ...\ndef test_option(pytestconfig):\n"
+        "    assert pytestconfig.getoption('metric_path', None) is None\n"
+    )
     result = suite.run()
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*fixture 'dut' not found"])
@@ -43,7 +45,7 @@ def test_off_by_default(suite):
 @needs_no_peer
 def test_the_modules_exist_only_while_it_is_on():
     with pytest.raises(ImportError):
-        import pytest_embedded  # noqa: F401
+        import pytest_embedded
     modules.install()
     try:
         import pytest_embedded
