@@ -18,6 +18,7 @@ HOMES = {
     "pytest": "pytest_esp/plugin/pytest_private.py",
     "pytest-xdist": "pytest_esp/plugin/xdist_private.py",
     "allure-pytest": "pytest_esp/plugin/allure.py",
+    "pytest-embedded": "pytest_esp/embedded/parameters.py",
 }
 PORTS = {"pytest_esp/wire/rfc2217.py", "pytest_esp/wire/port.py"}  # subclasses of pyserial's, which has hooks for them
 
@@ -109,6 +110,15 @@ def test_pytest(request):
     element = log.node_reporter("a.py::test_a")
     check("pytest", element, "_add_simple", "_write_content", "nodes", "duration", "attrs")
     check("pytest", element, "add_attribute", "add_property")
+
+
+def test_pluggy(pytestconfig):
+    check("pluggy", pytestconfig.pluginmanager.hook.pytest_plugin_registered, "_call_history")
+
+
+def test_pytest_embedded():
+    plugin = pytest.importorskip("pytest_embedded.plugin", reason="pytest-embedded is not installed")
+    check("pytest-embedded", plugin, "_COUNT")
 
 
 def test_xdist():

@@ -31,6 +31,7 @@ class Dut:
         app: the test's app.
         serial: the board's port.
         test_case_name: the name of the test.
+        logfile: the path of the console's log.
 
     Attributes:
         pexpect_proc: waits for output; see `Expecter`.
@@ -39,13 +40,20 @@ class Dut:
     """
 
     def __init__(
-        self, request: pytest.FixtureRequest, link: Link, app: App, serial: Serial, test_case_name: str
+        self,
+        request: pytest.FixtureRequest,
+        link: Link,
+        app: App,
+        serial: Serial,
+        test_case_name: str,
+        logfile: str,
     ) -> None:
         self.request = request
         self.link = link
         self.app = app
         self.serial = serial
         self.test_case_name = test_case_name
+        self.logfile = logfile
         self.pexpect_proc = Expecter(link)
         self.target = app.target if app.binary_path else link.board.chip
         self.skip_decode_panic = self.skip_check_coredump = False
@@ -55,11 +63,6 @@ class Dut:
         self._menu: list[UnittestMenuCase] | None = None
 
     # -- files
-
-    @property
-    def logfile(self) -> str:
-        """The path of the console's log."""
-        return str(self.link.console.log_path or "")
 
     @property
     def logdir(self) -> str:

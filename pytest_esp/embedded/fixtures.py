@@ -158,11 +158,15 @@ def test_case_tempdir(test_case_name: str, session_tempdir: str) -> str:
     return os.path.join(session_tempdir, test_case_name)
 
 
-@pytest.fixture
-@multi_dut_fixture
-def _pexpect_logfile(test_case_tempdir: str) -> str:  # pyright: ignore[reportUnusedFunction] - ESP-IDF's conftest uses it
-    """The path that pytest-embedded gives the console's log; here it is ``dut.logfile``."""
-    return os.path.join(test_case_tempdir, "dut.log")
+@pytest.fixture(name="_pexpect_logfile")
+def pexpect_logfile(test_case_tempdir: str, logfile_extension: Any, count: int) -> Any:
+    """The path of ``dut.logfile``; a tuple for several boards."""
+    numbers = [""] if count == 1 else [f"-{number}" for number in range(count)]
+    paths = tuple(
+        os.path.join(test_case_tempdir, f"dut{number}{of_board(logfile_extension, place) or '.log'}")
+        for place, number in enumerate(numbers)
+    )
+    return paths[0] if count == 1 else paths
 
 
 @pytest.fixture(scope="session")
@@ -245,6 +249,7 @@ def dut(
     baud: Any,
     boards: list[Board],
     _esp_held: list[Held],
+    _pexpect_logfile: Any,
 ) -> Any:
     """The board with the app running; a list for several boards."""
     from pytest_esp.embedded.starting import Start, assign
@@ -256,6 +261,7 @@ def dut(
             erase_all=bool(of_board(erase_all, number)),
             erase_nvs=bool(of_board(erase_nvs, number)),
             baud=of_board(baud, number),
+            logfile=of_board(_pexpect_logfile, number),
         )
         for number in range(count)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from pytest_esp.plugin.firmware import install
 from pytest_esp.wire.wire import ROM_BAUDRATE
 
 if TYPE_CHECKING:
+    from pytest_esp.link.link import Link
     from pytest_esp.plugin.held_boards import Held
 
 
@@ -30,9 +32,11 @@ class Start:
         erase_all: erase the flash before it is written.
         erase_nvs: erase the partition ``nvs`` after that.
         baud: the console's baud rate; None for 115200.
+        logfile: where the console's log is to be found, beside its place in this plugin's folder.
     """
 
     app: App
+    logfile: str
     skip: bool = False
     erase_all: bool = False
     erase_nvs: bool = False
@@ -50,7 +54,20 @@ class Start:
             self._flash(held)
         serial.start()
         held.booted = (None, link.boots)
-        return Dut(request, link, self.app, serial, name)
+        return Dut(request, link, self.app, serial, name, self._linked_log(link))
+
+    def _linked_log(self, link: Link) -> str:
+        """Link the console's log to `logfile`, and return that; where links are not possible, the log's own path."""
+        log = link.console.log_path
+        if log is None:
+            return self.logfile
+        Path(self.logfile).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(self.logfile).unlink(missing_ok=True)
+            Path(self.logfile).symlink_to(log.absolute())
+        except OSError:  # Windows, without the right to make links
+            return str(log)
+        return self.logfile
 
     def _flash(self, held: Held) -> None:
         firmware, esp = self.app.firmware, Esp(held.link)

@@ -48,7 +48,7 @@ def current_item(request: pytest.FixtureRequest) -> pytest.Function:
 
 def forget_plugin(manager: pytest.PytestPluginManager, plugin: object) -> None:
     """Forget that *plugin*, which is unregistered, was registered: its fixtures are then not collected."""
-    hook: Any = required(required(manager, "hook", "pluggy"), "pytest_plugin_registered", "pluggy")
+    hook: Any = manager.hook.pytest_plugin_registered
     history: list[tuple[Mapping[str, object], object]] = required(hook, "_call_history", "pluggy")
     history[:] = [call for call in history if call[0].get("plugin") is not plugin]
 

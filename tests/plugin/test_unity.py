@@ -292,3 +292,29 @@ def test_without_subtests_the_test_fails_with_the_list(app):
     assert {name: status_of(case) for name, case in named.items()} == STATUSES
     (failure,) = named["one is two"].iter("failure")
     assert "Expected 1 Was 2" in failure.get("message")
+
+
+PRINTING = """
+from pytest_esp import SimApp
+
+class Tests(SimApp):
+    def start(self):
+        self.send(b"main/a.c:1:test_sum:PASS\\r\\nmain/a.c:2:test_carry:FAIL: Expected 1 Was 2\\r\\n")
+        self.send(b"-----\\r\\n2 Tests 1 Failures 0 Ignored \\r\\nFAIL\\r\\n")
+"""
+
+
+def test_an_app_without_a_menu(app):
+    (app.path / "printing.py").write_text(PRINTING)
+    app.pytester.makeini(f"[pytest]\npythonpath = {FIRMWARE} .\n")
+    app.rack(RACK.format("one").replace("app:TestFirmware", "printing:Tests"))
+    app.file("""
+        def test_app(unity):
+            report = unity.expect_output(timeout=5)
+            assert [result.status for result in report] == ["passed", "failed"]
+    """)
+    result = app.run("--junitxml=junit.xml", "--esp-junit-properties")
+    result.stdout.fnmatch_lines(["main/a.c:2: Expected 1 Was 2", "SUBFAILED?test_carry?*"])
+    cases = {name: case for (_, name), case in junit_cases(app).items()}
+    assert status_of(cases["test_sum"]) == "passed"
+    assert status_of(cases["test_carry"]) == "failed"
