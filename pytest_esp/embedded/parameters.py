@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from pytest_esp.versions import required
+
 _WORDS = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
 _count = 1
 
@@ -17,8 +19,10 @@ def set_count(count: int) -> None:
     """Set the number of boards of the running test, for the decorators of conftest files."""
     global _count
     _count = count
-    if (peer := sys.modules.get("pytest_embedded.plugin")) is not None and hasattr(peer, "_COUNT"):
-        setattr(peer, "_COUNT", count)  # noqa: B010 - an installed pytest-embedded's decorators read it
+    peer = sys.modules.get("pytest_embedded.plugin")
+    if peer is not None and hasattr(peer, "__file__"):  # an installed one, whose decorators read its own number
+        required(peer, "_COUNT", "pytest-embedded")
+        vars(peer)["_COUNT"] = count
 
 
 def count_of(value: Any) -> int:

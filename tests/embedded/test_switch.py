@@ -11,6 +11,8 @@ from pytest_esp.embedded import modules
 PEER = """
 import pytest
 
+_COUNT = 1
+
 def pytest_addoption(parser):
     parser.addoption("--target", default="theirs")
 
@@ -83,6 +85,12 @@ def test_it_wins_over_an_installed_pytest_embedded(c3):
         def test_app(dut, pytestconfig):
             dut.expect("ready")
             assert pytestconfig.getoption("target") == "esp32c3"
+
+        @pytest.mark.parametrize("count", [2], indirect=True)
+        def test_decorators(count):
+            import pytest_embedded.plugin
+
+            assert pytest_embedded.plugin._COUNT == 2
     """)
     command = [sys.executable, "-m", "pytest", "-p", "pytest_embedded.plugin", "--target=esp32c3", "-q"]
     process = subprocess.run(command, cwd=c3.path, capture_output=True, text=True, check=False)
