@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from pytest_esp.formats.firmware import Firmware
 from pytest_esp.operations.esp import Esp
 from pytest_esp.plugin.firmware import install
-from pytest_esp.wire.wire import ROM_BAUDRATE
 
 if TYPE_CHECKING:
     from pytest_esp.embedded.app import App
@@ -25,14 +24,12 @@ class Serial:
     Args:
         link: to the board.
         app: the test's app.
-        baud: the console's baud rate.
     """
 
-    def __init__(self, link: Link, app: App, baud: int = ROM_BAUDRATE) -> None:
+    def __init__(self, link: Link, app: App) -> None:
         self._link = link
         self._esp = Esp(link)
         self.app = app
-        self.baud = baud
         self._is_stopped = False
 
     @property
@@ -54,19 +51,14 @@ class Serial:
         else:
             self._link.console.write(data)
 
+    @property
+    def baud(self) -> int:
+        """The console's baud rate."""
+        return self._link.console_baudrate
+
     def hard_reset(self) -> None:
         """Reset the chip, which starts its app."""
         self._link.reset(bootloader=False)
-        self._set_baud()
-
-    def start(self) -> None:
-        """Reset the chip; the console begins with this boot."""
-        self._link.boot()
-        self._set_baud()
-
-    def _set_baud(self) -> None:
-        if self.baud != ROM_BAUDRATE:
-            self._link.port.baudrate = self.baud
 
     def flash(self, app: App | None = None) -> None:
         """Write the build of an app, the test's by default."""

@@ -15,7 +15,6 @@ from pytest_esp.embedded.serial import Serial
 from pytest_esp.errors import FirmwareError
 from pytest_esp.operations.esp import Esp
 from pytest_esp.plugin.firmware import install
-from pytest_esp.wire.wire import ROM_BAUDRATE
 
 if TYPE_CHECKING:
     from pytest_esp.link.link import Link
@@ -31,7 +30,7 @@ class Start:
         skip: run what is in flash.
         erase_all: erase the flash before it is written.
         erase_nvs: erase the partition ``nvs`` after that.
-        baud: the console's baud rate; None for 115200.
+        baud: the console's baud rate; None for that of the board or the build.
         logfile: where the console's log is to be found, beside its place in this plugin's folder.
     """
 
@@ -49,12 +48,13 @@ class Start:
             FirmwareError: if there is no build. EspError: if it cannot be flashed.
         """
         link = held.link
-        serial = Serial(link, self.app, int(self.baud or ROM_BAUDRATE))
         if not self.skip:
             self._flash(held)
-        serial.start()
+        if self.baud:
+            link.app_baudrate = int(self.baud)
+        link.boot()
         held.booted = (None, link.boots)
-        return Dut(request, link, self.app, serial, name, self._linked_log(link))
+        return Dut(request, link, self.app, Serial(link, self.app), name, self._linked_log(link))
 
     def _linked_log(self, link: Link) -> str:
         """Link the console's log to `logfile`, and return that; where links are not possible, the log's own path."""
@@ -71,7 +71,7 @@ class Start:
 
     def _flash(self, held: Held) -> None:
         firmware, esp = self.app.firmware, Esp(held.link)
-        held.link.elf = firmware.elf
+        held.link.elf, held.link.app_baudrate = firmware.elf, firmware.console_baud
         if self.erase_all:
             esp.flash.erase("all")
         install(held.link, firmware, "changed")

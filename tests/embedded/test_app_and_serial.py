@@ -76,3 +76,15 @@ def test_erasing_before_the_test_and_running_what_is_there(c3):
             assert set(dut.serial.dump_flash(partition="nvs")) == {0xFF}
     """)
     c3.run().assert_outcomes(passed=2)
+
+
+def test_the_console_s_baud_rate(c3):
+    c3.script("""
+        @pytest.mark.parametrize("baud", ["74880"], indirect=True)
+        def test_given(dut):
+            assert dut.serial.baud == 74880
+
+        def test_default(dut):
+            assert dut.serial.baud == 115200
+    """)
+    c3.run().assert_outcomes(passed=2)
