@@ -78,7 +78,6 @@ class Expecter:
         except PortError:
             return self._end("EOF", patterns, None)
         except ConsoleError as error:
-            console.rewind(begin)
             crash = self._crash([one for _, one in wanted])
             return self._end("TIMEOUT", patterns, f"{crash}{error}")
         number, regex = wanted[found.index]

@@ -70,12 +70,25 @@ def test_erasing_before_the_test_and_running_what_is_there(c3):
         def test_nothing_is_flashed(dut):
             dut.expect("invalid header: 0xffffffff")
 
-        @pytest.mark.parametrize("target, erase_all, erase_nvs", [("esp32c3", "y", "y")], indirect=True)
-        def test_erased(dut):
+        def test_written(dut):
+            from pytest_esp import Esp
+
+            Esp(dut.link).flash.write(bytes(4096), dut.app.partition_table["nvs"]["offset"])
+            assert set(dut.serial.dump_flash(partition="nvs")) == {0, 0xFF}
+
+        @pytest.mark.parametrize("erase_nvs", ["y"], indirect=True)
+        def test_nvs_is_erased(dut):
+            assert set(dut.serial.dump_flash(partition="nvs")) == {0xFF}
+
+        def test_written_again(dut):
+            test_written(dut)
+
+        @pytest.mark.parametrize("erase_all", ["yes"], indirect=True)
+        def test_all_is_erased(dut):
             dut.expect("Press ENTER")
             assert set(dut.serial.dump_flash(partition="nvs")) == {0xFF}
     """)
-    c3.run().assert_outcomes(passed=2)
+    c3.run().assert_outcomes(passed=5)
 
 
 def test_the_console_s_baud_rate(c3):

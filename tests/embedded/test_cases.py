@@ -41,7 +41,10 @@ def test_all_cases_of_one_board(c3):
 def test_cases_that_match_any_criterion(c3):
     c3.script("""
         def test_group(dut):
+            dut.run_all_single_board_cases(group=["math&!wrong", "nothing"])
+            assert open(dut.logfile).read().count("test firmware 1.0.0") == 1
             dut.run_all_single_board_cases(group=["math&!wrong", "nothing"], reset=True)
+            assert open(dut.logfile).read().count("test firmware 1.0.0") == 2
 
         def test_any(dut):
             dut.run_all_single_board_cases(group="nothing", name=["addition holds", "memory keeps a pattern"])
