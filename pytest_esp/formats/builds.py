@@ -16,7 +16,7 @@ from esptool.targets import CHIP_DEFS
 from pytest_esp.errors import FirmwareError, OperationError
 from pytest_esp.formats.file_kinds import FileContents, check_whole, look, why_misplaced
 from pytest_esp.formats.files import allows, resolve
-from pytest_esp.formats.flash_settings import KEEP, FlashSettings
+from pytest_esp.formats.flash_settings import DETECT, KEEP, FlashSettings
 from pytest_esp.formats.hex_and_uf2 import is_container, parts_of
 from pytest_esp.formats.images import APP_HEAD_SIZE, chip_of
 from pytest_esp.formats.listings import Listing, read_idedata, read_json, read_listing, table_offset_of
@@ -215,7 +215,8 @@ def _assemble(folder: Path, bootloader: Path, table: Path, app: Path, elf: Path 
         blank = b"\xff" * otadata.size
         selection = _BOOT_APP0.ljust(otadata.size, b"\xff")[: otadata.size] if slots else blank
         files.append((otadata.offset, _if_file(folder / "boot_app0.bin") or selection))
-    return Build(folder, chip, tuple(files), elf=elf, app_offset=slot.offset)
+    # As Arduino and PlatformIO upload: their bootloaders have the size of another board in the header.
+    return Build(folder, chip, tuple(files), elf=elf, app_offset=slot.offset, settings=DETECT)
 
 
 def _partitions(table: Path) -> tuple[Partition, ...]:

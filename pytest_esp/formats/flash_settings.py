@@ -15,3 +15,4 @@ class FlashSettings:
 
 
 KEEP = FlashSettings()
+DETECT = FlashSettings(size="detect")

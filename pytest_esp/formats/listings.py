@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from pytest_esp.errors import FirmwareError
 from pytest_esp.formats.files import allows, resolve
-from pytest_esp.formats.flash_settings import KEEP, FlashSettings
+from pytest_esp.formats.flash_settings import DETECT, KEEP, FlashSettings
 from pytest_esp.formats.regions import contents_of
 from pytest_esp.units import parse_size
 
@@ -172,4 +172,4 @@ def _idedata(path: Path, app: str) -> Listing | None:
     if offset is None:
         return None
     files = [(image["offset"], image["path"]) for image in images]
-    return Listing(path, _files([*files, (offset, app)]), app_offset=parse_size(offset))
+    return Listing(path, _files([*files, (offset, app)]), app_offset=parse_size(offset), settings=DETECT)
