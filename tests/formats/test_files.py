@@ -126,7 +126,6 @@ OWN = {
     "operations.catalogue.refresh": {"*"},
     "operations.diagnostics.core_image": {"_loaded", "_extracted", "_core_file"},
     "operations.diagnostics.soc": {"*"},
-    "operations.security.efuse": {"*"},
     "operations.idf.installation": {"*"},
     "operations.idf.process": {"*"},
     "operations.idf.tools": {"*"},

@@ -6,7 +6,9 @@ import pytest
 from esp_idf_defs.otadata import OtaDataSelectEntry, OtaImageState
 
 from pytest_esp.errors import OperationError
+from pytest_esp.formats.flash_settings import FlashSettings
 from pytest_esp.formats.partition_table import from_csv, parse
+from pytest_esp.operations.flash.header import with_settings
 from pytest_esp.operations.partitions.analysis import Gap
 
 CSV = """
@@ -166,7 +168,8 @@ def test_the_boot_agrees(esp_of, firmware_folder, first):
     """An app in the active slot alone is found by the (simulated) bootloader, without a try elsewhere."""
     esp = esp_of("esp32c3")
     build = firmware_folder / "hello_world_esp32c3"
-    esp.flash.write(build / "bootloader" / "bootloader.bin", 0)
+    loader = (build / "bootloader" / "bootloader.bin").read_bytes()
+    esp.flash.write(with_settings(loader, "bootloader.bin", "esp32c3", FlashSettings(size="4MB")), 0)
     ota_board(esp, first, entry(2))
     place = esp.partitions.find(esp.partitions.otadata().active)
     esp.flash.write(build / "hello_world.bin", place.offset)
