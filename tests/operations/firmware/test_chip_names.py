@@ -24,6 +24,6 @@ def test_every_function_takes_it(build_of, tmp_path, name):
 
 
 def test_what_is_no_chip_has_the_nearest_that_are(build_of):
-    with pytest.raises(OperationError, match="no chip 'ESP32-C33'") as caught:
+    with pytest.raises(OperationError, match="no chip 'esp32c33'") as caught:
         size(build_of("esp32c3") / "pytest_esp_test.elf", "ESP32-C33")
     assert "esp32c3" in caught.value.hint

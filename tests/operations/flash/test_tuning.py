@@ -273,7 +273,7 @@ def measured(esp_of, monkeypatch):
         measures = tuple(RateMeasure(rate, speed, None) for rate, speed in rates.items())
         monkeypatch.setattr(tuning, "_measure", lambda link, rates: measures)
         monkeypatch.setattr(type(esp.link.board), "virtual", virtual)
-        monkeypatch.setattr(esp.link.board, "spec", SimpleNamespace(**vars(esp.link.board.spec) | {"baud": configured}))
+        monkeypatch.setattr(esp.link.board, "spec", esp.link.board.spec.model_copy(update={"baud": configured}))
         result = esp.flash.optimize()
         return result.best_baudrate, [(one.now, one.better, one.how, one.why) for one in result.changes]
 

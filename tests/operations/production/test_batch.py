@@ -138,7 +138,7 @@ def test_serial_numbers_belong_to_their_boards(rack_file, tmp_path, config):
         ([{"board": "line-9", "serial_number": "1"}], "'line-9' is not in this batch"),
         ([{"board": "line-1"}, {"board": "line-1"}], "is given twice"),
         ([{"bord": "line-1"}], "devices[0].bord"),
-        ([{"nvs": {"a": {"k": SECRET * 300}}}, {}], "value of 'k' is invalid"),
+        ([{"nvs": {"a": {"k": SECRET * 300}}}, {}], "the value of 'k' has 7200 bytes"),
     ],
 )
 def test_data_that_does_not_fit_is_found_before_any_board(rack_file, tmp_path, config, devices, words):
