@@ -113,6 +113,7 @@ def _for_chip(flash, chip_id):
 
 
 @every_kind
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["bootloader", "app"])
 def test_operations_twice_in_a_row(board, tmp_path, chip, usb, before, start):
     b = board(chip, usb, before)
@@ -291,6 +292,7 @@ def esptool(port, *arguments):
 
 
 @every_native_kind
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["bootloader", "app"])
 def test_esptool_itself(board, chip, usb, before, start):
     b = board(chip, usb, before)

@@ -22,6 +22,9 @@ import pytest
 from pytest_esp.rack.config import load_rack
 from pytest_esp.rack.lease import holder_of
 
+# Attacks take their time, and most wait for something that must not happen.
+pytestmark = pytest.mark.slow
+
 TOKEN = "token-of-the-attacks"
 RACK = """
 [boards.c3]
