@@ -147,6 +147,7 @@ def test_operations_over_a_pty_which_has_no_lines(board, tmp_path, chip, usb, be
 
 
 @every_kind
+@pytest.mark.slow
 def test_a_process_finds_what_the_one_before_has_left(board, chip, usb, before):
     """At once: a port that an app takes over has returned when a command ends."""
     b = board(chip, usb, before)

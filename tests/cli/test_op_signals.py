@@ -48,7 +48,9 @@ def op(tmp_path, monkeypatch):
         process.communicate()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGHUP", "SIGINT"))]
+)
 def test_a_burn_is_finished(op, name):
     number = getattr(signal, name)
     process = op("efuse-burn", "--board", "slow", "efuse_name=BLOCK_USR_DATA", f"value={'5a' * 32}")
